@@ -1,0 +1,1 @@
+"""Metric depth from one moving camera: the core that a vehicle runs."""

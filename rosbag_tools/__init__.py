@@ -1,0 +1,1 @@
+"""Bags in; bags, data sets and reports out."""
