@@ -1,7 +1,7 @@
 """Differentiable camera geometry.
 
-One convention throughout: pixel centres lie at whole numbers, sampling coordinates are normalised by
-(W - 1, H - 1), and ``align_corners=True`` is passed explicitly. Camera frames are optical frames
+One convention throughout: pixel centres lie at whole numbers, sampling coordinates are normalised
+by (W - 1, H - 1), and ``align_corners=True`` is passed explicitly. Camera frames are optical frames
 (REP-103): x right, y down, z forward. ``b_from_a`` maps coordinates of frame a into frame b.
 """
 
@@ -129,7 +129,7 @@ def rays(K: Tensor, height: int, width: int) -> Tensor:
 
 
 def backproject(depth: Tensor, K: Tensor) -> Tensor:
-    """Points (B, 3, H, W) in the camera frame, from depth (B, 1, H, W) and K (B, 3, 3) in pixels."""
+    """Points (B, 3, H, W) in the camera frame, from depth (B, 1, H, W) and K (B, 3, 3)."""
     _check(depth, "depth (B, 1, H, W)", None, 1, None, None)
     return depth * rays(K, depth.shape[-2], depth.shape[-1])
 
