@@ -1,0 +1,1 @@
+"""The networks of both papers, without input or output."""

@@ -1,0 +1,244 @@
+"""HRNet trunks that keep the output of every stage, as DIFFNet's internal feature fusion needs.
+
+Parameter names equal those of timm's `hrnet_w18` and `hrnet_w18_small` without their classification
+heads, so that weights in that naming load directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from depth_prior_ros.models.inputs import check_image
+from depth_prior_ros.models.residual import BasicBlock, Bottleneck, initialise_convolutions
+
+Features = dict[int, list[Tensor]]
+
+# What timm's classifiers have on top of the trunk; such keys are left out when weights are loaded.
+_CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One HRNet stage: exchange modules, basic blocks per branch, and channels per branch."""
+
+    modules: int
+    blocks: int
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HRNetSpec:
+    """Size of a trunk: bottlenecks of layer1 and their planes, then stages 2 to 4."""
+
+    bottlenecks: int
+    planes: int
+    stages: tuple[StageSpec, StageSpec, StageSpec]
+    stem: int = 64
+
+
+HRNET_W18 = HRNetSpec(
+    bottlenecks=4,
+    planes=64,
+    stages=(
+        StageSpec(1, 4, (18, 36)),
+        StageSpec(4, 4, (18, 36, 72)),
+        StageSpec(3, 4, (18, 36, 72, 144)),
+    ),
+)
+HRNET_W18_SMALL = HRNetSpec(
+    bottlenecks=1,
+    planes=32,
+    stages=(
+        StageSpec(1, 2, (16, 32)),
+        StageSpec(1, 2, (16, 32, 64)),
+        StageSpec(1, 2, (16, 32, 64, 128)),
+    ),
+)
+
+
+def _conv_norm(inputs: int, outputs: int, *, stride: int, relu: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _fuse_path(channels: Sequence[int], source: int, target: int) -> nn.Module:
+    """What brings branch `source` to the resolution and channels of branch `target`."""
+    if source == target:
+        return nn.Identity()
+    if source > target:
+        return nn.Sequential(
+            nn.Conv2d(channels[source], channels[target], 1, bias=False),
+            nn.BatchNorm2d(channels[target]),
+            nn.Upsample(scale_factor=float(2 ** (source - target)), mode="nearest"),
+        )
+    steps = [
+        _conv_norm(channels[source], channels[source], stride=2, relu=True)
+        for _ in range(target - source - 1)
+    ]
+    steps.append(_conv_norm(channels[source], channels[target], stride=2, relu=False))
+    return nn.Sequential(*steps)
+
+
+class ExchangeModule(nn.Module):
+    """Parallel branches of basic blocks, then the sum over branches at every resolution."""
+
+    def __init__(self, blocks: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(BasicBlock(width, width) for _ in range(blocks))) for width in channels
+        )
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(_fuse_path(channels, source, target) for source in range(len(channels)))
+            for target in range(len(channels))
+        )
+        self.relu = nn.ReLU(inplace=False)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Take and return one (B, C_i, H / s_i, W / s_i) tensor per branch."""
+        branches = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+        outputs = []
+        for paths in self.fuse_layers:
+            assert isinstance(paths, nn.ModuleList)
+            total = paths[0](branches[0])
+            for path, branch in zip(list(paths)[1:], branches[1:], strict=True):
+                total = total + path(branch)
+            outputs.append(self.relu(total))
+        return outputs
+
+
+class HRNet(nn.Module):
+    """HRNet trunk. `channels` says what `forward` returns, so that decoders can ask.
+
+    Attributes:
+        channels: stride -> channels of each tap at that stride, in the order of `forward`; for W18
+            {2: [64], 4: [64, 18, 18, 18], 8: [36, 36, 36], 16: [72, 72], 32: [144]}.
+    """
+
+    def __init__(self, spec: HRNetSpec) -> None:
+        super().__init__()
+        stem = spec.stem
+        self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv2 = nn.Conv2d(stem, stem, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU(inplace=True)
+        widened = spec.planes * Bottleneck.expansion
+        self.layer1 = nn.Sequential(
+            Bottleneck(stem, spec.planes),
+            *(Bottleneck(widened, spec.planes) for _ in range(spec.bottlenecks - 1)),
+        )
+        before: tuple[int, ...] = (widened,)
+        for number, stage in enumerate(spec.stages, start=1):
+            setattr(self, f"transition{number}", _transition(before, stage.channels))
+            setattr(self, f"stage{number + 1}", _stage(stage))
+            before = stage.channels
+        self.channels = _tap_channels(spec)
+        initialise_convolutions(self)
+
+    def forward(self, image: Tensor) -> Features:
+        """Return the taps of `image` (B, 3, H, W), RGB in [0, 1], as stride -> tensors.
+
+        The image is not normalised by mean and deviation (DIFFNet's encoder isn't either).
+
+        Raises:
+            ValueError: not (B, 3, H, W), or a side that is no multiple of 32.
+        """
+        check_image(image)
+        first = self.relu(self.bn1(self.conv1(image)))
+        second = self.relu(self.bn2(self.conv2(first)))
+        taps: Features = {2: [first], 4: [second]}
+        branches = [self.layer1(second)]
+        for number in (1, 2, 3):
+            branches = _advance(getattr(self, f"transition{number}"), branches)
+            for module in getattr(self, f"stage{number + 1}"):
+                branches = module(branches)
+            for level, branch in enumerate(branches):
+                taps.setdefault(4 * 2**level, []).append(branch)
+        return taps
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights with timm's names; a classifier's own keys are ignored.
+
+        Raises:
+            ValueError: a key of the trunk is missing, unknown, or has another shape.
+        """
+        trunk = {k: v for k, v in state.items() if not k.startswith(_CLASSIFIER_PREFIXES)}
+        try:
+            self.load_state_dict(trunk, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"these weights do not fit this HRNet trunk: {error}") from error
+
+
+def _stage(stage: StageSpec) -> nn.Sequential:
+    modules = (ExchangeModule(stage.blocks, stage.channels) for _ in range(stage.modules))
+    return nn.Sequential(*modules)
+
+
+def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
+    """Adapt channels where they differ, and open new branches from the lowest existing one."""
+    paths: list[nn.Module] = []
+    for index, width in enumerate(after):
+        if index < len(before):
+            same = before[index] == width
+            paths.append(
+                nn.Identity() if same else _conv_norm(before[index], width, stride=1, relu=True)
+            )
+        else:
+            # One stride-2 step per level below the lowest branch; always one in these networks.
+            paths.append(nn.Sequential(_conv_norm(before[-1], width, stride=2, relu=True)))
+    return nn.ModuleList(paths)
+
+
+def _advance(paths: nn.ModuleList, branches: list[Tensor]) -> list[Tensor]:
+    last = len(branches) - 1
+    return [path(branches[min(index, last)]) for index, path in enumerate(paths)]
+
+
+def _tap_channels(spec: HRNetSpec) -> dict[int, list[int]]:
+    taps: dict[int, list[int]] = {2: [spec.stem], 4: [spec.stem]}
+    for stage in spec.stages:
+        for level, width in enumerate(stage.channels):
+            taps.setdefault(4 * 2**level, []).append(width)
+    return taps
+
+
+def hrnet_w18() -> HRNet:
+    """HRNet-W18, the trunk of DIFFNet: 9,562,260 parameters."""
+    return HRNet(HRNET_W18)
+
+
+def hrnet_w18_small() -> HRNet:
+    """HRNet-W18-small (timm's `hrnet_w18_small`), the trunk of the bundle `lite`."""
+    return HRNet(HRNET_W18_SMALL)
+
+
+TRUNKS = {"hrnet_w18": hrnet_w18, "hrnet_w18_small": hrnet_w18_small}
+
+
+def build_trunk(name: str) -> HRNet:
+    """Build a randomly initialised trunk by name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in TRUNKS:
+        raise ValueError(f"unknown trunk {name!r}: choose one of {sorted(TRUNKS)}")
+    return TRUNKS[name]()
+
+
+def check_features(features: Features, channels: dict[int, list[int]]) -> None:
+    """Raise ValueError unless `features` has the strides and channels that `channels` names."""
+    if torch.jit.is_tracing():
+        return
+    found = {stride: [tensor.shape[1] for tensor in taps] for stride, taps in features.items()}
+    if found != channels:
+        raise ValueError(f"features have channels {found}: this decoder was built for {channels}")
