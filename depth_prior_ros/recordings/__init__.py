@@ -1,0 +1,73 @@
+"""Recordings of every kind, opened by one function.
+
+`open_recording(path)` tells by what is in it whether a path is a KITTI raw drive, a KITTI
+odometry sequence, the KITTI 2015 scenes, a bag or a folder of images. Readers are imported when
+they are needed: nothing heavy happens on importing this package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from depth_prior_ros.recordings.base import (
+    CorruptFrameError,
+    Frame,
+    Recording,
+    RecordingError,
+    Skipped,
+    StoredRecording,
+    read_frames,
+)
+
+__all__ = [
+    "CorruptFrameError",
+    "Frame",
+    "Recording",
+    "RecordingError",
+    "Skipped",
+    "StoredRecording",
+    "open_recording",
+    "read_frames",
+]
+
+_BAG_SUFFIXES = (".mcap", ".db3", ".bag")
+
+
+def open_recording(path: str | Path, **options: Any) -> StoredRecording:
+    """Open whatever is at `path`; `options` go to the reader of that kind.
+
+    Kinds and options: KITTI raw drive (`camera`, `depth`), KITTI odometry sequence (`camera`,
+    `poses`), KITTI 2015 folder, bag file or folder (`topics`), image folder (`camera`, `rate`).
+    Raises RecordingError, naming what was looked for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RecordingError(f"{path}: no such file or folder")
+    if path.suffix.lower() in _BAG_SUFFIXES or (path / "metadata.yaml").is_file():
+        from depth_prior_ros.recordings.bag import open_bag
+
+        return open_bag(path, **options)
+    if not path.is_dir():
+        raise RecordingError(
+            f"{path}: not a bag ({', '.join(_BAG_SUFFIXES)}) and not a folder of images"
+        )
+    return _open_folder(path, options)
+
+
+def _open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
+    from depth_prior_ros.recordings import folder, kitti_2015, kitti_odometry, kitti_raw
+
+    # KITTI 2015 before KITTI raw: both have an image_02.
+    if kitti_2015.is_kitti_2015(path):
+        return kitti_2015.open_kitti_2015(path, **options)
+    if kitti_raw.is_kitti_raw(path):
+        return kitti_raw.open_kitti_raw(path, **options)
+    if kitti_odometry.is_kitti_odometry(path):
+        return kitti_odometry.open_kitti_odometry(path, **options)
+    if folder.is_image_folder(path):
+        return folder.open_image_folder(path, **options)
+    raise RecordingError(
+        f"{path}: neither a KITTI raw drive (image_02/data), nor an odometry sequence (image_0), "
+        "nor KITTI 2015 scenes (image_02 and depth_stereo), nor a bag, nor a folder of images"
+    )

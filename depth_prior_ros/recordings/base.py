@@ -1,0 +1,172 @@
+"""What was recorded, read one way: frames with camera, pose, speed and depth, whatever the source.
+
+Every source (KITTI drive, bag, image folder, synthetic drive) opens as a `Recording`. A frame's
+pixels are read when they are asked for; opening a recording only lists and probes what is there.
+Whatever cannot be used is left out, counted and named in `Recording.skipped`, never silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.camera import Camera
+
+# Where the depth of a recording comes from decides how it may be judged (see metrics.py).
+DEPTH_SOURCES = ("lidar", "stereo", "exact")
+
+
+class RecordingError(Exception):
+    """A recording cannot be opened; the message says what is wrong and what to do."""
+
+
+class CorruptFrameError(RecordingError):
+    """One frame cannot be read: its file is truncated, damaged or of another size."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something of a recording that was left out, and why."""
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a recording with everything known about its moment.
+
+    `index` is the number the source gives the frame (it jumps where a frame is missing);
+    `stamp_ns` is in nanoseconds. `pose` is world_from_camera, (4, 4) float64, camera optical
+    frame (x right, y down, z forward), metres. `speed` is in m/s, negative when reversing.
+    """
+
+    index: int
+    stamp_ns: int
+    camera: Camera
+    load_image: Callable[[], NDArray[np.uint8]] = field(repr=False)
+    load_depth: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False)
+    pose: NDArray[np.float64] | None = field(default=None, repr=False)
+    speed: float | None = None
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether `depth` gives a map."""
+        return self.load_depth is not None
+
+    def image(self) -> NDArray[np.uint8]:
+        """Read the image, (H, W, 3) uint8 RGB. Raises CorruptFrameError."""
+        return self.load_image()
+
+    def depth(self) -> NDArray[np.float32] | None:
+        """Read the true depth, (H, W) float32 metres, 0 = none; None where none was recorded.
+
+        Raises CorruptFrameError.
+        """
+        return None if self.load_depth is None else self.load_depth()
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A drive, or a set of scenes, as a sequence of frames in the order of their stamps."""
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and reports."""
+        ...
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """The usable frames."""
+        ...
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was left out; grows when reading finds a corrupt frame."""
+        ...
+
+    def gap_before(self, i: int) -> bool:
+        """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""
+        ...
+
+
+@dataclass
+class StoredRecording:
+    """The `Recording` that every stored source opens as.
+
+    `depth_source` is one of DEPTH_SOURCES, or None without depth. `consecutive` is False for a set
+    of separate scenes, where no frame follows another. `notes` says in words what had to be
+    assumed (a calibration that was not there, stamps that were made up).
+    """
+
+    name: str
+    frames: Sequence[Frame]
+    skipped: list[Skipped] = field(default_factory=list)
+    depth_source: str | None = None
+    consecutive: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def gap_before(self, i: int) -> bool:
+        """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""
+        if i < 0:
+            i += len(self.frames)
+        if i == 0:
+            return False
+        return not self.consecutive or self.frames[i].index != self.frames[i - 1].index + 1
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def read_frames(
+    recording: Recording, indices: Sequence[int] | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (position, image) of every readable frame; corrupt ones go to `recording.skipped`.
+
+    `indices` are positions in `recording.frames`; all of them by default. A frame that cannot be
+    read is named once, however often it is tried.
+    """
+    for position in range(len(recording.frames)) if indices is None else indices:
+        frame = recording.frames[position]
+        try:
+            image = frame.image()
+        except CorruptFrameError as error:
+            name_skipped(recording.skipped, f"frame {frame.index}", str(error))
+            continue
+        yield position, image
+
+
+def name_skipped(skipped: list[Skipped], what: str, why: str) -> None:
+    """Append an entry unless the very same one is already there."""
+    entry = Skipped(what, why)
+    if entry not in skipped:
+        skipped.append(entry)
+
+
+def speeds_from_poses(
+    poses: Sequence[NDArray[np.float64]], stamps_ns: Sequence[int]
+) -> list[float | None]:
+    """Forward speed in m/s of each frame from world_from_camera poses (4, 4).
+
+    Backward differences (the first frame takes the next one's): what odometry would have known at
+    that moment. The sign is that of the motion along the camera's z axis. None where time stands
+    still.
+    """
+    speeds: list[float | None] = []
+    for i in range(len(poses)):
+        a, b = (i - 1, i) if i else (0, min(1, len(poses) - 1))
+        seconds = (stamps_ns[b] - stamps_ns[a]) * 1e-9
+        if seconds <= 0:
+            speeds.append(None)
+            continue
+        step = poses[b][:3, 3] - poses[a][:3, 3]
+        forward = float(step @ poses[a][:3, 2])
+        speeds.append(float(np.copysign(np.linalg.norm(step) / seconds, forward)))
+    return speeds

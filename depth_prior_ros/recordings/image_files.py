@@ -1,0 +1,154 @@
+"""Reading image files without trusting them: a truncated JPEG decodes "successfully" elsewhere."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.recordings.base import CorruptFrameError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+DEPTH_SCALE = 256.0  # KITTI's 16-bit depth: metres x 256, 0 = none
+
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PROBE_BYTES = 4096
+# A camera may pad its JPEGs; the end marker still has to be near the end.
+_TAIL_BYTES = 64
+
+
+def probe_image(path: Path) -> tuple[int, int]:
+    """Size (width, height) from a file's first and last bytes; raises CorruptFrameError.
+
+    Finds empty, foreign and cut-off files without decoding. Damage in the middle is found on
+    reading only.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PROBE_BYTES)
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            tail = file.read()
+    except OSError as error:
+        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+    _check_ends(head, tail, str(path))
+    size = _header_size(head) or _header_size(path.read_bytes())
+    if size is None:
+        raise CorruptFrameError(f"{path}: no image size in its header")
+    return size
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Read a JPEG or PNG as (H, W, 3) uint8 RGB; grey becomes three equal channels.
+
+    Raises CorruptFrameError, also where the image has not the given (width, height).
+    """
+    image = decode_image(_read_bytes(path), str(path))
+    _check_size(image, size, str(path))
+    return image
+
+
+def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """Read a 16-bit depth PNG as (H, W) float32 metres, 0 = none; raises CorruptFrameError."""
+    depth = decode_depth(_read_bytes(path), str(path))
+    _check_size(depth, size, str(path))
+    return depth
+
+
+def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
+    """Decode JPEG or PNG bytes to (H, W, 3) uint8 RGB; raises CorruptFrameError naming `what`."""
+    _check_bytes(data, what)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise CorruptFrameError(f"{what}: cannot be decoded")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def decode_depth(data: bytes, what: str) -> NDArray[np.float32]:
+    """Decode a 16-bit PNG, metres x 256, to (H, W) float32 metres; raises CorruptFrameError."""
+    _check_bytes(data, what)
+    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        raise CorruptFrameError(f"{what}: cannot be decoded")
+    if raw.dtype != np.uint16 or raw.ndim != 2:
+        raise CorruptFrameError(f"{what}: not a 16-bit, one-channel depth image")
+    return raw.astype(np.float32) / np.float32(DEPTH_SCALE)
+
+
+def encode_depth(depth: NDArray[np.float32]) -> bytes:
+    """Encode metres as a 16-bit PNG; 0, negative and not finite = none, above 255.99 m = none."""
+    finite = np.isfinite(depth) & (depth > 0)
+    scaled = np.rint(np.where(finite, depth, 0.0) * DEPTH_SCALE)
+    raw = np.where(scaled <= np.iinfo(np.uint16).max, scaled, 0).astype(np.uint16)
+    return bytes(cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_bytes(data: bytes, what: str) -> None:
+    _check_ends(data[:_PROBE_BYTES], data[-_TAIL_BYTES:], what)
+    if data.startswith(_PNG_START):
+        _check_png_chunks(data, what)
+
+
+def _check_ends(head: bytes, tail: bytes, what: str) -> None:
+    if not head:
+        raise CorruptFrameError(f"{what}: empty")
+    if head.startswith(_JPEG_START):
+        complete = _JPEG_END in tail
+    elif head.startswith(_PNG_START):
+        complete = _PNG_END in tail
+    else:
+        raise CorruptFrameError(f"{what}: neither a JPEG nor a PNG")
+    if not complete:
+        raise CorruptFrameError(f"{what}: truncated")
+
+
+def _check_png_chunks(data: bytes, what: str) -> None:
+    """Check every chunk's CRC: OpenCV decodes a damaged PNG as far as it goes and says nothing."""
+    position = len(_PNG_START)
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            break
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        if crc != zlib.crc32(data[position + 4 : end - 4]):
+            break
+        if data[position + 4 : position + 8] == b"IEND":
+            return
+        position = end
+    raise CorruptFrameError(f"{what}: damaged PNG")
+
+
+def _header_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) from a PNG's IHDR or a JPEG's start-of-frame segment; None if not found."""
+    if data.startswith(_PNG_START):
+        return struct.unpack_from(">II", data, 16) if len(data) >= 24 else None
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return None
+
+
+def _check_size(image: NDArray, size: tuple[int, int] | None, what: str) -> None:
+    if size is not None and image.shape[:2] != (size[1], size[0]):
+        found = f"{image.shape[1]}x{image.shape[0]}"
+        raise CorruptFrameError(f"{what}: {found} instead of {size[0]}x{size[1]}")
