@@ -1,0 +1,133 @@
+"""Ego-motion between two frames: ResNet-18 with six channels (monodepth2), and a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depth_prior_ros.geometry import Pose
+from depth_prior_ros.models.inputs import check_image
+from depth_prior_ros.models.residual import BasicBlock, initialise_convolutions
+
+_MEAN, _DEVIATION = 0.45, 0.225
+# Keeps the first poses close to the identity, where warps still find their targets.
+_OUTPUT_SCALE = 0.01
+
+
+class PairResNet18(nn.Module):
+    """ResNet-18 without its classifier, for two RGB images; timm's parameter names."""
+
+    channels = 512
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        before = 64
+        for number, (planes, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), 1):
+            layer = nn.Sequential(BasicBlock(before, planes, stride), BasicBlock(planes, planes))
+            setattr(self, f"layer{number}", layer)
+            before = planes
+        initialise_convolutions(self)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """(B, 6, H, W) -> (B, 512, H / 32, W / 32)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pair))))
+        for number in (1, 2, 3, 4):
+            x = getattr(self, f"layer{number}")(x)
+        return x
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load image weights with timm's names; a three-channel conv1 is doubled and halved.
+
+        Raises:
+            ValueError: a key is missing, unknown, or has another shape.
+        """
+        weights = {k: v for k, v in state.items() if not k.startswith("fc.")}
+        first = weights.get("conv1.weight")
+        if first is not None and first.shape[1] == 3:
+            weights["conv1.weight"] = torch.cat([first, first], dim=1) / 2
+        try:
+            self.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"these weights do not fit ResNet-18: {error}") from error
+
+
+def _resnet_head() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(PairResNet18.channels, 256, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 6, 1),
+    )
+
+
+def _small_encoder() -> nn.Sequential:
+    """Six strided convolutions with batch norm, 0.78 M parameters."""
+    widths = (6, 16, 32, 64, 128, 192, 256)
+    kernels = (7, 5, 3, 3, 3, 3)
+    layers: list[nn.Module] = []
+    for inputs, outputs, kernel in zip(widths[:-1], widths[1:], kernels, strict=True):
+        conv = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    encoder = nn.Sequential(*layers)
+    initialise_convolutions(encoder)
+    return encoder
+
+
+class PoseNet(nn.Module):
+    """Relative pose of two frames of one camera, in network units.
+
+    Args:
+        variant: "resnet18" (12.50 M parameters) or "small" (0.78 M).
+
+    Raises:
+        ValueError: an unknown variant.
+    """
+
+    def __init__(self, variant: str = "resnet18") -> None:
+        super().__init__()
+        if variant not in ("resnet18", "small"):
+            raise ValueError(f"unknown pose variant {variant!r}: choose 'resnet18' or 'small'")
+        resnet = variant == "resnet18"
+        self.encoder: nn.Module = PairResNet18() if resnet else _small_encoder()
+        self.decoder: nn.Module = _resnet_head() if resnet else nn.Conv2d(256, 6, 1)
+        self.architecture: dict[str, Any] = {"variant": variant}
+
+    def forward(self, first: Tensor, second: Tensor) -> Pose:
+        """Pose `second_from_first` (B, 4, 4) of two images (B, 3, H, W), RGB in [0, 1].
+
+        Always pass the frames in temporal order and invert the result where the other direction is
+        wanted: the network then sees one kind of motion only.
+
+        Raises:
+            ValueError: wrong or different shapes, or a side that is no multiple of 32.
+        """
+        check_image(first, "first image")
+        check_image(second, "second image")
+        if not torch.jit.is_tracing() and first.shape != second.shape:
+            raise ValueError(f"images differ: {tuple(first.shape)} and {tuple(second.shape)}")
+        pair = (torch.cat([first, second], dim=1) - _MEAN) / _DEVIATION
+        motion = self.decoder(self.encoder(pair)).float().mean(dim=(2, 3)) * _OUTPUT_SCALE
+        with torch.autocast(device_type=motion.device.type, enabled=False):
+            return Pose.from_axis_angle(motion[:, :3], motion[:, 3:])
+
+
+def build_pose(architecture: Mapping[str, Any]) -> PoseNet:
+    """Build a randomly initialised pose network from {"variant": ...}.
+
+    Raises:
+        ValueError: an unknown key or variant.
+    """
+    unknown = sorted(set(architecture) - {"variant"})
+    if unknown:
+        raise ValueError(f"unknown pose settings: {unknown}")
+    return PoseNet(**architecture)
