@@ -21,20 +21,20 @@ ROS_WHEELS = [
     "ros-std-srvs==5.5.1",
 ]
 
+# `colcon test` chooses pytest because it stands under this name.
+TEST = [
+    "hypothesis>=6.80",
+    # pytest 9 does not start where launch_testing is installed.
+    "pytest>=7,<8.4",
+    "pytest-timeout>=2.1",
+]
+
 EXTRAS = {
     "ros": ROS_WHEELS,
     "cpu": ["openvino>=2024.0", "onnx>=1.14", "onnxruntime>=1.15"],
     "render": ["moderngl>=5.8"],
-    "dev": [
-        "hypothesis>=6.80",
-        "import-linter>=2.0",
-        "mypy>=1.8",
-        # pytest 9 does not start where launch_testing is installed.
-        "pytest>=7,<8.4",
-        "pytest-timeout>=2.1",
-        "ruff>=0.6",
-        "types-PyYAML",
-    ],
+    "test": TEST,
+    "dev": [*TEST, "import-linter>=2.0", "mypy>=1.8", "ruff>=0.6", "types-PyYAML"],
 }
 
 
@@ -79,8 +79,7 @@ setup(
         *shared_files("launch", "config", "bundles", "drives"),
     ],
     install_requires=requirements(),
-    extras_require={**EXTRAS, "all": sorted({item for extra in EXTRAS.values() for item in extra})},
-    tests_require=["pytest"],
+    extras_require=EXTRAS,
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -1,0 +1,69 @@
+"""What all tests share: which ones run where, and peace from other ROS 2 nodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A robot, or a second test run, on the same network must not hear these tests, nor they it.
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 101)))
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    # Two cores: a pool of threads in every child process only makes them wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA device, and there is none"
+
+
+def _no_data() -> str | None:
+    folder = os.environ.get("DEPTH_PRIOR_DATA")
+    if not folder:
+        return "needs real data: set DEPTH_PRIOR_DATA to their folder (CONTRIBUTING.md)"
+    return None if Path(folder).is_dir() else f"DEPTH_PRIOR_DATA={folder} is not a folder"
+
+
+def _no_launch() -> str | None:
+    if shutil.which("ros2") is None:
+        return "needs the ros2 command line of a ROS 2 installation, which is not on the PATH"
+    if importlib.util.find_spec("launch_ros") is None and "AMENT_PREFIX_PATH" not in os.environ:
+        return "needs launch_ros: source a ROS 2 installation"
+    return None
+
+
+_NEEDS = {"gpu": _no_gpu, "data": _no_data, "launch": _no_launch}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot or need not run here, each with its reason."""
+    reasons: dict[str, str | None] = {
+        name: check()
+        for name, check in _NEEDS.items()
+        if any(item.get_closest_marker(name) for item in items)
+    }
+    reasons["slow"] = None if config.getoption("--slow") else "slow: run with --slow"
+    for item in items:
+        for name, reason in reasons.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data; for tests marked ``data``."""
+    return Path(os.environ["DEPTH_PRIOR_DATA"])
