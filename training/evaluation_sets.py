@@ -1,0 +1,195 @@
+"""Which frames a network is judged on, and where they lie below a data folder.
+
+KITTI 2015 has separate scenes. Of KITTI raw only drives of the Eigen test split count, so that a
+folder with training drives can be given without judging a network on what it was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from depth_prior_ros.metrics import PROTOCOLS, Protocol
+from depth_prior_ros.recordings import StoredRecording, open_recording
+
+DATA_VARIABLE = "DEPTH_PRIOR_DATA"
+
+# The test frames of Eigen et al. (2014) by drive, as runs "first-last/step"; a lone number is one
+# frame. All of image_02.
+_EIGEN_TEST_RUNS = """
+2011_09_26 0002: 0-63/3 69-75/3
+2011_09_26 0009: 0-176/16 196-388/16
+2011_09_26 0013: 0-10/5 20 30-50/5 60-70/5 80-140/5
+2011_09_26 0020: 0-21/3 27 33 36 42-78/3 84
+2011_09_26 0023: 18-216/18 252-468/18
+2011_09_26 0027: 0-98/7 112-147/7 161-182/7
+2011_09_26 0029: 0-196/14 268 296-408/14
+2011_09_26 0036: 0-704/32 768 800
+2011_09_26 0046: 0-120/5
+2011_09_26 0048: 0-21/1
+2011_09_26 0052: 0-22/2 26-32/2 36-52/2
+2011_09_26 0056: 11-121/11 143-286/11
+2011_09_26 0059: 0-154/14 182-238/14 274-372/14
+2011_09_26 0064: 0-110/22 154-550/22
+2011_09_26 0084: 49-153/13 179-374/13
+2011_09_26 0086: 7-520/27 574-682/27
+2011_09_26 0093: 0-256/16 305-417/16
+2011_09_26 0096: 0-456/19
+2011_09_26 0101: 80-216/34 284-930/34
+2011_09_26 0106: 15 35-219/8
+2011_09_26 0117: 0-494/26 546-650/26
+2011_09_28 0002: 0-12/3 18-24/3 30-39/3 45-63/3 72 78-90/3
+2011_09_29 0071: 0-612/36 735-807/36 879-951/36 1054
+2011_09_30 0016: 0-88/11 110-275/11
+2011_09_30 0018: 0-214/107 428-2247/107 2419-2740/107
+2011_09_30 0027: 0-656/41 753-958/41 1040 1081
+2011_10_03 0027: 0-543/181 734-2001/181 2363-4535/181
+2011_10_03 0047: 0-224/32 288-800/32
+"""
+_RUN = re.compile(r"(\d+)(?:-(\d+)/(\d+))?$")
+_DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_(\d{4})(?:_sync|_extract)?$")
+
+
+class EvaluationError(Exception):
+    """An evaluation cannot be carried out; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Frames with depth and the protocol they are judged by.
+
+    `judged` holds the positions in ``recording.frames`` whose depth counts; the frames between
+    them are still shown to a multi-frame model, in order.
+    """
+
+    name: str
+    protocol: Protocol
+    recording: StoredRecording
+    judged: tuple[int, ...]
+
+
+def eigen_test_frames() -> dict[tuple[str, str], tuple[int, ...]]:
+    """Frame numbers of the Eigen test split by (date, drive number)."""
+    table = {}
+    for line in _EIGEN_TEST_RUNS.strip().splitlines():
+        drive, runs = line.split(": ")
+        date, number = drive.split()
+        frames = [frame for run in runs.split() for frame in _frames_of_run(run)]
+        table[date, number] = tuple(frames)
+    return table
+
+
+def _frames_of_run(run: str) -> range:
+    match = _RUN.match(run)
+    assert match, run
+    first = int(match[1])
+    if match[2] is None:
+        return range(first, first + 1)
+    return range(first, int(match[2]) + 1, int(match[3]))
+
+
+def data_folder(data: str | Path | None) -> Path:
+    """The folder given, or the one of the environment variable DEPTH_PRIOR_DATA.
+
+    Raises:
+        EvaluationError: when neither names a folder (or, for one recording, a file).
+    """
+    chosen = data or os.environ.get(DATA_VARIABLE)
+    if not chosen:
+        raise EvaluationError(
+            f"no data given: use --data DIR or set {DATA_VARIABLE} to the folder that holds "
+            "kitti_2015 and kitti_raw"
+        )
+    path = Path(chosen).expanduser()
+    if not path.exists():
+        raise EvaluationError(f"{path}: no such folder (from --data or {DATA_VARIABLE})")
+    return path
+
+
+def drive_key(folder: Path) -> tuple[str, str] | None:
+    """(date, drive number) of a folder named as KITTI names its drives, otherwise None."""
+    match = _DRIVE.match(folder.name)
+    return (match[1], match[2]) if match else None
+
+
+def find_drives(data: Path) -> Iterator[Path]:
+    """KITTI raw drives: `data` itself, or below it at most three folders deep, sorted."""
+    if drive_key(data):
+        yield data
+        return
+    found = {
+        path
+        for depth in range(1, 4)
+        for path in data.glob("/".join("*" * depth))
+        if path.is_dir() and drive_key(path)
+    }
+    yield from sorted(found)
+
+
+def find_kitti_2015(data: Path) -> Path | None:
+    """The folder with KITTI 2015's scenes: `data` itself or its subfolder kitti_2015."""
+    for folder in (data, data / "kitti_2015"):
+        if (folder / "image_02").is_dir() and (folder / "depth_stereo").is_dir():
+            return folder
+    return None
+
+
+def frames_with_depth(recording: StoredRecording) -> tuple[int, ...]:
+    """Positions of the frames that have depth."""
+    return tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
+
+
+def kitti_2015_set(data: Path) -> EvaluationSet | None:
+    """The scenes of KITTI 2015, None where they are not there."""
+    folder = find_kitti_2015(data)
+    if folder is None:
+        return None
+    recording = open_recording(folder)
+    return EvaluationSet(
+        "kitti_2015", PROTOCOLS["kitti2015"], recording, frames_with_depth(recording)
+    )
+
+
+def drive_set(path: Path) -> EvaluationSet:
+    """Every frame with depth of one recording (a drive, a bag, a data set), as a sequence.
+
+    Depth from LiDAR is judged with Garg's crop up to 80 m, exact depth everywhere up to 80 m.
+    """
+    recording = open_recording(path)
+    protocol = PROTOCOLS["synthetic" if recording.depth_source == "exact" else "eigen"]
+    return EvaluationSet(recording.name, protocol, recording, frames_with_depth(recording))
+
+
+def test_drive_sets(data: Path, *, listed_only: bool) -> list[EvaluationSet]:
+    """The Eigen test drives below `data` that have depth (image_02).
+
+    `listed_only` keeps the frames of the Eigen list; otherwise all frames with depth are judged.
+    """
+    listed = eigen_test_frames()
+    sets = []
+    for folder in find_drives(data):
+        key = drive_key(folder)
+        if key not in listed or not (folder / "image_02").is_dir():
+            continue
+        recording = open_recording(folder, camera="image_02")
+        judged = frames_with_depth(recording)
+        if listed_only:
+            wanted = set(listed[key])
+            judged = tuple(i for i in judged if recording.frames[i].index in wanted)
+        if judged:
+            sets.append(EvaluationSet(recording.name, PROTOCOLS["eigen"], recording, judged))
+    return sets
+
+
+def lidar_training_set(data: Path) -> EvaluationSet | None:
+    """The frames of drive 0039 with LiDAR: what the image-independent maps are fitted on."""
+    for folder in find_drives(data):
+        if drive_key(folder) == ("2011_09_26", "0039"):
+            recording = open_recording(folder)
+            judged = frames_with_depth(recording)
+            if judged:
+                return EvaluationSet("0039_lidar", PROTOCOLS["eigen"], recording, judged)
+    return None
