@@ -1,0 +1,133 @@
+"""Parts of the multi-frame network that have no weights: hypotheses, cost volume, regression.
+
+MISM (arXiv 2304.12685), sections on the M-DepthNet and on PADS. All are written with operations
+that export to ONNX: 4-D sampling, no indexing by tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depth_prior_ros.geometry import Pose, project, rays, scale_intrinsics, warp
+
+#: The cost volume has this fraction of the input's resolution.
+STRIDE = 4
+# Pixels of a hypothesis behind the previous camera are sampled here, far outside, and get zeros.
+_OUTSIDE = -1e4
+_MIN_Z = 1e-3
+
+
+def quarter(x: Tensor) -> Tensor:
+    """Every fourth pixel, (B, C, H, W) -> (B, C, H / 4, W / 4): nearest, as features are centred.
+
+    Two 5x5 convolutions of stride 2 with padding 2 centre output pixel i on input pixel 4 i, so the
+    intrinsics of the quarter image are those of the full one divided by four, without a shift.
+    """
+    return x[..., ::STRIDE, ::STRIDE]
+
+
+def quarter_intrinsics(K: Tensor) -> Tensor:
+    """Intrinsics (B, 3, 3) of the image that `quarter` makes."""
+    return scale_intrinsics(K, 1 / STRIDE, 1 / STRIDE)
+
+
+def depth_hypotheses(single_depth: Tensor, delta: Tensor, count: int) -> Tensor:
+    """Depth hypotheses around a single-frame depth (PADS).
+
+    Args:
+        single_depth: (B, 1, h, w), positive.
+        delta: (1, 1, h, w) relative search width; from depth / (1 + delta) to depth * (1 + delta).
+        count: number of hypotheses, at least 2.
+
+    Returns:
+        (B, count, h, w), uniform in inverse depth, both ends included, the farthest first.
+    """
+    widest = 1 + delta
+    steps = torch.linspace(0, 1, count, dtype=delta.dtype, device=delta.device).view(1, -1, 1, 1)
+    # Inverse depth relative to the single-frame one, from 1 / (1 + delta) to 1 + delta.
+    relative = (1 / widest) * (1 - steps) + widest * steps
+    return single_depth / relative
+
+
+def warp_to_hypotheses(
+    matching: Tensor, hypotheses: Tensor, K: Tensor, previous_from_current: Pose
+) -> Tensor:
+    """Sample the previous frame's features where each hypothesis of the current frame lies.
+
+    Args:
+        matching: previous features (B, C, h, w).
+        hypotheses: depth (B, D, h, w) of the current frame.
+        K: intrinsics (B, 3, 3) of the features' grid.
+        previous_from_current: motion (B, 4, 4) in the unit of the depth.
+
+    Returns:
+        (B, C, D, h, w), zero where a point lies outside of the previous frame.
+    """
+    batch, count, height, width = hypotheses.shape
+    channels = matching.shape[1]
+    directions = rays(K, height, width).reshape(batch, 3, 1, height * width)
+    points = directions * hypotheses.reshape(batch, 1, count, height * width)
+    moved = previous_from_current.transform(points.reshape(batch, 3, -1))
+    # Hypotheses are folded into the height, so that one 4-D sampling serves them all.
+    pixels, z = project(moved.reshape(batch, 3, count * height, width), K)
+    pixels = torch.where(z > _MIN_Z, pixels, torch.full_like(pixels, _OUTSIDE))
+    sampled = warp(matching, pixels, padding="zeros")
+    return sampled.reshape(batch, channels, count, height, width)
+
+
+def group_correlation(current: Tensor, warped: Tensor, groups: int) -> Tensor:
+    """Mean product over groups of channels; channel c belongs to group c mod `groups`.
+
+    Args:
+        current: (B, C, h, w); C is a multiple of `groups`.
+        warped: (B, C, D, h, w).
+        groups: number of groups.
+
+    Returns:
+        (B, groups, D, h, w).
+    """
+    batch, channels, count, height, width = warped.shape
+    product = warped * current.unsqueeze(2)
+    return product.reshape(batch, channels // groups, groups, count, height, width).mean(dim=1)
+
+
+def local_max_regression(probability: Tensor, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected depth over the likeliest hypothesis and its neighbours, and their probability.
+
+    The window of three is clamped to the range: at an end it holds two hypotheses.
+
+    Args:
+        probability: (B, D, h, w), sums to one over D.
+        hypotheses: depth (B, D, h, w).
+
+    Returns:
+        depth (B, 1, h, w) and the window's probability mass (B, 1, h, w) in [0, 1].
+    """
+    count = probability.shape[1]
+    bins = torch.arange(count, device=probability.device).view(1, -1, 1, 1)
+    best = probability.argmax(dim=1, keepdim=True)
+    window = ((bins - best).abs() <= 1).to(probability.dtype)
+    weights = probability * window
+    mass = weights.sum(dim=1, keepdim=True)
+    depth = (weights * hypotheses).sum(dim=1, keepdim=True) / mass.clamp(min=1e-12)
+    return depth, mass
+
+
+def convex_upsample(depth: Tensor, mask: Tensor) -> Tensor:
+    """Upsample four times by convex combinations of the 3x3 neighbours (RAFT, section 3.3).
+
+    Args:
+        depth: (B, 1, h, w).
+        mask: logits (B, 9 * 16, h, w); softmax runs over the nine neighbours.
+
+    Returns:
+        (B, 1, 4 h, 4 w). Borders are repeated, so a constant stays constant.
+    """
+    batch, _, height, width = depth.shape
+    weights = torch.softmax(mask.reshape(batch, 9, STRIDE**2, height, width), dim=1)
+    padded = F.pad(depth, (1, 1, 1, 1), mode="replicate")
+    shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    neighbours = torch.stack(shifted, dim=1)
+    return F.pixel_shuffle((weights * neighbours).sum(dim=1), STRIDE)
