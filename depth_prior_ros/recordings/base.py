@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,7 +46,8 @@ class Frame:
 
     `index` is the number the source gives the frame (it jumps where a frame is missing);
     `stamp_ns` is in nanoseconds. `pose` is world_from_camera, (4, 4) float64, camera optical
-    frame (x right, y down, z forward), metres. `speed` is in m/s, negative when reversing.
+    frame (x right, y down, z forward), metres. `speed` is in m/s, negative when reversing. `file`
+    is the image's own file where it has one, so that a JPEG can be copied instead of encoded again.
     """
 
     index: int
@@ -55,6 +57,7 @@ class Frame:
     load_depth: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False)
     pose: NDArray[np.float64] | None = field(default=None, repr=False)
     speed: float | None = None
+    file: Path | None = field(default=None, repr=False)
 
     @property
     def has_depth(self) -> bool:

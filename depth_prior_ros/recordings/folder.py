@@ -49,6 +49,7 @@ def open_image_folder(
             stamp_ns=STAMP_ORIGIN_NS + round(number / rate * 1e9),
             camera=camera,
             load_image=partial(read_image, file, size),
+            file=file,
         )
         for number, file in images.items()
     ]

@@ -80,12 +80,12 @@ def decode_depth(data: bytes, what: str) -> NDArray[np.float32]:
     return raw.astype(np.float32) / np.float32(DEPTH_SCALE)
 
 
-def encode_depth(depth: NDArray[np.float32]) -> bytes:
+def encode_depth(depth: NDArray[np.float32], compression: int = 6) -> bytes:
     """Encode metres as a 16-bit PNG; 0, negative and not finite = none, above 255.99 m = none."""
     finite = np.isfinite(depth) & (depth > 0)
     scaled = np.rint(np.where(finite, depth, 0.0) * DEPTH_SCALE)
     raw = np.where(scaled <= np.iinfo(np.uint16).max, scaled, 0).astype(np.uint16)
-    return bytes(cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1])
+    return bytes(cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, compression])[1])
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -51,6 +51,7 @@ def open_kitti_2015(path: Path) -> StoredRecording:
             stamp_ns=STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS,
             camera=camera,
             load_image=partial(read_image, image, size),
+            file=image,
             load_depth=partial(read_depth, depths[number], size) if number in depths else None,
         )
         for number, image in images.items()

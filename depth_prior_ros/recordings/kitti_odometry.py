@@ -66,6 +66,7 @@ def open_kitti_odometry(
             stamp_ns=stamps[number],
             camera=calibrated,
             load_image=partial(read_image, file, size),
+            file=file,
             pose=world.get(number),
             speed=speeds.get(number),
         )

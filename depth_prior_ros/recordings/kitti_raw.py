@@ -62,6 +62,7 @@ def open_kitti_raw(
             stamp_ns=stamps[number],
             camera=calibrated,
             load_image=partial(read_image, file, size),
+            file=file,
             load_depth=partial(read_depth, depths[number], size) if number in depths else None,
             speed=_read_speed(path / "oxts" / "data" / f"{number:010d}.txt", skipped),
         )
