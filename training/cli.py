@@ -1,0 +1,156 @@
+"""`depth_train`: run recipes, judge bundles, show what is in them.
+
+Only the parser lives at import time: `depth_train --help` loads none of the libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Kept here as plain words, so that --help needs no import; a test compares them.
+PROTOCOL_NAMES = ("kitti2015", "eigen", "drive")
+MODEL_NAMES = ("both", "single_frame", "multi_frame")
+BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `depth_train`."""
+    parser = argparse.ArgumentParser(
+        prog="depth_train", description="Train, judge and inspect depth bundles."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_evaluate(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="train by a recipe and write a bundle",
+        description="Train by a recipe and write a bundle. The same command again resumes.",
+    )
+    run.add_argument("recipe", type=Path, help="YAML file, for example config/training/first.yaml")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="values to set in the recipe, for example seed=2 stages.0.steps=100",
+    )
+    run.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    run.set_defaults(handler=_run)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare a bundle's depth with ground truth",
+        description="Compare a bundle's depth with ground truth, image by image, and print the "
+        "mean errors after median scaling and as metres.",
+    )
+    add = evaluate.add_argument
+    add("bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder")
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    add(
+        "--protocol",
+        choices=PROTOCOL_NAMES,
+        help="kitti2015: the separate scenes of KITTI 2015; eigen: the frames of the Eigen test "
+        "list in the KITTI raw drives below --data; drive: every frame with depth of one "
+        "recording (a drive, a bag). Without it: kitti2015, and drive for each Eigen test "
+        "drive below --data",
+    )
+    add("--model", choices=MODEL_NAMES, default="both", help="models to judge (default: both)")
+    add(
+        "--baselines",
+        action="store_true",
+        help="also judge predictors that do not look at the image",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
+    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    evaluate.set_defaults(handler=_evaluate)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="verify a bundle and print what is in it",
+        description="Verify a bundle "
+        "(files, hashes, schema, architecture) and print what is in it.",
+    )
+    inspect.add_argument(
+        "bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder"
+    )
+    inspect.set_defaults(handler=_inspect)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from training.run import run_recipe
+
+    bundle = run_recipe(arguments.recipe, arguments.overrides, arguments.out)
+    print(f"bundle: {bundle}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from training.evaluation import evaluate, write_json
+    from training.evaluation_report import print_report, write_pictures
+
+    report = evaluate(
+        arguments.bundle,
+        arguments.data,
+        arguments.protocol,
+        models=MODEL_NAMES[1:] if arguments.model == "both" else (arguments.model,),
+        baselines=arguments.baselines,
+        backend=arguments.backend,
+        device=arguments.device,
+    )
+    print_report(report)
+    if arguments.json:
+        write_json(report, arguments.json)
+    if arguments.pictures:
+        for picture in write_pictures(report, arguments.pictures):
+            print(f"pictures: {picture}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.bundle import describe, load_bundle
+
+    print(describe(load_bundle(arguments.bundle)))
+    return 0
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether the message alone says what to do, so that a traceback would only hide it."""
+    from depth_prior_ros.bundle import BundleError
+    from depth_prior_ros.recordings import RecordingError
+    from training.config import RecipeError
+    from training.evaluation_sets import EvaluationError
+
+    plain = (BundleError, RecordingError, RecipeError, EvaluationError, OSError)
+    return isinstance(error, plain)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `depth_train`; returns the exit status (1: failed, 2: wrong usage)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.handler(arguments))
+    except KeyboardInterrupt:
+        print("depth_train: interrupted; the same command resumes a run", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_plain(error):
+            raise
+        print(f"depth_train: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
