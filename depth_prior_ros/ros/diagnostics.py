@@ -1,0 +1,169 @@
+"""What the node counts and how ``/diagnostics`` says it.
+
+The counters are written by the executor's thread and by the worker, and read once a second; one
+lock guards them all. Nothing here knows a node: :meth:`Statistics.report` returns plain strings,
+:func:`to_message` fills the message.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+LATENCY_PARTS = ("total", "wait", "decode", "infer", "publish")
+"""From the arrival of an image to its published depth, in milliseconds."""
+
+OK, WARN, ERROR, STALE = 0, 1, 2, 3
+
+
+class PercentileWindow:
+    """Percentiles over the newest ``size`` values."""
+
+    def __init__(self, size: int = 300) -> None:
+        self._values: deque[float] = deque(maxlen=size)
+
+    def add(self, value: float) -> None:
+        """Take one value up; the oldest leaves when the window is full."""
+        self._values.append(value)
+
+    def percentile(self, percent: float) -> float | None:
+        """The value below which ``percent`` of the window lies; None while it is empty."""
+        if not self._values:
+            return None
+        return float(np.percentile(np.fromiter(self._values, dtype=np.float64), percent))
+
+
+@dataclass
+class _Counts:
+    received: int = 0
+    inferred: int = 0
+    dropped_stale: int = 0
+    message_lost: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One diagnostic status in plain types: level, one line in words, key and value pairs."""
+
+    level: int
+    message: str
+    values: dict[str, str]
+
+
+class Statistics:
+    """Counters and latency windows of one node, safe to use from several threads."""
+
+    def __init__(self, window: int = 300) -> None:
+        self._lock = threading.Lock()
+        self._counts = _Counts()
+        self._reported = _Counts()
+        self._last_text: dict[str, str] = {}
+        self._latency = {name: PercentileWindow(window) for name in LATENCY_PARTS}
+
+    def received(self) -> None:
+        """A camera image arrived."""
+        with self._lock:
+            self._counts.received += 1
+
+    def dropped_stale(self) -> None:
+        """An image was overwritten by a newer one before the worker took it."""
+        with self._lock:
+            self._counts.dropped_stale += 1
+
+    def message_lost(self, count: int) -> None:
+        """The transport says that ``count`` images never arrived."""
+        with self._lock:
+            self._counts.message_lost += count
+
+    def refused(self, cause: str, text: str) -> int:
+        """A message could not be used; ``text`` says why. Returns how often that was the cause."""
+        with self._lock:
+            self._counts.refused[cause] += 1
+            self._last_text[cause] = text
+            return self._counts.refused[cause]
+
+    def inferred(self, latency_ms: Mapping[str, float]) -> None:
+        """A depth image was published; latencies in milliseconds by part."""
+        with self._lock:
+            self._counts.inferred += 1
+            for name, value in latency_ms.items():
+                self._latency[name].add(value)
+
+    def report(self, state: Mapping[str, str]) -> Report:
+        """The status since the start, its level by what happened since the last report.
+
+        Args:
+            state: what is not counted (lifecycle state, backend, active model, ...), added to the
+                values; its key ``state`` decides whether silence is worth a warning.
+        """
+        with self._lock:
+            level, message = self._judge(state.get("state") == "active")
+            values = {**state, **self._values()}
+            self._reported = _Counts(
+                self._counts.received,
+                self._counts.inferred,
+                self._counts.dropped_stale,
+                self._counts.message_lost,
+                Counter(self._counts.refused),
+            )
+        return Report(level, message, values)
+
+    def _values(self) -> dict[str, str]:
+        counts = self._counts
+        values = {
+            "received": str(counts.received),
+            "inferred": str(counts.inferred),
+            "dropped_stale": str(counts.dropped_stale),
+            "refused": str(sum(counts.refused.values())),
+            "message_lost": str(counts.message_lost),
+        }
+        for cause, count in sorted(counts.refused.items()):
+            values[f"refused.{cause}"] = str(count)
+            values[f"refused.{cause}.last"] = self._last_text[cause]
+        for name, window in self._latency.items():
+            for percent in (50, 95):
+                value = window.percentile(percent)
+                key = f"latency_ms.{name}.p{percent}"
+                values[key] = "" if value is None else f"{value:.1f}"
+        return values
+
+    def _judge(self, active: bool) -> tuple[int, str]:
+        """Level and words for what happened since the last report."""
+        counts, before = self._counts, self._reported
+        refused = counts.refused - before.refused
+        inferred = counts.inferred - before.inferred
+        lost = counts.message_lost - before.message_lost
+        if refused:
+            cause = refused.most_common(1)[0][0]
+            level = ERROR if inferred == 0 or "internal" in refused else WARN
+            total = sum(refused.values())
+            return level, f"{total} refused, mostly {cause}: {self._last_text[cause]}"
+        if lost:
+            return WARN, (
+                f"{lost} images lost by the transport; images above 512 KB need a larger "
+                "shared-memory segment at the sender (config/fastdds_large_images.xml)"
+            )
+        if not active:
+            return OK, "not active"
+        if counts.received == before.received:
+            return STALE, "no image arrived since the last report"
+        return OK, f"{inferred} depth images since the last report"
+
+
+def to_message(report: Report, name: str, hardware_id: str) -> DiagnosticArray:
+    """The report as a ``/diagnostics`` message; the caller stamps it."""
+    status = DiagnosticStatus()
+    status.level = bytes([report.level])
+    status.name = name
+    status.message = report.message
+    status.hardware_id = hardware_id
+    status.values = [KeyValue(key=key, value=value) for key, value in report.values.items()]
+    message = DiagnosticArray()
+    message.status = [status]
+    return message

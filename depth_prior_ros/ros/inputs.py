@@ -1,0 +1,152 @@
+"""What the worker takes its frames from: the newest image, the camera, the speed at its stamp.
+
+The subscription callbacks store here and return; the worker waits here. Stamps are header stamps in
+nanoseconds, arrivals are ``time.monotonic`` seconds. Nothing here knows rclpy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from depth_prior_ros.ros.messages import MessageError, camera_from_info
+
+NANOSECONDS = 1_000_000_000
+
+
+def stamp_ns(stamp: Any) -> int:
+    """A ``builtin_interfaces/Time`` as nanoseconds."""
+    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
+
+
+@dataclass(frozen=True)
+class ImageArrival:
+    """An image message and when it arrived."""
+
+    message: Any
+    arrived: float
+
+    @property
+    def stamp(self) -> int:
+        """Header stamp in nanoseconds."""
+        return stamp_ns(self.message.header.stamp)
+
+
+class Inputs:
+    """A latest-frame mailbox with the newest ``camera_info`` and a short history of speeds.
+
+    Args:
+        on_overwritten: called for every image that a newer one replaces before it was taken.
+        history: odometry messages kept; a bag that loops brings old stamps back, so they are kept
+            by arrival, not by stamp.
+    """
+
+    def __init__(self, on_overwritten: Callable[[], None], history: int = 256) -> None:
+        self._changed = threading.Condition()
+        self._on_overwritten = on_overwritten
+        self._image: ImageArrival | None = None
+        self._camera_info: Any = None
+        self._speeds: deque[tuple[int, float]] = deque(maxlen=history)
+        self._odometry_silent = False
+        self._closed = False
+
+    def put_image(self, message: Any) -> None:
+        """Store an image; one that still waits is overwritten."""
+        with self._changed:
+            overwritten = self._image is not None
+            self._image = ImageArrival(message, time.monotonic())
+            self._changed.notify_all()
+        if overwritten:
+            self._on_overwritten()
+
+    def put_camera_info(self, message: Any) -> None:
+        """Store the newest calibration."""
+        with self._changed:
+            self._camera_info = message
+            self._changed.notify_all()
+
+    def put_speed(self, stamp: int, speed: float) -> bool:
+        """Store a speed in m/s; False (and not stored) when it is not a number."""
+        if not math.isfinite(speed):
+            return False
+        with self._changed:
+            self._speeds.append((stamp, speed))
+            self._odometry_silent = False
+            self._changed.notify_all()
+        return True
+
+    def close(self) -> None:
+        """Wake everybody who waits; from now on :meth:`take_image` returns None."""
+        with self._changed:
+            self._closed = True
+            self._image = None
+            self._changed.notify_all()
+
+    def take_image(self) -> ImageArrival | None:
+        """The newest image, waiting for one; None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._image is not None)
+            arrival, self._image = self._image, None
+            return arrival
+
+    def camera_info(self, width: int, height: int, wait: float) -> Any:
+        """The newest ``camera_info``, waiting up to ``wait`` seconds for one that fits the size.
+
+        Topics are not ordered among each other: the first image, or the first of a new size, may
+        well arrive before its calibration.
+
+        Raises:
+            MessageError: ``no_camera_info`` when none ever arrived; one that does not fit is
+                returned as it is, for the conversion to refuse.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._fits(width, height), wait)
+            if self._camera_info is None:
+                raise MessageError(
+                    "no_camera_info",
+                    "no camera_info yet: without intrinsics the depth would not be metres",
+                )
+            return self._camera_info
+
+    def speed_at(self, stamp: int, max_age: float, wait: float) -> float | None:
+        """The speed nearest to ``stamp``; None when the nearest is ``max_age`` seconds away.
+
+        Topics are not ordered among each other, so up to ``wait`` seconds are given to odometry as
+        new as the image. Once that was in vain nothing is waited for until odometry comes again:
+        a vehicle without odometry pays once, not with every frame.
+        """
+        with self._changed:
+            if not self._odometry_silent:
+                reached = self._changed.wait_for(
+                    lambda: self._closed or self._has_reached(stamp, max_age), wait
+                )
+                self._odometry_silent = not reached
+            nearest = min(
+                # Newest arrivals first: of two equally near ones (a bag that loops) the newer
+                # counts.
+                reversed(self._speeds),
+                key=lambda s: abs(s[0] - stamp),
+                default=None,
+            )
+            if nearest is None or abs(nearest[0] - stamp) > max_age * NANOSECONDS:
+                return None
+            return nearest[1]
+
+    def _fits(self, width: int, height: int) -> bool:
+        if self._camera_info is None:
+            return False
+        try:
+            camera_from_info(self._camera_info, width, height)
+        except MessageError as error:
+            # Numbers that cannot belong to a camera will not improve by waiting.
+            return error.cause != "camera_info_size"
+        return True
+
+    def _has_reached(self, stamp: int, max_age: float) -> bool:
+        newest = stamp + int(max_age * NANOSECONDS)
+        return any(stamp <= s <= newest for s, _ in self._speeds)
