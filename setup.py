@@ -9,8 +9,8 @@ from setuptools import find_packages, setup
 
 NAME = "depth_prior_ros"
 ROOMS = (NAME, "training", "rosbag_tools")
-# Paths in data_files are relative to this folder, which is where pip and colcon start.
-ROOT = Path(__file__).parent.resolve()
+# Resolved, because colcon --symlink-install runs a link to this file in a folder of its own.
+ROOT = Path(__file__).resolve().parent
 
 # Python packages that bring ROS 2 (Kilted) to a machine without a ROS 2 installation.
 ROS_WHEELS = [
