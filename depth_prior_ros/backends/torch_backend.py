@@ -1,0 +1,76 @@
+"""PyTorch: the reference backend, and the one for CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from depth_prior_ros.backends.base import BackendError, Compiled
+
+
+class TorchBackend:
+    """Eager PyTorch under inference mode.
+
+    device: `auto`, `cpu`, `cuda` or `cuda:N`; threads: on the CPU, for the whole process (one
+    thread among other nodes is faster than two that fight for cores).
+    Raises BackendError where the device does not exist.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: str = "auto", threads: int = 1) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self._device = torch.device(device)
+        except RuntimeError as error:
+            raise BackendError(f"unknown device {device!r}: {error}") from error
+        if self._device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise BackendError(f"device {device!r}: this PyTorch sees no CUDA device")
+            if (self._device.index or 0) >= torch.cuda.device_count():
+                raise BackendError(f"device {device!r}: only {torch.cuda.device_count()} there")
+        elif self._device.type == "cpu":
+            torch.set_num_threads(threads)
+        else:
+            raise BackendError(f"device {device!r}: choose auto, cpu, cuda or cuda:N")
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return str(self._device)
+
+    def compile(
+        self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
+    ) -> Compiled:
+        """Move the module to the device."""
+        net = module.to(self._device).eval()
+
+        def run(*inputs: Any) -> tuple[Any, ...]:
+            with torch.inference_mode():
+                output = net(*inputs)
+            return (output,) if isinstance(output, Tensor) else tuple(output)
+
+        return run
+
+    def to_native(self, array: NDArray[np.float32]) -> Tensor:
+        """A tensor on the device; on the CPU it shares the array's memory."""
+        return torch.from_numpy(array).to(self._device)
+
+    def to_numpy(self, native: Tensor) -> NDArray[np.float32]:
+        """A float32 array on the CPU."""
+        return native.float().cpu().numpy()
+
+    def synchronize(self) -> None:
+        """Wait for the CUDA stream."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def free_memory(self) -> None:
+        """Empty CUDA's cache."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

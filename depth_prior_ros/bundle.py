@@ -1,0 +1,558 @@
+"""A trained system on disk: a manifest and safetensors; load, save, verify, describe.
+
+A bundle is a folder::
+
+    bundle.yaml               the manifest (see `Manifest`), sealed by a checksum on its last line
+    student.safetensors       the single-frame network, with its prior fusion where it has one
+    prior.safetensors         features (N, C) and inverse_depth (N,) of the reference pixels
+    multi_frame.safetensors   the multi-frame network with its PADS map
+    pose.safetensors          the pose network
+
+Floating-point tensors are half precision on disk and single precision in memory. All but the
+student may be absent: then the manifest does not list them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from depth_prior_ros.camera import Camera, InvalidCameraError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depth_prior_ros.models.multi_frame import MultiFrameNet
+    from depth_prior_ros.models.pose import PoseNet
+    from depth_prior_ros.models.prior_fusion import Prior
+    from depth_prior_ros.models.student import Student
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "bundle.yaml"
+Part = Literal["student", "prior", "multi_frame", "pose"]
+PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
+
+_SEAL = "sha256: "
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be trusted or used; the message names the file and the cause."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path}: {cause}")
+        self.path = path
+        self.cause = cause
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no silent conversions, no changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class Architecture(_Strict):
+    """The arguments from which each network is built again."""
+
+    student: dict[str, Any]
+    multi_frame: dict[str, Any] | None = None
+    pose: dict[str, Any] | None = None
+
+
+class CameraSpec(_Strict):
+    """The training camera, in pixels at the input size."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, camera: Camera) -> CameraSpec:
+        """The spec of `camera`, which must already have the input size."""
+        return cls(
+            fx=camera.fx,
+            fy=camera.fy,
+            cx=camera.cx,
+            cy=camera.cy,
+            width=camera.width,
+            height=camera.height,
+        )
+
+    def camera(self) -> Camera:
+        """As a `Camera`. Raises InvalidCameraError."""
+        return Camera(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
+
+
+class DepthSpec(_Strict):
+    """Network units, their range, and the factor to metres with its origin."""
+
+    min_units: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    max_units: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    metres_per_unit: float = Field(gt=0, allow_inf_nan=False)
+    metres_per_unit_source: str = Field(min_length=1)
+    max_metres: float = Field(default=80.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DepthSpec:
+        if self.min_units >= self.max_units:
+            raise ValueError(f"min_units {self.min_units} is not below max_units {self.max_units}")
+        return self
+
+
+class Provenance(_Strict):
+    """Where the weights come from: enough to judge them, and to make them again."""
+
+    data_sources: list[str] = Field(default_factory=list)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    git: str | None = None
+    steps: dict[str, int] = Field(default_factory=dict)
+    note: str = ""
+
+
+class PriorSpec(_Strict):
+    """What the reference pixels are; `note` is shown by `inspect`."""
+
+    pixels: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    note: str
+
+
+class Manifest(_Strict):
+    """bundle.yaml. `files` (file name to sha256) is filled in by `save_bundle`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    name: str = Field(min_length=1)
+    architecture: Architecture
+    input_size: tuple[int, int]
+    training_camera: CameraSpec
+    depth: DepthSpec
+    licence: str = Field(min_length=1)
+    provenance: Provenance = Field(default_factory=Provenance)
+    prior: PriorSpec | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        width, height = self.input_size
+        if width <= 0 or height <= 0 or width % 32 or height % 32:
+            raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
+        camera = self.training_camera
+        if (camera.width, camera.height) != self.input_size:
+            raise ValueError(
+                f"training_camera is given at {camera.width}x{camera.height}, not at the input "
+                f"size {width}x{height}"
+            )
+        try:
+            camera.camera()
+        except InvalidCameraError as error:
+            raise ValueError(f"training_camera: {error}") from error
+        unknown = set(self.files) - {_file_name(part) for part in PARTS}
+        if unknown:
+            raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
+        return self
+
+    @property
+    def camera(self) -> Camera:
+        """The training camera at the input size."""
+        return self.training_camera.camera()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. Networks are built and their weights read on each call."""
+
+    path: Path
+    manifest: Manifest
+
+    def has(self, part: Part) -> bool:
+        """Whether the bundle holds this part."""
+        return _file_name(part) in self.manifest.files
+
+    @property
+    def digest(self) -> str:
+        """A hash over the hashes of all files: what to key caches with."""
+        joined = json.dumps(sorted(self.manifest.files.items()))
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def student(self) -> Student:
+        """The single-frame network in eval mode, on the CPU, in float32."""
+        return self._network("student")
+
+    def multi_frame(self) -> MultiFrameNet:
+        """The multi-frame network in eval mode, on the CPU, in float32."""
+        return self._network("multi_frame")
+
+    def pose(self) -> PoseNet:
+        """The pose network in eval mode, on the CPU, in float32."""
+        return self._network("pose")
+
+    def prior(self) -> Prior:
+        """The reference pixels, float32."""
+        from depth_prior_ros.models.prior_fusion import Prior
+
+        tensors = self._tensors("prior")
+        return Prior(features=tensors["features"], inverse_depth=tensors["inverse_depth"])
+
+    def _network(self, part: Part) -> Any:
+        net = build_network(self.manifest, part)
+        net.load_state_dict(self._tensors(part), strict=True)
+        net.requires_grad_(False)
+        return net.eval()
+
+    def _tensors(self, part: Part) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        path = self.path / _file_name(part)
+        if not self.has(part):
+            raise BundleError(path, f"this bundle has no {part} network")
+        tensors = load_file(path)
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Verify a bundle, by path or by the name of a shipped one, and open it.
+
+    Checked are: schema version, the manifest's keys, types and seal, that every file is there and
+    has the recorded sha256, that it is readable, and that the names and shapes of its tensors are
+    those of the architecture. Raises BundleError naming file and cause.
+    """
+    from depth_prior_ros.share import bundle_path
+
+    try:
+        path = bundle_path(name_or_path)
+    except FileNotFoundError as error:
+        raise BundleError(Path(name_or_path), f"missing: {error}") from error
+    manifest = _read_manifest(path / MANIFEST_NAME)
+    if _file_name("student") not in manifest.files:
+        raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
+    for name, expected in manifest.files.items():
+        _verify_hash(path / name, expected)
+    bundle = Bundle(path, manifest)
+    for part in PARTS:
+        if bundle.has(part):
+            _verify_tensors(bundle, part)
+    return bundle
+
+
+def save_bundle(
+    path: str | Path,
+    manifest: Manifest,
+    *,
+    student: nn.Module,
+    prior: Prior | None = None,
+    multi_frame: nn.Module | None = None,
+    pose: nn.Module | None = None,
+) -> Bundle:
+    """Write a bundle; `manifest.files` is replaced by the hashes of what is written.
+
+    Everything is written and verified beside `path` first, then renamed, so that `path` never
+    holds half a bundle. An existing bundle is replaced; any other existing folder is refused.
+    Raises BundleError, also where a weight is not finite or does not fit half precision.
+    """
+    path = Path(path)
+    _refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    states: dict[Part, Mapping[str, Tensor]] = {"student": student.state_dict()}
+    if prior is not None:
+        states["prior"] = {"features": prior.features, "inverse_depth": prior.inverse_depth}
+    if multi_frame is not None:
+        states["multi_frame"] = multi_frame.state_dict()
+    if pose is not None:
+        states["pose"] = pose.state_dict()
+    with _staging(path) as folder:
+        files = {}
+        for part, state in states.items():
+            target = folder / _file_name(part)
+            _write_tensors(target, state)
+            files[target.name] = _sha256(target)
+        _write_manifest(folder / MANIFEST_NAME, manifest.model_copy(update={"files": files}))
+        load_bundle(folder)
+        _replace(folder, path)
+    return Bundle(path, _read_manifest(path / MANIFEST_NAME))
+
+
+def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Change fields of a bundle's manifest (metrics, provenance, ...) and leave the weights.
+
+    Raises BundleError where the result is not a valid bundle; then nothing was written.
+    """
+    data = bundle.manifest.model_dump(by_alias=True, mode="json")
+    for name, value in changes.items():
+        data[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    target = bundle.path / MANIFEST_NAME
+    manifest = _validate(target, data)
+    if manifest.files != bundle.manifest.files:
+        raise BundleError(target, "the hashes of files are not yours to change")
+    _verify_architecture(Bundle(bundle.path, manifest))
+    temporary = target.with_suffix(".yaml.tmp")
+    _write_manifest(temporary, manifest)
+    temporary.replace(target)
+    return Bundle(bundle.path, manifest)
+
+
+def build_network(manifest: Manifest, part: Part) -> nn.Module:
+    """Build one of the manifest's networks, randomly initialised.
+
+    The global random state is left as it was. Raises BundleError for an architecture that this
+    version of the package does not know.
+    """
+    import torch
+
+    from depth_prior_ros.models.multi_frame import build_multi_frame
+    from depth_prior_ros.models.pose import build_pose
+    from depth_prior_ros.models.student import build_student
+
+    width, height = manifest.input_size
+    architecture = manifest.architecture
+    name = Path(MANIFEST_NAME)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if part == "student":
+                return build_student(architecture.student)
+            if part == "multi_frame" and architecture.multi_frame is not None:
+                values = {"size": [height, width], **architecture.multi_frame}
+                if list(values["size"]) != [height, width]:
+                    raise ValueError(f"size {values['size']} is not the input size")
+                return build_multi_frame(values)
+            if part == "pose" and architecture.pose is not None:
+                return build_pose(architecture.pose)
+    except (TypeError, ValueError, KeyError) as error:
+        raise BundleError(name, f"architecture of {part} cannot be built: {error}") from error
+    raise BundleError(name, f"architecture has no entry for {part}")
+
+
+def describe(bundle: Bundle) -> str:
+    """The bundle in words and figures, for people."""
+    from depth_prior_ros.bundle_text import describe_manifest
+
+    sizes = {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files}
+    return describe_manifest(bundle.manifest, bundle.path, sizes)
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def _file_name(part: Part) -> str:
+    return f"{part}.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _verify_hash(path: Path, expected: str) -> None:
+    try:
+        found = _sha256(path)
+    except FileNotFoundError:
+        raise BundleError(path, "missing: the manifest lists it") from None
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error}") from error
+    if found == expected:
+        return
+    problem = _truncation(path) or "altered"
+    raise BundleError(
+        path, f"{problem}: sha256 is {found[:12]}..., the manifest says {expected[:12]}..."
+    )
+
+
+def _truncation(path: Path) -> str | None:
+    """In words, by how much a safetensors file is shorter than its header says."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size < 8:
+            return f"truncated ({size} bytes)"
+        header = int.from_bytes(file.read(8), "little")
+        if header > size - 8:
+            return f"truncated (its header alone needs {8 + header} bytes, it has {size})"
+        try:
+            entries = json.loads(file.read(header))
+            needed = 8 + header + max(e["data_offsets"][1] for e in entries.values())
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
+    return f"truncated ({size} of {needed} bytes)" if size < needed else None
+
+
+def _verify_tensors(bundle: Bundle, part: Part) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    path = bundle.path / _file_name(part)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BundleError(path, f"not readable as safetensors: {error}") from error
+    _compare_shapes(path, found, _expected_shapes(bundle, part))
+
+
+def _verify_architecture(bundle: Bundle) -> None:
+    for part in PARTS:
+        if bundle.has(part):
+            _verify_tensors(bundle, part)
+
+
+def _expected_shapes(bundle: Bundle, part: Part) -> dict[str, list[int]]:
+    if part == "prior":
+        spec = bundle.manifest.prior
+        if spec is None:
+            raise BundleError(bundle.path / MANIFEST_NAME, "lists a prior file but has no `prior`")
+        return {"features": [spec.pixels, spec.channels], "inverse_depth": [spec.pixels]}
+    try:
+        net = build_network(bundle.manifest, part)
+    except BundleError as error:
+        raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
+    return {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
+def _compare_shapes(
+    path: Path, found: dict[str, list[int]], expected: dict[str, list[int]]
+) -> None:
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        parts = [f"lacks {len(missing)} ({missing[0]}, ...)"] if missing else []
+        parts += [f"has {len(unknown)} unknown ({unknown[0]}, ...)"] if unknown else []
+        raise BundleError(path, f"tensors do not fit the architecture: {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise BundleError(
+                path, f"tensor {name} has shape {found[name]}, the architecture asks for {shape}"
+            )
+
+
+def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in state.items():
+        value = tensor.detach().cpu()
+        if value.is_floating_point():
+            half = value.to(torch.float16)
+            if not torch.isfinite(half).all():
+                cause = "is not finite" if not torch.isfinite(value).all() else "exceeds 65504"
+                raise BundleError(path, f"tensor {name} {cause} and cannot be stored")
+            value = half
+        tensors[name] = value.contiguous().clone()
+    save_file(tensors, path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise BundleError(path, "missing: this folder is no bundle") from None
+    except UnicodeDecodeError as error:
+        raise BundleError(path, f"altered: not text ({error})") from error
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error}") from error
+    body, data = _unseal(path, text)
+    if not isinstance(data, dict):
+        raise BundleError(path, "holds no mapping of keys to values")
+    version = data.get("schema")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            path,
+            f"written by a newer version (schema {version}, this package reads up to "
+            f"{SCHEMA_VERSION}): update the package",
+        )
+    manifest = _validate(path, data)
+    if body is not None:
+        raise BundleError(path, body)
+    return manifest
+
+
+def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
+    """What is wrong with the seal (None for nothing), and the parsed content without it.
+
+    The seal is reported last: a newer schema or an unknown key says more than "altered".
+    """
+    body, found, tail = text.rpartition(_SEAL)
+    problem = None
+    if not found or (body and not body.endswith("\n")):
+        problem, body = "truncated: the sha256 on its last line is missing", text
+    elif tail != hashlib.sha256(body.encode()).hexdigest() + "\n":
+        problem = (
+            "altered: its sha256 does not match (to change a manifest, use "
+            "depth_prior_ros.bundle.rewrite_manifest)"
+        )
+    try:
+        return problem, yaml.safe_load(body)
+    except yaml.YAMLError as error:
+        raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
+
+
+def _validate(path: Path, data: Mapping[str, Any]) -> Manifest:
+    try:
+        # By way of JSON, where strict validation takes lists for tuples.
+        return Manifest.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise BundleError(path, "; ".join(_plain(e) for e in error.errors())) from error
+    except (TypeError, ValueError) as error:
+        raise BundleError(path, f"holds a value that a manifest cannot have: {error}") from error
+
+
+def _plain(error: Any) -> str:
+    place = ".".join(str(step) for step in error["loc"]) or "manifest"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {place}"
+    if error["type"] == "missing":
+        return f"key {place} is missing"
+    return f"{place}: {error['msg']}"
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    data = manifest.model_dump(by_alias=True, mode="json")
+    body = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    seal = hashlib.sha256(body.encode()).hexdigest()
+    path.write_bytes(f"{body}{_SEAL}{seal}\n".encode())
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST_NAME).is_file():
+        raise BundleError(path, "is a folder with other things in it; choose another place")
+    if path.exists() and not path.is_dir():
+        raise BundleError(path, "is a file; a bundle is a folder")
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder.chmod(0o755)  # mkdtemp's 0700 would lock other users out of an installed bundle
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, path: Path) -> None:
+    """Move `folder` to `path`. A folder cannot be exchanged in one step: the old one waits."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,192 @@
+"""Is the vehicle moving? Hysteresis over speed, or over image motion where there is no speed.
+
+Two frames taken from the same place have no parallax, so a multi-frame network has nothing to
+match. The gate answers once per frame; its thresholds differ for starting and stopping, and both
+must hold for a while, so that noise never makes the output flicker between two networks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+State = Literal["unknown", "stationary", "moving"]
+Source = Literal["odometry", "twist"]
+
+MOTION_SIZE = (160, 48)
+"""Width and height at which image motion is measured; its unit is a pixel of this size."""
+
+_CELL = 8  # pixels; 20 x 6 cells at MOTION_SIZE
+_MIN_CELLS = 12  # a tenth of them: with less texture nothing can be said
+_MIN_CONTRAST = 2.0  # grey levels (standard deviation) in a cell; below, flow is a guess
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What is known about the vehicle's own motion at a frame.
+
+    speed: m/s, of either sign, None or not finite where unknown; source: who said so.
+    """
+
+    speed: float | None = None
+    source: Source | None = None
+
+    @property
+    def known_speed(self) -> float | None:
+        """The absolute speed in m/s; None where it is missing or not finite."""
+        if self.speed is None or not math.isfinite(self.speed):
+            return None
+        return abs(self.speed)
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Thresholds of `MotionGate`; the defaults suit cameras of about 10 frames a second.
+
+    start_speed, stop_speed: m/s. Wheel odometry of a standing car stays below 0.1 m/s; at
+    0.5 m/s two frames are 5 cm apart, below which matching gains nothing.
+    start_flow, stop_flow: image motion in pixels per frame at MOTION_SIZE. Sensor noise and JPEG
+    leave a standing camera below 0.05; driving off at 1 m/s gives about 0.15.
+    hold_start, hold_stop: seconds. Three frames in favour of moving, four against: a single
+    wrong reading changes nothing, and a stop is seen before the vehicle has stood half a second.
+    max_gap: seconds without a frame after which the state is unknown again.
+    """
+
+    start_speed: float = 0.5
+    stop_speed: float = 0.2
+    start_flow: float = 0.15
+    stop_flow: float = 0.08
+    hold_start: float = 0.2
+    hold_stop: float = 0.3
+    max_gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        for start, stop, what in (
+            (self.start_speed, self.stop_speed, "speed"),
+            (self.start_flow, self.stop_flow, "flow"),
+        ):
+            if not (math.isfinite(start) and 0 <= stop <= start):
+                raise ValueError(
+                    f"0 <= stop_{what} <= start_{what} must hold, got {stop} and {start}"
+                )
+        holds = (self.hold_start, self.hold_stop)
+        if not all(math.isfinite(hold) and hold >= 0 for hold in holds):
+            raise ValueError(f"hold times must be finite and not negative, got {holds}")
+        if not self.max_gap > max(holds):
+            raise ValueError(f"max_gap ({self.max_gap} s) must exceed the hold times {holds}")
+
+
+class MotionGate:
+    """Decides between stationary and moving, once per frame, from stamps and readings.
+
+    It starts as unknown, and the first reading decides at once: moving above the start
+    threshold, stationary otherwise. From then on the state changes only after readings beyond the
+    other threshold have lasted for the hold time without a contrary one. A frame without a
+    reading neither confirms nor contradicts. A gap or a stamp that runs backwards makes the state
+    unknown again; a stamp that stands still is ignored.
+    """
+
+    def __init__(self, settings: GateSettings | None = None) -> None:
+        self.settings = settings or GateSettings()
+        self._state: State = "unknown"
+        self._last_ns: int | None = None
+        self._since_ns: int | None = None
+
+    @property
+    def state(self) -> State:
+        """The state after the latest update."""
+        return self._state
+
+    def reset(self) -> None:
+        """Forget everything: unknown, as at the start."""
+        self._state, self._last_ns, self._since_ns = "unknown", None, None
+
+    def update(
+        self, stamp_ns: int, speed: float | None = None, image_motion: float | None = None
+    ) -> State:
+        """Take one frame's reading and return the state.
+
+        speed in m/s goes before image_motion (pixels per frame at MOTION_SIZE); None or NaN is no
+        reading.
+        """
+        if self._last_ns is not None:
+            elapsed = stamp_ns - self._last_ns
+            if elapsed == 0:
+                return self._state
+            if elapsed < 0 or elapsed > self.settings.max_gap * 1e9:
+                self.reset()
+        self._last_ns = stamp_ns
+        verdict = self._verdict(speed, image_motion)
+        if verdict is not None:
+            self._apply(verdict, stamp_ns)
+        return self._state
+
+    def _verdict(self, speed: float | None, flow: float | None) -> float | None:
+        """+1 for moving, -1 for stationary, 0 between the thresholds, None without a reading."""
+        s = self.settings
+        if speed is not None and not math.isnan(speed):
+            value, start, stop = abs(speed), s.start_speed, s.stop_speed
+        elif flow is not None and not math.isnan(flow):
+            value, start, stop = flow, s.start_flow, s.stop_flow
+        else:
+            return None
+        if value > start:
+            return 1.0
+        return -1.0 if value < stop else 0.0
+
+    def _apply(self, verdict: float, stamp_ns: int) -> None:
+        if self._state == "unknown":
+            # Between the thresholds the safe answer is the network that needs no parallax.
+            self._state = "moving" if verdict > 0 else "stationary"
+            return
+        against = verdict < 0 if self._state == "moving" else verdict > 0
+        if not against:
+            self._since_ns = None
+            return
+        if self._since_ns is None:
+            self._since_ns = stamp_ns
+        hold = self.settings.hold_stop if self._state == "moving" else self.settings.hold_start
+        # Stamps of 10 Hz jitter by nanoseconds: 299 999 999 ns is 0.3 s.
+        if stamp_ns - self._since_ns >= hold * 1e9 - 1e6:
+            self._state = "stationary" if self._state == "moving" else "moving"
+            self._since_ns = None
+
+
+class ImageMotion:
+    """Measures how far the picture moved between two frames.
+
+    The answer is the median, over the cells of a grid that have texture, of each cell's median
+    optical flow magnitude, in pixels at MOTION_SIZE. Other vehicles that move in front of a
+    standing camera do not count as long as they cover less than half of the textured picture.
+    """
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow.setFinestScale(0)
+
+    @staticmethod
+    def prepare(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Shrink an RGB image (H, W, 3) to the grey picture (48, 160) that `measure` takes."""
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return cv2.resize(grey, MOTION_SIZE, interpolation=cv2.INTER_AREA)
+
+    def measure(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> float | None:
+        """Median motion from one prepared picture to the next; None without enough texture."""
+        flow = self._flow.calc(previous, current, None)
+        magnitude = _cells(np.hypot(flow[..., 0], flow[..., 1]))
+        textured = _cells(previous.astype(np.float32)).std(axis=1) > _MIN_CONTRAST
+        if int(textured.sum()) < _MIN_CELLS:
+            return None
+        return float(np.median(np.median(magnitude[textured], axis=1)))
+
+
+def _cells(picture: NDArray[Any]) -> NDArray[Any]:
+    """(48, 160) to (cells, pixels of a cell)."""
+    height, width = picture.shape
+    grid = picture.reshape(height // _CELL, _CELL, width // _CELL, _CELL)
+    return grid.transpose(0, 2, 1, 3).reshape(-1, _CELL * _CELL)

@@ -1,0 +1,121 @@
+"""A bundle's networks, compiled by a backend and ready to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.backends import Backend, BackendError, Compiled, choose_backend, make_backend
+from depth_prior_ros.backends.base import Precision
+from depth_prior_ros.bundle import Bundle, BundleError
+
+Native = Any
+Features = tuple[Native, ...]
+
+
+class Networks:
+    """Four compiled networks with the pose conventions of the project.
+
+    Native tensors in and out, so that features can stay on the device; poses as (4, 4) float64.
+    Raises BackendError where the backend cannot compile a network.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        from depth_prior_ros.models.export import (
+            FeatureRunner,
+            MultiFrameRunner,
+            PoseRunner,
+            StudentRunner,
+        )
+
+        self.backend = backend
+        depth = bundle.manifest.depth
+        width, height = bundle.manifest.input_size
+        image = np.zeros((1, 3, height, width), dtype=np.float32)
+        prior = bundle.prior() if bundle.has("prior") else None
+        student_net = bundle.student()
+        if student_net.fusion is not None and prior is None:
+            raise BundleError(bundle.path, "the student has a prior fusion, but there is no prior")
+        student = StudentRunner(
+            student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
+        )
+        self._student = backend.compile(student, (image,))
+        self._features: Compiled | None = None
+        if not (bundle.has("multi_frame") and bundle.has("pose")):
+            return
+        multi = bundle.multi_frame()
+        quarter = np.zeros((1, 32, height // 4, width // 4), dtype=np.float32)
+        eye = np.eye(4, dtype=np.float32)[np.newaxis]
+        K = bundle.manifest.camera.matrix().astype(np.float32)[np.newaxis]
+        depth_example = np.full((1, 1, height, width), 10.0, dtype=np.float32)
+        self._features = backend.compile(FeatureRunner(multi), (image,))
+        self._pose = backend.compile(PoseRunner(bundle.pose()), (image, image))
+        self._multi = backend.compile(
+            MultiFrameRunner(multi), (quarter, quarter, quarter, eye, K, depth_example)
+        )
+
+    @property
+    def has_multi_frame(self) -> bool:
+        """Whether there are a multi-frame and a pose network."""
+        return self._features is not None
+
+    def single(self, image: Native) -> tuple[Native, Native]:
+        """Image (1, 3, H, W) to inverse depth in 1/units and confidence, both (1, 1, H, W)."""
+        inverse, confidence = self._student(image)
+        return inverse, confidence
+
+    def features(self, image: Native) -> Features:
+        """What the multi-frame network keeps of an image: matching and context features."""
+        assert self._features is not None
+        return self._features(image)
+
+    def pose(self, previous: Native, current: Native) -> NDArray[np.float64]:
+        """`current_from_previous` (4, 4), network units; the frames in temporal order."""
+        (matrix,) = self._pose(previous, current)
+        return self.backend.to_numpy(matrix)[0].astype(np.float64)
+
+    def multi(
+        self,
+        current: Features,
+        previous: Features,
+        previous_from_current: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> tuple[Native, Native]:
+        """Depth in units and confidence; K (3, 3) at the input size."""
+        native = self.backend.to_native
+        single_depth = 1.0 / single_inverse  # numpy or torch alike; inverse depth is never zero
+        depth, confidence = self._multi(
+            current[0],
+            current[1],
+            previous[0],
+            native(previous_from_current.astype(np.float32)[np.newaxis]),
+            native(K.astype(np.float32)[np.newaxis]),
+            single_depth,
+        )
+        return depth, confidence
+
+
+def compile_networks(
+    bundle: Bundle,
+    backend: str = "auto",
+    device: str = "auto",
+    *,
+    threads: int = 1,
+    precision: Precision = "f32",
+) -> tuple[Networks, str]:
+    """The bundle's networks on the chosen backend, and why that one.
+
+    Where `auto` chose a backend that fails to compile, PyTorch on the CPU takes its place and the
+    reason says so. Raises BackendError for a backend chosen by name.
+    """
+    chosen, why = choose_backend(backend, device, threads=threads, precision=precision)
+    try:
+        return Networks(bundle, chosen), why
+    except BackendError as error:
+        if backend != "auto" or chosen.name == "torch":
+            raise
+        fallback = make_backend("torch", "cpu", threads=threads)
+        return Networks(bundle, fallback), f"{chosen.name} failed: {error}"

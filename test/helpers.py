@@ -1,0 +1,104 @@
+"""What several tests share: a tiny random bundle, textures that move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.bundle import (
+    Architecture,
+    Bundle,
+    CameraSpec,
+    DepthSpec,
+    Manifest,
+    PriorSpec,
+    Provenance,
+    build_network,
+    save_bundle,
+)
+
+TINY_SIZE = (96, 32)
+METRES_PER_UNIT = 20.0
+
+
+def tiny_manifest(size: tuple[int, int] = TINY_SIZE) -> Manifest:
+    """W18-small with a light decoder and a prior of 16 pixels, at `size` (width, height)."""
+    width, height = size
+    return Manifest(
+        name="tiny",
+        architecture=Architecture(
+            student={
+                "trunk": "hrnet_w18_small",
+                "decoder": "light",
+                "fusion": {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4},
+            },
+            multi_frame={"hypotheses": 16, "groups": 16},
+            pose={"variant": "small"},
+        ),
+        input_size=size,
+        training_camera=CameraSpec(
+            fx=0.58 * width,
+            fy=1.92 * height,
+            cx=0.5 * width,
+            cy=0.5 * height,
+            width=width,
+            height=height,
+        ),
+        depth=DepthSpec(metres_per_unit=METRES_PER_UNIT, metres_per_unit_source="made up"),
+        licence="Apache-2.0",
+        provenance=Provenance(data_sources=["random numbers"], seed=0),
+        prior=PriorSpec(pixels=16, channels=32, note="random numbers, for tests"),
+    )
+
+
+def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 0) -> Bundle:
+    """Write a bundle of small random networks to `path`; the depths are nonsense, but legal.
+
+    The pose network always answers about 0.05 units (1 m) straight ahead, so that a vehicle whose
+    odometry says up to 100 m/s at 10 Hz gets multi-frame depth.
+    """
+    import torch
+
+    from depth_prior_ros.models.prior_fusion import Prior
+
+    manifest = tiny_manifest(size)
+    torch.manual_seed(seed)
+    state = torch.random.get_rng_state()
+    nets = {}
+    for offset, part in enumerate(("student", "multi_frame", "pose")):
+        torch.manual_seed(seed + offset)
+        nets[part] = build_network(manifest, part)  # type: ignore[arg-type]
+    pose_head = nets["pose"].decoder
+    with torch.no_grad():
+        pose_head.weight.mul_(0.01)
+        pose_head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -5.0]))
+        nets["multi_frame"].delta.uniform_(0.2, 0.6)
+    prior = Prior(features=torch.randn(16, 32), inverse_depth=torch.rand(16) + 0.05)
+    torch.random.set_rng_state(state)
+    return save_bundle(path, manifest, prior=prior, **nets)
+
+
+def texture(
+    width: int = 192, height: int = 64, seed: int = 0, margin: int = 64
+) -> NDArray[np.uint8]:
+    """A smooth random RGB picture, `margin` pixels wider on every side than width x height."""
+    import cv2
+
+    noise = np.random.default_rng(seed).integers(
+        0, 256, ((height + 2 * margin) // 4, (width + 2 * margin) // 4, 3), dtype=np.uint8
+    )
+    size = (width + 2 * margin, height + 2 * margin)
+    return cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
+
+
+def shifted(
+    picture: NDArray[np.uint8], x: float, y: float = 0.0, margin: int = 64
+) -> NDArray[np.uint8]:
+    """The inner part of `texture`'s picture, moved by (x, y) pixels."""
+    import cv2
+
+    height, width = picture.shape[0] - 2 * margin, picture.shape[1] - 2 * margin
+    move = np.array([[1.0, 0.0, x - margin], [0.0, 1.0, y - margin]])
+    return cv2.warpAffine(picture, move, (width, height), flags=cv2.INTER_LINEAR)
