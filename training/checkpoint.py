@@ -1,0 +1,85 @@
+"""Checkpoints: one safetensors file with networks, optimiser and progress, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file and the cause."""
+
+
+def network_tensors(networks: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of all networks, named ``net.<network>.<name>``."""
+    return {
+        f"net.{network}.{name}": tensor.detach().cpu().contiguous()
+        for network, module in networks.items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return {
+        f"optim.{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def save_checkpoint(
+    path: Path,
+    networks: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer | None,
+    progress: dict[str, Any],
+) -> None:
+    """Write everything that a run needs to go on exactly as if it had not stopped."""
+    tensors = network_tensors(networks)
+    if optimiser is not None:
+        tensors |= _optimiser_tensors(optimiser)
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, str(temporary), metadata={"progress": json.dumps(progress)})
+    temporary.replace(path)
+
+
+def load_checkpoint(
+    path: Path, networks: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
+    """Load into ``networks`` (and ``optimiser``) and return the progress that was saved.
+
+    Raises:
+        CheckpointError: the file is damaged, or belongs to other networks.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            progress = json.loads((file.metadata() or {}).get("progress", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    for name, module in networks.items():
+        prefix = f"net.{name}."
+        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError(f"checkpoint {path} holds another '{name}': {error}") from error
+    if optimiser is not None:
+        _load_optimiser(optimiser, tensors)
+    return progress
+
+
+def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optim."):
+            _, index, entry = key.split(".", 2)
+            state.setdefault(int(index), {})[entry] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,190 @@
+"""Typed recipes read from YAML. An unknown key or a wrong type is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names file, key and cause."""
+
+
+class Strict(BaseModel):
+    """A section of a recipe: typed, without room for unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Networks(Strict):
+    """Which networks a run trains."""
+
+    trunk: Literal["hrnet_w18", "hrnet_w18_small"] = "hrnet_w18_small"
+    decoder: Literal["diffnet", "light"] = "light"
+    pose: Literal["resnet18", "small"] = "small"
+    far_disparity: float = Field(
+        0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
+    )
+
+
+class Drive(Strict):
+    """A recording to train on."""
+
+    path: str = Field(description="folder or bag, relative to the data root")
+    weight: float = Field(1.0, gt=0, description="how often it is drawn, relative to the others")
+    stride: int = Field(1, ge=1, description="frames between neighbours")
+    keep_out: Literal["none", "depth"] = Field(
+        "none", description="'depth' keeps frames with ground truth and their neighbours out"
+    )
+
+
+class Synthetic(Strict):
+    """Rendered pairs with exact depth and motion; rendered on first use, then read."""
+
+    folder: str = Field(description="where the pairs lie, relative to the working directory")
+    count: int = Field(8000, ge=1)
+    seed: int = 1
+    textures: tuple[str, ...] = Field(
+        (), description="drives, relative to the data root, whose frames give textures"
+    )
+
+
+class Data(Strict):
+    """Where samples come from."""
+
+    root: str | None = Field(None, description="data root; default: $DEPTH_PRIOR_DATA")
+    drives: tuple[Drive, ...] = ()
+    synthetic: Synthetic | None = None
+
+
+class Schedule(Strict):
+    """Length, batch and learning rate of a stage."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    warm_up: int = Field(100, ge=0, description="steps of linear warm-up")
+    final: float = Field(0.05, gt=0, le=1, description="last learning rate, relative (cosine)")
+    clip: float = Field(10.0, gt=0, description="largest gradient norm")
+
+
+class Supervised(Schedule):
+    """Exact depth and motion of synthetic pairs, all networks."""
+
+    kind: Literal["supervised"]
+    batch: int = Field(8, ge=1)
+    gradient_weight: float = Field(0.5, ge=0)
+
+
+class SelfSupervised(Schedule):
+    """Photometric training on real triplets, with rehearsal on synthetic pairs."""
+
+    kind: Literal["self_supervised"]
+    batch: int = Field(6, ge=1)
+    synthetic_batch: int = Field(2, ge=0)
+    synthetic_weight: float = Field(0.1, ge=0)
+    smoothness: float = Field(1e-3, ge=0)
+    known_pose_weight: float = Field(1.0, ge=0)
+    gradient_weight: float = Field(0.5, ge=0)
+    scales: tuple[int, ...] = (0,)
+
+
+class Prior(Schedule):
+    """A provisional prior: random pixels of training frames through the multi-frame network."""
+
+    kind: Literal["prior"]
+    batch: int = Field(6, ge=1)
+    references: int = Field(8192, ge=1)
+    per_image: int = Field(64, ge=1)
+    synthetic_batch: int = Field(2, ge=0)
+    synthetic_weight: float = Field(0.1, ge=0)
+    smoothness: float = Field(1e-3, ge=0)
+    known_pose_weight: float = Field(1.0, ge=0)
+    gradient_weight: float = Field(0.5, ge=0)
+    scales: tuple[int, ...] = (0,)
+
+
+Stage = Annotated[Supervised | SelfSupervised | Prior, Field(discriminator="kind")]
+
+
+class Output(Strict):
+    """What the finished bundle says of itself."""
+
+    name: str
+    licence: str
+    provenance: tuple[str, ...] = ()
+    scale_drive: str | None = Field(
+        None, description="drive with metric poses on which the metric factor is fitted"
+    )
+
+
+class Recipe(Strict):
+    """One training run: data, networks, stages, and the bundle that comes out."""
+
+    seed: int = 1
+    size: tuple[int, int] = Field((320, 96), description="width and height of the input")
+    metres_per_unit: float = Field(10.0, gt=0, description="unit of depth in training")
+    networks: Networks = Networks()
+    data: Data
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    output: Output
+    device: str = "auto"
+    threads: int = Field(1, ge=1, description="CPU threads; one is often faster than two")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    validate_every: int = Field(1000, ge=1, description="steps")
+    log_every: int = Field(20, ge=1, description="steps")
+
+    @field_validator("size")
+    @classmethod
+    def _multiple_of_32(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if any(side < 32 or side % 32 for side in size):
+            raise ValueError(f"sides must be multiples of 32, got {size[0]}x{size[1]}")
+        return size
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise RecipeError(f"override '{override}' is not of the form key=value")
+    *parents, last = key.split(".")
+    target: Any = values
+    for name in parents:
+        target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"override '{override}': '{name}' is a value, not a section")
+    value = yaml.safe_load(text)
+    if isinstance(target, list):
+        target[int(last)] = value
+    else:
+        target[last] = value
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply ``key.sub=value`` overrides (lists by index: ``stages.0.steps=9``).
+
+    Raises:
+        RecipeError: file missing or not YAML, unknown key, wrong type or value; the message names
+            the file and every offending key.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} holds no keys")
+    try:
+        for override in overrides or []:
+            _set(values, override)
+        return Recipe.model_validate(values)
+    except (IndexError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        if not isinstance(error, ValidationError):
+            raise RecipeError(f"recipe {path}: {error}") from error
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error

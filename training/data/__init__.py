@@ -1,0 +1,1 @@
+"""Training samples out of recordings; every draw is a function of (seed, stage, step)."""

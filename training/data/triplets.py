@@ -1,0 +1,171 @@
+"""Triplets (previous, current, next) of neighbouring frames out of recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from depth_prior_ros.geometry import Pose
+from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings.base import CorruptFrameError, Recording
+from training.config import Drive
+from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
+
+
+@dataclass
+class TripletBatch:
+    """A batch of triplets; image order is previous, current, next.
+
+    images: (B, 3, 3, H, W), as recorded; inputs: the same with changed colours, for the networks.
+    K: (B, 3, 3) in pixels. poses: previous_from_current and next_from_current (B, 2, 4, 4) in
+    network units, the identity where they were not recorded; known: (B,) whether they were.
+    """
+
+    images: Tensor
+    inputs: Tensor
+    K: Tensor
+    poses: Tensor
+    known: Tensor
+
+
+@dataclass
+class _Sequence:
+    """One drive at the network's size, in memory as uint8."""
+
+    weight: float
+    images: dict[int, np.ndarray]
+    K: np.ndarray
+    poses: dict[int, np.ndarray]
+    triplets: list[tuple[int, int, int]]
+
+
+@dataclass
+class TripletSource:
+    """All triplets of the drives of a recipe. ``skipped`` names every frame left out."""
+
+    sequences: list[_Sequence]
+    metres_per_unit: float
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(s.triplets) for s in self.sequences)
+
+    def batch(self, size: int, rng: np.random.Generator) -> TripletBatch:
+        """Draw ``size`` triplets; drives are drawn by weight, mirrored half the time."""
+        weights = np.array([s.weight for s in self.sequences])
+        chosen = rng.choice(len(self.sequences), size, p=weights / weights.sum())
+        images, K, poses, known = [], [], [], []
+        for number in chosen:
+            sequence = self.sequences[number]
+            indices = sequence.triplets[rng.integers(len(sequence.triplets))]
+            stack = np.stack([sequence.images[i] for i in indices])
+            images.append(torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255)
+            K.append(torch.from_numpy(sequence.K).float())
+            relative = self._relative_poses(sequence, indices)
+            known.append(relative is not None)
+            identity = np.tile(np.eye(4), (2, 1, 1))
+            poses.append(torch.from_numpy(identity if relative is None else relative).float())
+        batch = TripletBatch(
+            torch.stack(images),
+            torch.empty(0),
+            torch.stack(K),
+            torch.stack(poses),
+            torch.tensor(known),
+        )
+        _mirror(batch, torch.from_numpy(rng.random(size) < 0.5))
+        batch.inputs = jitter(batch.images, rng)
+        return batch
+
+    def _relative_poses(
+        self, sequence: _Sequence, indices: tuple[int, int, int]
+    ) -> np.ndarray | None:
+        if not all(i in sequence.poses for i in indices):
+            return None
+        before, current, after = (sequence.poses[i] for i in indices)
+        relative = np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
+        relative[:, :3, 3] /= self.metres_per_unit
+        return relative
+
+
+def _mirror(batch: TripletBatch, which: Tensor) -> None:
+    pick = which[:, None, None, None, None]
+    batch.images = torch.where(pick, batch.images.flip(-1), batch.images)
+    K = mirror_intrinsics(batch.K, batch.images.shape[-1])
+    batch.K = torch.where(which[:, None, None], K, batch.K)
+    mirrored = mirror_pose(Pose(batch.poses)).matrix
+    batch.poses = torch.where(which[:, None, None, None], mirrored, batch.poses)
+
+
+def find_triplets(
+    recording: Recording, stride: int, usable: Sequence[bool]
+) -> list[tuple[int, int, int]]:
+    """Positions (previous, current, next) ``stride`` frames apart; no gap is bridged."""
+    gaps = [recording.gap_before(i) for i in range(len(recording.frames))]
+    found = []
+    for i in range(stride, len(recording.frames) - stride):
+        window = range(i - stride, i + stride + 1)
+        if all(usable[j] for j in window) and not any(gaps[j] for j in list(window)[1:]):
+            found.append((i - stride, i, i + stride))
+    return found
+
+
+def _kept_out(recording: Recording, rule: str) -> list[bool]:
+    """Which frames may be used: with 'depth', none that has ground truth and no neighbour of it."""
+    count = len(recording.frames)
+    if rule == "none":
+        return [True] * count
+    has = [frame.has_depth for frame in recording.frames]
+    return [not any(has[max(0, i - 1) : i + 2]) for i in range(count)]
+
+
+def load_sequence(recording: Recording, drive: Drive, size: tuple[int, int]) -> tuple:
+    """Read a recording into memory at the network's ``size`` (width, height).
+
+    Returns:
+        The sequence and the list of what was left out, as text.
+    """
+    usable = _kept_out(recording, drive.keep_out)
+    images: dict[int, np.ndarray] = {}
+    poses: dict[int, np.ndarray] = {}
+    skipped = [f"{recording.name}: {s}" for s in recording.skipped]
+    for i, frame in enumerate(recording.frames):
+        if not usable[i]:
+            continue
+        try:
+            images[i] = cv2.resize(frame.image(), size, interpolation=cv2.INTER_AREA)
+        except CorruptFrameError as error:
+            skipped.append(f"{recording.name}: {error}")
+            usable[i] = False
+            continue
+        if frame.pose is not None:
+            poses[i] = frame.pose
+    K = recording.frames[0].camera.scaled(*size).matrix() if len(recording.frames) else np.eye(3)
+    triplets = find_triplets(recording, drive.stride, usable)
+    return _Sequence(drive.weight, images, K, poses, triplets), skipped
+
+
+def load_triplets(
+    root: Path, drives: Sequence[Drive], size: tuple[int, int], metres_per_unit: float
+) -> TripletSource:
+    """All triplets of ``drives`` below ``root``.
+
+    Raises:
+        ValueError: when no triplet is left; says what was left out.
+    """
+    source = TripletSource([], metres_per_unit)
+    for drive in drives:
+        sequence, skipped = load_sequence(open_recording(root / drive.path), drive, size)
+        source.skipped += skipped
+        if sequence.triplets:
+            source.sequences.append(sequence)
+        else:
+            source.skipped.append(f"{drive.path}: no three frames follow each other")
+    if not len(source):
+        raise ValueError("nothing to train on: " + "; ".join(source.skipped[:10]))
+    return source

@@ -1,0 +1,193 @@
+"""`depth_train run`: a recipe's stages one after the other, then the bundle.
+
+The run folder holds the resolved recipe, a folder a stage (checkpoint, metrics.jsonl, TensorBoard)
+and at the end ``bundle``. Between stages full-precision checkpoints are passed on, because a bundle
+rounds to half precision. A command given again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from depth_prior_ros.models.prior_fusion import FusionConfig
+from training.checkpoint import load_checkpoint
+from training.config import Prior, Recipe, RecipeError, SelfSupervised, Supervised, load_recipe
+from training.data.pairs import PairSource
+from training.data.triplets import TripletSource, load_triplets
+from training.engine import LAST, Engine, Settings, TrainingStage
+from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
+from training.output import write_bundle
+from training.stages.prior import random_prior
+from training.stages.self_supervised import SelfSupervisedStage
+from training.stages.supervised import SupervisedStage
+from training.stages.system import System
+from training.stages.validation import Validation
+
+
+@dataclass
+class Run:
+    """One recipe being carried out in ``folder``."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def __post_init__(self) -> None:
+        self.device = _device(self.recipe.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.recipe.threads)
+        self.root = self._root()
+        self.validation = Validation(self.root, self.recipe.size)
+        self._triplets: TripletSource | None = None
+        self._pairs: PairSource | None = None
+
+    def carry_out(self) -> Path:
+        """Run all stages and write the bundle; returns its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _keep_recipe(self.folder / "recipe.yaml", self.recipe)
+        system = System.build(self.recipe, self.device)
+        progress: list[dict[str, Any]] = []
+        before: Path | None = None
+        for number, schedule in enumerate(self.recipe.stages):
+            folder = self.folder / f"{number}_{schedule.kind}"
+            system = self._prepare(system, schedule, before)
+            stage = self._stage(system, schedule)
+            progress.append(Engine(stage, folder, self._settings(number), self.console).run())
+            before = folder / LAST
+        return write_bundle(self.folder / "bundle", self.recipe, system, progress, self.root)
+
+    def _prepare(
+        self, system: System, schedule: Supervised | SelfSupervised | Prior, before: Path | None
+    ) -> System:
+        """The networks as the stage before left them; for a prior, rebuilt with its fusion."""
+        if before is not None:
+            load_checkpoint(before, system.networks)
+        if not isinstance(schedule, Prior):
+            return system
+        prior = random_prior(
+            system, self.triplets(), schedule.references, schedule.per_image, self.recipe.seed
+        )
+        fused = System.build(self.recipe, self.device, FusionConfig())
+        fused.student.load_state_dict(system.student.state_dict(), strict=False)
+        fused.pose.load_state_dict(system.pose.state_dict())
+        fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
+        fused.prior = prior
+        return fused
+
+    def _stage(
+        self, system: System, schedule: Supervised | SelfSupervised | Prior
+    ) -> TrainingStage:
+        if isinstance(schedule, Supervised):
+            pairs = self.pairs()
+            if pairs is None:
+                raise RecipeError("a supervised stage needs data.synthetic in the recipe")
+            return SupervisedStage(schedule, system, pairs, self.validation)
+        return SelfSupervisedStage(
+            schedule,
+            system,
+            self.triplets(),
+            self.pairs(),
+            self.validation,
+            name=schedule.kind.replace("_", "-"),
+            freeze_teacher=isinstance(schedule, Prior),
+        )
+
+    def _settings(self, number: int) -> Settings:
+        r = self.recipe
+        return Settings(
+            r.seed,
+            number,
+            self.device,
+            r.precision,
+            r.checkpoint_every,
+            r.validate_every,
+            r.log_every,
+        )
+
+    def _root(self) -> Path:
+        if not self.recipe.data.drives and self.recipe.data.root is None:
+            return Path(os.environ.get(DATA_VARIABLE, "."))
+        try:
+            return data_folder(self.recipe.data.root)
+        except EvaluationError as error:
+            raise RecipeError(f"{error}; or set data.root in the recipe") from error
+
+    def triplets(self) -> TripletSource:
+        """Real triplets, read once; what had to be left out is named."""
+        if self._triplets is None:
+            r = self.recipe
+            self._triplets = load_triplets(self.root, r.data.drives, r.size, r.metres_per_unit)
+            for line in self._triplets.skipped:
+                self.console.print(f"left out: {line}")
+            self.console.print(f"{len(self._triplets)} triplets to train on")
+        return self._triplets
+
+    def pairs(self) -> PairSource | None:
+        """Synthetic pairs, rendered first where the folder does not hold them all yet."""
+        synthetic = self.recipe.data.synthetic
+        if synthetic is None or self._pairs is not None:
+            return self._pairs
+        from training.data.rendering import ensure_samples
+
+        folder = ensure_samples(synthetic, self.recipe.size, self.root)
+        self._pairs = PairSource.open(folder, self.recipe.metres_per_unit)
+        return self._pairs
+
+
+def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> Path:
+    """Carry out the recipe file with ``key=value`` overrides; ``out`` defaults to runs/NAME.
+
+    Returns:
+        The folder of the finished bundle.
+
+    Raises:
+        RecipeError: the recipe is not valid, or belongs to another run in ``out``.
+        TrainingError: training cannot go on.
+    """
+    resolved = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / Path(recipe).stem
+    return Run(resolved, folder).carry_out()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _keep_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe; a folder that holds another recipe's run is refused."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    if path.is_file():
+        if path.read_text() != text:
+            raise RecipeError(
+                f"{path.parent} holds a run of another recipe or other overrides (see {path.name} "
+                "there); give --out another folder, or remove that one"
+            )
+        return
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def git_hash() -> str | None:
+    """The commit of the checkout, with ``-dirty`` where files were changed; None elsewhere."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None

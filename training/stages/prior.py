@@ -1,0 +1,70 @@
+"""Last step of the first bundle: a provisional prior and the fusion that reads it.
+
+Random pixels of training frames go through the frozen multi-frame network (RPrDepth, 3.1, without
+the high resolution and without attention-guided selection).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.models.prior_fusion import Prior
+from training.data.triplets import TripletSource
+from training.stages.system import System
+
+NOTE = (
+    "provisional: random pixels of training frames through the frozen multi-frame network, "
+    "at the student's own resolution and without selection"
+)
+_BATCH = 8
+
+
+@torch.no_grad()
+def random_prior(
+    system: System, triplets: TripletSource, references: int, per_image: int, seed: int
+) -> Prior:
+    """Draw reference pixels: features of the multi-frame network and inverse depth.
+
+    Args:
+        system: networks; Pose and M are used as they are, in evaluation mode.
+        triplets: training frames.
+        references: number of reference pixels N.
+        per_image: pixels drawn from one frame.
+        seed: decides frames and pixels.
+
+    Returns:
+        Features (N, 32) and inverse depth (N,) in network units.
+    """
+    for network in system.networks.values():
+        network.eval()
+    rng = np.random.default_rng([seed, 25_000])
+    features, inverse, count = [], [], 0
+    while count < references:
+        f, d = _reference_pixels(system, triplets, per_image, rng)
+        features.append(f)
+        inverse.append(d)
+        count += len(d)
+    return Prior(torch.cat(features)[:references], torch.cat(inverse)[:references])
+
+
+def _reference_pixels(
+    system: System, triplets: TripletSource, per_image: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = triplets.batch(_BATCH, rng)
+    before, now = batch.images[:, 0], batch.images[:, 1]
+    predicted = system.motion(before, now).inverse().matrix
+    known = batch.known[:, None, None]
+    pose = Pose(torch.where(known, batch.poses[:, 0], predicted))
+    _, single = disparity_to_depth(system.single(now)[0])
+    mine = system.multi_frame.features(now)
+    theirs = system.multi_frame.features(before)
+    output = system.multi_frame(mine, theirs, pose, batch.K, single)
+    maps = mine.matching.flatten(2).transpose(1, 2)  # (B, h*w, 32)
+    depth = output.depth_quarter.flatten(1)
+    pixels = torch.from_numpy(
+        np.stack([rng.choice(depth.shape[1], per_image, replace=False) for _ in range(_BATCH)])
+    )
+    picked = torch.gather(maps, 1, pixels[..., None].expand(-1, -1, maps.shape[-1]))
+    return picked.flatten(0, 1), 1 / torch.gather(depth, 1, pixels).flatten()

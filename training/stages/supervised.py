@@ -1,0 +1,48 @@
+"""First step: exact depth and motion of synthetic pairs teach shapes and boundaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from training.config import Supervised
+from training.data.pairs import PairSource
+from training.stages.system import System, supervised_loss
+from training.stages.validation import Validation
+
+
+@dataclass
+class SupervisedStage:
+    """S, Pose and M on synthetic pairs."""
+
+    schedule: Supervised
+    system: System
+    pairs: PairSource
+    validation: Validation
+    name: str = "supervised"
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks of the system."""
+        return self.system.networks
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All parameters."""
+        return [p for network in self.networks.values() for p in network.parameters()]
+
+    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """One batch of pairs."""
+        batch = self.pairs.batch(self.schedule.batch, rng)
+        return supervised_loss(self.system, batch, self.schedule.gradient_weight)
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the student on held-out frames."""
+        return self.validation.figures(self.system)
+
+    def pictures(self, folder: Path, step: int) -> dict[str, np.ndarray]:
+        """Depth of fixed frames."""
+        return self.validation.pictures(self.system)

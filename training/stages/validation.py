@@ -1,0 +1,64 @@
+"""What is looked at while a stage runs: figures and pictures on frames that are not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.evaluation_sets import EvaluationError
+from training.quick_evaluation import (
+    cached_set,
+    colour_inverse_depth,
+    evaluate_network,
+    predict_inverse_depth,
+)
+from training.stages.system import System
+
+# Chosen by eye once: street with cars, country road, narrow street, near wall.
+_PICTURED = 6
+
+
+@dataclass
+class Validation:
+    """Held-out frames of the data root at the network's ``size``; missing sets are left out.
+
+    The LiDAR frames of drive 0039 are kept out of training and serve to choose; kitti_2015 and
+    drive 0052 are test sets: shown, never chosen by.
+    """
+
+    root: Path
+    size: tuple[int, int]
+    sets: tuple[str, ...] = ("0039lidar", "kitti2015", "0052")
+
+    def figures(self, system: System) -> dict[str, float]:
+        """AbsRel after median scaling by set, and of the prediction's own mean map beside it."""
+        found = {}
+        for name in self.sets:
+            try:
+                result = evaluate_network(
+                    system.student, system.device, self.size, self.root, (name,)
+                )[name]
+            except EvaluationError:
+                continue
+            found[name] = result["abs_rel"]
+            found[f"{name}_mean_map"] = result["own_mean"]
+        return found
+
+    def pictures(self, system: System) -> dict[str, np.ndarray]:
+        """Fixed frames above their predicted depth (near = red), one picture a set."""
+        result = {}
+        for name in self.sets:
+            try:
+                images = cached_set(name, self.root, self.size).images
+            except EvaluationError:
+                continue
+            images = images[:: max(1, len(images) // _PICTURED)][:_PICTURED]
+            inverse = predict_inverse_depth(system.student, images, system.device)
+            rows = [
+                np.hstack([i, colour_inverse_depth(d)])
+                for i, d in zip(images, inverse, strict=True)
+            ]
+            result[f"depth/{name}"] = np.vstack(rows)
+        return result
