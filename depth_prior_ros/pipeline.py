@@ -193,6 +193,15 @@ class DepthPipeline:
         """What the motion gate thinks."""
         return self._gate.state
 
+    @property
+    def gate_settings(self) -> GateSettings:
+        """Thresholds and hold times of the motion gate; may be replaced between two frames."""
+        return self._gate.settings
+
+    @gate_settings.setter
+    def gate_settings(self, settings: GateSettings) -> None:
+        self._gate.settings = settings
+
     def reset(self) -> None:
         """Forget the previous frame, the motion and all pauses, as before the first frame."""
         self._previous = None
