@@ -23,12 +23,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.bundle_manifest import (
+    MANIFEST_NAME,
+    PARTS,
+    SCHEMA_VERSION,
+    Architecture,
+    BundleError,
+    CameraSpec,
+    DepthSpec,
+    Manifest,
+    Part,
+    PriorSpec,
+    Provenance,
+    file_name,
+    read_manifest,
+    validate_manifest,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,138 +53,24 @@ if TYPE_CHECKING:
     from depth_prior_ros.models.prior_fusion import Prior
     from depth_prior_ros.models.student import Student
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.yaml"
-Part = Literal["student", "prior", "multi_frame", "pose"]
-PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
-
-_SEAL = "sha256: "
-
-
-class BundleError(ValueError):
-    """A bundle that cannot be trusted or used; the message names the file and the cause."""
-
-    def __init__(self, path: Path, cause: str) -> None:
-        super().__init__(f"{path}: {cause}")
-        self.path = path
-        self.cause = cause
-
-
-class _Strict(BaseModel):
-    """No unknown keys, no silent conversions, no changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
-
-
-class Architecture(_Strict):
-    """The arguments from which each network is built again."""
-
-    student: dict[str, Any]
-    multi_frame: dict[str, Any] | None = None
-    pose: dict[str, Any] | None = None
-
-
-class CameraSpec(_Strict):
-    """The training camera, in pixels at the input size."""
-
-    fx: float
-    fy: float
-    cx: float
-    cy: float
-    width: int
-    height: int
-
-    @classmethod
-    def of(cls, camera: Camera) -> CameraSpec:
-        """The spec of `camera`, which must already have the input size."""
-        return cls(
-            fx=camera.fx,
-            fy=camera.fy,
-            cx=camera.cx,
-            cy=camera.cy,
-            width=camera.width,
-            height=camera.height,
-        )
-
-    def camera(self) -> Camera:
-        """As a `Camera`. Raises InvalidCameraError."""
-        return Camera(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
-
-
-class DepthSpec(_Strict):
-    """Network units, their range, and the factor to metres with its origin."""
-
-    min_units: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    max_units: float = Field(default=100.0, gt=0, allow_inf_nan=False)
-    metres_per_unit: float = Field(gt=0, allow_inf_nan=False)
-    metres_per_unit_source: str = Field(min_length=1)
-    max_metres: float = Field(default=80.0, gt=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DepthSpec:
-        if self.min_units >= self.max_units:
-            raise ValueError(f"min_units {self.min_units} is not below max_units {self.max_units}")
-        return self
-
-
-class Provenance(_Strict):
-    """Where the weights come from: enough to judge them, and to make them again."""
-
-    data_sources: list[str] = Field(default_factory=list)
-    recipe: dict[str, Any] = Field(default_factory=dict)
-    seed: int | None = None
-    git: str | None = None
-    steps: dict[str, int] = Field(default_factory=dict)
-    note: str = ""
-
-
-class PriorSpec(_Strict):
-    """What the reference pixels are; `note` is shown by `inspect`."""
-
-    pixels: int = Field(gt=0)
-    channels: int = Field(gt=0)
-    note: str
-
-
-class Manifest(_Strict):
-    """bundle.yaml. `files` (file name to sha256) is filled in by `save_bundle`."""
-
-    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
-    name: str = Field(min_length=1)
-    architecture: Architecture
-    input_size: tuple[int, int]
-    training_camera: CameraSpec
-    depth: DepthSpec
-    licence: str = Field(min_length=1)
-    provenance: Provenance = Field(default_factory=Provenance)
-    prior: PriorSpec | None = None
-    metrics: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
-        width, height = self.input_size
-        if width <= 0 or height <= 0 or width % 32 or height % 32:
-            raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
-        camera = self.training_camera
-        if (camera.width, camera.height) != self.input_size:
-            raise ValueError(
-                f"training_camera is given at {camera.width}x{camera.height}, not at the input "
-                f"size {width}x{height}"
-            )
-        try:
-            camera.camera()
-        except InvalidCameraError as error:
-            raise ValueError(f"training_camera: {error}") from error
-        unknown = set(self.files) - {_file_name(part) for part in PARTS}
-        if unknown:
-            raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
-        return self
-
-    @property
-    def camera(self) -> Camera:
-        """The training camera at the input size."""
-        return self.training_camera.camera()
+__all__ = [
+    "MANIFEST_NAME",
+    "PARTS",
+    "SCHEMA_VERSION",
+    "Architecture",
+    "Bundle",
+    "BundleError",
+    "CameraSpec",
+    "DepthSpec",
+    "Manifest",
+    "PriorSpec",
+    "Provenance",
+    "build_network",
+    "describe",
+    "load_bundle",
+    "rewrite_manifest",
+    "save_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -181,7 +82,7 @@ class Bundle:
 
     def has(self, part: Part) -> bool:
         """Whether the bundle holds this part."""
-        return _file_name(part) in self.manifest.files
+        return file_name(part) in self.manifest.files
 
     @property
     def digest(self) -> str:
@@ -217,7 +118,7 @@ class Bundle:
     def _tensors(self, part: Part) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
-        path = self.path / _file_name(part)
+        path = self.path / file_name(part)
         if not self.has(part):
             raise BundleError(path, f"this bundle has no {part} network")
         tensors = load_file(path)
@@ -237,8 +138,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
         path = bundle_path(name_or_path)
     except FileNotFoundError as error:
         raise BundleError(Path(name_or_path), f"missing: {error}") from error
-    manifest = _read_manifest(path / MANIFEST_NAME)
-    if _file_name("student") not in manifest.files:
+    manifest = read_manifest(path / MANIFEST_NAME)
+    if file_name("student") not in manifest.files:
         raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
     for name, expected in manifest.files.items():
         _verify_hash(path / name, expected)
@@ -277,13 +178,13 @@ def save_bundle(
     with _staging(path) as folder:
         files = {}
         for part, state in states.items():
-            target = folder / _file_name(part)
+            target = folder / file_name(part)
             _write_tensors(target, state)
             files[target.name] = _sha256(target)
-        _write_manifest(folder / MANIFEST_NAME, manifest.model_copy(update={"files": files}))
+        write_manifest(folder / MANIFEST_NAME, manifest.model_copy(update={"files": files}))
         load_bundle(folder)
         _replace(folder, path)
-    return Bundle(path, _read_manifest(path / MANIFEST_NAME))
+    return Bundle(path, read_manifest(path / MANIFEST_NAME))
 
 
 def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
@@ -295,12 +196,12 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     for name, value in changes.items():
         data[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     target = bundle.path / MANIFEST_NAME
-    manifest = _validate(target, data)
+    manifest = validate_manifest(target, data)
     if manifest.files != bundle.manifest.files:
         raise BundleError(target, "the hashes of files are not yours to change")
     _verify_architecture(Bundle(bundle.path, manifest))
     temporary = target.with_suffix(".yaml.tmp")
-    _write_manifest(temporary, manifest)
+    write_manifest(temporary, manifest)
     temporary.replace(target)
     return Bundle(bundle.path, manifest)
 
@@ -347,10 +248,6 @@ def describe(bundle: Bundle) -> str:
 # -- files -------------------------------------------------------------------------------------
 
 
-def _file_name(part: Part) -> str:
-    return f"{part}.safetensors"
-
-
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -394,7 +291,7 @@ def _truncation(path: Path) -> str | None:
 def _verify_tensors(bundle: Bundle, part: Part) -> None:
     from safetensors import SafetensorError, safe_open
 
-    path = bundle.path / _file_name(part)
+    path = bundle.path / file_name(part)
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -453,77 +350,6 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
             value = half
         tensors[name] = value.contiguous().clone()
     save_file(tensors, path)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise BundleError(path, "missing: this folder is no bundle") from None
-    except UnicodeDecodeError as error:
-        raise BundleError(path, f"altered: not text ({error})") from error
-    except OSError as error:
-        raise BundleError(path, f"cannot be read: {error}") from error
-    body, data = _unseal(path, text)
-    if not isinstance(data, dict):
-        raise BundleError(path, "holds no mapping of keys to values")
-    version = data.get("schema")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            path,
-            f"written by a newer version (schema {version}, this package reads up to "
-            f"{SCHEMA_VERSION}): update the package",
-        )
-    manifest = _validate(path, data)
-    if body is not None:
-        raise BundleError(path, body)
-    return manifest
-
-
-def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
-    """What is wrong with the seal (None for nothing), and the parsed content without it.
-
-    The seal is reported last: a newer schema or an unknown key says more than "altered".
-    """
-    body, found, tail = text.rpartition(_SEAL)
-    problem = None
-    if not found or (body and not body.endswith("\n")):
-        problem, body = "truncated: the sha256 on its last line is missing", text
-    elif tail != hashlib.sha256(body.encode()).hexdigest() + "\n":
-        problem = (
-            "altered: its sha256 does not match (to change a manifest, use "
-            "depth_prior_ros.bundle.rewrite_manifest)"
-        )
-    try:
-        return problem, yaml.safe_load(body)
-    except yaml.YAMLError as error:
-        raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
-
-
-def _validate(path: Path, data: Mapping[str, Any]) -> Manifest:
-    try:
-        # By way of JSON, where strict validation takes lists for tuples.
-        return Manifest.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise BundleError(path, "; ".join(_plain(e) for e in error.errors())) from error
-    except (TypeError, ValueError) as error:
-        raise BundleError(path, f"holds a value that a manifest cannot have: {error}") from error
-
-
-def _plain(error: Any) -> str:
-    place = ".".join(str(step) for step in error["loc"]) or "manifest"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {place}"
-    if error["type"] == "missing":
-        return f"key {place} is missing"
-    return f"{place}: {error['msg']}"
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    data = manifest.model_dump(by_alias=True, mode="json")
-    body = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    path.write_bytes(f"{body}{_SEAL}{seal}\n".encode())
 
 
 def _refuse_foreign(path: Path) -> None:

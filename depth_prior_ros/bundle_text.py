@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from depth_prior_ros.bundle import Manifest
+    from depth_prior_ros.bundle_manifest import Manifest
 
 
 def describe_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int]) -> str:
@@ -30,8 +30,7 @@ def describe_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int]) 
             "depth",
             {
                 "network range": f"{depth.min_units:g} to {depth.max_units:g} units",
-                "metres per unit": f"{depth.metres_per_unit:.4g} "
-                f"({depth.metres_per_unit_source})",
+                "metres per unit": f"{depth.metres_per_unit:.4g} ({depth.metres_per_unit_source})",
                 "reported up to": f"{depth.max_metres:g} m",
             },
         ),

@@ -79,7 +79,9 @@ def frame_image(image: NDArray[Any], camera: Camera | None, trained: Camera) -> 
         )
     else:
         pixels = pixels.copy()  # kept until the next frame; the caller's buffer may not be
-    return Framed(pixels, _camera_of(region, width, height, camera, trained), region, (width, height))
+    return Framed(
+        pixels, _camera_of(region, width, height, camera, trained), region, (width, height)
+    )
 
 
 def fit_region(width: int, height: int, aspect: float) -> Region:

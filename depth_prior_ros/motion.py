@@ -166,7 +166,9 @@ class ImageMotion:
     """
 
     def __init__(self) -> None:
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        # OpenCV's stubs leave this function out.
+        create: Any = vars(cv2)["DISOpticalFlow_create"]
+        self._flow = create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._flow.setFinestScale(0)
 
     @staticmethod

@@ -15,8 +15,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import Framed, InvalidFrameError, Region, frame_image
 from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory
 from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
-from depth_prior_ros.runtime import Features, Native, compile_networks
+from depth_prior_ros.runtime import Features, Native, Stopwatch, compile_networks
 from depth_prior_ros.scale import FixedScale, Scale, focal_ratio
 
 __all__ = ["DepthPipeline", "DepthResult", "InvalidFrameError", "Motion"]
@@ -94,29 +92,6 @@ class _Previous:
 
 class _PoseError(Exception):
     """The pose network's answer cannot be used; not a failure of the model."""
-
-
-class _Clock:
-    """Milliseconds by name."""
-
-    def __init__(self, synchronize: Any) -> None:
-        self.timings: dict[str, float] = {}
-        self._synchronize = synchronize
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._synchronize()
-            elapsed = (time.perf_counter() - start) * 1e3
-            self.timings[name] = self.timings.get(name, 0.0) + elapsed
-
-    def stop(self) -> dict[str, float]:
-        self.timings["total"] = (time.perf_counter() - self._start) * 1e3
-        return self.timings
 
 
 class DepthPipeline:
@@ -239,12 +214,12 @@ class DepthPipeline:
         """Depth of one frame.
 
         image: (H, W, 3) uint8 RGB of any size; where its aspect ratio is not that of the network,
-        its middle is used (`DepthResult.region`). stamp_ns: when it was taken. motion: the vehicle's
-        at that time; without a speed, the pictures tell. camera: of the image; without one, the
+        its middle is used (`DepthResult.region`). stamp_ns: when it was taken. motion: the
+        vehicle's at that time; without a speed, the pictures tell. camera: of the image; without one, the
         training camera's field of view is assumed. Raises InvalidFrameError, after which the
         pipeline goes on as though the frame had never been.
         """
-        clock = _Clock(self.networks.backend.synchronize)
+        clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
             framed = frame_image(image, camera, self._trained)
             current = _Previous(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
@@ -306,9 +281,7 @@ class DepthPipeline:
             )
         self._gate.update(current.stamp_ns, speed, flow)
 
-    def _single_frame_reason(
-        self, broken: Reason | None, obstacle: Reason | None
-    ) -> Reason | None:
+    def _single_frame_reason(self, broken: Reason | None, obstacle: Reason | None) -> Reason | None:
         """Why multi-frame is not even tried; None where it is to be tried."""
         if self._force_model == "single_frame" or not self.networks.has_multi_frame:
             return "forced"
@@ -324,7 +297,7 @@ class DepthPipeline:
     # -- multi-frame ---------------------------------------------------------------------------
 
     def _try_multi_frame(
-        self, current: _Previous, inverse: Native, speed: float | None, clock: _Clock
+        self, current: _Previous, inverse: Native, speed: float | None, clock: Stopwatch
     ) -> tuple[tuple[Native, Native] | None, Reason, str | None]:
         try:
             output = self._multi_frame(current, inverse, speed, clock)
@@ -344,7 +317,7 @@ class DepthPipeline:
         return None, reason, message
 
     def _multi_frame(
-        self, current: _Previous, inverse: Native, speed: float | None, clock: _Clock
+        self, current: _Previous, inverse: Native, speed: float | None, clock: Stopwatch
     ) -> tuple[Native, Native]:
         previous = self._previous
         assert previous is not None
@@ -398,9 +371,7 @@ class DepthPipeline:
         depth[depth > self.max_metres] = math.inf
         return depth
 
-    def _confidence(
-        self, native: Native, depth: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _confidence(self, native: Native, depth: NDArray[np.float32]) -> NDArray[np.float32]:
         """To the depth's size, within 0..1, and 0 where there is no depth."""
         values = self.networks.backend.to_numpy(native)[0, 0]
         if values.shape != depth.shape:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,31 @@ from depth_prior_ros.bundle import Bundle, BundleError
 
 Native = Any
 Features = tuple[Native, ...]
+
+
+class Stopwatch:
+    """Milliseconds by name, and their total; `synchronize` waits for what runs elsewhere."""
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self.timings: dict[str, float] = {}
+        self._synchronize = synchronize
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block; blocks of one name add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            elapsed = (time.perf_counter() - start) * 1e3
+            self.timings[name] = self.timings.get(name, 0.0) + elapsed
+
+    def stop(self) -> dict[str, float]:
+        """All times, with `total` since the stopwatch was made."""
+        self.timings["total"] = (time.perf_counter() - self._start) * 1e3
+        return self.timings
 
 
 class Networks:

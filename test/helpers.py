@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 
     manifest = tiny_manifest(size)
     torch.manual_seed(seed)
     state = torch.random.get_rng_state()
-    nets = {}
+    nets: dict[str, Any] = {}
     for offset, part in enumerate(("student", "multi_frame", "pose")):
         torch.manual_seed(seed + offset)
         nets[part] = build_network(manifest, part)  # type: ignore[arg-type]

@@ -40,7 +40,9 @@ class Backend(Protocol):
     def device(self) -> str:
         """`cpu`, or a CUDA device such as `cuda:0`."""
 
-    def compile(self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]) -> Compiled:
+    def compile(
+        self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
+    ) -> Compiled:
         """Make `module` (tensors in, a tensor or a tuple of tensors out) ready to run.
 
         The shapes of `example_inputs` are fixed from then on. Raises BackendError.

@@ -46,8 +46,8 @@ def choose_backend(
 ) -> tuple[Backend, str]:
     """The backend to use, and the reason in words.
 
-    `auto` takes PyTorch where there is CUDA (or `device` asks for it), OpenVINO where it can be
-    imported, PyTorch on the CPU otherwise. A backend chosen by name is taken or refused
+    `auto` takes PyTorch where there is CUDA (or `device` asks for it), OpenVINO where it is
+    installed, PyTorch on the CPU otherwise. A backend chosen by name is taken or refused
     (BackendError), never replaced.
     """
     if name != "auto":
@@ -56,8 +56,9 @@ def choose_backend(
         return make_backend("torch", device), f"device {device} asked for"
     if device == "auto" and _cuda_available():
         return make_backend("torch", "cuda"), "CUDA is available"
-    if find_spec("openvino") is None:
-        reason = "openvino is not installed"
+    lacking = [package for package in ("openvino", "onnx") if find_spec(package) is None]
+    if lacking:
+        reason = f"{' and '.join(lacking)} not installed (the extra `cpu` has them)"
     else:
         try:
             backend = make_backend("openvino", device, threads=threads, precision=precision)

@@ -21,8 +21,8 @@ def export_onnx(
 ) -> None:
     """Write `module` to `path` with the shapes of `example_inputs`. Raises BackendError.
 
-    Uses the exporter by tracing: it needs neither the onnx nor the onnxscript package, and takes
-    seconds where the newer one takes half a minute.
+    Uses the exporter by tracing: it needs the onnx package but not onnxscript, and takes seconds
+    where the newer one takes half a minute.
     """
     tensors = tuple(torch.from_numpy(array) for array in example_inputs)
     module = module.cpu().eval()
