@@ -209,7 +209,7 @@ def test_principal_points_that_no_camera_has(number, index):
 
 def test_all_zeros_is_said_to_be_uncalibrated():
     info = CameraInfo(width=640, height=192)
-    with pytest.raises(MessageError, match="bad_intrinsics.*not calibrated"):
+    with pytest.raises(MessageError, match=r"bad_intrinsics.*not calibrated"):
         camera_from_info(info, 640, 192)
 
 

@@ -154,7 +154,7 @@ def depth_to_image(depth: DepthArray, header: Header) -> Image:
     # Every other type than array('B') is checked element by element in some distribution, which
     # costs up to 100 ms an image.
     data = array.array("B")
-    data.frombytes(memoryview(pixels).cast("B"))
+    data.frombytes(pixels.data.cast("B"))
     message = Image()
     message.header = header
     message.height = height
@@ -198,9 +198,12 @@ def camera_from_info(info: CameraInfo, width: int, height: int) -> Camera:
 
 
 def scaled_camera_info(
-    info: CameraInfo, image_size: tuple[int, int], depth_size: tuple[int, int]
+    info: CameraInfo,
+    image_size: tuple[int, int],
+    depth_size: tuple[int, int],
+    window: tuple[int, int, int, int] | None = None,
 ) -> CameraInfo:
-    """The ``camera_info`` of a depth image that shows all of the camera's image.
+    """The ``camera_info`` of a depth image that shows the camera's image, or a window of it.
 
     K, P and the region of interest are scaled as ``image_proc`` does; header, distortion and
     rectification are kept.
@@ -209,12 +212,15 @@ def scaled_camera_info(
         info: what the camera sent.
         image_size: (width, height) of the camera's image in pixels.
         depth_size: (width, height) of the depth image in pixels.
+        window: (x, y, width, height) in pixels of the camera's image; None for all of it.
 
     Raises:
         MessageError: as :func:`camera_from_info`.
     """
     fitted = _fitted(info, *image_size)
     _camera(fitted, *image_size)
+    if window is not None and window != (0, 0, *image_size):
+        fitted = _cut(fitted, *window)
     return _scaled(fitted, *depth_size)
 
 
@@ -275,12 +281,17 @@ def _windowed(info: CameraInfo, width: int, height: int) -> CameraInfo:
     bin_x, bin_y = max(1, info.binning_x), max(1, info.binning_y)
     if (roi.width // bin_x, roi.height // bin_y) != (width, height):
         return info
+    return _cut(info, roi.x_offset, roi.y_offset, roi.width, roi.height)
+
+
+def _cut(info: CameraInfo, x: int, y: int, width: int, height: int) -> CameraInfo:
+    """The ``camera_info`` of a window of the image; it has no region of interest of its own."""
     window = _scaled(info, info.width, info.height)
-    window.roi = RegionOfInterest(do_rectify=roi.do_rectify)
+    window.roi = RegionOfInterest(do_rectify=info.roi.do_rectify)
     for matrix, stride in ((window.k, 3), (window.p, 4)):
-        matrix[2] -= roi.x_offset
-        matrix[stride + 2] -= roi.y_offset
-    window.width, window.height = roi.width, roi.height
+        matrix[2] -= x
+        matrix[stride + 2] -= y
+    window.width, window.height = width, height
     return window
 
 

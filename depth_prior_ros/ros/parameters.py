@@ -1,7 +1,7 @@
-"""Every parameter of the node: type, default, description, range, and when a change takes effect.
+"""Every parameter of the node: type, default, description, range, when a change takes effect.
 
-:data:`PARAMETERS` is the one place that knows them. The node declares from it, ``config/depth.yaml``
-is compared with it by a test, and :class:`Settings` is what the rest of the node reads.
+:data:`PARAMETERS` is the one place that knows them. The node declares from it, a test compares
+``config/depth.yaml`` with it, and :class:`Settings` is what the rest of the node reads.
 """
 
 from __future__ import annotations
@@ -110,6 +110,13 @@ PARAMETERS: tuple[Declaration, ...] = (
         high=256,
     ),
     Declaration(
+        "precision",
+        "f32",
+        "Arithmetic of the networks; 'bf16' only with openvino.",
+        "configure",
+        choices=("f32", "bf16"),
+    ),
+    Declaration(
         "force_model",
         "",
         "Which network to use whatever the motion; empty: by motion.",
@@ -175,9 +182,9 @@ PARAMETERS: tuple[Declaration, ...] = (
     ),
     Declaration(
         "max_gap",
-        _GATE.max_gap,
+        0.5,
         "Seconds between two frames beyond which the earlier one is of no use to the multi-frame "
-        "network; must exceed both hold times.",
+        "network.",
         low=0.001,
         high=3600.0,
     ),
@@ -231,9 +238,11 @@ class Settings:
     backend: str
     device: str
     threads: int
+    precision: str
     force_model: str
     max_depth_m: float
     time_budget: float
+    max_gap: float
     gate: GateSettings
     odometry_max_age: float
     sync_wait: float
@@ -259,7 +268,9 @@ class Settings:
 def _gate(values: Mapping[str, Any]) -> GateSettings:
     names = ("start_speed", "stop_speed", "start_flow", "stop_flow", "hold_start", "hold_stop")
     motion = {name: values[f"motion.{name}"] for name in names}
-    return GateSettings(max_gap=values["max_gap"], **motion)
+    # The gate must outlive every hold time and every gap that the networks bear.
+    longest = values["max_gap"] + max(motion["hold_start"], motion["hold_stop"])
+    return GateSettings(max_gap=max(_GATE.max_gap, longest), **motion)
 
 
 def _check_device(device: str) -> None:

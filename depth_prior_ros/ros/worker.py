@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.framing import InvalidFrameError
 from depth_prior_ros.motion import Motion
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
@@ -89,6 +90,8 @@ class FrameWorker:
                 self._handle(arrival)
             except MessageError as error:
                 self._refuse(error.cause, error.text)
+            except InvalidFrameError as error:
+                self._refuse(f"frame_{error.cause}", str(error))
             except Exception as error:  # one frame's trouble must not end the node
                 if not self._stopping.is_set():
                     self._refuse(INTERNAL, f"{type(error).__name__}: {error}")
@@ -114,7 +117,13 @@ class FrameWorker:
         if self._stopping.is_set():
             return
         depth_height, depth_width = result.depth.shape
-        depth_info = scaled_camera_info(info, (width, height), (depth_width, depth_height))
+        region = result.region
+        depth_info = scaled_camera_info(
+            info,
+            (width, height),
+            (depth_width, depth_height),
+            (region.x, region.y, region.width, region.height),
+        )
         self._publish(message.header, depth_info, result)
         published = time.monotonic()
         self._statistics.inferred(

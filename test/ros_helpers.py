@@ -1,0 +1,244 @@
+"""A real ``depth_node`` in its own process and somebody to talk to it over DDS, for tests.
+
+Nothing here sleeps for a fixed time: everything waits on a condition and says what it waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Twist, TwistWithCovariance, Vector3
+from nav_msgs.msg import Odometry
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header, String
+
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.ros.messages import camera_info_of
+
+FRAME = "camera_optical_frame"
+RELIABLE = QoSProfile(depth=10)
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+    """The first true value of ``condition``.
+
+    Raises:
+        AssertionError: after ``timeout`` seconds, naming ``what`` was waited for.
+    """
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:g} s in vain for {what}")
+        time.sleep(0.005)
+    return value
+
+
+def stamp_of(nanoseconds: int) -> Time:
+    return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def nanoseconds_of(stamp: Time) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+class NodeProcess:
+    """``depth_node`` as a child; killed at the end whatever happens.
+
+    Args:
+        parameters: for the command line.
+        arguments: further ROS arguments, such as ``-r image:=/camera/image_raw``.
+        code: Python to run instead of the node, for a node with something replaced in it.
+    """
+
+    def __init__(self, *arguments: str, code: str | None = None, **parameters: Any) -> None:
+        # A file, not a pipe: nobody needs to read it for the child to go on.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        run = ["-c", code] if code else ["-m", "depth_prior_ros.ros.node"]
+        values = [("-p", f"{k}:={_yaml(v)}") for k, v in parameters.items()]
+        flat = [word for pair in values for word in pair]
+        self.process = subprocess.Popen(
+            [sys.executable, *run, "--ros-args", *flat, *arguments],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).resolve().parents[1],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+    @property
+    def output(self) -> str:
+        """What the node has printed so far."""
+        self._log.flush()
+        with Path(f"/proc/self/fd/{self._log.fileno()}").open() as log:
+            return log.read()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def interrupt(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Quoted: an empty string, or a path that looks like a number, stays a string.
+    return f'"{value}"' if isinstance(value, (str, Path)) else repr(value)
+
+
+class Peer:
+    """The rest of the robot: publishes camera and odometry, records what the node answers."""
+
+    def __init__(self, namespace: str = "", node: str = "depth_node") -> None:
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self.node = rclpy.create_node("test_peer", namespace=namespace, context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self.depth: list[Image] = []
+        self.info: list[CameraInfo] = []
+        self.models: list[str] = []
+        self.diagnostics: list[DiagnosticArray] = []
+        self.image_publisher = self.node.create_publisher(Image, "image", RELIABLE)
+        self.info_publisher = self.node.create_publisher(CameraInfo, "camera_info", RELIABLE)
+        self.odometry_publisher = self.node.create_publisher(Odometry, "odom", RELIABLE)
+        subscribe = self.node.create_subscription
+        subscribe(Image, "depth/image_rect", self.depth.append, RELIABLE)
+        subscribe(CameraInfo, "depth/camera_info", self.info.append, RELIABLE)
+        subscribe(String, f"{node}/active_model", lambda m: self.models.append(m.data), LATCHED)
+        subscribe(DiagnosticArray, "/diagnostics", self.diagnostics.append, RELIABLE)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.try_shutdown()
+        self._thread.join(10)
+        self.node.destroy_node()
+
+    def wait_for_node(self, process: NodeProcess, timeout: float = 60.0) -> None:
+        """Until the node listens to all three inputs and this peer to its outputs."""
+        publishers = (self.image_publisher, self.info_publisher, self.odometry_publisher)
+
+        def connected() -> bool:
+            assert process.alive, f"the node ended early:\n{process.output}"
+            heard = self.node.count_publishers("depth/image_rect")
+            return heard > 0 and all(p.get_subscription_count() > 0 for p in publishers)
+
+        try:
+            wait_until(connected, "the node to subscribe", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said:\n{process.output}") from error
+
+    def send(
+        self,
+        pixels: np.ndarray,
+        stamp: int,
+        *,
+        info: CameraInfo | None = None,
+        speed: float | None = None,
+        encoding: str = "rgb8",
+    ) -> None:
+        """Odometry (where given), calibration and image with one stamp in nanoseconds."""
+        header = Header(stamp=stamp_of(stamp), frame_id=FRAME)
+        if speed is not None:
+            self.send_odometry(speed, stamp)
+        height, width = pixels.shape[:2]
+        info = info or camera_info_for(width, height)
+        info.header = header
+        self.info_publisher.publish(info)
+        self.image_publisher.publish(image_message(pixels, header, encoding))
+
+    def send_odometry(self, speed: float, stamp: int) -> None:
+        header = Header(stamp=stamp_of(stamp), frame_id="odom")
+        twist = TwistWithCovariance(twist=Twist(linear=Vector3(x=speed)))
+        self.odometry_publisher.publish(Odometry(header=header, twist=twist))
+
+    def answer(self, stamp: int, timeout: float = 30.0) -> Image:
+        """The depth image with that stamp."""
+
+        def found() -> Image | None:
+            matching = (m for m in self.depth if nanoseconds_of(m.header.stamp) == stamp)
+            return next(matching, None)
+
+        return wait_until(found, f"depth for stamp {stamp}", timeout)
+
+    def status(self) -> dict[str, str]:
+        """The newest diagnostics as a dictionary, with ``level`` and ``message``."""
+        if not self.diagnostics:
+            return {}
+        status = self.diagnostics[-1].status[0]
+        values = {pair.key: pair.value for pair in status.values}
+        return {**values, "level": str(status.level[0]), "message": status.message}
+
+    def call(self, kind: type, name: str, request: Any, timeout: float = 30.0) -> Any:
+        """Call a service of the node and return its answer."""
+        with self.client(kind, name) as client:
+            return wait_for_future(client.call_async(request), name, timeout)
+
+    @contextlib.contextmanager
+    def client(self, kind: type, name: str) -> Iterator[Any]:
+        """A connected service client."""
+        client = self.node.create_client(kind, name)
+        try:
+            assert client.wait_for_service(30.0), f"no service {name}"
+            yield client
+        finally:
+            self.node.destroy_client(client)
+
+
+def wait_for_future(future: Any, what: str, timeout: float = 30.0) -> Any:
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    assert done.wait(timeout), f"no answer from {what} within {timeout:g} s"
+    return future.result()
+
+
+def camera_info_for(width: int, height: int) -> CameraInfo:
+    """Calibration of a plausible road camera."""
+    camera = Camera(0.58 * width, 0.58 * width, width / 2, height / 2, width, height)
+    return camera_info_of(camera, Header(frame_id=FRAME))
+
+
+def image_message(pixels: np.ndarray, header: Header, encoding: str = "rgb8") -> Image:
+    """An unpadded image message of HxWxC (or HxW) uint8 pixels."""
+    height, width = pixels.shape[:2]
+    message = Image(header=header, width=width, height=height, encoding=encoding)
+    message.step = pixels.size // height
+    message.data.frombytes(np.ascontiguousarray(pixels).tobytes())
+    return message
