@@ -1,0 +1,142 @@
+"""Prior fusion: exact against an explicit softmax, projection, entropy, refusals."""
+
+import math
+
+import pytest
+import torch
+
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+
+
+def _prior(n: int, channels: int, seed: int = 0) -> Prior:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, channels, generator=generator)
+    return Prior(features, torch.rand(n, generator=generator) * 5 + 0.01)
+
+
+def _fusion(channels: int = 12, **settings) -> PriorFusion:
+    torch.manual_seed(1)
+    net = PriorFusion(channels, FusionConfig(**settings)).eval()
+    with torch.no_grad():
+        net.log_temperature.fill_(0.7)
+    return net
+
+
+@pytest.mark.parametrize("reference_channels", [7, 32, 64, 80])
+@pytest.mark.parametrize("width", [8, 64])
+@torch.no_grad()
+def test_padded_attention_equals_explicit_softmax(reference_channels: int, width: int) -> None:
+    net = _fusion(reference_channels=reference_channels, width=width)
+    prior = _prior(57, reference_channels)
+    features = torch.randn(2, 12, 3, 5)
+    reference, inverse_depth = net._pixel_wise(features, net.project(prior))
+
+    weight, bias = net.query.weight[:, :, 0, 0].double(), net.query.bias.double()
+    q = torch.einsum("bchw,kc->bhwk", features.double(), weight) + bias
+    k = prior.features.double() @ net.key.weight.double().T
+    scores = torch.einsum("bhwk,nk->bhwn", q, k) * math.exp(0.7) / math.sqrt(width)
+    affinity = torch.softmax(scores, dim=-1)
+    expected = torch.einsum("bhwn,nc->bchw", affinity, prior.features.double())
+    expected_depth = torch.einsum("bhwn,n->bhw", affinity, prior.inverse_depth.double())[:, None]
+    assert torch.allclose(reference.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(inverse_depth.double(), expected_depth, rtol=1e-5, atol=1e-5)
+
+    entropy = net(features, prior, entropy=True).entropy
+    explicit = -(affinity * affinity.log()).sum(-1)[:, None] / math.log(57)
+    assert torch.allclose(entropy.double(), explicit, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@torch.no_grad()
+def test_hint_equals_explicit_multi_head_attention(heads: int) -> None:
+    net = _fusion(heads=heads, width=16)
+    prior = _prior(33, 32)
+    features = torch.randn(2, 12, 3, 5)
+    found = net._hint(features, net.project(prior))
+    q = net.hint_query(features).double()
+    k = prior.features.double() @ net.hint_key.weight.double().T
+    v = prior.features.double() @ net.hint_value.weight.double().T
+    size = 16 // heads
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = torch.einsum("bchw,nc->bhwn", q[:, part], k[:, part]) / math.sqrt(size)
+        expected = torch.einsum("bhwn,nc->bchw", torch.softmax(scores, -1), v[:, part])
+        assert torch.allclose(found[:, part].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_projecting_once_is_the_same() -> None:
+    net = _fusion()
+    torch.nn.init.normal_(net.out.weight)
+    prior, features = _prior(20, 32), torch.randn(1, 12, 4, 4)
+    every_time, once = net(features, prior), net(features, net.project(prior))
+    assert torch.equal(every_time.features, once.features)
+    assert torch.equal(every_time.inverse_depth, once.inverse_depth)
+
+
+@torch.no_grad()
+def test_reference_depth_stays_within_the_prior() -> None:
+    net, prior = _fusion(), _prior(20, 32)
+    inverse_depth = net(torch.randn(2, 12, 4, 4) * 10, prior).inverse_depth
+    assert inverse_depth.min() >= prior.inverse_depth.min() - 1e-5
+    assert inverse_depth.max() <= prior.inverse_depth.max() + 1e-5
+
+
+@torch.no_grad()
+def test_order_of_reference_pixels_does_not_matter() -> None:
+    net, prior = _fusion(), _prior(20, 32)
+    torch.nn.init.normal_(net.out.weight)
+    order = torch.randperm(20)
+    shuffled = Prior(prior.features[order], prior.inverse_depth[order])
+    features = torch.randn(1, 12, 4, 4)
+    a, b = net(features, prior).features, net(features, shuffled).features
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth_input", "matters"), [("log", True), ("none", False)])
+@torch.no_grad()
+def test_reference_depth_is_an_input_where_wanted(depth_input: str, matters: bool) -> None:
+    net, prior = _fusion(depth_input=depth_input), _prior(20, 32)
+    torch.nn.init.normal_(net.out.weight)
+    nearer = Prior(prior.features, prior.inverse_depth * 2)
+    features = torch.randn(1, 12, 4, 4)
+    same = torch.equal(net(features, prior).features, net(features, nearer).features)
+    assert same != matters
+
+
+def test_an_auxiliary_loss_alone_reaches_the_affinity() -> None:
+    net, prior = _fusion(depth_input="none"), _prior(20, 32)
+    net(torch.randn(1, 12, 4, 4), prior).inverse_depth.mean().backward()
+    for parameter in (net.query.weight, net.query.bias, net.key.weight, net.log_temperature):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().any()
+
+
+@torch.no_grad()
+def test_one_reference_pixel_is_enough() -> None:
+    net, prior = _fusion(), _prior(1, 32)
+    output = net(torch.randn(1, 12, 2, 2), prior, entropy=True)
+    assert torch.allclose(output.inverse_depth, prior.inverse_depth.expand(1, 1, 2, 2))
+    assert torch.equal(output.entropy, torch.zeros(1, 1, 2, 2))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="no multiple"):
+        FusionConfig(width=10, heads=4)
+    with pytest.raises(ValueError, match="tap"):
+        FusionConfig(tap=2)
+    with pytest.raises(ValueError, match="depth_input"):
+        FusionConfig(depth_input="linear")
+    with pytest.raises(ValueError, match="unknown fusion settings"):
+        FusionConfig.from_dict({"taps": 16})
+    with pytest.raises(ValueError, match=r"expected \(4,\)"):
+        Prior(torch.zeros(4, 3), torch.zeros(5))
+    with pytest.raises(ValueError, match="not"):
+        Prior(torch.zeros(4), torch.zeros(4))
+    with pytest.raises(ValueError, match="built for 32"):
+        _fusion().project(_prior(5, 31))
+
+
+def test_config_round_trip() -> None:
+    config = FusionConfig(tap=8, heads=2)
+    assert FusionConfig.from_dict(config.to_dict()) == config
