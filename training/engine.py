@@ -36,9 +36,21 @@ class TrainingStage(Protocol):
     """What the engine asks of a stage."""
 
     name: str
-    schedule: Schedule
-    networks: dict[str, nn.Module]
-    trained: list[nn.Parameter]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Length and learning rate."""
+        ...
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks, by name: what a checkpoint holds."""
+        ...
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that learn, in a fixed order."""
+        ...
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """Draw a batch and return its loss and what to log of it."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from depth_prior_ros.recordings.synthetic.samples import SampleSet, open_samples
 from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
+
+if TYPE_CHECKING:
+    from depth_prior_ros.recordings.synthetic.samples import SampleSet
 
 
 @dataclass
@@ -40,6 +43,8 @@ class PairSource:
     @classmethod
     def open(cls, folder: Path, metres_per_unit: float) -> PairSource:
         """Open a folder written by ``write_samples``."""
+        from depth_prior_ros.recordings.synthetic.samples import open_samples
+
         return cls(open_samples(folder), metres_per_unit)
 
     def batch(self, size: int, rng: np.random.Generator) -> PairBatch:

@@ -47,7 +47,7 @@ class System:
         )
         for network in system.networks.values():
             network.to(device)
-        student.to(memory_format=torch.channels_last)
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return system
 
     @property

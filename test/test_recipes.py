@@ -1,0 +1,80 @@
+"""Recipes are strict: what is wrong is named with file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from depth_prior_ros.share import share_dir
+from training.config import RecipeError, load_recipe
+from training.run import run_recipe
+
+MINIMAL = {
+    "data": {"drives": [{"path": "drive"}]},
+    "stages": [{"kind": "self_supervised", "steps": 3}],
+    "output": {"name": "x", "licence": "Apache-2.0"},
+}
+
+
+def write(folder: Path, values: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    recipe = load_recipe(share_dir() / "config" / "training" / "first.yaml")
+    assert [s.kind for s in recipe.stages] == ["supervised", "self_supervised", "prior"]
+    trained = " ".join(d.path for d in recipe.data.drives)
+    assert "0052" not in trained
+    assert "kitti_2015" not in trained
+
+
+def test_overrides_reach_lists_and_sections(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["stages.0.steps=7", "networks.pose=resnet18", "seed=5"])
+    assert (recipe.stages[0].steps, recipe.networks.pose, recipe.seed) == (7, "resnet18", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"sede": 3}, "sede"),
+        ({"size": [320, 100]}, "multiples of 32"),
+        ({"seed": "many"}, "seed"),
+        ({"stages": []}, "stages"),
+        ({"stages": [{"kind": "supervized", "steps": 3}]}, "self_supervised"),
+        ({"stages": [{"kind": "self_supervised", "steps": 3, "lr": 1}]}, "lr"),
+        ({"networks": {"trunk": "resnet50"}}, "hrnet_w18_small"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: dict, named: str) -> None:
+    path = write(tmp_path, MINIMAL | change)
+    with pytest.raises(RecipeError, match=named) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["seed", "seed.x=1", "stages.4.steps=1", "stages.x.steps=1"])
+def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(write(tmp_path, MINIMAL), [override])
+
+
+def test_missing_recipe_and_wrong_yaml(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(RecipeError, match="not YAML"):
+        load_recipe(path)
+
+
+def test_without_data_the_error_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEPTH_PRIOR_DATA", raising=False)
+    with pytest.raises(RecipeError, match="DEPTH_PRIOR_DATA"):
+        run_recipe(write(tmp_path, MINIMAL), [], tmp_path / "run")
