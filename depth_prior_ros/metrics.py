@@ -105,6 +105,7 @@ def resize_depth(depth: NDArray[Any], height: int, width: int) -> NDArray[np.flo
     +inf is a legal depth (inverse depth 0). NaN, zero and negative values are unknown; every
     output pixel with an unknown pixel among its sources is NaN.
     """
+    depth = depth.astype(np.float64)
     known = depth > 0  # False for NaN, True for +inf
     inverse = np.zeros(depth.shape, dtype=np.float64)
     np.divide(1.0, depth, out=inverse, where=known)
@@ -154,8 +155,9 @@ def depth_errors(
     predicted = resized[compared]
     ratio = float(np.median(expected) / np.median(predicted))
     if scaling == "median":
-        # An infinite median makes the ratio 0 and inf * 0 NaN: far stays far instead.
-        predicted = np.where(np.isinf(predicted), np.inf, predicted * ratio)
+        # An infinite median makes the ratio 0, and inf * 0 NaN: far stays far instead.
+        near = np.isfinite(predicted)
+        predicted[near] *= ratio
     predicted = np.clip(predicted, min_depth, max_depth)
     return _errors(predicted, expected, ratio, float(compared.sum() / wanted.sum()))
 

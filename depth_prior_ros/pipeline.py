@@ -215,9 +215,11 @@ class DepthPipeline:
 
         image: (H, W, 3) uint8 RGB of any size; where its aspect ratio is not that of the network,
         its middle is used (`DepthResult.region`). stamp_ns: when it was taken. motion: the
-        vehicle's at that time; without a speed, the pictures tell. camera: of the image; without one, the
-        training camera's field of view is assumed. Raises InvalidFrameError, after which the
-        pipeline goes on as though the frame had never been.
+        vehicle's at that time; without a speed, the pictures tell. camera: of the image; without
+        one, the training camera's field of view is assumed.
+
+        Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
+        been.
         """
         clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
