@@ -15,6 +15,8 @@ from depth_prior_ros.camera import Camera, InvalidCameraError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.yaml"
+# Optional maps that do not depend on the image; see bundle_baselines.
+BASELINES_NAME = "baselines.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
 
@@ -136,7 +138,7 @@ class Manifest(_Strict):
             camera.camera()
         except InvalidCameraError as error:
             raise ValueError(f"training_camera: {error}") from error
-        unknown = set(self.files) - {file_name(part) for part in PARTS}
+        unknown = set(self.files) - {file_name(part) for part in PARTS} - {BASELINES_NAME}
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
         return self

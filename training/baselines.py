@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.bundle_baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN, add_baselines
 from depth_prior_ros.recordings import StoredRecording, open_recording, read_frames
 from training.evaluation_sets import EvaluationError, data_folder, lidar_training_set
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
-
-OWN_MEAN = "own_mean_inverse_depth"
-LIDAR_ROW = "lidar_row_log_depth"
-LIDAR_PIXEL = "lidar_pixel_log_depth"
 
 # What the shipped bundle learned from, relative to the data folder. The paths of a bundle's own
 # recipe take their place where it names any.
@@ -125,7 +122,7 @@ def _recipe_drives(bundle: Bundle) -> list[str]:
 
 
 def own_mean(
-    bundle: Bundle, recordings: Sequence[StoredRecording], stride: int = 5, device: str = "cpu"
+    bundle: Bundle, recordings: Sequence[StoredRecording], stride: int = 10, device: str = "cpu"
 ) -> NDArray[np.float32]:
     """Per-pixel mean of the student's inverse depth, (H, W) network units, over recordings.
 
@@ -167,16 +164,8 @@ def _batches(
         yield np.stack(waiting)
 
 
-def as_depth(name: str, values: NDArray[np.floating[Any]], width: int) -> NDArray[np.float64]:
-    """A stored map as depth (H, width or W): network units for the own mean, metres for LiDAR."""
-    if name == OWN_MEAN:
-        return 1 / np.maximum(values.astype(np.float64), 1e-9)
-    depth = np.exp(values.astype(np.float64))
-    return np.repeat(depth[:, None], width, axis=1) if depth.ndim == 1 else depth
-
-
 def baseline_arrays(
-    bundle: Bundle, data: str | Path | None = None, *, stride: int = 5, device: str = "cpu"
+    bundle: Bundle, data: str | Path | None = None, *, stride: int = 10, device: str = "cpu"
 ) -> dict[str, NDArray[np.float32]]:
     """The maps at the bundle's input size, for its file baselines.safetensors.
 
@@ -197,9 +186,9 @@ def baseline_arrays(
     return arrays
 
 
-def write_baselines(bundle: str | Path, data: str | Path | None = None, stride: int = 5) -> Bundle:
+def write_baselines(bundle: str | Path, data: str | Path | None = None, stride: int = 10) -> Bundle:
     """Compute the maps and add them to a bundle on disk, so that they are there without data."""
-    from depth_prior_ros.bundle import add_baselines, load_bundle
+    from depth_prior_ros.bundle import load_bundle
 
     loaded = load_bundle(bundle)
     return add_baselines(loaded, baseline_arrays(loaded, data, stride=stride))

@@ -98,18 +98,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from training.evaluation import evaluate, write_json
+    from rich.console import Console
+
+    from training.evaluation import MODELS, evaluate, write_json
     from training.evaluation_report import print_report, write_pictures
 
-    report = evaluate(
-        arguments.bundle,
-        arguments.data,
-        arguments.protocol,
-        models=MODEL_NAMES[1:] if arguments.model == "both" else (arguments.model,),
-        baselines=arguments.baselines,
-        backend=arguments.backend,
-        device=arguments.device,
-    )
+    models = [model for model in MODELS if arguments.model in ("both", model)]
+    with Console(stderr=True).status("opening") as status:
+        report = evaluate(
+            arguments.bundle,
+            arguments.data,
+            arguments.protocol,
+            models=models,
+            baselines=arguments.baselines,
+            backend=arguments.backend,
+            device=arguments.device,
+            progress=status.update,
+        )
     print_report(report)
     if arguments.json:
         write_json(report, arguments.json)
@@ -128,12 +133,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _is_plain(error: Exception) -> bool:
     """Whether the message alone says what to do, so that a traceback would only hide it."""
+    from depth_prior_ros.backends.base import BackendError
     from depth_prior_ros.bundle import BundleError
     from depth_prior_ros.recordings import RecordingError
     from training.config import RecipeError
     from training.evaluation_sets import EvaluationError
 
-    plain = (BundleError, RecordingError, RecipeError, EvaluationError, OSError)
+    plain = (BackendError, BundleError, RecordingError, RecipeError, EvaluationError, OSError)
     return isinstance(error, plain)
 
 

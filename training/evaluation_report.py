@@ -1,0 +1,173 @@
+"""An evaluation for people: a table, a verdict, and pictures of the best and worst frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.bundle_baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
+from training.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
+from training.evaluation import NEEDED, JudgedFrame, Report, SetReport, row_entry, verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
+_NARROW = ("abs_rel", "rmse", "rmse_log", "d1")
+_WIDE_ENOUGH = 104  # columns of text that the whole table needs
+_LABELS = {
+    OWN_MEAN: "own mean, training",
+    LIDAR_ROW: "LiDAR mean by row",
+    LIDAR_PIXEL: "LiDAR mean by pixel",
+    CONSTANT: "constant depth",
+    SET_MEAN: "own mean, this set",
+    OTHER_IMAGE: "of another image",
+}
+_ERROR_TOP = 0.5  # relative error that is shown in the brightest colour
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a table per set, the notes, and the verdict where there is one."""
+    from rich.console import Console
+
+    out = console or Console()
+    manifest = report.bundle.manifest
+    out.print(
+        f"bundle [bold]{manifest.name}[/bold], {manifest.input_size[0]}x{manifest.input_size[1]}, "
+        f"{report.backend}; {manifest.depth.metres_per_unit:.3g} m per unit "
+        f"({manifest.depth.metres_per_unit_source})"
+    )
+    for one in report.sets:
+        out.print(_table(one, _COLUMNS if out.width >= _WIDE_ENOUGH else _NARROW))
+        for note in [*one.notes, *map(str, one.judged.recording.skipped)]:
+            out.print(f"  [dim]{note}[/dim]", highlight=False)
+        _print_verdict(one, out)
+
+
+def _table(report: SetReport, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    protocol = report.judged.protocol
+    crop = "Garg's crop" if protocol.crop == "garg" else "no crop"
+    table = Table(
+        title=f"{report.name}: {crop}, up to {protocol.max_depth:g} m, scaled by medians",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for name in (*columns, "n", "scale", "metres"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, frames in report.rows.items():
+        entry = row_entry(frames)
+        if not entry["frames"]:
+            table.add_row(name, *["-"] * len(columns), "0", "-", "-")
+            continue
+        figures = [f"{entry[column]:.3f}" for column in columns]
+        scale = f"{entry['ratio_median']:.2f}±{entry['ratio_spread']:.0%}"
+        metres = f"{entry['metric']['abs_rel']:.3f}"
+        table.add_row(name, *figures, str(entry["frames"]), scale, metres)
+    table.add_section()
+    for name, errors in report.baselines.items():
+        means = [f"{np.mean([getattr(e, c) for e in errors]):.3f}" for c in columns]
+        mark = "" if name in COUNTED else "[dim]"
+        table.add_row(f"{mark}{_LABELS[name]}", *means, str(len(errors)), "", "")
+    table.caption = (
+        "n: frames; scale: median of truth / prediction, and its spread; metres: abs_rel unscaled"
+    )
+    return table
+
+
+def _print_verdict(report: SetReport, out: Console) -> None:
+    outcome = verdict(report)
+    if outcome is None:
+        return
+    missing = [name for name in COUNTED if name not in report.baselines]
+    change = f"{abs(1 - outcome.ratio):.1%} {'below' if outcome.ratio < 1 else 'above'}"
+    word = "[green]yes[/green]" if outcome.passed else "[red]no[/red]"
+    out.print(
+        f"at least {1 - NEEDED:.0%} below the best image-independent predictor: {word} "
+        f"({outcome.abs_rel:.3f} is {change} {outcome.best_abs_rel:.3f} of "
+        f"'{_LABELS[outcome.best_baseline]}')"
+        + (f"; not judged: {', '.join(_LABELS[name] for name in missing)}" if missing else "")
+    )
+
+
+def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
+    """Per set and model a PNG of the `count` best and worst frames, and what was written.
+
+    Each row shows the image, its depth (turbo, near = red) and the relative error where there is
+    truth (dark = none, bright = 50 % and more).
+    """
+    from training.quick_evaluation import write_png
+
+    written = []
+    for one in report.sets:
+        for name, frames in one.rows.items():
+            if not frames or (name == "single_frame" and frames is one.rows.get("all")):
+                continue
+            ranked = sorted(frames, key=lambda frame: frame.errors.abs_rel)
+            chosen = ranked[:count] + ranked[max(count, len(ranked) - count) :]
+            path = folder / f"{one.name}_{name}.png"
+            write_png(path, np.vstack([_picture_row(one, frame) for frame in chosen]))
+            written.append(path)
+    return written
+
+
+def _picture_row(report: SetReport, judged: JudgedFrame) -> NDArray[np.uint8]:
+    from training.quick_evaluation import colour_inverse_depth
+
+    frame = report.judged.recording.frames[judged.position]
+    x, y, width, height = judged.region
+    image = frame.image()[y : y + height, x : x + width]
+    truth = frame.depth()
+    assert truth is not None  # judged frames have depth
+    known = judged.depth > 0
+    inverse = np.full(judged.depth.shape, np.nan)
+    np.divide(1.0, judged.depth, out=inverse, where=known)
+    panels = [
+        _fit(image),
+        _fit(colour_inverse_depth(inverse)),
+        _error_picture(judged, truth[y : y + height, x : x + width]),
+    ]
+    text = f"frame {frame.index}: abs_rel {judged.errors.abs_rel:.3f} {judged.model}"
+    _write(panels[0], text)
+    return np.hstack(panels)
+
+
+def _fit(picture: NDArray[np.uint8], width: int = 480) -> NDArray[np.uint8]:
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    # 160 rows for every panel, so that rows of any aspect ratio stack.
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    canvas = np.zeros((160, width, 3), np.uint8)
+    canvas[: min(height, 160)] = resized[:160]
+    return canvas
+
+
+def _error_picture(judged: JudgedFrame, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Relative error after scaling, on a grid coarse enough that sparse truth shows."""
+    from depth_prior_ros.metrics import resize_depth
+
+    height, width = truth.shape
+    predicted = resize_depth(judged.depth, height, width) * judged.errors.ratio
+    known = (truth > 0) & ~np.isnan(predicted)
+    error = np.zeros(truth.shape, np.float32)
+    np.divide(np.abs(predicted - truth), truth, out=error, where=known & np.isfinite(predicted))
+    shown = np.clip(error / _ERROR_TOP, 0, 1)
+    value = np.where(known, 40 + 215 * shown, 0).astype(np.uint8)
+    value = cv2.dilate(value, np.ones((3, 3), np.uint8))
+    picture = cv2.applyColorMap(value, cv2.COLORMAP_INFERNO)[..., ::-1]
+    return _fit(np.ascontiguousarray(np.where(value[..., None] > 0, picture, 0), dtype=np.uint8))
+
+
+def _write(panel: NDArray[np.uint8], text: str) -> None:
+    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(panel, text, (6, 154), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, thickness)
