@@ -76,7 +76,7 @@ def test_a_plane_is_matched_at_its_depth(translation: tuple[float, float, float]
     single = torch.full((1, 1, height, width), plane / float(relative[true_bin]))
     hypotheses = depth_hypotheses(single, delta, 16)
     warped = warp_to_hypotheses(previous, hypotheses, K, pose)
-    score = group_correlation(current, warped, 16).sum(dim=1)[0]
+    score = group_correlation(current, warped, 16).sum(dim=1)[0].permute(2, 0, 1)
     inner = score[:, 8:-8, 10:-10]
     assert int(inner.mean(dim=(1, 2)).argmax()) == true_bin
     if translation[2] == 0:  # a camera moving forward sees no parallax where it is heading
@@ -85,13 +85,14 @@ def test_a_plane_is_matched_at_its_depth(translation: tuple[float, float, float]
 
 def test_identity_motion_returns_the_features_at_every_hypothesis() -> None:
     torch.manual_seed(0)
-    features, hypotheses = torch.rand(2, 4, 8, 12), torch.rand(2, 8, 8, 12) * 5 + 0.5
+    features, hypotheses = torch.rand(2, 4, 8, 12), torch.rand(2, 16, 8, 12) * 5 + 0.5
     K = _intrinsics(20.0, 12, 8).expand(2, 3, 3)
     warped = warp_to_hypotheses(features, hypotheses, K, Pose.identity(2))
-    assert warped.shape == (2, 4, 8, 8, 12)
+    assert warped.shape == (2, 4, 8, 12, 16)
     # Away from the edge, where rounding may fall outside and mix in the zero padding.
-    expected = features[:, :, None].expand_as(warped)[..., 1:-1, 1:-1]
-    assert torch.allclose(warped[..., 1:-1, 1:-1], expected, atol=1e-4)
+    expected = features[..., None].expand_as(warped)
+    inner = (..., slice(1, -1), slice(1, -1), slice(None))
+    assert torch.allclose(warped[inner], expected[inner], atol=1e-4)
 
 
 def test_points_behind_the_camera_are_zero() -> None:
@@ -103,11 +104,11 @@ def test_points_behind_the_camera_are_zero() -> None:
 
 def test_groups_pair_channel_c_with_c_plus_16() -> None:
     torch.manual_seed(0)
-    current, warped = torch.rand(1, 32, 2, 3), torch.rand(1, 32, 4, 2, 3)
+    current, warped = torch.rand(1, 32, 2, 3), torch.rand(1, 32, 2, 3, 4)
     found = group_correlation(current, warped, 16)
     for group in range(16):
-        first = current[:, group, None] * warped[:, group]
-        second = current[:, group + 16, None] * warped[:, group + 16]
+        first = current[:, group, ..., None] * warped[:, group]
+        second = current[:, group + 16, ..., None] * warped[:, group + 16]
         assert torch.allclose(found[:, group], (first + second) / 2)
 
 

@@ -63,18 +63,18 @@ def warp_to_hypotheses(
         previous_from_current: motion (B, 4, 4) in the unit of the depth.
 
     Returns:
-        (B, C, D, h, w), zero where a point lies outside of the previous frame.
+        (B, C, h, w, D), zero where a point lies outside of the previous frame.
     """
     batch, count, height, width = hypotheses.shape
     channels = matching.shape[1]
-    directions = rays(K, height, width).reshape(batch, 3, 1, height * width)
-    points = directions * hypotheses.reshape(batch, 1, count, height * width)
+    directions = rays(K, height, width).reshape(batch, 3, height * width, 1)
+    points = directions * hypotheses.permute(0, 2, 3, 1).reshape(batch, 1, height * width, count)
     moved = previous_from_current.transform(points.reshape(batch, 3, -1))
-    # Hypotheses are folded into the height, so that one 4-D sampling serves them all.
-    pixels, z = project(moved.reshape(batch, 3, count * height, width), K)
+    # Hypotheses are folded into the width, so that one 4-D sampling serves them all.
+    pixels, z = project(moved.reshape(batch, 3, height, width * count), K)
     pixels = torch.where(z > _MIN_Z, pixels, torch.full_like(pixels, _OUTSIDE))
     sampled = warp(matching, pixels, padding="zeros")
-    return sampled.reshape(batch, channels, count, height, width)
+    return sampled.reshape(batch, channels, height, width, count)
 
 
 def group_correlation(current: Tensor, warped: Tensor, groups: int) -> Tensor:
@@ -82,15 +82,15 @@ def group_correlation(current: Tensor, warped: Tensor, groups: int) -> Tensor:
 
     Args:
         current: (B, C, h, w); C is a multiple of `groups`.
-        warped: (B, C, D, h, w).
+        warped: (B, C, h, w, D).
         groups: number of groups.
 
     Returns:
-        (B, groups, D, h, w).
+        (B, groups, h, w, D).
     """
-    batch, channels, count, height, width = warped.shape
-    product = warped * current.unsqueeze(2)
-    return product.reshape(batch, channels // groups, groups, count, height, width).mean(dim=1)
+    batch, channels, height, width, count = warped.shape
+    product = warped * current.unsqueeze(-1)
+    return product.reshape(batch, channels // groups, groups, height, width, count).mean(dim=1)
 
 
 def local_max_regression(probability: Tensor, hypotheses: Tensor) -> tuple[Tensor, Tensor]:
