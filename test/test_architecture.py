@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("depth_prior_ros", "training", "rosbag_tools")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = ("torch", "openvino", "onnxruntime", "rosbags", "moderngl", "cv2", "matplotlib")
+HEAVY = ("torch", "openvino", "onnxruntime", "rosbags", "moderngl", "matplotlib")
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
