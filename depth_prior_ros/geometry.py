@@ -8,6 +8,7 @@ by (W - 1, H - 1), and ``align_corners=True`` is passed explicitly. Camera frame
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,9 @@ class Pose:
     @classmethod
     def identity(cls, batch: int = 1, *, like: Tensor | None = None) -> Pose:
         """The motion that changes nothing, (batch, 4, 4)."""
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = (
+            {} if like is None else {"dtype": like.dtype, "device": like.device}
+        )
         return cls(torch.eye(4, **options).expand(batch, 4, 4))
 
     @classmethod

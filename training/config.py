@@ -75,6 +75,12 @@ class Supervised(Schedule):
 
     kind: Literal["supervised"]
     batch: int = Field(8, ge=1)
+    multi_batch: int | None = Field(
+        None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
+    )
+    pairs: int | None = Field(
+        None, ge=1, description="draw from the first so many pairs only; default: all"
+    )
     gradient_weight: float = Field(0.5, ge=0)
 
 
@@ -83,6 +89,9 @@ class SelfSupervised(Schedule):
 
     kind: Literal["self_supervised"]
     batch: int = Field(6, ge=1)
+    multi_batch: int | None = Field(
+        None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
+    )
     synthetic_batch: int = Field(2, ge=0)
     synthetic_weight: float = Field(0.1, ge=0)
     smoothness: float = Field(1e-3, ge=0)
@@ -91,19 +100,15 @@ class SelfSupervised(Schedule):
     scales: tuple[int, ...] = (0,)
 
 
-class Prior(Schedule):
-    """A provisional prior: random pixels of training frames through the multi-frame network."""
+class Prior(SelfSupervised):
+    """A provisional prior: random pixels of training frames through the multi-frame network.
 
-    kind: Literal["prior"]
-    batch: int = Field(6, ge=1)
+    Then the student with its fusion is trained as before; Pose and M are frozen.
+    """
+
+    kind: Literal["prior"]  # type: ignore[assignment]
     references: int = Field(8192, ge=1)
     per_image: int = Field(64, ge=1)
-    synthetic_batch: int = Field(2, ge=0)
-    synthetic_weight: float = Field(0.1, ge=0)
-    smoothness: float = Field(1e-3, ge=0)
-    known_pose_weight: float = Field(1.0, ge=0)
-    gradient_weight: float = Field(0.5, ge=0)
-    scales: tuple[int, ...] = (0,)
 
 
 Stage = Annotated[Supervised | SelfSupervised | Prior, Field(discriminator="kind")]

@@ -31,9 +31,9 @@ from training.evaluation_sets import (
     EvaluationSet,
     data_folder,
     drive_set,
+    eigen_drive_sets,
     find_drives,
     kitti_2015_set,
-    test_drive_sets,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
         scenes = kitti_2015_set(data)
         sets += [scenes] if scenes else []
     if protocol == "eigen":
-        sets += test_drive_sets(data, listed_only=True)
+        sets += eigen_drive_sets(data, listed_only=True)
     elif protocol in (None, "drive"):
         sets += _drives(data, required=protocol == "drive")
     elif protocol != "kitti2015":
@@ -182,8 +182,8 @@ def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
 def _drives(data: Path, *, required: bool) -> list[EvaluationSet]:
     below = [folder for folder in find_drives(data) if folder != data]
     if below:
-        return test_drive_sets(data, listed_only=False)
-    return [drive_set(data)] if required else test_drive_sets(data, listed_only=False)
+        return eigen_drive_sets(data, listed_only=False)
+    return [drive_set(data)] if required else eigen_drive_sets(data, listed_only=False)
 
 
 def evaluate_set(

@@ -163,7 +163,7 @@ def drive_set(path: Path) -> EvaluationSet:
     return EvaluationSet(recording.name, protocol, recording, frames_with_depth(recording))
 
 
-def test_drive_sets(data: Path, *, listed_only: bool) -> list[EvaluationSet]:
+def eigen_drive_sets(data: Path, *, listed_only: bool) -> list[EvaluationSet]:
     """The Eigen test drives below `data` that have depth (image_02).
 
     `listed_only` keeps the frames of the Eigen list; otherwise all frames with depth are judged.

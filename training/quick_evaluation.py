@@ -24,9 +24,9 @@ from depth_prior_ros.recordings import read_frames
 from training.evaluation_sets import (
     EvaluationError,
     EvaluationSet,
+    eigen_drive_sets,
     kitti_2015_set,
     lidar_training_set,
-    test_drive_sets,
 )
 
 FIXED_SCENES = (0, 9, 18, 27, 36, 45, 54, 63, 72, 81)
@@ -90,7 +90,7 @@ def _locate(name: str, data: Path) -> EvaluationSet:
     elif name == "0039lidar":
         found = lidar_training_set(data)
     else:
-        drives = test_drive_sets(data, listed_only=False)
+        drives = eigen_drive_sets(data, listed_only=False)
         found = next((s for s in drives if f"drive_{name}_" in s.name), None)
     if found is None or not found.judged:
         raise EvaluationError(f"{data}: the set '{name}' is not there or has no depth")

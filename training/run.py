@@ -47,7 +47,6 @@ class Run:
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
         self._triplets: TripletSource | None = None
-        self._pairs: PairSource | None = None
 
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
@@ -65,7 +64,7 @@ class Run:
         return write_bundle(self.folder / "bundle", self.recipe, system, progress, self.root)
 
     def _prepare(
-        self, system: System, schedule: Supervised | SelfSupervised | Prior, before: Path | None
+        self, system: System, schedule: Supervised | SelfSupervised, before: Path | None
     ) -> System:
         """The networks as the stage before left them; for a prior, rebuilt with its fusion."""
         if before is not None:
@@ -82,11 +81,9 @@ class Run:
         fused.prior = prior
         return fused
 
-    def _stage(
-        self, system: System, schedule: Supervised | SelfSupervised | Prior
-    ) -> TrainingStage:
+    def _stage(self, system: System, schedule: Supervised | SelfSupervised) -> TrainingStage:
         if isinstance(schedule, Supervised):
-            pairs = self.pairs()
+            pairs = self.pairs(schedule.pairs)
             if pairs is None:
                 raise RecipeError("a supervised stage needs data.synthetic in the recipe")
             return SupervisedStage(schedule, system, pairs, self.validation)
@@ -130,16 +127,15 @@ class Run:
             self.console.print(f"{len(self._triplets)} triplets to train on")
         return self._triplets
 
-    def pairs(self) -> PairSource | None:
-        """Synthetic pairs, rendered first where the folder does not hold them all yet."""
+    def pairs(self, count: int | None = None) -> PairSource | None:
+        """Synthetic pairs; the first ``count`` (default: all) are rendered if they are missing."""
         synthetic = self.recipe.data.synthetic
-        if synthetic is None or self._pairs is not None:
-            return self._pairs
+        if synthetic is None:
+            return None
         from training.data.rendering import ensure_samples
 
-        folder = ensure_samples(synthetic, self.recipe.size, self.root)
-        self._pairs = PairSource.open(folder, self.recipe.metres_per_unit)
-        return self._pairs
+        folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
+        return PairSource.open(folder, self.recipe.metres_per_unit)
 
 
 def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +13,33 @@ from torch import Tensor
 from depth_prior_ros.geometry import Pose
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
 
-if TYPE_CHECKING:
-    from depth_prior_ros.recordings.synthetic.samples import SampleSet
+_COLUMNS = ("images", "depth", "K", "previous_from_current")
+
+
+class SampleSet:
+    """Pairs written by ``write_samples``, memory-mapped.
+
+    Raises:
+        ValueError: no complete shard lies in the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = [
+            {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+            for shard in sorted(folder.glob("shard_*"))
+        ]
+        if not self._shards:
+            raise ValueError(f"{folder} holds no synthetic samples (no shard_* folder)")
+        self._ends = np.cumsum([len(shard["K"]) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Columns of one pair: images, depth, K, previous_from_current."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[number - 1]) if number else 0)
+        return {name: column[row] for name, column in self._shards[number].items()}
 
 
 @dataclass
@@ -43,13 +67,15 @@ class PairSource:
     @classmethod
     def open(cls, folder: Path, metres_per_unit: float) -> PairSource:
         """Open a folder written by ``write_samples``."""
-        from depth_prior_ros.recordings.synthetic.samples import open_samples
+        return cls(SampleSet(folder), metres_per_unit)
 
-        return cls(open_samples(folder), metres_per_unit)
+    def batch(self, size: int, rng: np.random.Generator, first: int | None = None) -> PairBatch:
+        """Draw ``size`` pairs, mirrored half the time, in either order of time.
 
-    def batch(self, size: int, rng: np.random.Generator) -> PairBatch:
-        """Draw ``size`` pairs, mirrored half the time, in either order of time."""
-        drawn = [self._draw(int(i), rng) for i in rng.integers(len(self.samples), size=size)]
+        With ``first``, only that many pairs from the start of the set are drawn from.
+        """
+        count = min(first or len(self.samples), len(self.samples))
+        drawn = [self._draw(int(i), rng) for i in rng.integers(count, size=size)]
         images, depth, K, poses = (torch.stack(column) for column in zip(*drawn, strict=True))
         which = torch.from_numpy(rng.random(size) < 0.5)
         images = torch.where(which[:, None, None, None, None], images.flip(-1), images)
@@ -61,8 +87,8 @@ class PairSource:
 
     def _draw(self, index: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
         sample = self.samples[index]
-        images, depth = sample.images, sample.depth
-        pose = Pose(torch.from_numpy(np.array(sample.previous_from_current, dtype=np.float32)))
+        images, depth = sample["images"], sample["depth"]
+        pose = Pose(torch.from_numpy(np.array(sample["previous_from_current"], dtype=np.float32)))
         current = 1
         if rng.random() < 0.5:  # time runs backwards: twice as many views, and reverse gear
             images, pose, current = images[::-1], pose.inverse(), 0
@@ -70,7 +96,7 @@ class PairSource:
         matrix[:3, 3] /= self.metres_per_unit
         truth = torch.from_numpy(depth[current].astype(np.float32)) / self.metres_per_unit
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-        K = torch.from_numpy(np.array(sample.K, dtype=np.float32))
+        K = torch.from_numpy(np.array(sample["K"], dtype=np.float32))
         return pixels, truth[None], K, matrix
 
 

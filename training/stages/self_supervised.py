@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
-from training.config import Prior, SelfSupervised
+from training.config import SelfSupervised
 from training.data.pairs import PairSource
 from training.data.triplets import TripletBatch, TripletSource
 from training.losses.photometric import Target, identity_error, minimum_reprojection
@@ -28,7 +28,7 @@ class SelfSupervisedStage:
     With ``freeze_teacher``, Pose and M only serve and the student alone is trained.
     """
 
-    schedule: SelfSupervised | Prior
+    schedule: SelfSupervised
     system: System
     triplets: TripletSource
     pairs: PairSource | None
@@ -56,7 +56,9 @@ class SelfSupervisedStage:
         loss, values = self._photometric(batch)
         if self.pairs is not None and self.schedule.synthetic_batch:
             pairs = self.pairs.batch(self.schedule.synthetic_batch, rng)
-            rehearsal, logs = supervised_loss(self.system, pairs, self.schedule.gradient_weight)
+            rehearsal, logs = supervised_loss(
+                self.system, pairs, self.schedule.gradient_weight, self.schedule.multi_batch
+            )
             loss = loss + self.schedule.synthetic_weight * rehearsal
             values |= logs
         return loss, values
@@ -102,7 +104,7 @@ class SelfSupervisedStage:
         loss = reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
         if not self.freeze_teacher:
-            multi, logs = self._multi(batch, sources, target, poses.detach(), single_depth)
+            multi, logs = self._multi(batch, sources, poses.detach(), single_depth)
             loss = loss + multi
             values |= logs
         return loss, values
@@ -111,17 +113,19 @@ class SelfSupervisedStage:
         self,
         batch: TripletBatch,
         sources: Tensor,
-        target: Target,
         poses: Tensor,
         single_depth: Tensor,
     ) -> tuple[Tensor, dict[str, float]]:
         """M against both neighbours, all pixels, motion detached (MISM's code, teacher stage)."""
-        multi = self.system.multi(
-            batch.inputs[:, 1], batch.inputs[:, 0], Pose(poses[0]), batch.K, single_depth
-        )
+        n = slice(self.schedule.multi_batch)
+        before, now, _ = batch.inputs[n].unbind(1)
+        single = single_depth[n]
+        multi = self.system.multi(now, before, Pose(poses[0, n]), batch.K[n], single)
         if self.system.multi_frame.training:
-            self.system.multi_frame.update_delta(multi.depth.detach(), single_depth.detach())
-        error, _ = minimum_reprojection(rebuild(sources, multi.depth, batch.K, poses), target, None)
+            self.system.multi_frame.update_delta(multi.depth.detach(), single.detach())
+        rebuilt = rebuild(sources[:, n], multi.depth, batch.K[n], poses[:, n])
+        target = Target.of(batch.images[n, 1])
+        error, _ = minimum_reprojection(rebuilt, target, None)
         smooth = edge_aware_smoothness(1 / multi.depth, target.image)
         delta = self.system.multi_frame.delta
         values = {

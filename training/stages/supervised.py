@@ -36,8 +36,9 @@ class SupervisedStage:
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of pairs."""
-        batch = self.pairs.batch(self.schedule.batch, rng)
-        return supervised_loss(self.system, batch, self.schedule.gradient_weight)
+        schedule = self.schedule
+        batch = self.pairs.batch(schedule.batch, rng, schedule.pairs)
+        return supervised_loss(self.system, batch, schedule.gradient_weight, schedule.multi_batch)
 
     def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""

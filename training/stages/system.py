@@ -95,21 +95,22 @@ class System:
 
 
 def supervised_loss(
-    system: System, batch: PairBatch, gradient_weight: float
+    system: System, batch: PairBatch, gradient_weight: float, multi_batch: int | None
 ) -> tuple[Tensor, dict[str, float]]:
     """All three networks against exact depth and motion."""
     previous, current = batch.inputs.unbind(1)
     _, depth = disparity_to_depth(system.single(current)[0])
     pose = system.motion(previous, current)
     truth = batch.previous_from_current
-    multi = system.multi(current, previous, truth, batch.K, depth)
+    n = slice(multi_batch)
+    multi = system.multi(current[n], previous[n], Pose(truth.matrix[n]), batch.K[n], depth[n])
     if system.multi_frame.training:
-        system.multi_frame.update_delta(multi.depth.detach(), depth.detach())
+        system.multi_frame.update_delta(multi.depth.detach(), depth[n].detach())
     parts = {
         "single": log_depth_loss(depth, batch.depth),
         "single_gradient": log_gradient_loss(depth, batch.depth),
-        "multi": log_depth_loss(multi.depth, batch.depth),
-        "multi_gradient": log_gradient_loss(multi.depth, batch.depth),
+        "multi": log_depth_loss(multi.depth, batch.depth[n]),
+        "multi_gradient": log_gradient_loss(multi.depth, batch.depth[n]),
         "pose": pose_loss(pose.inverse(), truth),
     }
     loss = parts["single"] + parts["multi"] + 10 * parts["pose"]
