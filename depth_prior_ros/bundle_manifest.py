@@ -111,7 +111,7 @@ class PriorSpec(_Strict):
 class Manifest(_Strict):
     """bundle.yaml. `files` (file name to sha256) is filled in by `save_bundle`."""
 
-    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema", ge=1)
     name: str = Field(min_length=1)
     architecture: Architecture
     input_size: tuple[int, int]
@@ -196,7 +196,7 @@ def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
         )
     try:
         return problem, yaml.safe_load(body)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
 
 
