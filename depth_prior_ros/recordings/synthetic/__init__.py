@@ -1,0 +1,1 @@
+"""Procedural street worlds, rendered with exact depth: training samples and synthetic drives."""

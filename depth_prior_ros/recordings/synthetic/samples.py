@@ -1,0 +1,298 @@
+"""Pairs of frames with exact depth for training, written in shards that can be memory-mapped.
+
+A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
+
+- ``images.npy`` (N, 2, H, W, 3) uint8 RGB
+- ``depth.npy`` (N, 2, H, W) float16, metres, 0 = sky
+- ``K.npy`` (N, 3, 3) float32, pixels at that size
+- ``previous_from_current.npy`` (N, 4, 4) float32, metres
+- ``moving.npy`` (N, H, W) uint8, 1 = something that moves by itself, in the current frame
+
+Every shard depends on (seed, number of the shard, size, textures) only, so an interrupted run goes
+on where it stopped and gives the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.recordings.synthetic.develop import (
+    automatic_exposure,
+    develop,
+    random_development,
+)
+from depth_prior_ros.recordings.synthetic.light import random_light
+from depth_prior_ros.recordings.synthetic.mesh import Mesh
+from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
+from depth_prior_ros.recordings.synthetic.textures import TextureBank
+from depth_prior_ros.recordings.synthetic.world import StreetWorld
+
+SCHEMA = 1
+PAIRS_PER_SHARD = 128
+PAIRS_PER_WORLD = 8
+FRAME_TIME = 0.1  # seconds between the frames of a pair
+_ATTEMPTS = 6
+CAMERA_FROM_VEHICLE = np.array(
+    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
+"""Columns: the camera's right, down and forward in a frame with x forward, y left, z up."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two frames: index 0 is the previous one."""
+
+    images: np.ndarray
+    depth: np.ndarray
+    K: np.ndarray
+    previous_from_current: np.ndarray
+    moving: np.ndarray
+
+
+def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
+    """A camera like KITTI's, varied a little."""
+    width, height = size
+    fx = 0.581 * width * rng.uniform(0.94, 1.06)
+    # KITTI's pixels are square at 1242 x 375; the resized image's need not be.
+    fy = fx * (height / 375.0) / (width / 1242.0)
+    cx = width * rng.normal(0.491, 0.01)
+    cy = height * rng.normal(0.461, 0.02)
+    return Camera(fx, fy, cx, cy, width, height)
+
+
+def turned(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """(4, 4) rotation of a frame with x forward, y left, z up; radians, pitch up is positive."""
+    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    y = np.array([[cp, 0, -sp], [0, 1, 0], [sp, 0, cp]])
+    x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = z @ y @ x
+    return matrix
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """Where the camera stands at both instants and what is in front of it."""
+
+    camera: Camera
+    poses: tuple[np.ndarray, np.ndarray]  # world_from_camera, previous and current
+    time: float
+    s: float
+
+
+def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int]) -> _Shot:
+    spec = world.spec
+    last = 150.0 if not spec.dead_end else 110.0
+    s = rng.uniform(0, last)
+    own = max(1, spec.lanes // 2)
+    d = world.lane_offset(int(rng.integers(own))) + rng.normal(0, 0.25)
+    yaw = rng.normal(0, np.deg2rad(2.0))
+    if rng.random() < 0.12:
+        yaw = rng.normal(0, np.deg2rad(12.0))
+    pitch, roll = rng.normal(0, np.deg2rad([0.9, 0.6]))
+    height = rng.uniform(1.4, 1.9)
+    current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
+    travel = rng.uniform(0.2, 2.0)
+    if rng.random() < 0.1:
+        previous = current.copy()
+    else:
+        step = turned(*(rng.normal(0, np.deg2rad([0.5, 0.15, 0.1])) * (0.5 + travel)))
+        step[:3, 3] = (-travel, rng.normal(0, 0.02), rng.normal(0, 0.008))
+        previous = current @ step
+    poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
+    return _Shot(random_camera(rng, size), poses, rng.uniform(0, 3), s)
+
+
+def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> Mesh:
+    """The moving things near the camera; whoever is in its way has been left out."""
+    eye = shot.poses[1]
+    around = (shot.s - 15.0, shot.s + 150.0)
+    kept = []
+    for mover in world.movers:
+        s = mover.s + mover.speed * shot.time
+        if not around[0] < s < around[1]:
+            continue
+        d = mover.d + mover.side_speed * shot.time
+        place = world.course.points(np.float64(s), np.float64(d), np.float64(0))
+        ahead = eye[:3, :3].T @ (place - eye[:3, 3])
+        reach = mover.length / 2
+        if abs(ahead[0]) < 1.9 and -reach - 3 < ahead[2] < gap + reach:
+            continue
+        if abs(ahead[0]) < reach + 1.3 and -reach - 3 < ahead[2] < reach + 3:
+            if abs(mover.side_speed) > 0 or abs(ahead[0]) < 2.2:
+                continue
+        kept.append(mover.at(world.course, time))
+    return Mesh.merge(kept)
+
+
+def render_pair(
+    renderer: Renderer, world: StreetWorld, light: Light, rng: np.random.Generator, size: tuple[int, int]
+) -> Pair | None:
+    """One random pair of frames in a loaded world; None where something blocks the view."""
+    shot = _aim(world, rng, size)
+    gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
+    how = random_development(rng)
+    eye = shot.poses[1]
+    renderer.cast_shadows(
+        light,
+        eye[:3, 3] + eye[:3, 2] * 28.0,
+        48.0,
+        _movers(world, shot, shot.time, gap),
+        (shot.s - 30.0, shot.s + 80.0),
+    )
+    around = (shot.s - 15.0, shot.s + 150.0)
+    frames = []
+    for pose, time in zip(shot.poses[::-1], (shot.time, shot.time - FRAME_TIME), strict=True):
+        movers = _movers(world, shot, time, gap)
+        frame = renderer.render_linear(shot.camera, pose, light, movers, 2, around)
+        if not frames and _blocked(frame[1]):
+            return None
+        frames.append(frame)
+    exposure = automatic_exposure(frames[0][0], how.target)
+    frames.reverse()
+    return Pair(
+        images=np.stack([develop(f[0], how, rng, exposure) for f in frames]),
+        depth=np.stack([f[1] for f in frames]).astype(np.float16),
+        K=shot.camera.matrix().astype(np.float32),
+        previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
+        moving=frames[1][2].astype(np.uint8),
+    )
+
+
+def _blocked(depth: np.ndarray) -> bool:
+    seen = depth[depth > 0]
+    near = (seen < 3.0).sum() / depth.size
+    return bool(near > 0.04 or np.median(seen) < 4.0 if len(seen) else True)
+
+
+def iterate(
+    renderer: Renderer,
+    shard: int,
+    count: int,
+    size: tuple[int, int],
+    seed: int,
+    texture_images: Sequence[Path] = (),
+) -> Iterator[Pair]:
+    """The `count` pairs of one shard; it loads its own textures into the renderer."""
+    bank = TextureBank([seed, shard], texture_images)
+    renderer.load_textures(bank)
+    made = number = 0
+    while made < count:
+        world = StreetWorld([seed, shard, number], bank)
+        renderer.load(world.drawing)
+        rng = np.random.default_rng([seed, shard, number, 1])
+        number += 1
+        light = random_light(rng, bank)
+        good = 0
+        for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
+            if attempt == PAIRS_PER_WORLD // 2:
+                light = random_light(rng, bank)
+            pair = render_pair(renderer, world, light, rng, size)
+            if pair is None:
+                continue
+            yield pair
+            made, good = made + 1, good + 1
+            if made == count or good == PAIRS_PER_WORLD:
+                break
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_samples(
+    out_dir: str | Path,
+    count: int,
+    size: tuple[int, int] = (320, 96),
+    seed: int = 0,
+    texture_images: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> Path:
+    """Write `count` pairs to `out_dir`; shards that are there already are kept.
+
+    Args:
+        out_dir: folder for ``manifest.json`` and ``shard_00000`` and so on.
+        count: number of pairs.
+        size: (width, height) of the images in pixels.
+        seed: everything follows from it, the size and the texture images.
+        texture_images: real frames to cut textures from (their licence goes to the weights).
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: `out_dir` holds samples made with other arguments.
+        RendererUnavailableError: no OpenGL in memory; the message names the packages.
+    """
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    images = [Path(p) for p in texture_images]
+    manifest = {
+        "schema": SCHEMA,
+        "seed": seed,
+        "size": list(size),
+        "count": count,
+        "pairs_per_shard": PAIRS_PER_SHARD,
+        "texture_sources": sorted({str(p.parent) for p in images}),
+        "texture_fingerprint": _fingerprint(images),
+        "depth_unit": "metres, 0 = sky",
+        "frame_time": FRAME_TIME,
+    }
+    _check_manifest(out / "manifest.json", manifest)
+    missing = [i for i in range(-(-count // PAIRS_PER_SHARD)) if not _shard_path(out, i).exists()]
+    renderer = Renderer() if missing else None
+    for shard in _progress(missing, progress):
+        assert renderer is not None
+        number = min(PAIRS_PER_SHARD, count - shard * PAIRS_PER_SHARD)
+        _write_shard(out, shard, list(iterate(renderer, shard, number, size, seed, images)))
+    if renderer is not None:
+        renderer.release()
+    return out
+
+
+def _shard_path(out: Path, shard: int) -> Path:
+    return out / f"shard_{shard:05d}"
+
+
+def _progress(shards: list[int], shown: bool) -> Iterator[int]:
+    if not shown:
+        yield from shards
+        return
+    from rich.progress import track
+
+    yield from track(shards, description="rendering shards")
+
+
+def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
+    if path.exists():
+        old = json.loads(path.read_text())
+        differing = [k for k in manifest if k != "count" and old.get(k) != manifest[k]]
+        if differing:
+            raise ValueError(
+                f"{path.parent} holds samples with other {', '.join(differing)};"
+                " choose another folder or delete this one"
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
+    temporary = out / f".shard_{shard:05d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name in ("images", "depth", "K", "previous_from_current", "moving"):
+        np.save(temporary / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
+    temporary.rename(_shard_path(out, shard))
