@@ -2,7 +2,7 @@
 
     /camera/image_raw/compressed   sensor_msgs/CompressedImage, JPEG
     /camera/camera_info            sensor_msgs/CameraInfo
-    /odom                          nav_msgs/Odometry, where speed or pose is known
+    /odom                          nav_msgs/Odometry, where the speed is known
     /ground_truth/depth            sensor_msgs/CompressedImage, 16-bit PNG, metres x 256, 0 = none
     /ground_truth/camera_info      sensor_msgs/CameraInfo
     /ground_truth/source           std_msgs/String: lidar, stereo or exact
@@ -171,16 +171,15 @@ class _Messages:
         )
 
     def _write_odometry(self, frame: Frame) -> int:
-        if frame.speed is None and frame.pose is None:
+        # A pose alone would read as a vehicle that stands still.
+        if frame.speed is None:
             return 0
         position, quaternion = np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0])
-        pose_covariance, twist_covariance = np.zeros(36), np.zeros(36)
+        pose_covariance = np.zeros(36)
         if frame.pose is None:
             pose_covariance[0] = kinds.UNKNOWN
         else:
             position, quaternion = kinds.odometry_from_pose(frame.pose)
-        if frame.speed is None:
-            twist_covariance[0] = kinds.UNKNOWN
         make = self._make
         pose = make(
             "geometry_msgs/msg/Pose",
@@ -188,7 +187,7 @@ class _Messages:
             orientation=make("geometry_msgs/msg/Quaternion", **_named("xyzw", quaternion)),
         )
         still = make("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=0.0)
-        ahead = make("geometry_msgs/msg/Vector3", x=frame.speed or 0.0, y=0.0, z=0.0)
+        ahead = make("geometry_msgs/msg/Vector3", x=frame.speed, y=0.0, z=0.0)
         twist = make("geometry_msgs/msg/Twist", linear=ahead, angular=still)
         self._send(
             ODOMETRY_TOPIC,
@@ -200,7 +199,7 @@ class _Messages:
                 "geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=pose_covariance
             ),
             twist=make(
-                "geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=twist_covariance
+                "geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=np.zeros(36)
             ),
         )
         return 1

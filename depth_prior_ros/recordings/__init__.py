@@ -27,11 +27,18 @@ __all__ = [
     "RecordingError",
     "Skipped",
     "StoredRecording",
+    "is_bag",
     "open_recording",
     "read_frames",
 ]
 
 _BAG_SUFFIXES = (".mcap", ".db3", ".bag")
+
+
+def is_bag(path: str | Path) -> bool:
+    """Whether a path looks like a bag: by its suffix, or a folder with metadata.yaml."""
+    path = Path(path)
+    return path.suffix.lower() in _BAG_SUFFIXES or (path / "metadata.yaml").is_file()
 
 
 def open_recording(path: str | Path, **options: Any) -> StoredRecording:
@@ -44,7 +51,7 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     path = Path(path)
     if not path.exists():
         raise RecordingError(f"{path}: no such file or folder")
-    if path.suffix.lower() in _BAG_SUFFIXES or (path / "metadata.yaml").is_file():
+    if is_bag(path):
         from depth_prior_ros.recordings.bag import open_bag
 
         return open_bag(path, **options)

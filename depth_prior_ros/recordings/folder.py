@@ -56,6 +56,16 @@ def open_image_folder(
     return StoredRecording(path.name, frames, skipped, notes=notes)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) that most images of a folder have; raises RecordingError without any."""
+    if not path.is_dir():
+        raise RecordingError(f"{path}: no such folder")
+    _, size = probe_all(_list_images(path, []), [])
+    if size is None:
+        raise RecordingError(f"{path}: no usable image in it")
+    return size
+
+
 def _list_images(path: Path, skipped: list[Skipped]) -> dict[int, Path]:
     files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     if all(p.stem.isascii() and p.stem.isdigit() for p in files):

@@ -1,0 +1,309 @@
+"""`depth_bag`: bags in; bags and reports out. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.recordings import StoredRecording
+    from rosbag_tools.session import ReplayOptions
+
+_EPILOG = "`depth_bag COMMAND --help` explains a command."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for what went wrong, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = build_parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    command: Callable[[argparse.Namespace], None] = parsed.run
+    try:
+        command(parsed)
+    except KeyboardInterrupt:
+        print("depth_bag: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        print(f"depth_bag: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line with all its commands."""
+    parser = argparse.ArgumentParser(
+        prog="depth_bag",
+        description="Make, look at and replay recordings through the depth node.",
+        epilog=_EPILOG,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_info(commands)
+    _add_make(commands)
+    _add_render(commands)
+    _add_replay(commands)
+    _add_report(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one whose message says all there is to say."""
+    if isinstance(error, OSError):
+        return True
+    from depth_prior_ros.backends import BackendError
+    from depth_prior_ros.bundle import BundleError
+    from depth_prior_ros.camera import InvalidCameraError
+    from depth_prior_ros.recordings import RecordingError
+
+    return isinstance(error, (RecordingError, BundleError, BackendError, InvalidCameraError))
+
+
+# -- info ---------------------------------------------------------------------------------------
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("info", help="what is in a bag or another recording")
+    _add_recording(parser)
+    parser.set_defaults(run=_info)
+
+
+def _info(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.info import info
+
+    info(parsed.recording, _open(parsed))
+
+
+# -- make ---------------------------------------------------------------------------------------
+
+
+def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("make", help="a bag out of a KITTI drive or a folder of images")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--kitti-raw", type=Path, metavar="DRIVE", help="a ..._sync folder")
+    source.add_argument("--kitti-odometry", type=Path, metavar="SEQUENCE", help="sequences/NN")
+    source.add_argument("--images", type=Path, metavar="DIR", help="a folder of JPEG or PNG")
+    parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
+    parser.add_argument(
+        "--intrinsics",
+        type=_intrinsics,
+        metavar="FX,FY,CX,CY",
+        help="with --images: the camera, in pixels of these images",
+    )
+    parser.add_argument("--rate", type=float, default=10.0, help="with --images: Hz (default: 10)")
+    parser.add_argument(
+        "--quality", type=_quality, default=95, help="of JPEGs that have to be made (default: 95)"
+    )
+    parser.set_defaults(run=_make)
+
+
+def _make(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.make import make
+
+    make(_make_source(parsed), parsed.out, parsed.quality)
+
+
+def _make_source(parsed: argparse.Namespace) -> StoredRecording:
+    if parsed.kitti_raw:
+        from depth_prior_ros.recordings.kitti_raw import open_kitti_raw
+
+        return open_kitti_raw(parsed.kitti_raw)
+    if parsed.kitti_odometry:
+        from depth_prior_ros.recordings.kitti_odometry import open_kitti_odometry
+
+        return open_kitti_odometry(parsed.kitti_odometry)
+    from depth_prior_ros.recordings.folder import open_image_folder
+
+    camera = None
+    if parsed.intrinsics:
+        camera = _camera_of_images(parsed.images, parsed.intrinsics)
+    return open_image_folder(parsed.images, camera=camera, rate=parsed.rate)
+
+
+def _camera_of_images(folder: Path, intrinsics: tuple[float, float, float, float]) -> Camera:
+    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.recordings.folder import image_size
+
+    return Camera(*intrinsics, *image_size(folder))
+
+
+# -- render -------------------------------------------------------------------------------------
+
+
+def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("render", help="a bag of a synthetic drive with exact depth")
+    parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another street")
+    parser.add_argument("--frames", type=int, default=80, help="how many, at 10 Hz (default: 80)")
+    parser.add_argument(
+        "--size", type=_size, default=(640, 192), metavar="WxH", help="default: 640x192"
+    )
+    parser.add_argument("--quality", type=_quality, default=90, help="of the JPEGs (default: 90)")
+    parser.set_defaults(run=_render)
+
+
+def _render(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.render import render
+
+    render(parsed.out, parsed.seed, parsed.frames, parsed.size, parsed.quality)
+
+
+# -- replay, report, demo -----------------------------------------------------------------------
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "replay", help="play a recording to the real node; metrics.json and report.html come out"
+    )
+    _add_recording(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_node_options(parser)
+    parser.set_defaults(run=_replay)
+
+
+def _replay(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.demo import show_results
+    from rosbag_tools.session import command_line, replay
+
+    results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
+    show_results(results, parsed.out)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("report", help="make report.html of a finished replay again")
+    parser.add_argument("folder", type=Path, help="the --out of a replay")
+    parser.set_defaults(run=_report)
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.report import report
+
+    print(report(parsed.folder))
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", help="replay the embedded drive")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)"
+    )
+    _add_node_options(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.demo import demo
+    from rosbag_tools.session import command_line
+
+    demo(parsed.out, _options(parsed), command_line(parsed.arguments))
+
+
+# -- shared options -----------------------------------------------------------------------------
+
+
+def _add_recording(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recording", type=Path, metavar="BAG", help="a bag; KITTI folders will do as well"
+    )
+    for name in ("image", "camera-info", "odom", "depth"):
+        parser.add_argument(
+            f"--{name}-topic", metavar="TOPIC", help="default: found by type and name"
+        )
+
+
+def _add_node_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", default="lite", help="name or path (default: lite)")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--lockstep",
+        action="store_true",
+        help="wait for each answer, so that results are reproducible (default)",
+    )
+    pace.add_argument(
+        "--rate", type=_positive, metavar="X", help="X times real time, counting drops"
+    )
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "openvino", "onnxruntime"),
+        help="what runs the networks (default: auto)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--force-model", choices=("single_frame", "multi_frame"), help="force the node's model"
+    )
+    parser.add_argument(
+        "--no-forced",
+        action="store_true",
+        help="judge only what the node published, not each model on its own",
+    )
+    parser.add_argument(
+        "--timeout", type=_positive, default=20.0, help="seconds to wait for an answer"
+    )
+    parser.add_argument("--domain-id", type=int, help="ROS domain (default: a random one)")
+
+
+def _options(parsed: argparse.Namespace) -> ReplayOptions:
+    from rosbag_tools.session import ReplayOptions
+
+    return ReplayOptions(
+        bundle=parsed.bundle,
+        rate=parsed.rate,
+        backend=parsed.backend,
+        device=parsed.device,
+        force_model=parsed.force_model or "",
+        forced=not parsed.no_forced,
+        answer_timeout=parsed.timeout,
+        domain_id=parsed.domain_id,
+    )
+
+
+def _open(parsed: argparse.Namespace) -> StoredRecording:
+    from depth_prior_ros.recordings import is_bag, open_recording
+
+    topics = {
+        name: getattr(parsed, f"{name}_topic") for name in ("image", "camera_info", "odom", "depth")
+    }
+    if not is_bag(parsed.recording):
+        return open_recording(parsed.recording)
+    from depth_prior_ros.recordings.bag import BagTopics
+
+    return open_recording(parsed.recording, topics=BagTopics(**topics))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _quality(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 640x192")
+    return int(width), int(height)
+
+
+def _intrinsics(text: str) -> tuple[float, float, float, float]:
+    try:
+        fx, fy, cx, cy = (float(value) for value in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not FX,FY,CX,CY") from error
+    return fx, fy, cx, cy
+
+
+if __name__ == "__main__":
+    sys.exit(main())

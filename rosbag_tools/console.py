@@ -1,0 +1,59 @@
+"""What the commands show: progress, tables, and errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress(text: str, unit: str = "frames") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields `update(done, total)`."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(text, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def show(*things: Any) -> None:
+    """Print to stdout with rich's tables, without treating brackets in text as markup."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    for thing in things:
+        console.print(thing)
+
+
+def show_skipped(skipped: list[Any], limit: int = 10) -> None:
+    """Count and name what a recording left out."""
+    if not skipped:
+        return
+    show(f"left out: {len(skipped)}")
+    show(*(f"  {entry}" for entry in skipped[:limit]))
+    if len(skipped) > limit:
+        show(f"  and {len(skipped) - limit} more")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,54 @@
+"""`depth_bag info`: what is in a bag, or in any other recording."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag
+from depth_prior_ros.recordings.bag import BagFile
+from rosbag_tools.console import show, show_skipped
+
+
+def info(path: Path, recording: StoredRecording) -> None:
+    """Print the topics of a bag, and what it is as a recording."""
+    if is_bag(path):
+        _show_topics(path)
+    show(*summary(recording))
+    show_skipped(recording.skipped)
+
+
+def summary(recording: StoredRecording) -> list[str]:
+    """A recording in a few lines."""
+    frames = recording.frames
+    if not frames:
+        raise RecordingError(f"{recording.name}: no frames")
+    camera = frames[0].camera
+    span = (frames[-1].stamp_ns - frames[0].stamp_ns) * 1e-9
+    gaps = sum(recording.gap_before(i) for i in range(len(frames)))
+    lines = [
+        f"{recording.name}: {len(frames)} frames of {camera.width}x{camera.height}, {span:.1f} s, "
+        f"{gaps} gaps",
+        f"camera: fx {camera.fx:.2f} fy {camera.fy:.2f} cx {camera.cx:.2f} cy {camera.cy:.2f}",
+    ]
+    speeds = [abs(frame.speed) for frame in frames if frame.speed is not None]
+    if speeds:
+        lines.append(
+            f"speed: in {len(speeds)} frames, median {statistics.median(speeds):.1f} m/s, "
+            f"{sum(speed < 0.2 for speed in speeds)} frames standing"
+        )
+    else:
+        lines.append("speed: not recorded")
+    depths = sum(frame.has_depth for frame in frames)
+    lines.append(f"depth: in {depths} frames" + (f" ({recording.depth_source})" if depths else ""))
+    lines += [f"note: {note}" for note in recording.notes]
+    return lines
+
+
+def _show_topics(path: Path) -> None:
+    from rich.table import Table
+
+    table = Table("topic", "type", "messages", box=None, pad_edge=False)
+    for topic, (kind, count) in sorted(BagFile(path).topics().items()):
+        table.add_row(topic, kind, str(count))
+    show(table)

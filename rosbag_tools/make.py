@@ -1,0 +1,22 @@
+"""`depth_bag make`: a bag out of a KITTI drive, an odometry sequence or a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from depth_prior_ros.recordings import StoredRecording
+from rosbag_tools.console import progress, show, show_skipped
+from rosbag_tools.info import summary
+from rosbag_tools.writing import write_bag
+
+
+def make(recording: StoredRecording, out: Path, quality: int) -> None:
+    """Write the recording and print what went in and what was left out."""
+    with progress(f"writing {out.name}") as update:
+        written = write_bag(recording, out, quality=quality, progress=update)
+    show(*summary(recording))
+    show_skipped(recording.skipped)
+    show(
+        f"{written.path}: {written.images} images, {written.depths} depth maps, "
+        f"{written.odometry} odometry messages, {written.size / 1e6:.1f} MB"
+    )

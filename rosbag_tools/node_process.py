@@ -1,0 +1,106 @@
+"""The real node as a child process: started, watched, and ended whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import depth_prior_ros
+from depth_prior_ros.recordings import RecordingError
+from rosbag_tools.transport import large_message_environment
+
+_TAIL_LINES = 15
+_STOP_SECONDS = 15.0
+
+
+class ReplayError(RecordingError):
+    """A replay cannot go on; the message says why, with the node's last words where it has any."""
+
+
+class NodeProcess:
+    """`python -m depth_prior_ros.ros.node` with parameters and remappings, as a context manager.
+
+    `log` is the file that takes what the node prints; `domain_id` its ROS domain.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, bool | int | float | str],
+        remappings: Mapping[str, str],
+        *,
+        domain_id: int,
+        log: Path,
+    ) -> None:
+        self._arguments = [sys.executable, "-m", "depth_prior_ros.ros.node", "--ros-args"]
+        for name, topic in remappings.items():
+            self._arguments += ["-r", f"{name}:={topic}"]
+        for name, value in parameters.items():
+            self._arguments += ["-p", f"{name}:={_yaml(value)}"]
+        self._environment = _environment(domain_id)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> NodeProcess:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C reaches the replay only, which then ends the node in order.
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+            return
+        process.kill()
+        process.wait()
+
+    def check(self) -> None:
+        """Raise ReplayError where the node has died, with the end of its log."""
+        code = self._process.poll() if self._process is not None else None
+        if code is not None:
+            raise ReplayError(f"the node ended with exit code {code}{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The node's last lines, introduced; empty where it said nothing."""
+        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\nits last lines:\n  " + "\n  ".join(lines) if lines else ""
+
+
+def _environment(domain_id: int) -> dict[str, str]:
+    environment = dict(os.environ, ROS_DOMAIN_ID=str(domain_id), **large_message_environment())
+    # The child must find the very package that runs here, also in a checkout that is not installed.
+    package = str(Path(depth_prior_ros.__file__).resolve().parents[1])
+    paths = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
+    return environment
+
+
+def _yaml(value: bool | int | float | str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # Quoted: a path that looks like a number stays a string.
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)

@@ -1,0 +1,305 @@
+"""`depth_bag replay`: a recording played to the real node over DDS, and what came back.
+
+The only module of this package that imports rclpy. The node runs as a child process in a ROS
+domain of its own; images go out decoded on /camera/image_raw with their camera_info and odometry.
+"""
+
+from __future__ import annotations
+
+import array
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header, String
+
+from depth_prior_ros.recordings import Frame, Recording, read_frames
+from depth_prior_ros.recordings.bag_messages import odometry_from_pose
+from rosbag_tools.node_process import NodeProcess, ReplayError
+from rosbag_tools.transport import use_large_messages
+
+IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
+CAMERA_FRAME = "camera_optical_frame"
+
+_TRIES = 3
+_UNANSWERED_IN_A_ROW = 3
+_DRAIN_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A depth image that came back, `position` being its frame's place in the recording."""
+
+    position: int
+    depth: NDArray[np.float32]
+    latency_ms: float
+    source_ns: int  # when the node published it
+
+
+@dataclass
+class Played:
+    """What happened on the way: frames sent, sent again, and what the node said last."""
+
+    sent: int = 0
+    repeated: int = 0
+    diagnostics: dict[str, str] | None = None
+
+
+class Player:
+    """The rest of the robot: camera and odometry out, depth and diagnostics in.
+
+    `domain_id` is the ROS domain, `node_name` the depth node's name. A context manager.
+    """
+
+    def __init__(self, domain_id: int, node_name: str = "depth_node") -> None:
+        use_large_messages()
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=domain_id)
+        self._node = rclpy.create_node("depth_replay", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._changed = threading.Condition()
+        self._published_at: dict[int, float] = {}
+        self._arrived: dict[int, tuple[Image, float, int]] = {}
+        self._models: list[tuple[int, str]] = []
+        self._diagnostics: dict[str, str] | None = None
+        reliable = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+        latched = QoSProfile(
+            depth=10,
+            reliability=QoSReliabilityPolicy.RELIABLE,
+            durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+        )
+        self._image = self._node.create_publisher(Image, IMAGE_TOPIC, reliable)
+        self._info = self._node.create_publisher(CameraInfo, INFO_TOPIC, reliable)
+        self._odometry = self._node.create_publisher(Odometry, ODOMETRY_TOPIC, reliable)
+        subscribe = self._node.create_subscription
+        self._depth_topic = "/depth/image_rect"
+        subscribe(Image, self._depth_topic, _with_source_time(self._on_depth), reliable)
+        subscribe(String, f"/{node_name}/active_model", _with_source_time(self._on_model), latched)
+        subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def __enter__(self) -> Player:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.try_shutdown()
+        self._thread.join(10)
+        self._node.destroy_node()
+
+    def wait_for_node(self, process: NodeProcess, timeout: float) -> None:
+        """Until the node is active: it subscribes then. Raises ReplayError if it does not."""
+        deadline = time.monotonic() + timeout
+        inputs = (self._image, self._info, self._odometry)
+        while not (
+            self._node.count_publishers(self._depth_topic)
+            and all(publisher.get_subscription_count() for publisher in inputs)
+        ):
+            process.check()
+            if time.monotonic() > deadline:
+                raise ReplayError(
+                    f"the node was not active after {timeout:.0f} s{process.log_tail()}"
+                )
+            time.sleep(0.02)
+
+    def lockstep(
+        self,
+        recording: Recording,
+        process: NodeProcess,
+        on_answer: Callable[[Answer], None],
+        progress: Callable[[int, int], None],
+        timeout: float,
+    ) -> Played:
+        """Send a frame, wait for its depth, send the next one.
+
+        A frame without an answer after `timeout` seconds is sent again, twice; then it counts as
+        dropped. Several such frames in a row end the replay with ReplayError.
+        """
+        played, unanswered = Played(), 0
+        for position, image in read_frames(recording):
+            frame = recording.frames[position]
+            played.sent += 1
+            for attempt in range(_TRIES):
+                played.repeated += attempt > 0
+                self._send(frame, image)
+                if self._wait_for(frame.stamp_ns, process, timeout):
+                    break
+            answer = self._take(position, frame.stamp_ns)
+            if answer is None:
+                unanswered += 1
+                if unanswered == _UNANSWERED_IN_A_ROW or played.sent == 1:
+                    raise ReplayError(self._silence(process, frame, timeout))
+            else:
+                unanswered = 0
+                on_answer(answer)
+            progress(position + 1, len(recording.frames))
+        self._finish(played)
+        return played
+
+    def real_time(
+        self,
+        recording: Recording,
+        process: NodeProcess,
+        on_answer: Callable[[Answer], None],
+        progress: Callable[[int, int], None],
+        rate: float,
+        timeout: float,
+    ) -> Played:
+        """Send frames `rate` times as fast as they were recorded, whatever comes back.
+
+        Answers are handed on after the last frame, so that judging them costs the node nothing.
+        """
+        played, start, positions = Played(), None, []
+        for position, image in read_frames(recording):
+            frame = recording.frames[position]
+            due = (frame.stamp_ns - recording.frames[0].stamp_ns) / 1e9 / rate
+            start = time.perf_counter() - due if start is None else start
+            time.sleep(max(0.0, start + due - time.perf_counter()))
+            process.check()
+            self._send(frame, image)
+            played.sent += 1
+            positions.append(position)
+            progress(position + 1, len(recording.frames))
+        if positions:
+            last = recording.frames[positions[-1]].stamp_ns
+            self._wait_for(last, process, timeout)
+        self._finish(played)
+        for position in positions:
+            answer = self._take(position, recording.frames[position].stamp_ns)
+            if answer is not None:
+                on_answer(answer)
+        return played
+
+    def model_at(self, source_ns: int) -> tuple[str | None, str | None]:
+        """Model and reason that the node had named when it published at that time."""
+        before = [text for moment, text in self._models if moment <= source_ns]
+        model, _, reason = before[-1].partition(" ") if before else ("", "", "")
+        return model or None, reason or None
+
+    def _send(self, frame: Frame, image: NDArray[np.uint8]) -> None:
+        """Odometry and calibration first: the node looks for them when the image is there."""
+        stamp = Time(sec=frame.stamp_ns // 10**9, nanosec=frame.stamp_ns % 10**9)
+        if frame.speed is not None:
+            self._odometry.publish(_odometry(frame, stamp))
+        header = Header(stamp=stamp, frame_id=CAMERA_FRAME)
+        self._info.publish(_camera_info(frame, header))
+        message = _image(image, header)
+        self._published_at.setdefault(frame.stamp_ns, time.perf_counter())
+        self._image.publish(message)
+
+    def _wait_for(self, stamp_ns: int, process: NodeProcess, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with self._changed:
+                if self._changed.wait_for(lambda: stamp_ns in self._arrived, 0.5):
+                    return True
+            process.check()
+        return False
+
+    def _take(self, position: int, stamp_ns: int) -> Answer | None:
+        with self._changed:
+            arrived = self._arrived.pop(stamp_ns, None)
+        if arrived is None:
+            return None
+        message, moment, source_ns = arrived
+        latency = (moment - self._published_at[stamp_ns]) * 1e3
+        return Answer(position, _depth(message), latency, source_ns)
+
+    def _finish(self, played: Played) -> None:
+        """Wait for what may still be on its way: topics are not ordered among each other."""
+        time.sleep(_DRAIN_SECONDS)
+        played.diagnostics = self._diagnostics
+
+    def _silence(self, process: NodeProcess, frame: Frame, timeout: float) -> str:
+        said = self._diagnostics or {}
+        return (
+            f"no depth for frame {frame.index} after {_TRIES} times {timeout:.0f} s; the node is "
+            f"running and says: {said.get('message', 'nothing')}{process.log_tail()}"
+        )
+
+    def _on_depth(self, message: Image, source_ns: int) -> None:
+        moment = time.perf_counter()
+        stamp = message.header.stamp
+        with self._changed:
+            self._arrived[stamp.sec * 10**9 + stamp.nanosec] = (message, moment, source_ns)
+            self._changed.notify_all()
+
+    def _on_model(self, message: String, source_ns: int) -> None:
+        self._models.append((source_ns, message.data))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {pair.key: pair.value for pair in status.values}
+            self._diagnostics = {**values, "message": status.message}
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            return
+
+
+def _with_source_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:
+    """Hand the time of publishing to a callback; that of arrival where rclpy does not tell."""
+    if hasattr(Subscription, "CallbackType"):
+        return lambda message, info: callback(message, int(info["source_timestamp"]))
+    return lambda message: callback(message, time.time_ns())  # Humble
+
+
+def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
+    height, width = pixels.shape[:2]
+    message = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
+    # anything but an array is converted byte by byte, which takes longer than the network
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
+    message.data = data
+    return message
+
+
+def _camera_info(frame: Frame, header: Header) -> CameraInfo:
+    camera = frame.camera
+    K = camera.matrix()
+    message = CameraInfo(header=header, width=camera.width, height=camera.height)
+    message.distortion_model = "plumb_bob"
+    message.d = [0.0] * 5
+    message.k = K.ravel().tolist()
+    message.r = np.eye(3).ravel().tolist()
+    message.p = np.hstack([K, np.zeros((3, 1))]).ravel().tolist()
+    return message
+
+
+def _odometry(frame: Frame, stamp: Time) -> Odometry:
+    message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id="base_link")
+    message.twist.twist.linear.x = float(frame.speed or 0.0)
+    if frame.pose is not None:
+        position, quaternion = odometry_from_pose(frame.pose)
+        pose = message.pose.pose
+        pose.position.x, pose.position.y, pose.position.z = map(float, position)
+        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = map(
+            float, quaternion
+        )
+    return message
+
+
+def _depth(message: Image) -> NDArray[np.float32]:
+    """(h, w) float32 metres of a 32FC1 image; raises ReplayError for anything else."""
+    if message.encoding != "32FC1":
+        raise ReplayError(f"the node published {message.encoding!r} as depth, not '32FC1'")
+    order = ">f4" if message.is_bigendian else "<f4"
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    pixels = np.ascontiguousarray(rows[:, : 4 * message.width]).view(order)
+    return pixels.astype(np.float32, copy=False)
