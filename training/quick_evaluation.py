@@ -29,7 +29,7 @@ from training.evaluation_sets import (
     lidar_training_set,
 )
 
-FIXED_SCENES = (0, 9, 18, 27, 36, 45, 54, 63, 72, 81)
+_FIXED_SCENES = 10
 SETS = ("kitti2015", "0052", "0039lidar")
 
 
@@ -189,7 +189,7 @@ def evaluate_network(
 def fixed_scenes(data_dir: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The same ten scenes of KITTI 2015 each time, (N, H, W, 3) uint8 RGB at `size`."""
     images = cached_set("kitti2015", Path(data_dir), size).images
-    return images[[i for i in FIXED_SCENES if i < len(images)]]
+    return images[np.unique(np.linspace(0, len(images) - 1, _FIXED_SCENES).astype(int))]
 
 
 def colour_inverse_depth(inverse: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
