@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.bundle import Bundle, build_network, save_bundle
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.framing import frame_image
 from depth_prior_ros.guard import MultiFrameGuard
 from depth_prior_ros.models.multi_frame import MultiFrameNet
 from depth_prior_ros.motion import Motion
@@ -23,21 +24,10 @@ from depth_prior_ros.scale import FixedScale
 TENTH = 100_000_000
 MOVING = Motion(10.0, "odometry")
 STANDING = Motion(0.0, "odometry")
-REASONS = set(
-    [
-        "moving",
-        "first_frame",
-        "stationary",
-        "gap",
-        "time_jump",
-        "resolution",
-        "pose",
-        "forced",
-        "budget",
-        "memory",
-        "model_failed",
-    ]
-)
+REASONS = {
+    *("moving", "first_frame", "stationary", "gap", "time_jump", "resolution", "pose", "forced"),
+    *("budget", "memory", "model_failed"),
+}
 PICTURE = texture(192, 64)
 
 
@@ -333,6 +323,42 @@ def test_the_same_frames_give_the_same_depth(pipeline: DepthPipeline) -> None:
     assert models(first) == models(second)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.depth, b.depth)
+
+
+def test_what_the_multi_frame_network_is_given(
+    pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames in temporal order, the motion turned round, the trained focal length."""
+    networks = pipeline.networks
+    pose = np.eye(4)
+    angle = 0.1
+    pose[:3, :3] = [
+        [math.cos(angle), 0, math.sin(angle)],
+        [0, 1, 0],
+        [-math.sin(angle), 0, math.cos(angle)],
+    ]
+    pose[:3, 3] = [0.01, 0.02, -0.05]
+    posed, given = [], []
+    multi = networks.multi
+    monkeypatch.setattr(networks, "pose", lambda *images: posed.append(images) or pose)
+    monkeypatch.setattr(networks, "multi", lambda *args: given.append(args) or multi(*args))
+    camera = Camera(500.0, 500.0, 90.0, 30.0, 192, 64)
+    tensors = []
+    for i in range(2):
+        result = pipeline.process(view(i), i * TENTH, MOVING, camera)
+        pixels = frame_image(view(i), camera, pipeline.bundle.manifest.camera)
+        tensors.append(pixels.tensor())
+    assert result.model == "multi_frame"
+    for image, tensor in zip(posed[0], tensors, strict=True):
+        np.testing.assert_array_equal(image.numpy(), tensor)
+    current, previous, previous_from_current, K, inverse = given[0]
+    for features, tensor in ((previous, tensors[0]), (current, tensors[1])):
+        np.testing.assert_array_equal(features[0], networks.features(torch.from_numpy(tensor))[0])
+    np.testing.assert_allclose(previous_from_current @ pose, np.eye(4), atol=1e-12)
+    trained = pipeline.bundle.manifest.camera
+    np.testing.assert_allclose(K, [[trained.fx, 0, 45.0], [0, trained.fy, 15.0], [0, 0, 1]])
+    expected, _ = networks.single(torch.from_numpy(tensors[1]))
+    np.testing.assert_array_equal(inverse, expected)
 
 
 # -- units, cameras, ranges ------------------------------------------------------------------------
