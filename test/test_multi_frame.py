@@ -5,6 +5,11 @@ import pytest
 import torch
 
 from depth_prior_ros.geometry import Pose
+from depth_prior_ros.models.matching import (
+    depth_hypotheses,
+    group_correlation,
+    warp_to_hypotheses,
+)
 from depth_prior_ros.models.multi_frame import (
     Features,
     MultiFrameNet,
@@ -82,6 +87,22 @@ def test_the_previous_frame_matters() -> None:
         assert not torch.equal(net(a, b, pose, K, single).depth, net(a, c, pose, K, single).depth)
         swapped = Features(b.matching, c.context)
         assert torch.equal(net(a, b, pose, K, single).depth, net(a, swapped, pose, K, single).depth)
+
+
+@torch.no_grad()
+def test_the_volume_is_sampled_with_quarter_intrinsics_and_depth() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    net.delta.uniform_(0.1, 2)
+    a, b = net.features(torch.rand(2, 3, H, W)), net.features(torch.rand(2, 3, H, W))
+    pose, K, single = _inputs()
+    small = K * torch.tensor([[0.25], [0.25], [1.0]])
+    hypotheses = depth_hypotheses(single[..., ::4, ::4], net.delta, 16)
+    warped = warp_to_hypotheses(b.matching, hypotheses, small, pose)
+    logits = net.regulariser(group_correlation(a.matching, warped, 16))
+    output = net(a, b, pose, K, single)
+    assert torch.allclose(output.hypotheses, hypotheses)
+    assert torch.allclose(output.probability, torch.softmax(logits, dim=1), atol=1e-6)
 
 
 def test_float32_under_autocast() -> None:
