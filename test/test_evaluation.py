@@ -373,3 +373,14 @@ def test_model_names_are_the_pipelines():
 
     assert MODEL_NAMES[1:] == evaluation.MODELS
     assert set(PROTOCOL_NAMES) == {"kitti2015", "eigen", "drive"}
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_shipped_bundle_looks_at_the_image(data_dir: Path):
+    """At least 10 % below the best image-independent predictor on KITTI 2015."""
+    report = evaluate("lite", data_dir, "kitti2015", models=["single_frame"], baselines=True)
+    outcome = verdict(report.sets[0])
+    assert outcome is not None and set(COUNTED) <= set(report.sets[0].baselines)
+    assert outcome.best_abs_rel <= 0.245  # the LiDAR rows alone reach .242
+    assert outcome.passed, outcome
