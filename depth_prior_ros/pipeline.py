@@ -164,6 +164,15 @@ class DepthPipeline:
         return f"{self.networks.backend.name} on {self.networks.backend.device}"
 
     @property
+    def gate_settings(self) -> GateSettings:
+        """Thresholds of the motion gate; changing them keeps its state."""
+        return self._gate.settings
+
+    @gate_settings.setter
+    def gate_settings(self, settings: GateSettings) -> None:
+        self._gate.settings = settings
+
+    @property
     def motion_state(self) -> State:
         """What the motion gate thinks."""
         return self._gate.state

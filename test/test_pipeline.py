@@ -17,7 +17,7 @@ from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import frame_image
 from depth_prior_ros.guard import MultiFrameGuard
 from depth_prior_ros.models.multi_frame import MultiFrameNet
-from depth_prior_ros.motion import Motion
+from depth_prior_ros.motion import GateSettings, Motion
 from depth_prior_ros.pipeline import DepthPipeline, DepthResult, InvalidFrameError
 from depth_prior_ros.scale import FixedScale
 
@@ -56,6 +56,7 @@ def restart(pipeline: DepthPipeline) -> None:
     pipeline.max_gap = 0.5
     pipeline.max_metres = 80.0
     pipeline.scale = FixedScale(METRES_PER_UNIT)
+    pipeline.gate_settings = GateSettings()
 
 
 def view(index: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -125,6 +126,15 @@ def test_another_resolution(pipeline: DepthPipeline) -> None:
     drive(pipeline, [MOVING] * 3)
     found = [pipeline.process(view(i, (384, 128)), i * TENTH, MOVING).active_model for i in (3, 4)]
     assert found == ["single_frame resolution", "multi_frame moving"]
+
+
+def test_gate_settings_may_change_on_the_way(pipeline: DepthPipeline) -> None:
+    drive(pipeline, [MOVING] * 3)
+    original = pipeline.gate_settings
+    pipeline.gate_settings = replace(original, start_speed=20.0, stop_speed=15.0, hold_stop=0.0)
+    assert pipeline.process(view(3), 3 * TENTH, MOVING).reason == "stationary"
+    pipeline.gate_settings = replace(original, hold_start=0.0)
+    assert pipeline.process(view(4), 4 * TENTH, MOVING).reason == "moving"
 
 
 def test_forced_models(pipeline: DepthPipeline) -> None:
@@ -497,7 +507,7 @@ def test_a_camera_of_another_picture_is_refused(pipeline: DepthPipeline) -> None
     assert caught.value.cause == "camera"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     width=st.integers(16, 400),
     height=st.integers(16, 400),
@@ -520,7 +530,7 @@ def test_any_size_gives_depth_with_a_camera_that_fits(
     assert (48 - result.camera.cx) / result.camera.fx == pytest.approx(ray, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     frames=st.lists(
         st.tuples(
