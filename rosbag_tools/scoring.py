@@ -165,13 +165,14 @@ def judge_forced(
     found: dict[int, dict[str, DepthErrors]] = {}
     fell_back = 0
     models = [m for m in MODELS if m != "multi_frame" or pipeline.networks.has_multi_frame]
+    total = len(models) * len(recording.frames)
     for number, model in enumerate(models):
         pipeline.reset()
         pipeline.force_model = model  # type: ignore[assignment]
         for position, image in read_frames(recording):
             frame = recording.frames[position]
             result = pipeline.process(image, frame.stamp_ns, None, frame.camera)
-            progress(number * len(recording.frames) + position, len(models) * len(recording.frames))
+            progress(number * len(recording.frames) + position + 1, total)
             if not frame.has_depth or position == 0 or recording.gap_before(position):
                 continue
             if result.model != model:

@@ -265,6 +265,8 @@ class _Session:
         return entries | forced
 
     def _baselines(self) -> dict[str, Any]:
+        if not self.judge.judged:
+            return {}
         with progress("judging image-independent maps") as update:
             return judge_baselines(self.recording, self.judge, self.bundle, update)
 
