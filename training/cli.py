@@ -136,16 +136,24 @@ def _is_plain(error: Exception) -> bool:
     from depth_prior_ros.backends.base import BackendError
     from depth_prior_ros.bundle import BundleError
     from depth_prior_ros.recordings import RecordingError
+    from training.checkpoint import CheckpointError
     from training.config import RecipeError
+    from training.engine import TrainingError
     from training.evaluation_sets import EvaluationError
 
     plain = (BackendError, BundleError, RecordingError, RecipeError, EvaluationError, OSError)
-    return isinstance(error, plain)
+    return isinstance(error, (*plain, CheckpointError, TrainingError))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `depth_train`; returns the exit status (1: failed, 2: wrong usage)."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no overrides behind an option: depth_train run FILE --out DIR seed=2
+    if rest and (arguments.command != "run" or any("=" not in r or r[0] == "-" for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.handler(arguments))
     except KeyboardInterrupt:
