@@ -13,6 +13,8 @@ from torch import Tensor
 from depth_prior_ros.geometry import Pose
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
 
+# Beyond this many units depth counts as sky: only far, not how far.
+FAR_UNITS = 15.0
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
 
 
@@ -47,7 +49,7 @@ class PairBatch:
     """A batch of pairs (previous, current).
 
     inputs: (B, 2, 3, H, W) with changed colours. depth: of the current frame (B, 1, H, W) in
-    network units, 0 = sky. K: (B, 3, 3) in pixels. previous_from_current: (B, 4, 4) in network
+    network units, 0 = sky or beyond ``FAR_UNITS``. K: (B, 3, 3) in pixels. previous_from_current: (B, 4, 4) in network
     units.
     """
 
@@ -95,6 +97,7 @@ class PairSource:
         matrix = pose.matrix.clone()
         matrix[:3, 3] /= self.metres_per_unit
         truth = torch.from_numpy(depth[current].astype(np.float32)) / self.metres_per_unit
+        truth[truth > FAR_UNITS] = 0
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
         K = torch.from_numpy(np.array(sample["K"], dtype=np.float32))
         return pixels, truth[None], K, matrix
