@@ -28,7 +28,7 @@ from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import Framed, InvalidFrameError, Region, frame_image
 from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory
 from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
-from depth_prior_ros.runtime import Features, Native, Stopwatch, compile_networks
+from depth_prior_ros.runtime import Features, Native, Stopwatch, compile_networks, inverse_pose
 from depth_prior_ros.scale import FixedScale, Scale, focal_ratio
 
 __all__ = ["DepthPipeline", "DepthResult", "InvalidFrameError", "Motion"]
@@ -162,15 +162,6 @@ class DepthPipeline:
     def backend(self) -> str:
         """Backend and device in words, such as `openvino on cpu`."""
         return f"{self.networks.backend.name} on {self.networks.backend.device}"
-
-    @property
-    def gate_settings(self) -> GateSettings:
-        """Thresholds of the motion gate; changing them keeps its state."""
-        return self._gate.settings
-
-    @gate_settings.setter
-    def gate_settings(self, settings: GateSettings) -> None:
-        self._gate.settings = settings
 
     @property
     def motion_state(self) -> State:
@@ -342,7 +333,7 @@ class DepthPipeline:
         K = self._matching_matrix(current.framed.camera)
         with clock("multi"):
             return self.networks.multi(
-                current.features, previous.features, _inverse_pose(pose), K, inverse
+                current.features, previous.features, inverse_pose(pose), K, inverse
             )
 
     def _check_pose(self, pose: NDArray[np.float64], speed: float | None, seconds: float) -> None:
@@ -391,11 +382,3 @@ class DepthPipeline:
         sure = np.clip(np.nan_to_num(values, nan=0.0), 0.0, 1.0).astype(np.float32)
         sure[np.isnan(depth)] = 0.0
         return sure
-
-
-def _inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of a rigid transform (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse

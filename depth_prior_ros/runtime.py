@@ -147,3 +147,11 @@ def compile_networks(
             raise
         fallback = make_backend("torch", "cpu", threads=threads)
         return Networks(bundle, fallback), f"{chosen.name} failed: {error}"
+
+
+def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of a rigid transform (4, 4)."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = pose[:3, :3].T
+    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return inverse

@@ -306,14 +306,16 @@ def test_a_standing_vehicle_computes_no_features(
 
 def test_a_reused_image_buffer_does_no_harm(pipeline: DepthPipeline) -> None:
     """Cameras hand the same memory over again and again."""
-    frames = [shifted(texture(*TINY_SIZE), 2.0 * i) for i in range(3)]
-    expected = [pipeline.process(f, i * TENTH, MOVING).depth for i, f in enumerate(frames)]
+    frames = [shifted(texture(*TINY_SIZE), 2.0 * i) for i in range(4)]
+    expected = [pipeline.process(f, i * TENTH) for i, f in enumerate(frames)]
+    assert models(expected)[1:] == ["multi_frame moving"] * 3
     pipeline.reset()
     buffer = np.empty_like(frames[0])
     for i, frame in enumerate(frames):
         buffer[:] = frame
-        depth = pipeline.process(buffer, i * TENTH, MOVING).depth
-        np.testing.assert_array_equal(depth, expected[i])
+        result = pipeline.process(buffer, i * TENTH)
+        assert result.active_model == expected[i].active_model
+        np.testing.assert_array_equal(result.depth, expected[i].depth)
         buffer[:] = 0
 
 
