@@ -49,8 +49,8 @@ class PairBatch:
     """A batch of pairs (previous, current).
 
     inputs: (B, 2, 3, H, W) with changed colours. depth: of the current frame (B, 1, H, W) in
-    network units, 0 = sky or beyond ``FAR_UNITS``. K: (B, 3, 3) in pixels. previous_from_current: (B, 4, 4) in network
-    units.
+    network units, 0 = sky or beyond ``FAR_UNITS``. K: (B, 3, 3) in pixels.
+    previous_from_current: (B, 4, 4) in network units.
     """
 
     inputs: Tensor
