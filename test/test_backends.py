@@ -16,6 +16,7 @@ from depth_prior_ros import runtime
 from depth_prior_ros.backends import BACKENDS, Backend, BackendError, choose_backend, make_backend
 from depth_prior_ros.backends import choice as choice_module
 from depth_prior_ros.bundle import Bundle, BundleError, build_network, load_bundle, save_bundle
+from depth_prior_ros.geometry import disparity_to_depth
 from depth_prior_ros.runtime import Networks, compile_networks
 
 
@@ -58,6 +59,28 @@ def test_backends_agree_with_pytorch(bundle: Bundle, name: str) -> None:
         np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
     assert expected["depth"].shape == (1, 1, 32, 96)
     assert np.ptp(expected["inverse"]) > 0
+
+
+def test_networks_equal_the_modules_called_by_hand(bundle: Bundle) -> None:
+    K = bundle.manifest.camera.matrix()
+    found = run_everything(Networks(bundle, make_backend("torch", "cpu")), K)
+    student, net, pose = bundle.student(), bundle.multi_frame(), bundle.pose()
+    first, second = (torch.from_numpy(image) for image in images())
+    with torch.no_grad():
+        disparity = student(second, bundle.prior()).disparity[0]
+        inverse, depth = disparity_to_depth(disparity)
+        current_from_previous = pose(first, second)
+        output = net(
+            net.features(second),
+            net.features(first),
+            current_from_previous.inverse(),
+            torch.from_numpy(K).float()[None],
+            depth,
+        )
+    np.testing.assert_allclose(found["inverse"], inverse, rtol=1e-5)
+    np.testing.assert_allclose(found["pose"], current_from_previous.matrix[0], atol=1e-7)
+    np.testing.assert_allclose(found["depth"], output.depth, rtol=1e-4)
+    assert np.abs(found["depth"] - depth.numpy()).max() > 1e-2
 
 
 @pytest.mark.gpu
@@ -201,7 +224,8 @@ def test_openvino_works_without_onnxruntime(bundle: Bundle) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None; sys.modules['onnxscript'] = None;"
         "from depth_prior_ros.bundle import load_bundle;"
-        "from depth_prior_ros.runtime import compile_networks;"
+        "from depth_prior_ros.geometry import disparity_to_depth
+from depth_prior_ros.runtime import compile_networks;"
         f"print(compile_networks(load_bundle({str(bundle.path)!r}), 'openvino')[0].backend.name)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
