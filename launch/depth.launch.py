@@ -5,11 +5,13 @@ ros2 launch depth_prior_ros depth.launch.py camera:=/front bundle:=lite rviz:=tr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 # launch/ and config/ are neighbours in a checkout and in an installed share/depth_prior_ros alike.
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -85,8 +87,8 @@ def environment(given: dict[str, str]) -> dict[str, str]:
     if not truth(given, "large_images"):
         return {}
     profile = str(CONFIG / "fastdds_large_images.xml")
-    # The first name from Kilted on, the second up to Jazzy.
-    return {"FASTDDS_DEFAULT_PROFILES_FILE": profile, "FASTRTPS_DEFAULT_PROFILES_FILE": profile}
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    return {f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE": profile}
 
 
 def truth(given: dict[str, str], name: str) -> bool:

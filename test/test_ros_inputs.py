@@ -1,0 +1,145 @@
+"""The mailbox and what is matched to a frame by its stamp, without any ROS node."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
+
+from std_msgs.msg import Header
+
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.ros.inputs import Inputs
+from depth_prior_ros.ros.messages import MessageError, camera_info_of
+
+SECOND = 10**9
+
+
+def image(seconds: float) -> SimpleNamespace:
+    whole, part = divmod(round(seconds * SECOND), SECOND)
+    stamp = SimpleNamespace(sec=whole, nanosec=part)
+    return SimpleNamespace(header=SimpleNamespace(stamp=stamp))
+
+
+def info(width: int, height: int):
+    return camera_info_of(
+        Camera(width * 0.6, width * 0.6, width / 2, height / 2, width, height), Header()
+    )
+
+
+def make_inputs() -> tuple[Inputs, list[int]]:
+    overwritten: list[int] = []
+    return Inputs(lambda: overwritten.append(1)), overwritten
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_the_newest_image_is_taken_and_every_other_is_counted(puts):
+    inputs, overwritten = make_inputs()
+    put = taken = 0
+    waiting = None
+    for is_put in puts:
+        if is_put:
+            put += 1
+            waiting = image(put)
+            inputs.put_image(waiting)
+        elif waiting is not None:
+            assert inputs.take_image().message is waiting
+            waiting, taken = None, taken + 1
+    assert len(overwritten) == put - taken - (waiting is not None)
+
+
+def test_taking_waits_for_an_image():
+    inputs, _ = make_inputs()
+    message = image(1)
+    threading.Timer(0.05, inputs.put_image, [message]).start()
+    arrival = inputs.take_image()
+    assert arrival.message is message
+    assert arrival.stamp == SECOND
+
+
+def test_closing_ends_the_wait_and_drops_what_waited():
+    inputs, _ = make_inputs()
+    threading.Timer(0.05, inputs.close).start()
+    assert inputs.take_image() is None
+    inputs, _ = make_inputs()
+    inputs.put_image(image(1))
+    inputs.close()
+    assert inputs.take_image() is None
+
+
+def test_without_camera_info_the_frame_is_refused():
+    inputs, _ = make_inputs()
+    with pytest.raises(MessageError) as caught:
+        inputs.camera_info(640, 192, wait=0.01)
+    assert caught.value.cause == "no_camera_info"
+
+
+def test_camera_info_that_comes_after_its_image_is_waited_for():
+    inputs, _ = make_inputs()
+    late = info(640, 192)
+    threading.Timer(0.05, inputs.put_camera_info, [late]).start()
+    assert inputs.camera_info(640, 192, wait=5) is late
+
+
+def test_camera_info_of_the_new_size_is_waited_for():
+    inputs, _ = make_inputs()
+    inputs.put_camera_info(info(640, 480))
+    late = info(640, 192)
+    threading.Timer(0.05, inputs.put_camera_info, [late]).start()
+    assert inputs.camera_info(640, 192, wait=5) is late
+
+
+def test_camera_info_that_never_fits_is_returned_for_the_conversion_to_refuse():
+    inputs, _ = make_inputs()
+    wrong = info(640, 480)
+    inputs.put_camera_info(wrong)
+    assert inputs.camera_info(640, 192, wait=0.01) is wrong
+
+
+speeds = st.lists(
+    st.tuples(st.integers(0, 50), st.floats(0, 40, allow_nan=False)), min_size=1, max_size=30
+)
+
+
+@given(speeds, st.integers(0, 50), st.floats(0.05, 3))
+def test_the_speed_nearest_in_time_counts(history, tenths, max_age):
+    inputs, _ = make_inputs()
+    for stamp, speed in history:
+        assert inputs.put_speed(stamp * SECOND // 10, speed)
+    found = inputs.speed_at(tenths * SECOND // 10, max_age, wait=0)
+    distance = min(abs(stamp - tenths) for stamp, _ in history)
+    if distance * SECOND // 10 > max_age * SECOND:
+        assert found is None
+    else:
+        nearest = [speed for stamp, speed in history if abs(stamp - tenths) == distance]
+        assert found == nearest[-1], "of equally near ones the newest arrival counts"
+
+
+@given(st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_a_speed_that_is_not_a_number_is_not_stored(speed):
+    inputs, _ = make_inputs()
+    assert not inputs.put_speed(0, speed)
+    assert inputs.speed_at(0, 1.0, wait=0) is None
+
+
+def test_odometry_that_comes_after_its_image_is_waited_for():
+    inputs, _ = make_inputs()
+    inputs.put_speed(9 * SECOND // 10, 1.0)
+    threading.Timer(0.05, inputs.put_speed, [SECOND, 2.0]).start()
+    assert inputs.speed_at(SECOND, 0.5, wait=5) == 2.0
+
+
+def test_missing_odometry_is_waited_for_once_only():
+    inputs, _ = make_inputs()
+    assert inputs.speed_at(SECOND, 0.5, wait=0.05) is None
+    start = time.monotonic()
+    for k in range(20):
+        assert inputs.speed_at((2 + k) * SECOND, 0.5, wait=60) is None
+    assert time.monotonic() - start < 10
