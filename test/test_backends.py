@@ -224,8 +224,7 @@ def test_openvino_works_without_onnxruntime(bundle: Bundle) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None; sys.modules['onnxscript'] = None;"
         "from depth_prior_ros.bundle import load_bundle;"
-        "from depth_prior_ros.geometry import disparity_to_depth
-from depth_prior_ros.runtime import compile_networks;"
+        "from depth_prior_ros.runtime import compile_networks;"
         f"print(compile_networks(load_bundle({str(bundle.path)!r}), 'openvino')[0].backend.name)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
