@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag
+from depth_prior_ros.recordings import Recording, RecordingError, is_bag
 from depth_prior_ros.recordings.bag import BagFile
 from rosbag_tools.console import show, show_skipped
 
 
-def info(path: Path, recording: StoredRecording) -> None:
+def info(path: Path, recording: Recording) -> None:
     """Print the topics of a bag, and what it is as a recording."""
     if is_bag(path):
         _show_topics(path)
@@ -18,7 +18,7 @@ def info(path: Path, recording: StoredRecording) -> None:
     show_skipped(recording.skipped)
 
 
-def summary(recording: StoredRecording) -> list[str]:
+def summary(recording: Recording) -> list[str]:
     """A recording in a few lines."""
     frames = recording.frames
     if not frames:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depth_prior_ros.recordings import StoredRecording
+from depth_prior_ros.recordings import Recording
 from rosbag_tools.console import progress, show, show_skipped
 from rosbag_tools.info import summary
 from rosbag_tools.writing import write_bag
 
 
-def make(recording: StoredRecording, out: Path, quality: int) -> None:
+def make(recording: Recording, out: Path, quality: int) -> None:
     """Write the recording and print what went in and what was left out."""
     with progress(f"writing {out.name}") as update:
         written = write_bag(recording, out, quality=quality, progress=update)

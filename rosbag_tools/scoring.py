@@ -41,9 +41,7 @@ BASELINE_NAMES = {
 
 def protocol_for(recording: Recording) -> Protocol | None:
     """How to judge this recording's depth; None where it has none."""
-    source = getattr(recording, "depth_source", None)
-    if source is None and any(frame.has_depth for frame in recording.frames):
-        source = "exact"
+    source = recording.depth_source
     return PROTOCOLS[PROTOCOL_OF_SOURCE[source]] if source else None
 
 
@@ -203,7 +201,7 @@ def protocol_entry(protocol: Protocol | None, recording: Recording) -> dict[str,
     if protocol is None:
         return None
     entry = asdict(protocol)
-    entry["depth_source"] = getattr(recording, "depth_source", None) or "exact"
+    entry["depth_source"] = recording.depth_source
     entry["single_frame_multi_frame"] = (
         "each model forced in the replay's own process, on the same frames (those with a "
         "predecessor); `all` is what the node published"

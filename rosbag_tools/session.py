@@ -154,7 +154,7 @@ class _Session:
         run = {
             "command": command,
             "recording": recording.name,
-            "notes": list(getattr(recording, "notes", [])),
+            "notes": list(recording.notes),
             "bundle": {
                 "name": manifest.name,
                 "licence": manifest.licence,

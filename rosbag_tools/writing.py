@@ -114,7 +114,7 @@ class _Messages:
                 name_skipped(recording.skipped, f"frame {frame.index}", str(error))
                 continue
             if depth is not None and not counts["depths"]:
-                source = getattr(recording, "depth_source", None) or "exact"
+                source = recording.depth_source
                 self._send(SOURCE_TOPIC, kinds.STRING, frame.stamp_ns, data=source)
             counts["odometry"] += self._write_odometry(frame)
             self._write_image(frame, image)

@@ -95,6 +95,16 @@ class Recording(Protocol):
         """What was left out; grows when reading finds a corrupt frame."""
         ...
 
+    @property
+    def depth_source(self) -> str | None:
+        """One of DEPTH_SOURCES; None without depth."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What had to be assumed, in words."""
+        ...
+
     def gap_before(self, i: int) -> bool:
         """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""
         ...
