@@ -43,15 +43,39 @@ def random_development(rng: np.random.Generator) -> Development:
 
 def automatic_exposure(radiance: np.ndarray, target: float) -> float:
     """The factor that brings the middle of the picture's brightness to `target`."""
-    grey = radiance[:: 4, ::4].mean(-1)
+    grey = radiance[::4, ::4].mean(-1)
     lower = grey[len(grey) // 4 :]
     return float(target / max(0.5 * np.median(lower) + 0.5 * lower.mean(), 1e-4))
 
 
+def matching_curve(image: np.ndarray, quantiles: np.ndarray, share: float) -> np.ndarray:
+    """The tone curve (256, 3) float32 that gives `image` the grey levels of a real frame.
+
+    quantiles: (knots, 3) as `textures.tone_quantiles` gives them. share: 0 leaves the image as it
+    is, 1 matches fully.
+    """
+    levels = np.arange(256, dtype=np.float32)
+    places = np.linspace(0, 1, len(quantiles))
+    # A little spread keeps the curve's slope finite where an image is uniform.
+    spread = np.linspace(0.0, 8.0, len(quantiles))
+    curve = np.empty((256, 3), np.float32)
+    for channel in range(3):
+        own = np.quantile(image[::2, ::2, channel], places) + spread
+        curve[:, channel] = np.interp(levels, own, quantiles[:, channel])
+    return (1.0 - share) * levels[:, None] + share * curve
+
+
 def develop(
-    radiance: np.ndarray, how: Development, rng: np.random.Generator, exposure: float | None = None
+    radiance: np.ndarray,
+    how: Development,
+    rng: np.random.Generator,
+    exposure: float | None = None,
+    curve: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Radiance (H, W, 3) float32 to an image (H, W, 3) uint8 RGB."""
+    """Radiance (H, W, 3) float32 to an image (H, W, 3) uint8 RGB.
+
+    curve: (256, 3) grey levels that replace 0 to 255, before blur and noise.
+    """
     factor = exposure or how.exposure or automatic_exposure(radiance, how.target)
     image = radiance * (factor * np.asarray(how.white_balance, np.float32))
     if how.vignette:
@@ -66,6 +90,9 @@ def develop(
         grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
         share = 0.0 if how.grey else how.saturation
         image = grey[..., None] + share * (image - grey[..., None])
+    if curve is not None:
+        index = np.clip(image * 255.0, 0, 255).astype(np.uint8)
+        image = curve[index, np.arange(3)] / np.float32(255.0)
     if how.blur:
         image = cv2.GaussianBlur(image, (0, 0), how.blur)
     image *= 255.0
@@ -75,5 +102,7 @@ def develop(
     out = np.clip(image + 0.5, 0, 255).astype(np.uint8)
     if how.jpeg is not None:
         coded = cv2.imencode(".jpg", out[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, how.jpeg])[1]
-        out = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+        decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        out = np.ascontiguousarray(decoded[..., ::-1])
     return out

@@ -1,4 +1,4 @@
-"""The ground of a street: lanes, kerbs, pavements, verges, land beyond, and what is painted on it."""
+"""The ground of a street: lanes, kerbs, pavements, verges, land beyond, road markings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Rng = np.random.Generator
 def lay_ground(layout: Layout, spec: StreetSpec, rng: _Rng, bank: TextureBank) -> Ground:
     """Add the ground of the whole street to the layout; returns its cross-section."""
     tone = float(rng.uniform(0.2, 0.6))
-    asphalt = bank.pick(rng, "asphalt")
+    asphalt = bank.pick(rng, "asphalt", "asphalt", "real_ground")
     ground = Ground(
         _side(spec, 0, asphalt, tone, rng, bank), _side(spec, 1, asphalt, tone, rng, bank)
     )
@@ -64,7 +64,7 @@ def _side(
 
     def add(width: float, rise: float, kind: str, shade: float, tile: float) -> None:
         nonlocal at, h
-        layer = asphalt if kind == "asphalt" else bank.pick(rng, kind)
+        layer = asphalt if kind == "asphalt" else bank.pick(rng, kind, kind, kind, "real_ground")
         bands.append(Band(at, at + width, h, h + rise, kind, layer, shade, tile))
         at, h = at + width, h + rise
 
@@ -86,7 +86,11 @@ def _side(
     bank_rise = 0.0
     if spec.kind in ("country", "motorway") and rng.random() < 0.45:
         bank_rise = rng.uniform(-1.0, 4.0)
-    kinds = ["grass", "soil", "paving"] if spec.kind not in ("country", "motorway") else ["grass", "grass", "soil"]
+    kinds = (
+        ["grass", "soil", "paving"]
+        if spec.kind not in ("country", "motorway")
+        else ["grass", "grass", "soil"]
+    )
     kind = kinds[rng.integers(3)]
     shade = rng.uniform(0.25, 0.65)
     add(rng.uniform(4, 12), bank_rise, kind, shade, 4.0)
@@ -157,7 +161,7 @@ def _paint_lines(layout: Layout, spec: StreetSpec, rng: _Rng, bank: TextureBank)
 
     for lane in range(1, spec.lanes):
         d = -half + lane * spec.lane_width
-        solid = lane == spec.lanes // 2 and spec.lanes > 2 or rng.random() < 0.1
+        solid = (lane == spec.lanes // 2 and spec.lanes > 2) or rng.random() < 0.1
         for s in np.arange(course.start, course.end - dash, 4.0 if solid else dash + gap):
             line(s, s + (4.0 if solid else dash), d)
     if spec.kind in ("country", "motorway", "avenue") or rng.random() < 0.2:

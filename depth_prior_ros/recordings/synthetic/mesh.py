@@ -137,7 +137,7 @@ def box(
     taper: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     bottom: bool = False,
 ) -> Mesh:
-    """An axis-parallel box; its top may be drawn in by taper = (front, back, left, right) metres."""
+    """An axis-parallel box, its top drawn in by taper = (front, back, left, right) metres."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     front, back, left, right = taper
     points = np.array(

@@ -19,7 +19,11 @@ _TURNS = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], np.float32)
 
 
 def _clumps(
-    centres: np.ndarray, outward: np.ndarray, size: np.ndarray, surface: Surface, rng: np.random.Generator
+    centres: np.ndarray,
+    outward: np.ndarray,
+    size: np.ndarray,
+    surface: Surface,
+    rng: np.random.Generator,
 ) -> Mesh:
     """Leaf quads at `centres` (N, 3), facing roughly `outward`, lit as if they were round."""
     count = len(centres)
@@ -30,8 +34,12 @@ def _clumps(
     along = np.cross(facing, across)
     across, along = across * size[:, None], along * size[:, None]
     corners = np.stack(
-        [centres - across - along, centres + across - along]
-        + [centres + across + along, centres - across + along],
+        [
+            centres - across - along,
+            centres + across - along,
+            centres + across + along,
+            centres - across + along,
+        ],
         1,
     )
     tones = rng.uniform(0.7, 1.25, count)
@@ -60,14 +68,20 @@ def broadleaf(rng: np.random.Generator, bank: TextureBank, detail: int = 70) -> 
     leaf = Surface(bank.pick(rng, "leaves"), tint)
     real = rng.random() < 0.35
     core = Surface(bank.pick(rng, "real_green" if real else "bush", "bush"), tint, tile=1.5)
-    wood = Surface(bank.pick(rng, "bark"), tuple((rng.uniform(0.25, 0.5) * np.ones(3)).tolist()), tile=0.8)
+    wood = Surface(
+        bank.pick(rng, "bark"), tuple((rng.uniform(0.25, 0.5) * np.ones(3)).tolist()), tile=0.8
+    )
     girth = height * rng.uniform(0.01, 0.025)
     parts = [cylinder(girth, stem + 0.3 * (height - stem), wood, 6, girth * 0.5)]
     blobs = int(rng.integers(2, 6)) if detail > 20 else 2
     for _ in range(blobs):
         radii = np.array([spread, spread, (height - stem) * 0.5]) * rng.uniform(0.5, 0.85, 3)
-        centre = np.array([*rng.normal(0, 0.3 * spread, 2), rng.uniform(stem, height) * 0.4 + 0.55 * stem])
-        centre[2] = stem + radii[2] * 0.8 + rng.uniform(0, max(height - stem - 1.8 * radii[2], 0.05))
+        centre = np.array(
+            [*rng.normal(0, 0.3 * spread, 2), rng.uniform(stem, height) * 0.4 + 0.55 * stem]
+        )
+        centre[2] = (
+            stem + radii[2] * 0.8 + rng.uniform(0, max(height - stem - 1.8 * radii[2], 0.05))
+        )
         unit = _sphere(rng, detail // blobs)
         points = centre + unit * radii * rng.uniform(0.75, 1.05, (len(unit), 1))
         size = rng.uniform(0.25, 0.45, len(unit)) * spread * 0.8
@@ -97,7 +111,11 @@ def conifer(rng: np.random.Generator, bank: TextureBank, detail: int = 60) -> Me
     size = spread * rng.uniform(0.3, 0.5, detail)
     cone = cylinder(spread * 0.8, height - low, core, 7, 0.05).transformed(placement(0, 0, low))
     return Mesh.merge(
-        [cylinder(height * 0.015, low + 1, wood, 6), cone, _clumps(points, outward, size, leaf, rng)]
+        [
+            cylinder(height * 0.015, low + 1, wood, 6),
+            cone,
+            _clumps(points, outward, size, leaf, rng),
+        ]
     )
 
 

@@ -7,17 +7,20 @@ that u = fx * x / z + cx. Depth is z in the camera frame, taken from 1 / gl_Frag
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.recordings.synthetic import shaders
 from depth_prior_ros.recordings.synthetic.mesh import FLOATS_PER_VERTEX, Mesh
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
+_T = TypeVar("_T")
 NEAR, FAR = 0.2, 2000.0
 MISSING_EGL = (
     "no OpenGL context could be created through EGL; install the Debian packages"
@@ -51,97 +54,7 @@ class Drawing:
     cutout_layers: Sequence[int] = ()
     along: np.ndarray | None = None
     """(triangles,) road position of each triangle, ascending; None draws everything."""
-    _: None = field(default=None, repr=False)
 
-
-_VERTEX = """
-#version 330
-in vec3 in_position; in vec3 in_normal; in vec2 in_uv; in float in_layer; in vec4 in_tint;
-uniform mat4 clip_from_world; uniform mat4 shadow_from_world;
-out vec3 world; out vec3 normal; out vec3 uv; out vec4 tint; out vec3 shade;
-void main() {
-    world = in_position; normal = in_normal; uv = vec3(in_uv, in_layer); tint = in_tint;
-    gl_Position = clip_from_world * vec4(in_position, 1.0);
-    shade = (shadow_from_world * vec4(in_position + 0.06 * in_normal, 1.0)).xyz * 0.5 + 0.5;
-}
-"""
-
-_FRAGMENT = """
-#version 330
-in vec3 world; in vec3 normal; in vec3 uv; in vec4 tint; in vec3 shade;
-uniform sampler2DArray textures; uniform sampler2DShadow shadows;
-uniform vec3 eye; uniform vec3 sun_direction; uniform vec3 sun; uniform vec3 ambient;
-uniform vec3 horizon; uniform vec3 zenith; uniform float fog; uniform float depth_sign;
-out vec4 result;
-void main() {
-    vec4 texel = texture(textures, uv);
-    #ifdef CUTOUT
-    if (texel.a < 0.5) discard;
-    #endif
-    vec3 albedo = texel.rgb * texel.rgb * tint.rgb * 2.0;
-    float z = 1.0 / gl_FragCoord.w;
-    vec3 view = world - eye;
-    float range = length(view);
-    vec3 n = normal / max(length(normal), 1e-6);
-    float lit = dot(n, sun_direction);
-    #ifdef CUTOUT
-    lit = 0.65 * lit + 0.35;
-    #endif
-    lit = max(lit, 0.0);
-    if (lit > 0.0 && all(greaterThan(shade, vec3(0.0))) && all(lessThan(shade, vec3(1.0))))
-        lit *= texture(shadows, vec3(shade.xy, shade.z - 0.0006));
-    vec3 light = sun * lit + ambient * (0.65 + 0.35 * n.z);
-    vec3 colour = albedo * light;
-    if (tint.a > 0.0) {
-        vec3 ray = view / range;
-        vec3 bounce = reflect(ray, n);
-        float fresnel = 0.25 + 0.75 * pow(max(1.0 - abs(dot(ray, n)), 0.0), 3.0);
-        vec3 mirror = bounce.z > 0.08 ? mix(horizon, zenith, bounce.z) : vec3(0.12) * ambient;
-        mirror += sun * 6.0 * pow(max(dot(bounce, sun_direction), 0.0), 60.0) * min(lit * 3.0, 1.0);
-        colour = mix(colour, mirror, tint.a * fresnel);
-    }
-    colour = mix(horizon * 0.8, colour, exp(-fog * range));
-    result = vec4(colour, depth_sign * z);
-}
-"""
-
-_SHADOW_FRAGMENT = """
-#version 330
-in vec3 uv; uniform sampler2DArray textures;
-void main() {
-    #ifdef CUTOUT
-    if (texture(textures, uv).a < 0.5) discard;
-    #endif
-}
-"""
-
-_SKY_VERTEX = """
-#version 330
-in vec2 in_corner; uniform mat4 world_from_clip; out vec3 ray;
-void main() {
-    vec4 far = world_from_clip * vec4(in_corner, 1.0, 1.0);
-    vec4 near = world_from_clip * vec4(in_corner, -1.0, 1.0);
-    ray = far.xyz / far.w - near.xyz / near.w;
-    gl_Position = vec4(in_corner, 0.9999999, 1.0);
-}
-"""
-
-_SKY_FRAGMENT = """
-#version 330
-in vec3 ray; uniform sampler2DArray textures; uniform vec3 horizon; uniform vec3 zenith;
-uniform vec3 sun_direction; uniform vec3 sun; uniform float clouds; uniform float cloud_layer;
-out vec4 result;
-void main() {
-    vec3 r = normalize(ray);
-    float up = max(r.z, 0.0);
-    vec3 colour = mix(horizon, zenith, pow(up, 0.6));
-    float cover = texture(textures, vec3(r.xy / (up + 0.12) * 0.18, cloud_layer)).r;
-    float density = smoothstep(1.0 - clouds, 1.3 - clouds, cover) * smoothstep(0.0, 0.12, up);
-    colour = mix(colour, horizon * 1.25 - 0.3 * cover, density);
-    colour += sun * pow(max(dot(r, sun_direction), 0.0), 200.0) * 4.0;
-    result = vec4(colour, 0.0);
-}
-"""
 
 _LAYOUT = "3f 3f 2f 1f 4f"
 _NAMES = ("in_position", "in_normal", "in_uv", "in_layer", "in_tint")
@@ -160,6 +73,17 @@ def clip_from_camera(camera: Camera) -> np.ndarray:
     return matrix
 
 
+def _in_context(method: Callable[..., _T]) -> Callable[..., _T]:
+    """Makes the renderer's own context the current one: several may live in one thread."""
+
+    @wraps(method)
+    def wrapped(self: Renderer, *args: Any, **kwargs: Any) -> _T:
+        with self._gl:
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
 class Renderer:
     """An OpenGL context, the textures of one bank and one world at a time."""
 
@@ -169,14 +93,20 @@ class Renderer:
         import moderngl
 
         try:
-            self._gl = moderngl.create_standalone_context(backend="egl")
+            self._gl = moderngl.create_context(standalone=True, backend="egl")
         except Exception as error:  # moderngl raises plain Exception
             raise RendererUnavailableError(f"{MISSING_EGL} ({error})") from error
         self._programs: dict[tuple[str, bool], Any] = {}
         for cutout in (False, True):
-            self._programs["colour", cutout] = self._program(_VERTEX, _FRAGMENT, cutout)
-            self._programs["shadow", cutout] = self._program(_VERTEX, _SHADOW_FRAGMENT, cutout)
-        self._sky = self._gl.program(vertex_shader=_SKY_VERTEX, fragment_shader=_SKY_FRAGMENT)
+            self._programs["colour", cutout] = self._program(
+                shaders.VERTEX, shaders.FRAGMENT, cutout
+            )
+            self._programs["shadow", cutout] = self._program(
+                shaders.VERTEX, shaders.SHADOW_FRAGMENT, cutout
+            )
+        self._sky = self._gl.program(
+            vertex_shader=shaders.SKY_VERTEX, fragment_shader=shaders.SKY_FRAGMENT
+        )
         corners = np.array([-1, -1, 1, -1, -1, 1, 1, 1], np.float32)
         self._sky_array = self._gl.vertex_array(
             self._sky, [(self._gl.buffer(corners.tobytes()), "2f", "in_corner")]
@@ -196,6 +126,7 @@ class Renderer:
             vertex_shader=vertex, fragment_shader=fragment.replace("#version 330", define)
         )
 
+    @_in_context
     def load_textures(self, bank: TextureBank) -> None:
         """Upload a bank; it replaces the one before."""
         if self._textures is not None:
@@ -206,6 +137,7 @@ class Renderer:
         self._textures.build_mipmaps()
         self._textures.filter = (self._gl.LINEAR_MIPMAP_LINEAR, self._gl.LINEAR)
 
+    @_in_context
     def load(self, drawing: Drawing) -> None:
         """Upload the static part of a world; it replaces the one before."""
         if self._static is not None:
@@ -220,6 +152,7 @@ class Renderer:
             self._targets[size] = self._gl.framebuffer([colour], depth)
         return self._targets[size]
 
+    @_in_context
     def cast_shadows(
         self,
         light: Light,
@@ -258,6 +191,7 @@ class Renderer:
         if moving is not None:
             moving.release()
 
+    @_in_context
     def render_linear(
         self,
         camera: Camera,
@@ -297,18 +231,23 @@ class Renderer:
         _assign(self._sky, values)
         self._sky_array.render(self._gl.TRIANGLE_STRIP)
         raw = np.frombuffer(target.read(components=4, dtype="f4"), np.float32)
-        return resolve(raw.reshape(size[1], size[0], 4), supersample)
+        return resolve(raw.reshape(size[1], size[0], 4), supersample, 0.75 / camera.fy)
 
     def release(self) -> None:
-        """Give the context back."""
+        """Give the context back; the renderer cannot be used any more."""
         self._gl.release()
 
 
-def resolve(raw: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def resolve(
+    raw: np.ndarray, factor: int, slack: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples (H*f, W*f, 4) of radiance and signed depth to pixels; see `Renderer.render_linear`.
 
     On a plane, inverse depth is linear in the image, so the mean inverse depth of the samples is
     exact at the pixel's centre. Across an edge the second nearest sample counts.
+
+    slack: spread of inverse depth (1/m) within a pixel that the ground at the horizon has, where
+    the spread is large against the inverse depth itself.
     """
     height, width = raw.shape[0] // factor, raw.shape[1] // factor
     signed = raw[..., 3]
@@ -319,7 +258,7 @@ def resolve(raw: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, np.nd
     samples = np.stack(blocks)
     inverse = np.where(samples == 0, 0.0, 1.0 / np.where(samples == 0, 1.0, np.abs(samples)))
     low, high = inverse.min(0), inverse.max(0)
-    flat = low > 0.93 * high
+    flat = (low > 0.93 * high) | ((low > 0) & (high - low < slack))
     chosen = np.where(flat, inverse.mean(0), np.partition(inverse, -2, axis=0)[-2])
     depth = np.where(chosen > 0, 1.0 / np.where(chosen > 0, chosen, 1.0), 0.0)
     moving = (samples < 0).sum(0) * 2 >= len(blocks)
@@ -354,7 +293,10 @@ class _Drawn:
         self, renderer: Renderer, mesh: Mesh, cutout_layers: Sequence[int], along: np.ndarray | None
     ) -> None:
         gl = renderer._gl
-        self._vertices = gl.buffer(np.ascontiguousarray(mesh.vertices, np.float32).tobytes() or b"0" * 4 * FLOATS_PER_VERTEX)
+        self._vertices = gl.buffer(
+            np.ascontiguousarray(mesh.vertices, np.float32).tobytes()
+            or b"0" * 4 * FLOATS_PER_VERTEX
+        )
         layers = mesh.vertices[mesh.indices[:, 0], 8] if len(mesh.indices) else np.zeros(0)
         holes = np.isin(layers, np.asarray(cutout_layers, np.float32))
         self._parts: dict[tuple[str, bool], Any] = {}
@@ -372,9 +314,7 @@ class _Drawn:
             for role in ("colour", "shadow"):
                 program = renderer._programs[role, cutout]
                 used = [(n, f) for n, f in zip(_NAMES, _LAYOUT.split(), strict=True)]
-                layout = " ".join(
-                    f if n in program else f"{4 * int(f[0])}x" for n, f in used
-                )
+                layout = " ".join(f if n in program else f"{4 * int(f[0])}x" for n, f in used)
                 names = [n for n, _ in used if n in program]
                 self._parts[role, cutout] = gl.vertex_array(
                     program, [(self._vertices, layout, *names)], indices

@@ -30,7 +30,13 @@ class _Side:
     """One side of the street: puts things at a distance from the road's edge."""
 
     def __init__(
-        self, layout: Layout, spec: StreetSpec, ground: Ground, sign: float, rng: _Rng, bank: TextureBank
+        self,
+        layout: Layout,
+        spec: StreetSpec,
+        ground: Ground,
+        sign: float,
+        rng: _Rng,
+        bank: TextureBank,
     ) -> None:
         self.layout, self.spec, self.ground, self.sign = layout, spec, ground, sign
         self.rng, self.bank = rng, bank
@@ -81,11 +87,11 @@ def line_roadside(
         layout.put(scenery.gantry(2 * spec.half_road + 6, rng, bank), s, 0.0)
 
 
-def _fill(
-    side: _Side, grove: list[Mesh], shrubs: list[Mesh], bodies: list[vehicles.Body]
-) -> None:
+def _fill(side: _Side, grove: list[Mesh], shrubs: list[Mesh], bodies: list[vehicles.Body]) -> None:
     rng, spec = side.rng, side.spec
-    storeys = int(rng.integers(2, 6)) if spec.kind in ("town", "avenue") else int(rng.integers(1, 4))
+    storeys = (
+        int(rng.integers(2, 6)) if spec.kind in ("town", "avenue") else int(rng.integers(1, 4))
+    )
     setback = float(rng.choice([0.0, 0.0, 2.0, 5.0]) if spec.kind == "town" else rng.uniform(0, 6))
     s = -20.0
     while s < spec.length - 5:
@@ -118,7 +124,9 @@ def _place(
         if fill == "villas":
             levels, setback = int(rng.integers(1, 4)), setback + 4.0
             _border(side, s, length, shrubs)
-        house = scenery.building(length * rng.uniform(0.85, 1.0) if fill == "houses" else length * 0.7, rng, bank, levels)
+        house = scenery.building(
+            length * rng.uniform(0.85, 1.0) if fill == "houses" else length * 0.7, rng, bank, levels
+        )
         side.put_long(house, s, length if fill == "houses" else length * 0.7, edge + setback)
         gap = rng.uniform(0, 0.3) if rng.random() < 0.75 else rng.uniform(1.5, 6)
         return length + float(gap if fill == "houses" else gap + 2)
@@ -187,7 +195,9 @@ def _furnish(side: _Side, grove: list[Mesh]) -> None:
     """Trees, lamps, signs, posts, bins and people near the kerb; guard rails."""
     rng, spec, bank = side.rng, side.spec, side.bank
     near = side.kerb + rng.uniform(0.4, 0.9)
-    if spec.kind in ("motorway", "country") and rng.random() < (0.85 if spec.kind == "motorway" else 0.3):
+    if spec.kind in ("motorway", "country") and rng.random() < (
+        0.85 if spec.kind == "motorway" else 0.3
+    ):
         reach = side.kerb + rng.uniform(0.6, 2.5)
         for s in np.arange(-10, spec.length - 8, 8.0):
             if not side.blocked(s, 8.0):
@@ -211,7 +221,9 @@ def _furnish(side: _Side, grove: list[Mesh]) -> None:
         side.put(scenery.clutter(rng, bank), rng.uniform(0, spec.length), reach, turn)
     for at, width in spec.crossings:
         if rng.random() < 0.5:
-            side.put(scenery.traffic_light(rng, bank), at - width / 2 - 1, side.kerb + 0.4, -side.turn)
+            side.put(
+                scenery.traffic_light(rng, bank), at - width / 2 - 1, side.kerb + 0.4, -side.turn
+            )
     if spec.kind in ("avenue", "residential", "town") and rng.random() < 0.15:
         s = rng.uniform(10, 150)
         if not side.blocked(s, 5.0):
@@ -238,14 +250,21 @@ def _backdrop(side: _Side, grove: list[Mesh]) -> None:
     if rng.random() < 0.75:
         reach = rng.uniform(45, 110)
         for s in np.arange(-10.0, spec.length, rng.uniform(5, 9)):
-            side.put(grove[rng.integers(len(grove))], s, reach + rng.uniform(0, 20), rng.uniform(0, 6))
+            side.put(
+                grove[rng.integers(len(grove))], s, reach + rng.uniform(0, 20), rng.uniform(0, 6)
+            )
     for _ in range(rng.poisson(3)):
         house = scenery.building(rng.uniform(8, 30), rng, bank, int(rng.integers(1, 8)))
         side.put(house, rng.uniform(0, spec.length), rng.uniform(35, 100), rng.uniform(-0.5, 0.5))
 
 
 def _far_end(
-    layout: Layout, spec: StreetSpec, ground: Ground, grove: list[Mesh], rng: _Rng, bank: TextureBank
+    layout: Layout,
+    spec: StreetSpec,
+    ground: Ground,
+    grove: list[Mesh],
+    rng: _Rng,
+    bank: TextureBank,
 ) -> None:
     """What the road runs into: a row of houses across, trees, or a line of distant woods."""
     end = spec.length - 2.0

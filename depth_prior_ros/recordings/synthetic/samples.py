@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,12 @@ from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings.synthetic.develop import (
     automatic_exposure,
     develop,
+    matching_curve,
     random_development,
 )
 from depth_prior_ros.recordings.synthetic.light import random_light
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
+from depth_prior_ros.recordings.synthetic.patches import tone_quantiles
 from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 from depth_prior_ros.recordings.synthetic.world import StreetWorld
@@ -129,17 +131,25 @@ def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> Mesh:
         reach = mover.length / 2
         if abs(ahead[0]) < 1.9 and -reach - 3 < ahead[2] < gap + reach:
             continue
-        if abs(ahead[0]) < reach + 1.3 and -reach - 3 < ahead[2] < reach + 3:
-            if abs(mover.side_speed) > 0 or abs(ahead[0]) < 2.2:
-                continue
+        beside = abs(ahead[0]) < reach + 1.3 and -reach - 3 < ahead[2] < reach + 3
+        if beside and (abs(mover.side_speed) > 0 or abs(ahead[0]) < 2.2):
+            continue
         kept.append(mover.at(world.course, time))
     return Mesh.merge(kept)
 
 
 def render_pair(
-    renderer: Renderer, world: StreetWorld, light: Light, rng: np.random.Generator, size: tuple[int, int]
+    renderer: Renderer,
+    world: StreetWorld,
+    light: Light,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    tones: np.ndarray | None = None,
 ) -> Pair | None:
-    """One random pair of frames in a loaded world; None where something blocks the view."""
+    """One random pair of frames in a loaded world; None where something blocks the view.
+
+    tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
+    """
     shot = _aim(world, rng, size)
     gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
     how = random_development(rng)
@@ -152,7 +162,7 @@ def render_pair(
         (shot.s - 30.0, shot.s + 80.0),
     )
     around = (shot.s - 15.0, shot.s + 150.0)
-    frames = []
+    frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for pose, time in zip(shot.poses[::-1], (shot.time, shot.time - FRAME_TIME), strict=True):
         movers = _movers(world, shot, time, gap)
         frame = renderer.render_linear(shot.camera, pose, light, movers, 2, around)
@@ -160,9 +170,16 @@ def render_pair(
             return None
         frames.append(frame)
     exposure = automatic_exposure(frames[0][0], how.target)
+    curve = None
+    if tones is not None and len(tones) and rng.random() < 0.5:
+        clean = replace(how, blur=0.0, noise=0.0, jpeg=None)
+        image = develop(frames[0][0], clean, rng, exposure)
+        tone = tones[rng.integers(len(tones))]
+        tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
+        curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
     frames.reverse()
     return Pair(
-        images=np.stack([develop(f[0], how, rng, exposure) for f in frames]),
+        images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
         depth=np.stack([f[1] for f in frames]).astype(np.float16),
         K=shot.camera.matrix().astype(np.float32),
         previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
@@ -187,6 +204,7 @@ def iterate(
     """The `count` pairs of one shard; it loads its own textures into the renderer."""
     bank = TextureBank([seed, shard], texture_images)
     renderer.load_textures(bank)
+    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
     made = number = 0
     while made < count:
         world = StreetWorld([seed, shard, number], bank)
@@ -198,7 +216,7 @@ def iterate(
         for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
             if attempt == PAIRS_PER_WORLD // 2:
                 light = random_light(rng, bank)
-            pair = render_pair(renderer, world, light, rng, size)
+            pair = render_pair(renderer, world, light, rng, size, tones)
             if pair is None:
                 continue
             yield pair
@@ -255,6 +273,8 @@ def write_samples(
     renderer = Renderer() if missing else None
     for shard in _progress(missing, progress):
         assert renderer is not None
+        if _shard_path(out, shard).exists():  # written by another process in the meantime
+            continue
         number = min(PAIRS_PER_SHARD, count - shard * PAIRS_PER_SHARD)
         _write_shard(out, shard, list(iterate(renderer, shard, number, size, seed, images)))
     if renderer is not None:
@@ -278,21 +298,29 @@ def _progress(shards: list[int], shown: bool) -> Iterator[int]:
 def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
     if path.exists():
         old = json.loads(path.read_text())
-        differing = [k for k in manifest if k != "count" and old.get(k) != manifest[k]]
+        free = ("count", "texture_sources")  # more pairs; the same images in another place
+        differing = [k for k in manifest if k not in free and old.get(k) != manifest[k]]
         if differing:
             raise ValueError(
                 f"{path.parent} holds samples with other {', '.join(differing)};"
                 " choose another folder or delete this one"
             )
-    temporary = path.with_suffix(".tmp")
+        manifest = {**manifest, "count": max(int(old["count"]), int(str(manifest["count"])))}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
-    temporary = out / f".shard_{shard:05d}.tmp"
+    temporary = out / f".shard_{shard:05d}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name in ("images", "depth", "K", "previous_from_current", "moving"):
         np.save(temporary / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
-    temporary.rename(_shard_path(out, shard))
+    try:
+        temporary.rename(_shard_path(out, shard))
+    except OSError:
+        # Another process has just finished the same shard; the two are equal.
+        if not _shard_path(out, shard).exists():
+            raise
+        shutil.rmtree(temporary)

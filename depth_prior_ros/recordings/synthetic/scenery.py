@@ -10,8 +10,6 @@ from depth_prior_ros.recordings.synthetic.mesh import (
     Surface,
     box,
     cylinder,
-    placement,
-    prism,
     quads,
     rectangle,
 )
@@ -68,7 +66,13 @@ def building(
 
 
 def _details(
-    width: float, depth: float, height: float, storey: float, storeys: int, rng: _Rng, bank: TextureBank
+    width: float,
+    depth: float,
+    height: float,
+    storey: float,
+    storeys: int,
+    rng: _Rng,
+    bank: TextureBank,
 ) -> list[Mesh]:
     plain = bank.kinds["plain"][0]
     trim = Surface(plain, _wall_tint(rng))
@@ -90,7 +94,7 @@ def _details(
         for x in np.arange(2.0, width - 2.5, rng.uniform(3, 7)) if rng.random() < 0.4 else ():
             window = Surface(bank.pick(rng, "facade"), trim.tint)
             front = np.array([[x, 0.8, height], [x + 1.6, 0.8, height]])
-            top = front[::-1] + [0, 0, 1.7]
+            top = front[::-1] + np.array([0, 0, 1.7])
             parts.append(quads(np.concatenate([front, top])[None], window))
             parts.append(box((x, 0.82, height), (x + 1.6, mid, height + 1.7), trim))
         if rng.random() < 0.6:
@@ -146,7 +150,8 @@ def guard_rail(length: float, bank: TextureBank) -> Mesh:
     steel = Surface(plain, (0.42, 0.43, 0.45), 0.15)
     profile = np.array([[0.0, 0.45], [-0.06, 0.52], [0.0, 0.6], [-0.06, 0.68], [0.0, 0.75]])
     strips = []
-    for (y0, z0), (y1, z1) in zip(profile[:-1], profile[1:], strict=True):
+    for i in range(len(profile) - 1):
+        (y0, z0), (y1, z1) = profile[i], profile[i + 1]
         strips.append([[0, y0, z0], [length, y0, z0], [length, y1, z1], [0, y1, z1]])
     posts = [box((x, 0.02, 0), (x + 0.1, 0.12, 0.7), steel) for x in np.arange(0, length, 4.0)]
     return Mesh.merge([quads(np.array(strips), steel), *posts])
@@ -160,7 +165,9 @@ def lamp(rng: _Rng, bank: TextureBank, reach: float) -> Mesh:
     parts = [cylinder(0.08, height, steel, 6, 0.05)]
     parts.append(box((-0.03, -reach, height - 0.06), (0.03, 0, height), steel))
     head = Surface(plain, (0.3, 0.3, 0.3))
-    parts.append(box((-0.1, -reach - 0.5, height - 0.08), (0.1, -reach, height + 0.08), head, bottom=True))
+    parts.append(
+        box((-0.1, -reach - 0.5, height - 0.08), (0.1, -reach, height + 0.08), head, bottom=True)
+    )
     return Mesh.merge(parts)
 
 
@@ -197,7 +204,8 @@ def traffic_light(rng: _Rng, bank: TextureBank) -> Mesh:
     lit = rng.integers(3)
     for i, colour in enumerate(colours):
         z = 2.45 + 0.3 * i
-        tint = colour if i == lit else tuple(0.15 * c for c in colour)
+        dim = 1.0 if i == lit else 0.15
+        tint = (dim * colour[0], dim * colour[1], dim * colour[2])
         parts.append(box((-0.17, -0.09, z - 0.09), (-0.14, 0.09, z + 0.09), Surface(plain, tint)))
     return Mesh.merge(parts)
 
@@ -249,20 +257,3 @@ def clutter(rng: _Rng, bank: TextureBank) -> Mesh:
     )
     weights = [0.2, 0.25, 0.15, 0.1, 0.1, 0.2]
     return makers[rng.choice(len(makers), p=weights)](rng, bank)
-
-
-def shed(length: float, rng: _Rng, bank: TextureBank) -> Mesh:
-    """A barn, garage row or warehouse: a box under a shallow roof."""
-    height, depth = rng.uniform(2.4, 7), rng.uniform(5, 15)
-    side = Surface(
-        bank.pick(rng, "plaster", "masonry", "real_wall", "fence", "shop"),
-        _wall_tint(rng),
-        tile=rng.uniform(2, 4),
-    )
-    roof = Surface(bank.pick(rng, "roof", "plain"), _wall_tint(rng), tile=3)
-    profile = np.array([[0, 0], [depth, 0], [depth, height], [depth / 2, height * 1.25], [0, height]])
-    top = prism(profile[2:] + [0, 0.05], -length, 0.0, roof)
-    # The prism stretches along y; turn it so that its length runs along x.
-    return Mesh.merge(
-        [box((0, 0, 0), (length, depth, height), side), top.transformed(placement(0, 0, 0, np.pi / 2))]
-    ) if rng.random() < 0.0 else box((0, 0, 0), (length, depth, height), side if side else roof)

@@ -8,11 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SIZE = 256  # side of a layer, pixels
-_REAL_LAYERS = 24
+from depth_prior_ros.recordings.synthetic.patches import SIZE, is_green, opaque, real_patches
 
 
-def noise(rng: np.random.Generator, coarsest: int = 4, octaves: int = 6, fall: float = 0.6) -> np.ndarray:
+def noise(
+    rng: np.random.Generator, coarsest: int = 4, octaves: int = 6, fall: float = 0.6
+) -> np.ndarray:
     """Tileable value noise (SIZE, SIZE) float32 in about [-1, 1]."""
     total = np.zeros((SIZE, SIZE), np.float32)
     amplitude, norm = 1.0, 0.0
@@ -30,21 +31,16 @@ def noise(rng: np.random.Generator, coarsest: int = 4, octaves: int = 6, fall: f
     return total * (1.6 / norm)
 
 
-def _rgb(value: np.ndarray, colour: Sequence[float]) -> np.ndarray:
+def _rgb(value: np.ndarray, colour: Sequence[float] | np.ndarray) -> np.ndarray:
     return value[..., None] * np.asarray(colour, np.float32)
-
-
-def _opaque(rgb: np.ndarray) -> np.ndarray:
-    out = np.empty((SIZE, SIZE, 4), np.uint8)
-    out[..., :3] = np.clip(rgb * 255.0, 0, 255)
-    out[..., 3] = 255
-    return out
 
 
 def _wall_colour(rng: np.random.Generator) -> np.ndarray:
     base = rng.uniform(0.35, 0.85)
     warm = rng.uniform(-0.05, 0.25)
-    return base * np.array([1.0, 1.0 - 0.4 * warm, 1.0 - 1.2 * max(warm, 0.0) - rng.uniform(0, 0.1)])
+    return base * np.array(
+        [1.0, 1.0 - 0.4 * warm, 1.0 - 1.2 * max(warm, 0.0) - rng.uniform(0, 0.1)]
+    )
 
 
 def asphalt(rng: np.random.Generator) -> np.ndarray:
@@ -52,12 +48,10 @@ def asphalt(rng: np.random.Generator) -> np.ndarray:
     value = 0.42 + 0.05 * noise(rng, 2, 4) + rng.uniform(0.02, 0.06) * noise(rng, 64, 3, 0.9)
     crack = np.abs(noise(rng, 4, 4, 0.55))
     value *= 1.0 - rng.uniform(0.0, 0.5) * np.clip(1.0 - crack / 0.02, 0, 1)
-    return _opaque(_rgb(value, [1.0, 1.0, rng.uniform(0.95, 1.06)]))
+    return opaque(_rgb(value, [1.0, 1.0, rng.uniform(0.95, 1.06)]))
 
 
-def _grid_lines(
-    across: int, down: int, shift: bool, gap: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _grid_lines(across: int, down: int, shift: bool, gap: float) -> tuple[np.ndarray, np.ndarray]:
     """Mortar mask (1 = joint) and the number of the stone at each pixel."""
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     row = np.floor(y * down)
@@ -79,13 +73,13 @@ def masonry(rng: np.random.Generator) -> np.ndarray:
         colour = np.array([0.55, 0.3, 0.22]) * rng.uniform(0.7, 1.2)
     value = tone * (1.0 + 0.08 * noise(rng, 8, 5, 0.8))
     value = np.where(joint, rng.uniform(0.6, 1.2), value)
-    return _opaque(_rgb(value, colour))
+    return opaque(_rgb(value, colour))
 
 
 def plaster(rng: np.random.Generator) -> np.ndarray:
     """A plain wall with stains."""
     value = 1.0 + 0.1 * noise(rng, 2, 5) + 0.03 * noise(rng, 64, 3, 0.9)
-    return _opaque(_rgb(value, _wall_colour(rng)))
+    return opaque(_rgb(value, _wall_colour(rng)))
 
 
 def paving(rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +88,7 @@ def paving(rng: np.random.Generator) -> np.ndarray:
     joint, stone = _grid_lines(across, across, bool(rng.random() < 0.5), rng.uniform(0.02, 0.06))
     tone = rng.uniform(0.85, 1.0, stone.max() + 1)[stone] * (1 + 0.07 * noise(rng, 8, 5, 0.8))
     value = np.where(joint, 0.7 * tone, tone) * rng.uniform(0.45, 0.65)
-    return _opaque(_rgb(value, [1.0, rng.uniform(0.94, 1.0), rng.uniform(0.88, 1.0)]))
+    return opaque(_rgb(value, [1.0, rng.uniform(0.94, 1.0), rng.uniform(0.88, 1.0)]))
 
 
 def grass(rng: np.random.Generator) -> np.ndarray:
@@ -103,13 +97,13 @@ def grass(rng: np.random.Generator) -> np.ndarray:
     dry = np.clip(0.5 * noise(rng, 2, 4) + rng.uniform(-0.1, 0.9), 0, 1)[..., None]
     green = np.array([0.75, 1.0, 0.35]) * rng.uniform(0.8, 1.1)
     straw = np.array([1.25, 1.1, 0.6])
-    return _opaque(value[..., None] * (green * (1 - dry) + straw * dry))
+    return opaque(value[..., None] * (green * (1 - dry) + straw * dry))
 
 
 def soil(rng: np.random.Generator) -> np.ndarray:
     """Ploughed earth, gravel, dead leaves."""
     value = 0.4 + 0.1 * noise(rng, 4, 5, 0.8) + 0.12 * noise(rng, 64, 3, 0.9)
-    return _opaque(_rgb(value, np.array([1.0, 0.85, 0.65]) * rng.uniform(0.8, 1.2)))
+    return opaque(_rgb(value, np.array([1.0, 0.85, 0.65]) * rng.uniform(0.8, 1.2)))
 
 
 def roof(rng: np.random.Generator) -> np.ndarray:
@@ -118,7 +112,7 @@ def roof(rng: np.random.Generator) -> np.ndarray:
     tone = rng.uniform(0.8, 1.0, stone.max() + 1)[stone] * (1 + 0.1 * noise(rng, 4, 5))
     colours = ([0.55, 0.27, 0.2], [0.4, 0.3, 0.27], [0.3, 0.3, 0.33])
     colour = np.array(colours[rng.integers(3)]) * rng.uniform(0.8, 1.2)
-    return _opaque(_rgb(np.where(joint, 0.6 * tone, tone), colour))
+    return opaque(_rgb(np.where(joint, 0.6 * tone, tone), colour))
 
 
 def _rect(img: np.ndarray, x0: float, y0: float, x1: float, y1: float, value: np.ndarray) -> None:
@@ -159,7 +153,7 @@ def facade(rng: np.random.Generator) -> np.ndarray:
     _rect(img, x0 - 2 * trim, y1 + trim, x1 + 2 * trim, y1 + trim + 0.03, frame * 0.8)
     if rng.random() < 0.3:
         _rect(img, 0, 0.95, 1, 1, img.mean((0, 1)) * rng.uniform(0.6, 1.2))
-    return _opaque(img)
+    return opaque(img)
 
 
 def shop(rng: np.random.Generator) -> np.ndarray:
@@ -172,7 +166,7 @@ def shop(rng: np.random.Generator) -> np.ndarray:
     _rect(img, 0.65, 0.24, 0.88, 1.0, (glass * rng.uniform(0.5, 2.5)).astype(np.float32))
     if rng.random() < 0.6:
         _rect(img, 0.05, 0.05, 0.95, 0.18, rng.uniform(0.1, 0.9, 3))
-    return _opaque(img)
+    return opaque(img)
 
 
 def _greens(rng: np.random.Generator) -> np.ndarray:
@@ -188,7 +182,7 @@ def leaves(rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     edge = np.sqrt(x**2 + y**2) + 0.35 * noise(rng, 4, 5, 0.8)
     holes = noise(rng, 8, 4, 0.9)
-    out = _opaque(_rgb(value, _greens(rng)))
+    out = opaque(_rgb(value, _greens(rng)))
     out[..., 3] = np.where((edge < 0.85) & (holes > rng.uniform(-0.45, -0.2)), 255, 0)
     return out
 
@@ -204,7 +198,7 @@ def twigs(rng: np.random.Generator) -> np.ndarray:
             end = start + rng.uniform(20, 70) * np.array([np.cos(angle), np.sin(angle)])
             cv2.line(alpha, start.astype(int).tolist(), end.astype(int).tolist(), 255, width)
             start = end
-    out = _opaque(_rgb(0.25 + 0.06 * noise(rng, 8), [1.0, 0.85, 0.7]))
+    out = opaque(_rgb(0.25 + 0.06 * noise(rng, 8), [1.0, 0.85, 0.7]))
     out[..., 3] = alpha
     return out
 
@@ -212,14 +206,14 @@ def twigs(rng: np.random.Generator) -> np.ndarray:
 def bush(rng: np.random.Generator) -> np.ndarray:
     """Dense foliage without holes, for hedges and the inside of crowns."""
     value = 0.28 + 0.14 * noise(rng, 8, 5, 0.85) + 0.1 * noise(rng, 32, 4, 0.95)
-    return _opaque(_rgb(value, _greens(rng)))
+    return opaque(_rgb(value, _greens(rng)))
 
 
 def bark(rng: np.random.Generator) -> np.ndarray:
     """Vertical streaks."""
     streaks = cv2.resize(noise(rng, 16, 5, 0.8)[:64], (SIZE, SIZE))
     value = 0.32 + 0.12 * streaks + 0.05 * noise(rng, 32, 3)
-    return _opaque(_rgb(value, [1.0, rng.uniform(0.85, 1.0), rng.uniform(0.7, 0.9)]))
+    return opaque(_rgb(value, [1.0, rng.uniform(0.85, 1.0), rng.uniform(0.7, 0.9)]))
 
 
 def fence(rng: np.random.Generator) -> np.ndarray:
@@ -235,7 +229,7 @@ def fence(rng: np.random.Generator) -> np.ndarray:
         mask = (((x + y) * count) % 1.0 < 0.15) | (((x - y) * count) % 1.0 < 0.15)
     mask |= (np.abs(y - 0.15) < 0.04) | (np.abs(y - 0.85) < 0.04)
     colours = ([0.8, 0.8, 0.8], [0.45, 0.32, 0.2], [0.2, 0.22, 0.2], [0.5, 0.52, 0.55])
-    out = _opaque(_rgb(1 + 0.15 * noise(rng, 4), colours[rng.integers(4)]))
+    out = opaque(_rgb(1 + 0.15 * noise(rng, 4), colours[rng.integers(4)]))
     out[..., 3] = np.where(mask, 255, 0)
     return out
 
@@ -249,7 +243,7 @@ def sign(rng: np.random.Generator) -> np.ndarray:
         w, h = rng.uniform(0.1, 0.5, 2)
         colour = rng.choice([0.05, 0.95]) * np.ones(3) if rng.random() < 0.6 else rng.random(3)
         _rect(img, x, y, x + w, y + h, colour)
-    return _opaque(img * rng.uniform(0.7, 1.0))
+    return opaque(img * rng.uniform(0.7, 1.0))
 
 
 def round_sign(rng: np.random.Generator) -> np.ndarray:
@@ -268,7 +262,7 @@ def contact(rng: np.random.Generator) -> np.ndarray:
     """The dark ground below a vehicle, dithered towards its edge (alpha is cut out)."""
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     reach = 1.0 - np.maximum(np.abs(x), np.abs(y))
-    out = _opaque(np.full((SIZE, SIZE, 3), 0.08, np.float32))
+    out = opaque(np.full((SIZE, SIZE, 3), 0.08, np.float32))
     out[..., 3] = np.where(reach * 4.0 > rng.random((SIZE, SIZE)), 255, 0)
     return out
 
@@ -276,20 +270,20 @@ def contact(rng: np.random.Generator) -> np.ndarray:
 def paint(rng: np.random.Generator) -> np.ndarray:
     """Worn road paint."""
     value = 0.85 + 0.1 * noise(rng, 8, 5, 0.8)
-    out = _opaque(_rgb(value, [1.0, 1.0, 0.97]))
+    out = opaque(_rgb(value, [1.0, 1.0, 0.97]))
     out[..., 3] = np.where(noise(rng, 16, 4, 0.9) > rng.uniform(-1.5, -0.4), 255, 0)
     return out
 
 
 def plain(rng: np.random.Generator) -> np.ndarray:
     """Mid grey with a trace of dirt: takes its colour from the tint."""
-    return _opaque(_rgb(0.735 + 0.02 * noise(rng, 4, 4), [1.0, 1.0, 1.0]))
+    return opaque(_rgb(0.735 + 0.02 * noise(rng, 4, 4), [1.0, 1.0, 1.0]))
 
 
 def clouds(rng: np.random.Generator) -> np.ndarray:
     """Cloud density in every channel."""
     value = np.clip(0.5 + 0.7 * noise(rng, 4, 6, 0.55), 0, 1)
-    return _opaque(_rgb(value, [1.0, 1.0, 1.0]))
+    return opaque(_rgb(value, [1.0, 1.0, 1.0]))
 
 
 _MAKERS: dict[str, tuple[Callable[[np.random.Generator], np.ndarray], int]] = {
@@ -319,8 +313,8 @@ _MAKERS: dict[str, tuple[Callable[[np.random.Generator], np.ndarray], int]] = {
 class TextureBank:
     """All layers of one texture array and the layers of each kind.
 
-    images: real frames to cut patches from; kinds `real_wall`, `real_green` and `real_any` exist
-    only with them. Same seed and images, same bytes.
+    images: real frames to cut patches from; the kinds `real_wall`, `real_green`, `real_any` and
+    `real_ground` exist only with them. Same seed and images, same bytes.
     """
 
     def __init__(self, seed: int | Sequence[int], images: Sequence[Path] = ()) -> None:
@@ -330,10 +324,13 @@ class TextureBank:
         for kind, (maker, count) in _MAKERS.items():
             self.kinds[kind] = list(range(len(layers), len(layers) + count))
             layers += [maker(rng) for _ in range(count)]
-        for patch in _real_patches(rng, images):
-            kind = "real_green" if _is_green(patch) else "real_wall"
+        for patch in real_patches(rng, images):
+            kind = "real_green" if is_green(patch) else "real_wall"
             self.kinds.setdefault(kind, []).append(len(layers))
             self.kinds.setdefault("real_any", []).append(len(layers))
+            layers.append(patch)
+        for patch in real_patches(rng, images, ground=True):
+            self.kinds.setdefault("real_ground", []).append(len(layers))
             layers.append(patch)
         self.pixels = np.stack(layers)
         """(layers, SIZE, SIZE, 4) uint8."""
@@ -342,34 +339,3 @@ class TextureBank:
         """A random layer of one of the kinds that exist (at least one must)."""
         present = [k for k in kinds if k in self.kinds]
         return int(rng.choice(self.kinds[present[rng.integers(len(present))]]))
-
-
-def _is_green(patch: np.ndarray) -> bool:
-    mean = patch[..., :3].reshape(-1, 3).mean(0)
-    fine = np.abs(np.diff(patch[..., 1].astype(np.float32), axis=0)).mean()
-    return bool(mean[1] > 1.04 * mean[2] and mean[1] >= 0.97 * mean[0] and fine > 5.0)
-
-
-def _real_patches(rng: np.random.Generator, images: Sequence[Path]) -> list[np.ndarray]:
-    """Square patches from the sides of real frames, mirrored so that they tile."""
-    patches: list[np.ndarray] = []
-    attempts = 0
-    while images and len(patches) < _REAL_LAYERS and attempts < 4 * _REAL_LAYERS:
-        attempts += 1
-        frame = cv2.imread(str(images[rng.integers(len(images))]), cv2.IMREAD_COLOR)
-        if frame is None:
-            continue
-        height, width = frame.shape[:2]
-        side = int(rng.uniform(0.2, 0.55) * height)
-        x = int(rng.uniform(0, 0.3) * width)
-        x = x if rng.random() < 0.5 else width - side - x
-        y = int(rng.uniform(0.05, 0.6) * height)
-        crop = cv2.cvtColor(frame[y : y + side, x : x + side], cv2.COLOR_BGR2RGB)
-        if crop.mean() > 190 or crop.mean() < 15:  # sky, or black shadow
-            continue
-        crop = cv2.resize(crop, (SIZE // 2, SIZE // 2), interpolation=cv2.INTER_AREA)
-        crop = crop.astype(np.float32) / 255.0
-        crop *= (0.42 / crop.mean()) ** 0.7
-        half = np.concatenate([crop, crop[:, ::-1]], 1)
-        patches.append(_opaque(np.concatenate([half, half[::-1]], 0)))
-    return patches

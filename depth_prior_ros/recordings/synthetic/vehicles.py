@@ -102,7 +102,9 @@ def _ends(length: float, half: float, bank: TextureBank, waist: float) -> list[M
 def car(rng: np.random.Generator, bank: TextureBank, colour: _Colour | None = None) -> Body:
     """A hatchback, saloon, estate, van or off-road car of random size and colour."""
     plain = bank.kinds["plain"][0]
-    style = rng.choice(["hatch", "saloon", "estate", "tall", "coupe"], p=[0.3, 0.25, 0.2, 0.2, 0.05])
+    style = rng.choice(
+        ["hatch", "saloon", "estate", "tall", "coupe"], p=[0.3, 0.25, 0.2, 0.2, 0.05]
+    )
     length = rng.uniform(3.5, 4.2) if style == "hatch" else rng.uniform(4.1, 4.9)
     half = rng.uniform(0.8, 0.92)
     height = {"tall": 1.72, "coupe": 1.3}.get(str(style), 1.46) + rng.uniform(-0.06, 0.1)
@@ -157,7 +159,7 @@ def van(rng: np.random.Generator, bank: TextureBank) -> Body:
     waist = 1.15
     body = [[-x, 0.3], [x, 0.3], [x, 0.8], [x - 0.6, waist], [x - 1.25, height - 0.1]]
     body += [[x - 1.5, height], [-x + 0.05, height]]
-    parts = [prism(np.array(body), -half, half, paint, np.linspace(0, 0.1, 7))]
+    parts = [prism(np.array(body), -half, half, paint)]
     screen = np.array(
         [
             [x - 0.66, -half + 0.15, waist + 0.08],
@@ -167,13 +169,16 @@ def van(rng: np.random.Generator, bank: TextureBank) -> Body:
         ]
     ) + np.array([0.03, 0, 0.02])
     parts.append(quads(screen[None], glass))
-    parts.append(box((x - 1.7, -half + 0.0, waist + 0.05), (x - 0.95, half - 0.0, height - 0.3), glass))
+    side = half + 0.01
+    low, high = waist + 0.05, height - 0.3
+    parts.append(box((x - 1.85, -side, low), (x - 0.95, side, high), glass, (0.3, 0, 0, 0)))
     if rng.random() < 0.5:
-        sill = (-x + 0.3, -half + 0.03, waist + 0.05)
-        parts.append(box(sill, (x - 1.9, half - 0.03, height - 0.35), glass))
+        parts.append(box((-x + 0.3, -side, low), (x - 2.0, side, high), glass))
     if rng.random() < 0.6:
         back = Surface(plain, (0.03, 0.03, 0.04), 0.5)
-        parts.append(box((-x - 0.01, -half * 0.8, waist), (-x + 0.1, half * 0.8, height - 0.3), back))
+        parts.append(
+            box((-x - 0.01, -half * 0.8, waist), (-x + 0.1, half * 0.8, height - 0.3), back)
+        )
     parts += _ends(length, half, bank, waist)
     parts += _wheels((x - 0.9, -x + 1.0), half, 0.34, bank)
     parts.append(_contact(length, 2 * half, bank))
@@ -221,9 +226,7 @@ def bus(rng: np.random.Generator, bank: TextureBank) -> Body:
         box((x - 0.1, -half + 0.1, 0.9), (x + 0.03, half - 0.1, height - 0.5), glass),
     ]
     for at in np.arange(-x + 1.3, x - 0.5, 1.4):
-        parts.append(
-            box((at, -half - 0.02, 1.25), (at + 0.1, half + 0.02, height - 0.55), paint)
-        )
+        parts.append(box((at, -half - 0.02, 1.25), (at + 0.1, half + 0.02, height - 0.55), paint))
     parts += _wheels((x - 2.6, -x + 3.0), half, 0.48, bank)
     parts.append(_contact(length, 2 * half, bank))
     return Body(Mesh.merge(parts), length, 2 * half)
@@ -234,13 +237,22 @@ def person(rng: np.random.Generator, bank: TextureBank) -> Mesh:
     plain = bank.kinds["plain"][0]
     scale = rng.uniform(1.5, 1.9) / 1.75
     trousers = Surface(plain, tuple((rng.uniform(0.02, 0.25) * rng.uniform(0.6, 1.4, 3)).tolist()))
-    coat = Surface(plain, tuple(np.clip(rng.uniform(0.02, 0.7) * rng.uniform(0.4, 1.5, 3), 0, 1).tolist()))
+    coat = Surface(
+        plain, tuple(np.clip(rng.uniform(0.02, 0.7) * rng.uniform(0.4, 1.5, 3), 0, 1).tolist())
+    )
     skin = Surface(plain, (0.45, 0.28, 0.2))
     hair = Surface(plain, tuple((rng.uniform(0.02, 0.3) * np.array([1.0, 0.8, 0.6])).tolist()))
     stride = rng.uniform(0.0, 0.3)
     parts = [
-        box((stride - 0.08, 0.03, 0), (stride + 0.08, 0.17, 0.85), trousers, (stride, -stride, 0, 0)),
-        box((-stride - 0.08, -0.17, 0), (-stride + 0.08, -0.03, 0.85), trousers, (-stride, stride, 0, 0)),
+        box(
+            (stride - 0.08, 0.03, 0), (stride + 0.08, 0.17, 0.85), trousers, (stride, -stride, 0, 0)
+        ),
+        box(
+            (-stride - 0.08, -0.17, 0),
+            (-stride + 0.08, -0.03, 0.85),
+            trousers,
+            (-stride, stride, 0, 0),
+        ),
         box((-0.13, -0.22, 0.8), (0.13, 0.22, 1.48), coat, (0.03, 0.03, 0.05, 0.05)),
         box((-0.08, -0.31, 0.75), (0.08, -0.21, 1.42), coat, (0, 0, 0.0, -0.05)),
         box((-0.08, 0.21, 0.75), (0.08, 0.31, 1.42), coat, (0, 0, -0.05, 0.0)),

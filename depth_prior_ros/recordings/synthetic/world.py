@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from depth_prior_ros.recordings.synthetic import scenery, vehicles
+from depth_prior_ros.recordings.synthetic import vehicles
 from depth_prior_ros.recordings.synthetic.ground import lay_ground
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.renderer import Drawing
@@ -15,7 +15,7 @@ from depth_prior_ros.recordings.synthetic.roadside import line_roadside
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 KINDS = ("town", "residential", "avenue", "country", "motorway", "lane")
-_SHARES = (0.26, 0.22, 0.2, 0.17, 0.07, 0.08)
+_SHARES = (0.23, 0.2, 0.22, 0.2, 0.08, 0.07)
 CUTOUT_KINDS = ("leaves", "twigs", "fence", "round_sign", "contact", "paint")
 
 
@@ -216,6 +216,3 @@ def _fleet(rng: np.random.Generator, bank: TextureBank) -> list[vehicles.Body]:
     vans = [vehicles.van(rng, bank) for _ in range(2)]
     large = [(vehicles.truck if rng.random() < 0.6 else vehicles.bus)(rng, bank)]
     return cars + vans + (large if rng.random() < 0.6 else [])
-
-
-__all__ = ["KINDS", "Layout", "Mover", "StreetSpec", "StreetWorld", "random_spec", "scenery"]

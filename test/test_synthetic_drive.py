@@ -1,0 +1,115 @@
+"""The drive of the package: a stop, smooth motion, poses that fit the pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from depth_prior_ros.recordings.base import Recording
+from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive, street_drive
+from depth_prior_ros.recordings.synthetic.renderer import Renderer, RendererUnavailableError
+
+
+@pytest.fixture(scope="module")
+def drive() -> SyntheticDrive:
+    return street_drive(size=(160, 48))
+
+
+@pytest.fixture
+def _egl() -> None:
+    try:
+        Renderer(shadow_size=16).release()
+    except RendererUnavailableError as error:
+        pytest.skip(str(error))  # names the Debian packages libegl1 and libgl1-mesa-dri
+
+
+def test_is_a_recording(drive: SyntheticDrive) -> None:
+    assert isinstance(drive, Recording)
+    assert len(drive.frames) == 80 and drive.depth_source == "exact"
+    steps = np.diff([f.stamp_ns for f in drive.frames])
+    assert (steps == 100_000_000).all()
+    assert not any(drive.gap_before(i) for i in range(80))
+
+
+def test_stands_still_for_more_than_two_seconds(drive: SyntheticDrive) -> None:
+    speed = np.array([f.speed for f in drive.frames], float)
+    standing = np.nonzero(speed == 0)[0]
+    assert len(standing) >= 24 and (np.diff(standing) == 1).all()
+    assert standing[0] > 10 and standing[-1] < 75
+    assert speed[0] > 5 and speed[-1] > 4
+    poses = np.stack([drive.frames[i].pose for i in standing])
+    assert np.abs(poses - poses[0]).max() < 1e-9
+    # Nothing jerks: no more than a firm braking between two frames.
+    assert np.abs(np.diff(speed)).max() < 0.65
+
+
+def test_speed_fits_the_poses(drive: SyntheticDrive) -> None:
+    speed = np.array([f.speed for f in drive.frames], float)
+    position = np.stack([f.pose[:3, 3] for f in drive.frames])
+    between = np.linalg.norm(np.diff(position, axis=0), axis=1) * 10
+    np.testing.assert_allclose(between, (speed[1:] + speed[:-1]) / 2, atol=0.05)
+    forward = np.stack([f.pose[:3, 2] for f in drive.frames])
+    assert (np.sum(np.diff(position, axis=0) * forward[:-1], 1) > -1e-9).all()
+
+
+def test_travel_is_the_integral_of_speed() -> None:
+    spec = DriveSpec()
+    ticks = np.arange(0, 8, 1e-4)
+    driven = np.concatenate([[0.0], np.cumsum(spec.speed(ticks + 5e-5))]) * 1e-4
+    for time in (0.5, 1.6, 2.7, 3.5, 5.0, 5.9, 7.0, 7.9):
+        assert abs(spec.travel(time) - driven[round(time * 1e4)]) < 1e-3
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="brake_at < stop_at"):
+        DriveSpec(brake_at=4.0)
+    with pytest.raises(ValueError, match="frames"):
+        DriveSpec(frames=0)
+
+
+@pytest.mark.usefixtures("_egl")
+def test_same_seed_same_pictures(drive: SyntheticDrive) -> None:
+    again = street_drive(size=(160, 48))
+    for i in (3, 50):
+        assert np.array_equal(drive.frames[i].image(), again.frames[i].image())
+        assert np.array_equal(drive.frames[i].depth(), again.frames[i].depth())
+    other = street_drive(seed=3, size=(160, 48))
+    assert not np.array_equal(drive.frames[3].image(), other.frames[3].image())
+    again.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("_egl")
+def test_others_move_while_it_stands(drive: SyntheticDrive) -> None:
+    standing = [f.index for f in drive.frames if f.speed == 0]
+    changed = []
+    for a, b in zip(standing[:-1:4], standing[1::4], strict=False):
+        first, second = drive.frames[a].depth(), drive.frames[b].depth()
+        assert first is not None and second is not None
+        changed.append(float((first != second).mean()))
+    assert max(changed) > 0.02  # somebody crosses
+    assert np.median(changed) < 0.4  # most of the picture stands still
+
+
+@pytest.mark.usefixtures("_egl")
+def test_depth_image_and_pose_agree(drive: SyntheticDrive) -> None:
+    """The previous picture, fetched by exact depth and pose, is the current one."""
+    K = drive.camera.matrix()
+    before, after = drive.frames[8], drive.frames[9]
+    depth = after.depth()
+    assert depth is not None and before.pose is not None and after.pose is not None
+    v, u = np.nonzero((depth > 0) & (depth < 50))
+    points = np.linalg.inv(K) @ np.stack([u, v, np.ones(len(u))]) * depth[v, u]
+    pose = np.linalg.inv(before.pose) @ after.pose
+    seen = K @ (pose[:3, :3] @ points + pose[:3, 3:])
+    x, y = np.rint(seen[:2] / seen[2]).astype(int)
+    good = (x >= 0) & (y >= 0) & (x < 160) & (y < 48)
+    first, second = before.image().astype(float).mean(-1), after.image().astype(float).mean(-1)
+    warped = np.median(np.abs(first[y[good], x[good]] - second[v[good], u[good]]))
+    unmoved = np.median(np.abs(first[v[good], u[good]] - second[v[good], u[good]]))
+    assert warped < 6 and warped < 0.75 * unmoved
+
+
+def test_depth_beyond_a_16_bit_png_is_none(drive: SyntheticDrive, _egl: None) -> None:
+    depth = drive.frames[0].depth()
+    assert depth is not None and depth.max() * 256 < 65535 and (depth == 0).any()

@@ -1,0 +1,155 @@
+"""Training pairs: geometry, determinism, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from depth_prior_ros.recordings.synthetic import samples
+from depth_prior_ros.recordings.synthetic.patches import tone_quantiles
+from depth_prior_ros.recordings.synthetic.renderer import Renderer, RendererUnavailableError
+from depth_prior_ros.recordings.synthetic.samples import write_samples
+from depth_prior_ros.recordings.synthetic.textures import TextureBank
+from depth_prior_ros.recordings.synthetic.world import KINDS, StreetWorld, random_spec
+
+SIZE = (160, 48)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _egl() -> None:
+    try:
+        Renderer(shadow_size=16).release()
+    except RendererUnavailableError as error:
+        pytest.skip(str(error))  # names the Debian packages libegl1 and libgl1-mesa-dri
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two stand-ins for real frames to cut textures from."""
+    folder = tmp_path_factory.mktemp("frames")
+    paths = []
+    for i in range(2):
+        picture = np.random.default_rng(i).integers(0, 255, (94, 310, 3), dtype=np.uint8)
+        paths.append(folder / f"{i}.png")
+        cv2.imwrite(str(paths[-1]), cv2.GaussianBlur(picture, (0, 0), 2))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, frames: list[Path]) -> Path:
+    out = tmp_path_factory.mktemp("samples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "PAIRS_PER_SHARD", 8)
+        return write_samples(out, 16, SIZE, 5, frames, progress=False)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("shard_*/*.npy"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_files_and_manifest(written: Path, frames: list[Path]) -> None:
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert manifest["seed"] == 5 and manifest["size"] == [160, 48] and manifest["count"] == 16
+    assert manifest["texture_sources"] == [str(frames[0].parent)]
+    shapes = {p.stem: np.load(p, mmap_mode="r") for p in (written / "shard_00001").glob("*.npy")}
+    assert shapes["images"].shape == (8, 2, 48, 160, 3) and shapes["images"].dtype == np.uint8
+    assert shapes["depth"].shape == (8, 2, 48, 160) and shapes["depth"].dtype == np.float16
+    assert shapes["K"].shape == (8, 3, 3) and shapes["previous_from_current"].shape == (8, 4, 4)
+    assert shapes["moving"].shape == (8, 48, 160) and shapes["moving"].max() <= 1
+
+
+def test_pictures_look_like_streets(written: Path) -> None:
+    depth = np.load(written / "shard_00000" / "depth.npy").astype(np.float32)
+    images = np.load(written / "shard_00000" / "images.npy")
+    assert np.isfinite(depth).all() and (depth >= 0).all()
+    lower = depth[:, :, 24:]
+    assert 4 < np.median(lower[lower > 0]) < 25
+    assert (images.reshape(len(images), -1).std(1) > 10).all()
+
+
+def test_interrupted_run_resumes_to_the_same_files(
+    written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 8)
+    whole = samples._write_shard
+
+    def killed(out: Path, shard: int, pairs: list[samples.Pair]) -> None:
+        if shard == 1:
+            (out / f".shard_{shard:05d}.1.tmp").mkdir()
+            raise KeyboardInterrupt
+        whole(out, shard, pairs)
+
+    monkeypatch.setattr(samples, "_write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path, 16, SIZE, 5, frames, progress=False)
+    assert not (tmp_path / "shard_00001").exists()
+    monkeypatch.setattr(samples, "_write_shard", whole)
+    write_samples(tmp_path, 16, SIZE, 5, frames, progress=False)
+    assert _hashes(tmp_path) == _hashes(written)
+
+
+def test_other_arguments_are_refused(written: Path, frames: list[Path]) -> None:
+    with pytest.raises(ValueError, match="other seed"):
+        write_samples(written, 16, SIZE, 6, frames, progress=False)
+
+
+def test_exact_depth_and_pose_explain_the_previous_frame(written: Path) -> None:
+    """Lift the current depth, move it by the pose: it must meet the previous depth map."""
+    moved = 0
+    for shard in sorted(written.glob("shard_*")):
+        data = {p.stem: np.load(p) for p in shard.glob("*.npy")}
+        for i in range(len(data["K"])):
+            K, pose = data["K"][i].astype(float), data["previous_from_current"][i].astype(float)
+            previous, current = data["depth"][i].astype(float)
+            v, u = np.nonzero((current > 0) & (current < 60) & (data["moving"][i] == 0))
+            z = current[v, u]
+            points = np.linalg.inv(K) @ np.stack([u, v, np.ones(len(u))]) * z
+            seen = pose[:3, :3] @ points + pose[:3, 3:]
+            pixels = (K @ seen)[:2] / seen[2]
+            x, y = np.floor(pixels).astype(int)
+            good = (x >= 0) & (y >= 0) & (x < SIZE[0] - 1) & (y < SIZE[1] - 1) & (seen[2] > 1)
+            x, y, expected = x[good], y[good], seen[2][good]
+            corners = np.stack([previous[y, x], previous[y, x + 1]])
+            corners = np.concatenate(
+                [corners, np.stack([previous[y + 1, x], previous[y + 1, x + 1]])]
+            )
+            low, high = corners.min(0), corners.max(0)
+            # Between the four neighbours, up to float16 and what has come into or out of view.
+            fits = (expected > 0.985 * low) & (expected < 1.015 * high)
+            assert fits.mean() > 0.85, (shard.name, i, fits.mean())
+            moved += np.linalg.norm(pose[:3, 3]) > 0.15
+            if np.linalg.norm(pose[:3, 3]) > 0.15:
+                assert pose[2, 3] > 0  # what lies ahead was further away before
+    assert moved >= 8
+
+
+def test_worlds_follow_from_their_seed() -> None:
+    bank = TextureBank(3)
+    first, same, other = (StreetWorld(seed, bank).drawing.mesh for seed in (4, 4, 5))
+    assert np.array_equal(first.vertices, same.vertices)
+    assert np.array_equal(first.indices, same.indices)
+    assert first.vertices.shape != other.vertices.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_street_can_be_built(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    world = StreetWorld(1, TextureBank(3), random_spec(rng, kind))
+    assert np.isfinite(world.drawing.mesh.vertices).all()
+    assert (np.diff(world.drawing.along) >= 0).all()
+    assert world.drawing.mesh.indices.max() < len(world.drawing.mesh.vertices)
+
+
+def test_real_frames_become_textures_and_tones(frames: list[Path]) -> None:
+    bank = TextureBank(1, frames)
+    assert "real_any" in bank.kinds and "real_ground" in bank.kinds
+    assert "real_any" not in TextureBank(1).kinds
+    tones = tone_quantiles(np.random.default_rng(0), frames, 3)
+    assert tones.shape == (3, 33, 3) and (np.diff(tones, axis=1) >= 0).all()
+    assert tone_quantiles(np.random.default_rng(0), [], 3).shape == (0, 33, 3)
