@@ -102,9 +102,12 @@ class BagFile:
             raise RecordingError(f"{self.path}: damaged ({error})") from error
 
     def message(self, topic: str, time: int, nth: int) -> Any:
-        """The `nth` message of a topic logged at that time."""
-        with self._lock:
-            found = list(self.messages({topic}, start=time, stop=time + 1))
+        """The `nth` message of a topic logged at that time; raises CorruptFrameError."""
+        try:
+            with self._lock:
+                found = list(self.messages({topic}, start=time, stop=time + 1))
+        except RecordingError as error:
+            raise CorruptFrameError(str(error)) from error
         if nth >= len(found):
             raise CorruptFrameError(f"{self.path}: a message of {topic} is gone")
         return found[nth][2]
