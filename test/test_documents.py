@@ -1,0 +1,72 @@
+"""What the documents promise: links lead somewhere, commands are understood, names are right."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [path.name for path in DOCUMENTS]
+
+
+def commands(document: Path, program: str) -> list[list[str]]:
+    """The arguments of every call of a program in a document's code blocks."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(rf"^    {program} (.+)$", text, re.MULTILINE)
+    # In tables and sentences a command may be abbreviated; in a code block it is complete.
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_commands_are_understood(document: Path) -> None:
+    from rosbag_tools.cli import build_parser as bag_parser
+    from training.cli import build_parser as train_parser
+
+    for program, parser in (("depth_train", train_parser()), ("depth_bag", bag_parser())):
+        for arguments in commands(document, program):
+            try:
+                parser.parse_args(arguments)
+            except SystemExit:
+                pytest.fail(f"{document.name}: {program} {shlex.join(arguments)}")
+
+
+def test_there_are_commands_to_check() -> None:
+    found = [c for d in DOCUMENTS for p in ("depth_train", "depth_bag") for c in commands(d, p)]
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_targets_of_make_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^    |`)make ([a-z]+)", document.read_text("utf-8"), re.MULTILINE))
+    assert named <= targets
+
+
+def test_every_reason_is_explained() -> None:
+    from typing import get_args
+
+    from depth_prior_ros.pipeline import Reason
+
+    for document in (ROOT / "README.md", ROOT / "docs" / "node.md"):
+        explained = set(re.findall(r"`(\w+)`", document.read_text(encoding="utf-8")))
+        assert set(get_args(Reason)) <= explained
+
+
+def test_every_refusal_is_explained() -> None:
+    sources = [*(ROOT / "depth_prior_ros" / "ros").glob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    causes = set(re.findall(r"(?:MessageError|refuse[d]?)\(\s*\"(\w+)\"", text))
+    assert {"zero_size", "bad_odometry"} <= causes
+    explained = re.findall(r"`(\w+)`", (ROOT / "docs" / "node.md").read_text(encoding="utf-8"))
+    assert causes - set(explained) == set()
