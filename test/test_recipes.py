@@ -26,7 +26,7 @@ def write(folder: Path, values: object) -> Path:
 
 def test_the_shipped_recipe_is_valid() -> None:
     recipe = load_recipe(share_dir() / "config" / "training" / "first.yaml")
-    assert [s.kind for s in recipe.stages] == ["supervised", "supervised", "self_supervised", "prior"]
+    assert [s.kind for s in recipe.stages] == ["supervised", "supervised", "supervised", "self_supervised", "prior"]
     trained = " ".join(d.path for d in recipe.data.drives)
     assert "0052" not in trained
     assert "kitti_2015" not in trained
