@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,25 @@ class NodeProcess:
 
     Args:
         parameters: for the command line.
+        namespace: of the node.
         arguments: further ROS arguments, such as ``-r image:=/camera/image_raw``.
         code: Python to run instead of the node, for a node with something replaced in it.
     """
 
-    def __init__(self, *arguments: str, code: str | None = None, **parameters: Any) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        code: str | None = None,
+        namespace: str = "/",
+        **parameters: Any,
+    ) -> None:
         # A file, not a pipe: nobody needs to read it for the child to go on.
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         run = ["-c", code] if code else ["-m", "depth_prior_ros.ros.node"]
         values = [("-p", f"{k}:={_yaml(v)}") for k, v in parameters.items()]
         flat = [word for pair in values for word in pair]
         self.process = subprocess.Popen(
-            [sys.executable, *run, "--ros-args", *flat, *arguments],
+            [sys.executable, *run, "--ros-args", "-r", f"__ns:={namespace}", *flat, *arguments],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=Path(__file__).resolve().parents[1],
@@ -108,6 +116,18 @@ class NodeProcess:
         return self.process.wait(timeout)
 
 
+@contextlib.contextmanager
+def node_and_peer(**options: Any) -> Iterator[tuple[NodeProcess, Peer]]:
+    """A node and a peer in a namespace of their own, out of the way of all others.
+
+    Args:
+        options: as for :class:`NodeProcess`.
+    """
+    namespace = f"/test_{uuid.uuid4().hex[:12]}"
+    with NodeProcess(namespace=namespace, **options) as process, Peer(namespace) as peer:
+        yield process, peer
+
+
 def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -118,7 +138,9 @@ def _yaml(value: Any) -> str:
 class Peer:
     """The rest of the robot: publishes camera and odometry, records what the node answers."""
 
-    def __init__(self, namespace: str = "", node: str = "depth_node") -> None:
+    def __init__(self, namespace: str = "/", node: str = "depth_node") -> None:
+        # /diagnostics is shared by all nodes: theirs are told apart by name.
+        self._status_name = f"{namespace.strip('/')}/{node}: depth".lstrip("/")
         self._context = Context()
         rclpy.init(context=self._context)
         self.node = rclpy.create_node("test_peer", namespace=namespace, context=self._context)
@@ -135,9 +157,13 @@ class Peer:
         subscribe(Image, "depth/image_rect", self.depth.append, RELIABLE)
         subscribe(CameraInfo, "depth/camera_info", self.info.append, RELIABLE)
         subscribe(String, f"{node}/active_model", lambda m: self.models.append(m.data), LATCHED)
-        subscribe(DiagnosticArray, "/diagnostics", self.diagnostics.append, RELIABLE)
+        subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        if message.status[0].name == self._status_name:
+            self.diagnostics.append(message)
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):

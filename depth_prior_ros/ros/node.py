@@ -82,8 +82,7 @@ class DepthNode(LifecycleNode):
     """
 
     def __init__(self, name: str = "depth_node", **options: Any) -> None:
-        super().__init__(name, **options)
-        self.settings = parameters.declare(self)
+        # Before anything that can fail: destroying a node that was half made needs them.
         self._statistics = Statistics()
         self._pipeline: DepthPipeline | None = None
         self._inputs: Inputs | None = None
@@ -93,6 +92,8 @@ class DepthNode(LifecycleNode):
         self._active_model = ""
         self._model_error = ""
         self._lifecycle = "unconfigured"
+        super().__init__(name, **options)
+        self.settings = parameters.declare(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady time: with use_sim_time and a paused bag the node still says how it is.
