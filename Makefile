@@ -1,8 +1,8 @@
 # Everything below sets up .venv by itself. `make help` lists the targets.
 
 PYTHON ?= python3
-# Without a GPU, the CPU build of PyTorch is a tenth of the download:
-# make demo TORCH="torch==2.13.0 --index-url INDEX"
+# Without a GPU, the CPU build of PyTorch is a tenth of the download: give its index, as PyTorch's
+# installation page names it: make demo TORCH="torch==2.13.0 --index-url INDEX"
 TORCH ?= torch==2.13.0
 DEMO ?= demo
 PYTEST_ARGS ?=
