@@ -163,7 +163,7 @@ class SyntheticDrive:
         if self._last is not None and self._last[0] == i:
             return self._last[1], self._last[2]
         if self._renderer is None:
-            self._renderer = Renderer(shadow_size=2048)
+            self._renderer = Renderer(shadow_size=2048 if self.size[0] > 320 else 512)
             self._renderer.load_textures(self.bank)
             self._renderer.load(self.world.drawing)
         radiance, depth, _ = self.render_linear(i)

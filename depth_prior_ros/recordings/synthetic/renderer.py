@@ -92,8 +92,9 @@ class Renderer:
         os.environ.setdefault("LP_NUM_THREADS", "0")
         import moderngl
 
+        settings: dict[str, Any] = {"backend": "egl"}
         try:
-            self._gl = moderngl.create_context(standalone=True, backend="egl")
+            self._gl = moderngl.create_context(standalone=True, **settings)
         except Exception as error:  # moderngl raises plain Exception
             raise RendererUnavailableError(f"{MISSING_EGL} ({error})") from error
         self._programs: dict[tuple[str, bool], Any] = {}
