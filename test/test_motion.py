@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from depth_prior_ros.motion import MOTION_SIZE, GateSettings, ImageMotion, Motion, MotionGate
+from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.share import demo_bag
 
 TENTH = 100_000_000
 SETTINGS = GateSettings()
@@ -192,14 +194,46 @@ def test_noise_is_no_motion() -> None:
     assert flow < SETTINGS.stop_flow
 
 
-def test_a_moving_car_in_a_standing_scene_is_no_motion() -> None:
+@pytest.mark.parametrize("width", [150, 380])
+def test_a_moving_car_or_bus_in_a_standing_scene_is_no_motion(width: int) -> None:
     first, second = camera_picture(0, 1), camera_picture(0, 2)
-    car = texture(200, 120, seed=3, margin=0)
-    first[60:180, 100:300] = car
-    second[60:180, 130:330] = car
+    vehicle = texture(width, 170, seed=3, margin=0)
+    first[10:180, 100 : 100 + width] = vehicle
+    second[10:180, 130 : 130 + width] = vehicle
     flow = measure(first, second)
     assert flow is not None
     assert flow < SETTINGS.stop_flow
+
+
+@pytest.mark.parametrize("width", [150, 380])
+def test_driving_behind_a_car_or_bus_is_motion(width: int) -> None:
+    """The vehicle ahead keeps its place in the picture; the street does not."""
+    first, second = camera_picture(0, 1), camera_picture(4, 2)
+    vehicle = texture(width, 90, seed=3, margin=0)
+    for picture in (first, second):
+        picture[60:150, 100 : 100 + width] = vehicle
+    flow = measure(first, second)
+    assert flow is not None
+    assert flow > SETTINGS.start_flow
+
+
+def test_the_embedded_drive_stops_and_goes_without_odometry() -> None:
+    frames = open_recording(demo_bag()).frames
+    meter, gate = ImageMotion(), MotionGate()
+    previous, wrong = None, []
+    for frame in frames:
+        current = meter.prepare(frame.image())
+        flow = None if previous is None else meter.measure(previous, current)
+        state = gate.update(frame.stamp_ns, None, flow)
+        previous = current
+        assert frame.speed is not None
+        # Between these speeds, and while a change is being held, either answer will do.
+        if state != ("moving" if frame.speed > 1.5 else "stationary") and frame.index:
+            wrong.append((frame.index, frame.speed, flow))
+    stopped = [frame.index for frame in frames if frame.speed == 0.0]
+    assert len(stopped) >= 20
+    assert [index for index, _, _ in wrong if index in stopped[6:]] == []
+    assert [index for index, speed, _ in wrong if speed > 2.5] == []
 
 
 def test_brightness_is_no_motion() -> None:
