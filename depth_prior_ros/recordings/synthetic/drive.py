@@ -92,7 +92,7 @@ class SyntheticDrive:
     cameras, poses and speeds do not.
     """
 
-    seed: int = 10
+    seed: int = 8
     size: tuple[int, int] = (640, 192)
     spec: DriveSpec = field(default_factory=DriveSpec)
     supersample: int = 2
@@ -265,7 +265,7 @@ def _traffic(world: StreetWorld, spec: DriveSpec, crossing: float, seed: int) ->
 
 
 def street_drive(
-    seed: int = 10, frames: int = 80, size: tuple[int, int] = (640, 192), supersample: int = 2
+    seed: int = 8, frames: int = 80, size: tuple[int, int] = (640, 192), supersample: int = 2
 ) -> SyntheticDrive:
     """The drive that comes with the package: 8 s at 10 Hz, standing still for more than 2 s."""
     return SyntheticDrive(

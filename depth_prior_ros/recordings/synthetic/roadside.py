@@ -213,12 +213,16 @@ def _furnish(side: _Side, grove: list[Mesh]) -> None:
     if rng.random() < 0.7:
         lamp = scenery.lamp(rng, bank, rng.uniform(0.5, 2.5))
         for s in np.arange(rng.uniform(0, 20), spec.length, rng.uniform(18, 40)):
-            side.put(lamp, s, near + 0.1)
+            if not side.blocked(s, 0.0, 0.5):
+                side.put(lamp, s, near + 0.1)
     density = {"motorway": 0.015, "country": 0.03}.get(spec.kind, 0.1) * rng.uniform(0.3, 1.8)
     for _ in range(rng.poisson(density * spec.length)):
         turn = -side.turn + (rng.uniform(-0.3, 0.3) if rng.random() < 0.6 else rng.uniform(0, 6))
         reach = near + rng.exponential(0.8) * (1.0 if spec.kind != "country" else 2.0)
-        side.put(scenery.clutter(rng, bank), rng.uniform(0, spec.length), reach, turn)
+        s = rng.uniform(0, spec.length)
+        thing = scenery.clutter(rng, bank)
+        if not side.blocked(s, 0.0, 0.5):
+            side.put(thing, s, reach, turn)
     for at, width in spec.crossings:
         if rng.random() < 0.5:
             side.put(
