@@ -13,6 +13,7 @@ from test_bag import make_recording, smooth
 from test_recordings import write_drive, write_sequence
 
 from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.share import demo_bag
 from rosbag_tools.cli import main
 from rosbag_tools.writing import write_bag
 
@@ -146,3 +147,22 @@ def test_bag_of_a_real_drive(data_dir: Path, tmp_path: Path) -> None:
     for i in (0, 40, 77):
         assert (again.frames[i].image() == original.frames[i].image()).all()
         assert (again.frames[i].depth() == original.frames[i].depth()).all()
+
+
+def test_the_embedded_drive_is_what_the_demo_needs() -> None:
+    path = demo_bag()
+    assert path.stat().st_size <= 6_000_000
+    recording = open_recording(path)
+    assert len(recording.frames) == 80
+    assert recording.skipped == []
+    assert recording.depth_source == "exact"
+    assert {frame.camera.size for frame in recording.frames} == {(640, 192)}
+    assert all(frame.has_depth and frame.pose is not None for frame in recording.frames)
+    standing = [frame.stamp_ns for frame in recording.frames if frame.speed == 0]
+    assert standing[-1] - standing[0] >= 2_000_000_000
+    # the stop lies in the middle: it drives before and after
+    assert recording.frames[0].speed > 3
+    assert recording.frames[-1].speed > 3
+    depth = recording.frames[40].depth()
+    assert depth is not None
+    assert 0.5 < (depth > 0).mean() < 1

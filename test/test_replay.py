@@ -190,6 +190,32 @@ def test_node_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
             process.check()
 
 
+@pytest.mark.slow
+def test_node_that_dies_on_the_way_ends_the_replay(bundle: Path, tmp_path: Path) -> None:
+    from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, Player
+
+    process = NodeProcess(
+        {"bundle": str(bundle), "backend": "torch", "image_reliability": "reliable"},
+        {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC},
+        domain_id=78,
+        log=tmp_path / "node.log",
+    )
+    answers: list[Any] = []
+
+    def kill(answer: Any) -> None:
+        answers.append(answer)
+        assert process._process is not None
+        process._process.kill()
+
+    recording = make_recording(5, size=SIZE, speed=None)
+    with process, Player(78) as player:
+        player.wait_for_node(process, 120)
+        with pytest.raises(ReplayError, match="exit code -9"):
+            player.lockstep(recording, process, kill, lambda done, total: None, 30)
+    assert len(answers) == 1
+    assert answers[0].depth.shape == SIZE[::-1]
+
+
 def test_node_that_never_answers_is_an_error(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
