@@ -26,7 +26,7 @@ from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import Framed, InvalidFrameError, Region, frame_image
-from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory
+from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
 from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
 from depth_prior_ros.runtime import Features, Native, Stopwatch, compile_networks, inverse_pose
 from depth_prior_ros.scale import FixedScale, Scale, focal_ratio
@@ -184,25 +184,37 @@ class DepthPipeline:
         self._guard.reset()
 
     def warm_up(self) -> float:
-        """Run every network twice on noise; the milliseconds of the second round."""
+        """Run every network twice on noise; the milliseconds of the second round.
+
+        A multi-frame network that fails here is logged and will be left out when its time comes; a
+        single-frame network that fails raises.
+        """
         generator = np.random.default_rng(0)
-        height, width = self._trained.height, self._trained.width
+        shape = (self._trained.height, self._trained.width, 3)
+        backend = self.networks.backend
         elapsed = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            framed = frame_image(pixels, None, self._trained)
-            native = self.networks.backend.to_native(framed.tensor())
-            output = self.networks.single(native)
+            framed = frame_image(
+                generator.integers(0, 256, shape, dtype=np.uint8), None, self._trained
+            )
+            native = backend.to_native(framed.tensor())
+            inverse, _ = self.networks.single(native)
+            backend.to_numpy(inverse)
             if self.networks.has_multi_frame:
-                features = self.networks.features(native)
-                pose = self.networks.pose(native, native)
-                pose = pose if np.isfinite(pose).all() else np.eye(4)
-                K = self._matching_matrix(framed.camera)
-                output = self.networks.multi(features, features, pose, K, output[0])
-            self.networks.backend.to_numpy(output[0])
+                try:
+                    self._rehearse(native, framed.camera, inverse)
+                except Exception as error:
+                    self._report_failure(error)
             elapsed = (time.perf_counter() - start) * 1e3
         return elapsed
+
+    def _rehearse(self, native: Native, camera: Camera, inverse: Native) -> None:
+        features = self.networks.features(native)
+        self.networks.pose(native, native)
+        K = self._matching_matrix(camera)
+        depth, _ = self.networks.multi(features, features, np.eye(4), K, inverse)
+        self.networks.backend.to_numpy(depth)
 
     def process(
         self,
@@ -308,15 +320,17 @@ class DepthPipeline:
             return None, "pose", str(error)
         except Exception as error:
             # Whatever it was, the vehicle still gets the single-frame depth.
-            reason: Literal["memory", "model_failed"] = (
-                "memory" if is_out_of_memory(error) else "model_failed"
-            )
-            self._guard.failed(reason)
-            message = f"{type(error).__name__}: {error}"
+            reason, message = self._report_failure(error)
+            return None, reason, message
+
+    def _report_failure(self, error: Exception) -> tuple[Obstacle, str]:
+        reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
+        self._guard.failed(reason)
+        message = f"{type(error).__name__}: {error}"
         _log.warning("multi-frame network left out (%s): %s", reason, message)
         if reason == "memory":
             self.networks.backend.free_memory()
-        return None, reason, message
+        return reason, message
 
     def _multi_frame(
         self, current: _Previous, inverse: Native, speed: float | None, clock: Stopwatch

@@ -478,6 +478,22 @@ def test_warm_up_leaves_no_trace(pipeline: DepthPipeline) -> None:
     assert pipeline.process(view(0), 0, MOVING).reason == "first_frame"
 
 
+def test_a_warm_up_without_memory_for_multi_frame(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = DepthPipeline(bundle, "torch", "cpu")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(MultiFrameNet, "match", fail)
+    assert pipeline.warm_up() > 0
+    assert models(drive(pipeline, [MOVING] * 2))[1] == "single_frame memory"
+    monkeypatch.setattr(pipeline.networks, "single", fail)
+    with pytest.raises(MemoryError):
+        pipeline.warm_up()
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
