@@ -9,6 +9,7 @@ from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.share import demo_bag
 from rosbag_tools.console import number, show
 from rosbag_tools.results import METRICS, REPORT, Results
+from rosbag_tools.scoring import BASELINE_LABELS
 from rosbag_tools.session import ReplayOptions, replay
 
 
@@ -58,7 +59,7 @@ def _depth_table(metrics: dict[str, Any]) -> Any:
         "as published, metres as they are": metrics["absolute"],
     }
     for name, entry in metrics["baselines"].items():
-        entries[f"without the image: {name}"] = entry
+        entries[f"without the image: {BASELINE_LABELS.get(name, name)}"] = entry
     for name, entry in entries.items():
         table.add_row(name, *(number(entry[c]) for c in columns), str(entry["frames"]))
     return table

@@ -12,6 +12,7 @@ from rosbag_tools import charts, pictures
 from rosbag_tools.console import number
 from rosbag_tools.report_page import PAGE, SCRIPT, STYLE
 from rosbag_tools.results import PICTURES, REPORT, FrameRecord, Results, load
+from rosbag_tools.scoring import BASELINE_LABELS
 
 _KINDS = {"image": "image", "depth": "depth", "truth": "true depth", "error": "relative error"}
 # Bytes of pictures, before base64: with it, the page stays below 8 MB.
@@ -199,7 +200,10 @@ def depth_table(metrics: dict[str, Any]) -> str:
     for key, name in names.items():
         rows.append(_row(name, metrics["depth"][key], "ours"))
     rows.append(_row("as published, metres as they are (no scaling)", metrics["absolute"], ""))
-    rows += [_row(name, entry, "other") for name, entry in metrics["baselines"].items()]
+    rows += [
+        _row(BASELINE_LABELS.get(name, name), entry, "other")
+        for name, entry in metrics["baselines"].items()
+    ]
     crop = f"{protocol['crop'].capitalize()} crop" if protocol["crop"] else "no crop"
     scaling = "median scaling" if protocol["scaling"] == "median" else "no scaling"
     note = f"{scaling}, {crop}, up to {protocol['max_depth']:g} m, {protocol['depth_source']} depth"

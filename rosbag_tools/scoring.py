@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.bundle_baselines import (
+    LIDAR_PIXEL,
+    LIDAR_ROW,
+    OWN_MEAN,
+    as_depth,
+    read_baselines,
+)
 from depth_prior_ros.framing import fit_region
 from depth_prior_ros.metrics import (
     PROTOCOLS,
     DepthErrors,
     NoValidPixelsError,
     Protocol,
-    resize_depth,
     summary,
 )
 from depth_prior_ros.recordings import CorruptFrameError, Recording, read_frames
@@ -31,11 +37,13 @@ if TYPE_CHECKING:
 
 PROTOCOL_OF_SOURCE = {"lidar": "eigen", "stereo": "kitti2015", "exact": "synthetic"}
 MODELS = ("single_frame", "multi_frame")
-OWN_DRIVE = "mean of its own inverse depth over this drive"
-BASELINE_NAMES = {
-    "own_mean_inverse_depth": "mean of its own inverse depth over the training drives",
-    "lidar_row_log_depth": "per-row mean log depth of KITTI 0039's LiDAR frames",
-    "lidar_pixel_log_depth": "per-pixel mean log depth of KITTI 0039's LiDAR frames",
+OWN_DRIVE = "own_mean_over_this_set"
+# The keys of metrics.json are those of a bundle's maps; this is how people call them.
+BASELINE_LABELS = {
+    OWN_MEAN: "mean of its own inverse depth over its training drives",
+    LIDAR_ROW: "per-row mean log depth of KITTI 0039's LiDAR frames",
+    LIDAR_PIXEL: "per-pixel mean log depth of KITTI 0039's LiDAR frames",
+    OWN_DRIVE: "mean of its own inverse depth over this drive",
 }
 
 
@@ -130,23 +138,8 @@ def _errors_of_map(
 
 def baseline_maps(bundle: Bundle) -> dict[str, NDArray[np.float64]]:
     """The maps that a bundle carries, as depth (h, w) at its input size; empty without any."""
-    path = bundle.path / "baselines.safetensors"
-    if not path.is_file():
-        return {}
-    from safetensors.numpy import load_file
-
-    width, height = bundle.manifest.input_size
-    maps: dict[str, NDArray[np.float64]] = {}
-    for key, name in BASELINE_NAMES.items():
-        values = load_file(path).get(key)
-        if values is None:
-            continue
-        values = values.astype(np.float64)
-        depth = 1 / np.maximum(values, 1e-6) if "inverse" in key else np.exp(values)
-        if depth.ndim == 1:
-            depth = np.repeat(depth[:, None], width, axis=1)
-        maps[name] = resize_depth(depth, height, width)
-    return maps
+    width, _ = bundle.manifest.input_size
+    return {name: as_depth(name, values, width) for name, values in read_baselines(bundle).items()}
 
 
 def judge_forced(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from helpers import make_tiny_bundle
 from test_bag import make_recording
 
+from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.bundle_baselines import LIDAR_ROW, OWN_MEAN, add_baselines
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -22,7 +25,14 @@ from depth_prior_ros.recordings.base import Frame
 from rosbag_tools.cli import main
 from rosbag_tools.node_process import NodeProcess, ReplayError
 from rosbag_tools.results import FrameRecord, latency_percentiles, load, result_folder, switches
-from rosbag_tools.scoring import BASELINE_NAMES, baseline_maps, in_view
+from rosbag_tools.scoring import (
+    OWN_DRIVE,
+    Judge,
+    baseline_maps,
+    in_view,
+    judge_baselines,
+    protocol_for,
+)
 from rosbag_tools.session import ReplayOptions, replay
 from rosbag_tools.writing import write_bag
 
@@ -271,24 +281,26 @@ def test_truth_is_seen_through_the_window_of_the_depth() -> None:
     assert in_view(truth, np.zeros((240, 320))).shape == truth.shape
 
 
-def test_baseline_maps_of_a_bundle_become_depth(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from safetensors.numpy import save_file
-
+def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "tiny")
     width, height = SIZE
-    save_file(
-        {
-            "own_mean_inverse_depth": np.full((height, width), 0.1, np.float32),
-            "lidar_row_log_depth": np.log(np.linspace(40, 4, height, dtype=np.float32)),
-        },
-        tmp_path / "baselines.safetensors",
-    )
-    bundle: Any = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(input_size=SIZE))
-    maps = baseline_maps(bundle)
-    own = maps[BASELINE_NAMES["own_mean_inverse_depth"]]
-    rows = maps[BASELINE_NAMES["lidar_row_log_depth"]]
-    assert own == pytest.approx(10.0)
-    assert rows.shape == (height, width)
-    assert rows[0, 5] == pytest.approx(40, rel=1e-5)
-    assert rows[-1, 5] == pytest.approx(4, rel=1e-5)
+    rows = np.log(np.linspace(40, 4, height, dtype=np.float32))
+    arrays = {OWN_MEAN: np.full((height, width), 0.1, np.float32), LIDAR_ROW: rows}
+    own = add_baselines(load_bundle(tmp_path / "tiny"), arrays)
+    maps = baseline_maps(own)
+    assert maps[OWN_MEAN] == pytest.approx(10.0, rel=1e-3)
+    assert maps[LIDAR_ROW].shape == (height, width)
+    assert maps[LIDAR_ROW][-1, 5] == pytest.approx(4, rel=1e-2)
+
+    recording = make_recording(3, size=SIZE)
+    judge = Judge(protocol_for(recording))
+    truths = [frame.depth() for frame in recording.frames]
+    for position, truth in enumerate(truths):
+        assert truth is not None
+        judge.add(position, np.where(truth > 0, 2 * truth, np.inf).astype(np.float32), truth)
+    assert judge.scaled[0].abs_rel == pytest.approx(0, abs=1e-6)  # medians take the factor away
+    assert judge.absolute[0].abs_rel > 0.9
+    found = judge_baselines(recording, judge, own, lambda done, total: None)
+    assert set(found) == {OWN_MEAN, LIDAR_ROW, OWN_DRIVE}
+    assert found[OWN_DRIVE]["abs_rel"] < found[OWN_MEAN]["abs_rel"]
+    assert {entry["frames"] for entry in found.values()} == {3}
