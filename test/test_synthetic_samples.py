@@ -94,6 +94,19 @@ def test_interrupted_run_resumes_to_the_same_files(
     assert _hashes(tmp_path) == _hashes(written)
 
 
+def test_more_pairs_keep_those_that_are_there(
+    written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 4)
+    write_samples(tmp_path, 2, SIZE, 5, frames, progress=False)
+    short = np.load(tmp_path / "shard_00000" / "images.npy")
+    assert len(short) == 2
+    write_samples(tmp_path, 4, SIZE, 5, frames, progress=False)
+    whole = np.load(tmp_path / "shard_00000" / "images.npy")
+    assert np.array_equal(whole[:2], short)
+    assert np.array_equal(whole, np.load(written / "shard_00000" / "images.npy"))
+
+
 def test_other_arguments_are_refused(written: Path, frames: list[Path]) -> None:
     with pytest.raises(ValueError, match="other seed"):
         write_samples(written, 8, SIZE, 6, frames, progress=False)

@@ -269,13 +269,14 @@ def write_samples(
         "frame_time": FRAME_TIME,
     }
     _check_manifest(out / "manifest.json", manifest)
-    missing = [i for i in range(-(-count // PAIRS_PER_SHARD)) if not _shard_path(out, i).exists()]
+    sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
+    missing = [i for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
     renderer = Renderer() if missing else None
     for shard in _progress(missing, progress):
         assert renderer is not None
-        if _shard_path(out, shard).exists():  # written by another process in the meantime
+        number = sizes[shard]
+        if _pairs_in(out, shard) >= number:  # written by another process in the meantime
             continue
-        number = min(PAIRS_PER_SHARD, count - shard * PAIRS_PER_SHARD)
         _write_shard(out, shard, list(iterate(renderer, shard, number, size, seed, images)))
     if renderer is not None:
         renderer.release()
@@ -284,6 +285,12 @@ def write_samples(
 
 def _shard_path(out: Path, shard: int) -> Path:
     return out / f"shard_{shard:05d}"
+
+
+def _pairs_in(out: Path, shard: int) -> int:
+    """Pairs of a finished shard, 0 where there is none; a smaller count leaves a short last one."""
+    file = _shard_path(out, shard) / "K.npy"
+    return len(np.load(file, mmap_mode="r")) if file.exists() else 0
 
 
 def _progress(shards: list[int], shown: bool) -> Iterator[int]:
@@ -317,6 +324,8 @@ def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
     temporary.mkdir()
     for name in ("images", "depth", "K", "previous_from_current", "moving"):
         np.save(temporary / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
+    if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
+        shutil.rmtree(_shard_path(out, shard))
     try:
         temporary.rename(_shard_path(out, shard))
     except OSError:
