@@ -434,3 +434,47 @@ def odometry(position: np.ndarray, quaternion: np.ndarray) -> Message:
 @given(hnp.arrays(np.float64, 7, elements=st.sampled_from([0.0, np.nan, np.inf])))
 def test_broken_poses_are_unknown(values: np.ndarray) -> None:
     assert pose_from_odometry(odometry(values[:3], values[3:])) is None
+
+
+def test_ros_1_bag(tmp_path: Path) -> None:
+    from rosbags.rosbag1 import Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    store = get_typestore(Stores.ROS1_NOETIC)
+    types = store.types
+    K = CAMERA.matrix().ravel()
+
+    def ros_1_header(number: int) -> Any:
+        time = types["builtin_interfaces/msg/Time"](sec=50, nanosec=number * 100_000_000)
+        return types["std_msgs/msg/Header"](seq=number, stamp=time, frame_id="camera")
+
+    roi = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+    path = tmp_path / "old.bag"
+    with Writer(path) as writer:
+        image_topic = writer.add_connection("/cam/image_raw", IMAGE, typestore=store)
+        info_topic = writer.add_connection("/cam/camera_info", CAMERA_INFO, typestore=store)
+        for number in range(3):
+            time = 50 * 10**9 + number * 100_000_000
+            info = types[CAMERA_INFO](
+                header=ros_1_header(number),
+                height=SIZE[1],
+                width=SIZE[0],
+                distortion_model="plumb_bob",
+                D=np.zeros(5),
+                K=K,
+                R=np.eye(3).ravel(),
+                P=np.zeros(12),  # an uncalibrated projection: K counts
+                binning_x=0,
+                binning_y=0,
+                roi=roi,
+            )
+            writer.write(info_topic, time, store.serialize_ros1(info, CAMERA_INFO))
+            values = raw_image(0, smooth(number), "bgr8") | {"header": ros_1_header(number)}
+            image = types[IMAGE](**values)
+            writer.write(image_topic, time, store.serialize_ros1(image, IMAGE))
+    recording = open_recording(path)
+    assert recording.frames[0].camera == CAMERA
+    assert [frame.stamp_ns for frame in recording.frames] == [
+        50 * 10**9 + n * 100_000_000 for n in range(3)
+    ]
+    assert np.array_equal(recording.frames[2].image(), smooth(2)[..., ::-1])
