@@ -412,6 +412,17 @@ def test_a_signal_ends_the_node_cleanly(tiny_bundle, number):
         assert "Traceback" not in process.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("library", ["rclpy", "libtorch_cpu"])
+def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, library):
+    """Imports and loading take seconds; launch would report a node that dies in them."""
+    with NodeProcess(bundle=tiny_bundle, backend="torch") as process:
+        maps = Path(f"/proc/{process.process.pid}/maps")
+        wait_until(lambda: library in maps.read_text(), f"{library} to be imported")
+        assert process.interrupt(number) == 0, process.output
+        assert not process.output
+
+
 def test_a_bundle_that_is_not_there_ends_the_node_with_its_name(tmp_path):
     with NodeProcess(bundle=tmp_path / "nothing") as process:
         assert process.process.wait(60) == 1
