@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,9 @@ def show(*things: Any) -> None:
     """Print to stdout with rich's tables, without treating brackets in text as markup."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    # A file or a pipe has no width of its own; rich would take 80 columns and break tables.
+    width = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, soft_wrap=True, markup=False, width=width)
     for thing in things:
         console.print(thing)
 

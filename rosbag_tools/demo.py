@@ -58,8 +58,12 @@ def _depth_table(metrics: dict[str, Any]) -> Any:
         "multi-frame, forced": metrics["depth"]["multi_frame"],
         "as published, metres as they are": metrics["absolute"],
     }
-    for name, entry in metrics["baselines"].items():
-        entries[f"without the image: {BASELINE_LABELS.get(name, name)}"] = entry
     for name, entry in entries.items():
         table.add_row(name, *(number(entry[c]) for c in columns), str(entry["frames"]))
+    if metrics["baselines"]:
+        table.add_section()
+        table.add_row("maps that do not look at the image:")
+    for name, entry in metrics["baselines"].items():
+        figures = (number(entry[c]) for c in columns)
+        table.add_row(f"  {BASELINE_LABELS.get(name, name)}", *figures, str(entry["frames"]))
     return table

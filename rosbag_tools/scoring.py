@@ -40,10 +40,10 @@ MODELS = ("single_frame", "multi_frame")
 OWN_DRIVE = "own_mean_over_this_set"
 # The keys of metrics.json are those of a bundle's maps; this is how people call them.
 BASELINE_LABELS = {
-    OWN_MEAN: "mean of its own inverse depth over its training drives",
-    LIDAR_ROW: "per-row mean log depth of KITTI 0039's LiDAR frames",
-    LIDAR_PIXEL: "per-pixel mean log depth of KITTI 0039's LiDAR frames",
-    OWN_DRIVE: "mean of its own inverse depth over this drive",
+    OWN_MEAN: "mean of its own inverse depth, training drives",
+    LIDAR_ROW: "KITTI 0039 LiDAR, mean log depth per row",
+    LIDAR_PIXEL: "KITTI 0039 LiDAR, mean log depth per pixel",
+    OWN_DRIVE: "mean of its own inverse depth, this drive",
 }
 
 
