@@ -13,7 +13,7 @@ from types import TracebackType
 
 import depth_prior_ros
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools.transport import large_message_environment
+from rosbag_tools.transport import replay_environment
 
 _TAIL_LINES = 15
 _STOP_SECONDS = 15.0
@@ -88,7 +88,7 @@ class NodeProcess:
 
 
 def _environment(domain_id: int) -> dict[str, str]:
-    environment = dict(os.environ, ROS_DOMAIN_ID=str(domain_id), **large_message_environment())
+    environment = {**os.environ, **replay_environment(), "ROS_DOMAIN_ID": str(domain_id)}
     # The child must find the very package that runs here, also in a checkout that is not installed.
     package = str(Path(depth_prior_ros.__file__).resolve().parents[1])
     paths = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]

@@ -7,10 +7,11 @@ domain of its own; images go out decoded on /camera/image_raw with their camera_
 from __future__ import annotations
 
 import array
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from std_msgs.msg import Header, String
 from depth_prior_ros.recordings import Frame, Recording, read_frames
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.transport import use_large_messages
+from rosbag_tools.transport import use_replay_environment
 
 IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
 CAMERA_FRAME = "camera_optical_frame"
@@ -65,7 +66,7 @@ class Player:
     """
 
     def __init__(self, domain_id: int, node_name: str = "depth_node") -> None:
-        use_large_messages()
+        use_replay_environment()
         self._context = Context()
         rclpy.init(context=self._context, domain_id=domain_id)
         self._node = rclpy.create_node("depth_replay", context=self._context)
@@ -161,26 +162,28 @@ class Player:
     ) -> Played:
         """Send frames `rate` times as fast as they were recorded, whatever comes back.
 
-        Answers are handed on after the last frame, so that judging them costs the node nothing.
+        Answers are handed on after the last frame, so that judging them costs the node nothing;
+        until then they wait in a file, so that a long drive does not fill the memory.
         """
-        played, start, positions = Played(), None, []
-        for position, image in read_frames(recording):
-            frame = recording.frames[position]
-            due = (frame.stamp_ns - recording.frames[0].stamp_ns) / 1e9 / rate
-            start = time.perf_counter() - due if start is None else start
-            time.sleep(max(0.0, start + due - time.perf_counter()))
-            process.check()
-            self._send(frame, image)
-            played.sent += 1
-            positions.append(position)
-            progress(position + 1, len(recording.frames))
-        if positions:
-            last = recording.frames[positions[-1]].stamp_ns
-            self._wait_for(last, process, timeout)
-        self._finish(played)
-        for position in positions:
-            answer = self._take(position, recording.frames[position].stamp_ns)
-            if answer is not None:
+        played, start, last = Played(), None, None
+        places: dict[int, int] = {}
+        with _Spool() as spool:
+            for position, image in read_frames(recording):
+                frame = recording.frames[position]
+                due = (frame.stamp_ns - recording.frames[0].stamp_ns) / 1e9 / rate
+                start = time.perf_counter() - due if start is None else start
+                time.sleep(max(0.0, start + due - time.perf_counter()))
+                process.check()
+                self._send(frame, image)
+                places[frame.stamp_ns] = position
+                played.sent, last = played.sent + 1, frame.stamp_ns
+                self._take_all(places, spool)
+                progress(position + 1, len(recording.frames))
+            if last is not None:
+                self._wait_for(last, process, timeout)
+            self._finish(played)
+            self._take_all(places, spool)
+            for answer in spool:
                 on_answer(answer)
         return played
 
@@ -219,6 +222,14 @@ class Player:
         latency = (moment - self._published_at[stamp_ns]) * 1e3
         return Answer(position, _depth(message), latency, source_ns)
 
+    def _take_all(self, places: dict[int, int], spool: _Spool) -> None:
+        with self._changed:
+            stamps = list(self._arrived)
+        for stamp in stamps:
+            answer = self._take(places[stamp], stamp) if stamp in places else None
+            if answer is not None:
+                spool.add(answer)
+
     def _finish(self, played: Played) -> None:
         """Wait for what may still be on its way: topics are not ordered among each other."""
         time.sleep(_DRAIN_SECONDS)
@@ -251,6 +262,33 @@ class Player:
             self._executor.spin()
         except ExternalShutdownException:
             return
+
+
+class _Spool:
+    """Answers kept in a file, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._answers: list[Answer] = []
+        self._shapes: list[tuple[int, int]] = []
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, answer: Answer) -> None:
+        self._file.write(answer.depth.tobytes())
+        height, width = answer.depth.shape
+        self._shapes.append((height, width))
+        self._answers.append(replace(answer, depth=np.empty((0, 0), np.float32)))
+
+    def __iter__(self) -> Iterator[Answer]:
+        self._file.seek(0)
+        for answer, shape in zip(self._answers, self._shapes, strict=True):
+            data = self._file.read(4 * shape[0] * shape[1])
+            yield replace(answer, depth=np.frombuffer(data, np.float32).reshape(shape))
 
 
 def _with_source_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:

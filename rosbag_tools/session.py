@@ -87,6 +87,9 @@ def replay(recording: Recording, out: Path, options: ReplayOptions, command: str
     with result_folder(out) as folder:
         session = _Session(recording, folder, options, bundle)
         played = session.play()
+        if not played.sent:
+            reasons = "; ".join(str(entry) for entry in recording.skipped[:3])
+            raise ReplayError(f"{recording.name}: not one frame could be read ({reasons})")
         results = session.results(played, command)
         save(folder, results)
         from rosbag_tools.report import render

@@ -180,6 +180,20 @@ def test_no_depth_no_odometry_a_corrupt_frame_and_another_shape(
     assert "no true depth" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_drive_without_a_readable_frame_is_an_error(bundle: Path, tmp_path: Path) -> None:
+    def broken() -> np.ndarray:
+        raise CorruptFrameError("encoding 'yuv422'")
+
+    recording = make_recording(2, size=SIZE)
+    recording.frames = [
+        Frame(frame.index, frame.stamp_ns, frame.camera, broken) for frame in recording.frames
+    ]
+    options = ReplayOptions(bundle=str(bundle), backend="torch")
+    with pytest.raises(ReplayError, match=r"not one frame.*yuv422"):
+        replay(recording, tmp_path / "out", options, "test")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_bundle_is_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,3 +318,21 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
     assert set(found) == {OWN_MEAN, LIDAR_ROW, OWN_DRIVE}
     assert found[OWN_DRIVE]["abs_rel"] < found[OWN_MEAN]["abs_rel"]
     assert {entry["frames"] for entry in found.values()} == {3}
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_real_stop_is_seen_without_odometry(
+    bundle: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    drive = data_dir / "kitti_raw/2011_09_26/2011_09_26_drive_0052_sync"
+    bag, out = tmp_path / "52.mcap", tmp_path / "out"
+    assert main(["make", "--kitti-raw", str(drive), "--out", str(bag)]) == 0
+    assert main(["replay", str(bag), "--out", str(out), "--bundle", str(bundle)]) == 0
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["frames_in"], found["frames_out"], found["dropped"]) == (78, 78, 0)
+    assert any(s["to"] == "single_frame" and s["reason"] == "stationary" for s in found["switches"])
+    assert found["protocol"]["crop"] == "garg"
+    assert found["protocol"]["max_depth"] == 80
+    assert found["depth"]["all"]["frames"] == 78
+    assert found["depth"]["multi_frame"]["frames"] == 77
