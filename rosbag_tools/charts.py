@@ -52,7 +52,7 @@ def histogram(latencies: Sequence[float], percentiles: dict[str, float | None]) 
         return '<p class="dim">No depth came back.</p>'
     width, height, base = 540, 190, 160
     # One slow frame must not squeeze all others into one bar: the last bar holds what is beyond.
-    top = float(np.percentile(latencies, 99)) * 1.15
+    top = max(1e-3, float(np.percentile(latencies, 99)) * 1.15)
     bars = 30
     counts, _ = np.histogram(np.minimum(latencies, top * (1 - 1e-9)), bins=bars, range=(0, top))
     step = (width - 40) / bars

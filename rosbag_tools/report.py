@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -56,13 +57,11 @@ def render(folder: Path, results: Results) -> str:
         "DETAILS": _details(metrics, run),
         "STYLE": STYLE,
         "SCRIPT": SCRIPT.replace("START", str(len(shown) // 4)),
-        # "</" would end the script element
-        "FRAMES": json.dumps(data).replace("</", "<\\/"),
+        # a name with "</script>" in it must not end the element
+        "FRAMES": json.dumps(data).replace("<", "\\u003c"),
     }
-    page = PAGE
-    for name, text in parts.items():
-        page = page.replace(f"@{name}@", text)
-    return page
+    # in one pass: what is filled in may hold the name of another place
+    return re.sub(r"@([A-Z]+)@", lambda place: parts[place.group(1)], PAGE)
 
 
 def _picture(folder: Path, frame: FrameRecord, kind: str) -> Path:
@@ -241,6 +240,7 @@ def _details(metrics: dict[str, Any], run: dict[str, Any]) -> str:
         "command": f"<code>{escape(run['command'])}</code>",
         "bundle": escape(f"{bundle['name']}, {bundle['digest']}"),
         "licence of the weights": escape(bundle["licence"]),
+        "licence of the pictures": "that of the recording",
         "trained on": escape(", ".join(bundle["data_sources"]) or "not stated"),
         "metric factor": escape(bundle["metres_per_unit_source"]),
         "frames by model": escape(models) or "none",
