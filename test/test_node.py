@@ -94,7 +94,7 @@ class Robot(SimpleNamespace):
 def robot(tiny_bundle: Path) -> Iterator[Robot]:
     # sync_wait: the tests are about what is answered, and lockstep must not depend on luck.
     with (
-        NodeProcess(bundle=tiny_bundle, diagnostics_period=0.1, sync_wait=2.0) as process,
+        NodeProcess(bundle=tiny_bundle, diagnostics_period=0.1, sync_wait=5.0) as process,
         Peer() as peer,
     ):
         peer.wait_for_node(process)
@@ -301,7 +301,6 @@ def test_every_image_is_inferred_dropped_or_refused(robot):
         return int(status["received"]) == sum(frames) - odometry
 
     wait_until(adds_up, "received = inferred + dropped + refused")
-    assert int(robot.peer.status()["dropped_stale"]) > 0
 
 
 def test_diagnostics_say_what_runs(robot):
@@ -384,10 +383,10 @@ def test_names_types_and_qos_are_the_documented_ones(robot):
 
 
 def test_without_camera_info_frames_are_refused_until_it_comes(tiny_bundle):
-    with node_and_peer(backend="torch", bundle=tiny_bundle, diagnostics_period=0.1) as (
-        process,
-        peer,
-    ):
+    impatient = node_and_peer(
+        backend="torch", bundle=tiny_bundle, diagnostics_period=0.1, sync_wait=0.02
+    )
+    with impatient as (process, peer):
         peer.wait_for_node(process)
         message = image_message(view(), Header(frame_id=FRAME))
 
@@ -527,16 +526,17 @@ def test_an_unexpected_error_costs_one_frame_only(tiny_bundle):
 def test_services_answer_while_a_frame_is_being_inferred(tmp_path, record_property):
     """Frames follow each other without a pause, each far longer than the answer may take."""
     make_tiny_bundle(tmp_path / "slow", (1216, 352))
-    slow = node_and_peer(bundle=tmp_path / "slow", diagnostics_period=0.1)
+    slow = node_and_peer(bundle=tmp_path / "slow", diagnostics_period=0.1, sync_wait=0.02)
     with slow as (process, peer):
         peer.wait_for_node(process)
         done = threading.Event()
+        pictures = [view(0), view(3)]
 
         def film() -> None:
             stamp = 0
             while not done.wait(0.05):
                 stamp += STEP // 2
-                peer.send(view(stamp / STEP), stamp, speed=5.0)
+                peer.send(pictures[stamp // STEP % 2], stamp, speed=5.0)
 
         camera = threading.Thread(target=film)
         camera.start()
@@ -556,6 +556,7 @@ def test_services_answer_while_a_frame_is_being_inferred(tmp_path, record_proper
     )
     record_property("longest_answer_ms", round(max(answers), 1))
     assert int(after["inferred"]) > int(before["inferred"]), "frames went on meanwhile"
+    assert int(after["dropped_stale"]) > 0, "a camera faster than the node leaves frames behind"
     assert max(answers) < 100
 
 
