@@ -68,7 +68,7 @@ def write_bundle(
     from training.run import git_hash
 
     for network in system.networks.values():
-        network.eval().cpu()
+        network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
     if recipe.output.scale_drive is not None:
         factor, spread = fit_metres_per_unit(system, root / recipe.output.scale_drive, recipe.size)

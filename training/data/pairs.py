@@ -58,6 +58,11 @@ class PairBatch:
     K: Tensor
     previous_from_current: Pose
 
+    def to(self, device: torch.device) -> PairBatch:
+        """The same batch on another device."""
+        pose = Pose(self.previous_from_current.matrix.to(device))
+        return PairBatch(self.inputs.to(device), self.depth.to(device), self.K.to(device), pose)
+
 
 @dataclass
 class PairSource:
@@ -98,7 +103,8 @@ class PairSource:
         matrix[:3, 3] /= self.metres_per_unit
         truth = torch.from_numpy(depth[current].astype(np.float32)) / self.metres_per_unit
         truth[truth > FAR_UNITS] = 0
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+        # A copy: the shard is mapped read-only, and torch warns of tensors that it could not write.
+        pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
         K = torch.from_numpy(np.array(sample["K"], dtype=np.float32))
         return pixels, truth[None], K, matrix
 

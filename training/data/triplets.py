@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import cv2
@@ -32,6 +32,10 @@ class TripletBatch:
     K: Tensor
     poses: Tensor
     known: Tensor
+
+    def to(self, device: torch.device) -> TripletBatch:
+        """The same batch on another device."""
+        return TripletBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass

@@ -52,7 +52,7 @@ def random_prior(
 def _reference_pixels(
     system: System, triplets: TripletSource, per_image: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = triplets.batch(_BATCH, rng)
+    batch = triplets.batch(_BATCH, rng).to(system.device)
     before, now = batch.images[:, 0], batch.images[:, 1]
     predicted = system.motion(before, now).inverse().matrix
     known = batch.known[:, None, None]
@@ -65,6 +65,6 @@ def _reference_pixels(
     depth = output.depth_quarter.flatten(1)
     pixels = torch.from_numpy(
         np.stack([rng.choice(depth.shape[1], per_image, replace=False) for _ in range(_BATCH)])
-    )
+    ).to(system.device)
     picked = torch.gather(maps, 1, pixels[..., None].expand(-1, -1, maps.shape[-1]))
     return picked.flatten(0, 1), 1 / torch.gather(depth, 1, pixels).flatten()

@@ -52,10 +52,10 @@ class SelfSupervisedStage:
         if self.freeze_teacher:  # batch statistics and the PADS map stay as they are
             self.system.pose.eval()
             self.system.multi_frame.eval()
-        batch = self.triplets.batch(self.schedule.batch, rng)
+        batch = self.triplets.batch(self.schedule.batch, rng).to(self.system.device)
         loss, values = self._photometric(batch)
         if self.pairs is not None and self.schedule.synthetic_batch:
-            pairs = self.pairs.batch(self.schedule.synthetic_batch, rng)
+            pairs = self.pairs.batch(self.schedule.synthetic_batch, rng).to(self.system.device)
             rehearsal, logs = supervised_loss(
                 self.system, pairs, self.schedule.gradient_weight, self.schedule.multi_batch
             )

@@ -37,7 +37,7 @@ class SupervisedStage:
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of pairs."""
         schedule = self.schedule
-        batch = self.pairs.batch(schedule.batch, rng, schedule.pairs)
+        batch = self.pairs.batch(schedule.batch, rng, schedule.pairs).to(self.system.device)
         return supervised_loss(self.system, batch, schedule.gradient_weight, schedule.multi_batch)
 
     def validate(self) -> dict[str, float]:
