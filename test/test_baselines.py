@@ -69,6 +69,15 @@ def test_nothing_to_average_is_an_error():
         baselines.lidar_means([np.ones((3, 4), np.float32), np.ones((4, 4), np.float32)])
 
 
+def test_a_damaged_lidar_frame_is_left_out_and_named(tmp_path: Path):
+    drive = write_drive(tmp_path, TRAINING_DRIVE, range(3), depth=10.0)
+    broken = drive / "proj_depth" / "velodyne_raw" / "image_02" / f"{1:010d}.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    means = baselines.kitti_lidar_means(tmp_path)
+    assert means is not None and means.frames == 2
+    assert len(means.skipped) == 1 and broken.name in means.skipped[0]
+
+
 class Brightness(nn.Module):
     """Disparity = mean brightness of the image: 0 gives 0.01, 1 gives 10 of inverse depth."""
 

@@ -359,6 +359,29 @@ def test_a_bare_network_in_training(root: Path, tmp_path: Path):
     assert cv2.imread(str(path)).shape == (64, 384, 3)
 
 
+def test_a_prior_reaches_the_network_that_is_judged(root: Path):
+    seen: list[object] = []
+
+    class WithPrior(RowNetwork):
+        def forward(self, image: torch.Tensor, prior: object = None) -> SimpleNamespace:
+            seen.append(prior)
+            return super().forward(image)
+
+    prior = object()
+    evaluate_network(WithPrior(), "cpu", (96, 32), root, ("kitti2015",), prior)  # type: ignore[arg-type]
+    assert seen and all(one is prior for one in seen)
+
+
+def test_damaged_depth_is_left_out_of_the_quick_figures(tmp_path: Path, caplog):
+    for number in range(3):
+        write_frame(tmp_path / "kitti_2015", number, 20.0, name="{:06d}")
+    broken = tmp_path / "kitti_2015" / "depth_stereo" / f"{1:06d}.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    figures = evaluate_network(RowNetwork(), "cpu", (96, 32), tmp_path, ("kitti2015",))
+    assert figures["kitti2015"]["frames"] == 2
+    assert broken.name in caplog.text
+
+
 def test_another_image_is_told_from_the_right_one():
     truth = [SparseTruth.of(road()[::s].copy(), PROTOCOLS["kitti2015"]) for s in (1, -1)]
     inverse = np.stack([1 / road(), 1 / road()[::-1]])

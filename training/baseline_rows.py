@@ -45,6 +45,7 @@ def baseline_maps(bundle: Bundle, data: Path) -> tuple[dict[str, Map], list[str]
     notes = []
     means = baselines.kitti_lidar_means(data)
     if means is not None:
+        notes += [f"LiDAR means: left out {line}" for line in means.skipped]
         wide = means.pixel.shape[1]
         maps[LIDAR_ROW] = as_depth(LIDAR_ROW, means.row, wide)
         maps[LIDAR_PIXEL] = as_depth(LIDAR_PIXEL, means.pixel, wide)

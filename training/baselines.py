@@ -8,7 +8,7 @@ row and per pixel, of the LiDAR frames of KITTI drive 0039.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle_baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN, add_baselines
-from depth_prior_ros.recordings import StoredRecording, open_recording, read_frames
-from training.evaluation_sets import EvaluationError, data_folder, lidar_training_set
+from depth_prior_ros.recordings import (
+    CorruptFrameError,
+    StoredRecording,
+    open_recording,
+    read_frames,
+)
+from training.evaluation_sets import (
+    EvaluationError,
+    EvaluationSet,
+    data_folder,
+    lidar_training_set,
+)
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -41,12 +51,13 @@ _LEAST_WEIGHT = 1e-3
 class LidarMeans:
     """Mean log depth (log metres) over frames at their full size: per row (H,), per pixel (H, W).
 
-    `frames` were averaged.
+    `frames` were averaged; `skipped` names those that could not be read.
     """
 
     row: NDArray[np.float32]
     pixel: NDArray[np.float32]
     frames: int
+    skipped: tuple[str, ...] = ()
 
 
 def lidar_means(depths: Iterable[NDArray[np.float32]], spread: float = _SPREAD) -> LidarMeans:
@@ -103,8 +114,20 @@ def kitti_lidar_means(data: Path) -> LidarMeans | None:
     found = lidar_training_set(data)
     if found is None:
         return None
-    depths = (found.recording.frames[i].depth() for i in found.judged)
-    return lidar_means(depth for depth in depths if depth is not None)
+    skipped: list[str] = []
+    means = lidar_means(_readable_depths(found, skipped))
+    return replace(means, skipped=tuple(skipped))
+
+
+def _readable_depths(found: EvaluationSet, skipped: list[str]) -> Iterator[NDArray[np.float32]]:
+    for position in found.judged:
+        try:
+            depth = found.recording.frames[position].depth()
+        except CorruptFrameError as error:
+            skipped.append(str(error))
+            continue
+        if depth is not None:
+            yield depth
 
 
 def training_recordings(data: Path, bundle: Bundle | None = None) -> list[StoredRecording]:
@@ -136,7 +159,7 @@ def own_mean(
     student = bundle.student().to(device)
     prior = bundle.prior() if bundle.has("prior") else None
     if prior is not None:
-        prior = type(prior)(prior.features.to(device), prior.inverse_depth.to(device))
+        prior = prior.to(device)
     total, count = None, 0
     for batch in _batches(recordings, bundle.manifest.input_size, stride):
         inverse = predict_inverse_depth(student, batch, device, prior=prior).astype(np.float64)

@@ -6,11 +6,12 @@ more than the network itself. The figures are those of :mod:`depth_prior_ros.met
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,8 @@ from torch import nn
 
 from depth_prior_ros.geometry import disparity_to_depth
 from depth_prior_ros.metrics import Protocol, garg_mask
-from depth_prior_ros.recordings import read_frames
+from depth_prior_ros.recordings import CorruptFrameError, read_frames
+from depth_prior_ros.recordings.base import name_skipped
 from training.evaluation_sets import (
     EvaluationError,
     EvaluationSet,
@@ -28,6 +30,11 @@ from training.evaluation_sets import (
     kitti_2015_set,
     lidar_training_set,
 )
+
+if TYPE_CHECKING:
+    from depth_prior_ros.models.prior_fusion import Prior
+
+_log = logging.getLogger(__name__)
 
 _FIXED_SCENES = 10
 SETS = ("kitti2015", "0052", "0039lidar")
@@ -101,17 +108,27 @@ def _locate(name: str, data: Path) -> EvaluationSet:
 def cached_set(name: str, data: Path, size: tuple[int, int]) -> CachedSet:
     """Read a set once: `name` is kitti2015, 0039lidar or the number of an Eigen test drive.
 
-    `size` is (width, height) of the network's input. Raises EvaluationError where it is missing.
+    `size` is (width, height) of the network's input. Frames whose image or depth is damaged are
+    left out with a warning. Raises EvaluationError where the set is missing.
     """
     found = _locate(name, data)
+    skipped = found.recording.skipped
+    known = len(skipped)
     images, truth = [], []
     for position, image in read_frames(found.recording, found.judged):
-        depth = found.recording.frames[position].depth()
+        frame = found.recording.frames[position]
+        try:
+            depth = frame.depth()
+        except CorruptFrameError as error:
+            name_skipped(skipped, f"depth of frame {frame.index}", str(error))
+            continue
         assert depth is not None  # judged frames have depth
         sparse = SparseTruth.of(depth, found.protocol)
         if sparse.index.size:
             images.append(resize_image(image, size))
             truth.append(sparse)
+    for entry in skipped[known:]:
+        _log.warning("%s: left out %s", name, entry)
     if not images:
         raise EvaluationError(f"{data}: no readable frame of the set '{name}'")
     return CachedSet(name, np.stack(images), tuple(truth), found.protocol.max_depth)
@@ -122,11 +139,12 @@ def predict_inverse_depth(
     images: NDArray[np.uint8],
     device: torch.device | str = "cpu",
     batch: int = 8,
-    prior: Any = None,
+    prior: Prior | None = None,
 ) -> NDArray[np.float32]:
     """Inverse depth (N, H, W) in network units of images (N, H, W, 3) uint8 RGB at input size.
 
-    The student's training mode is left as it was found.
+    `prior` is on the same device as the student; None runs it without its fusion. The student's
+    training mode is left as it was found.
     """
     was_training = student.training
     student.eval()
@@ -173,16 +191,19 @@ def evaluate_network(
     size: tuple[int, int],
     data_dir: str | Path,
     sets: Sequence[str] = SETS,
+    prior: Prior | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Errors of a bare student by set (see :func:`judge`), scaled by medians, capped at 80 m.
+    """Errors of a student by set (see :func:`judge`), scaled by medians, capped at 80 m.
 
-    `size` is (width, height) of its input. LiDAR sets are judged within Garg's crop. The first
-    call reads the data (seconds); it stays in memory afterwards.
+    `size` is (width, height) of its input, `prior` what its fusion reads where it has one. LiDAR
+    sets are judged within Garg's crop. The first call reads the data (seconds); it stays in memory
+    afterwards.
     """
     result = {}
     for name in sets:
         cached = cached_set(name, Path(data_dir), size)
-        result[name] = judge(predict_inverse_depth(student, cached.images, device), cached)
+        inverse = predict_inverse_depth(student, cached.images, device, prior=prior)
+        result[name] = judge(inverse, cached)
     return result
 
 

@@ -38,7 +38,7 @@ class Validation:
         for name in self.sets:
             try:
                 result = evaluate_network(
-                    system.student, system.device, self.size, self.root, (name,)
+                    system.student, system.device, self.size, self.root, (name,), system.prior
                 )[name]
             except EvaluationError:
                 continue
@@ -55,7 +55,9 @@ class Validation:
             except EvaluationError:
                 continue
             images = images[:: max(1, len(images) // _PICTURED)][:_PICTURED]
-            inverse = predict_inverse_depth(system.student, images, system.device)
+            inverse = predict_inverse_depth(
+                system.student, images, system.device, prior=system.prior
+            )
             rows = [
                 np.hstack([i, colour_inverse_depth(d)])
                 for i, d in zip(images, inverse, strict=True)
