@@ -543,21 +543,26 @@ def test_services_answer_while_a_frame_is_being_inferred(tmp_path, record_proper
         try:
             wait_until(lambda: int(peer.status().get("inferred", 0)) > 2, "the first depth")
             before = peer.status()
-            answers = timed_calls(peer, 150)
+            rounds = [timed_calls(peer, 80) for _ in range(4)]
             after = peer.status()
         finally:
             done.set()
             camera.join()
     infer = float(after["latency_ms.infer.p50"])
+    answers = np.concatenate(rounds)
+    longest = [max(answers) for answers in rounds]
     print(
-        f"\n150 answers while frames of {infer:.0f} ms were inferred: p50 "
-        f"{np.percentile(answers, 50):.1f} ms, p95 {np.percentile(answers, 95):.1f} ms, "
-        f"longest {max(answers):.1f} ms"
+        f"\n{answers.size} answers while frames of {infer:.0f} ms were inferred: p50 "
+        f"{np.percentile(answers, 50):.1f} ms, p95 {np.percentile(answers, 95):.1f} ms, longest of "
+        f"each round {', '.join(f'{ms:.1f}' for ms in longest)} ms"
     )
-    record_property("longest_answer_ms", round(max(answers), 1))
+    record_property("longest_answer_ms", [round(ms, 1) for ms in longest])
     assert int(after["inferred"]) > int(before["inferred"]), "frames went on meanwhile"
     assert int(after["dropped_stale"]) > 0, "a camera faster than the node leaves frames behind"
-    assert max(answers) < 100
+    assert np.percentile(answers, 95) < 100
+    # A busy machine may stop either process for longer than that, now and then. A node that let
+    # calls wait for its frames would do so in every round, each of which spans several frames.
+    assert min(longest) < 100
 
 
 def timed_calls(peer: Peer, count: int) -> list[float]:
