@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,27 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer | None,
     progress: dict[str, Any],
 ) -> None:
-    """Write everything that a run needs to go on exactly as if it had not stopped."""
+    """Write everything that a run needs to go on exactly as if it had not stopped.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk for example; the checkpoint before is
+            untouched.
+    """
     tensors = network_tensors(networks)
     if optimiser is not None:
         tensors |= _optimiser_tensors(optimiser)
     temporary = path.with_suffix(".partial")
-    save_file(tensors, str(temporary), metadata={"progress": json.dumps(progress)})
-    temporary.replace(path)
+    try:
+        save_file(tensors, str(temporary), metadata={"progress": json.dumps(progress)})
+        with temporary.open("rb+") as file:  # on the disk before it takes the older one's place
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"checkpoint {path} cannot be written: {error}; once that is mended (a full disk?) the "
+            "same command goes on from the checkpoint before"
+        ) from error
 
 
 def load_checkpoint(
@@ -62,7 +77,9 @@ def load_checkpoint(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             progress = json.loads((file.metadata() or {}).get("progress", "{}"))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: {error}; without it this stage begins again"
+        ) from error
     for name, module in networks.items():
         prefix = f"net.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -6,12 +6,11 @@ started again ends with the same numbers as one that was not (same machine, CPU,
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Schedule
+from training.progress import StageLog, show_progress
 
 LAST = "last.safetensors"
 
@@ -60,7 +59,7 @@ class TrainingStage(Protocol):
         """Figures on data that is not trained on."""
         ...
 
-    def pictures(self, folder: Path, step: int) -> dict[str, np.ndarray]:
+    def pictures(self) -> dict[str, np.ndarray]:
         """Pictures (H, W, 3) uint8 for people."""
         ...
 
@@ -71,8 +70,6 @@ class Settings:
 
     seed: int
     stage_number: int
-    device: torch.device
-    precision: str
     checkpoint_every: int
     validate_every: int
     log_every: int
@@ -91,18 +88,23 @@ class Engine:
         """Train to the last step and return the progress (step, loss, validation figures).
 
         Raises:
-            TrainingError: loss or gradient is not finite (the step can be repeated: its number is
-                named); another recipe's checkpoint lies in the folder.
-            KeyboardInterrupt: after a checkpoint was written.
+            TrainingError: loss or gradient is not finite; the message names the step.
+            CheckpointError: the folder's checkpoint is damaged, or a new one cannot be written.
+            KeyboardInterrupt: after a checkpoint was written; a second Ctrl-C does not wait for it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         schedule = self.stage.schedule
         optimiser = torch.optim.Adam(self.stage.trained, lr=schedule.learning_rate)
         progress = self._resume(optimiser)
-        log = _Log(self.folder, progress["step"])
-        with self._interrupts() as interrupted, self._bar(progress["step"]) as bar:
-            while progress["step"] < schedule.steps:
-                step = progress["step"]
+        start = progress["step"]
+        if start >= schedule.steps:
+            return progress
+        with (
+            closing(StageLog(self.folder, start)) as log,
+            self._interrupts() as interrupted,
+            show_progress(self.console, self.stage.name, start, schedule.steps) as show,
+        ):
+            for step in range(start, schedule.steps):
                 started = time.perf_counter()
                 values = self._step(step, optimiser)
                 progress |= {"step": step + 1, "loss": values["loss"]}
@@ -114,12 +116,11 @@ class Engine:
                     progress["validation"] = self._validate(step + 1, log)
                 if (step + 1) % self.settings.checkpoint_every == 0 or done or interrupted():
                     save_checkpoint(self.folder / LAST, self.stage.networks, optimiser, progress)
-                bar(step + 1, values["loss"])
+                show(step + 1, values["loss"])
                 if interrupted() and not done:
                     raise KeyboardInterrupt(
                         f"stopped after step {step + 1}; the same command goes on from there"
                     )
-        log.close()
         return progress
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -127,7 +128,9 @@ class Engine:
         if not path.is_file():
             return {"step": 0, "loss": math.nan}
         progress = load_checkpoint(path, self.stage.networks, optimiser)
-        self.console.print(f"{self.stage.name}: going on after step {progress['step']}")
+        done = progress["step"] >= self.stage.schedule.steps
+        state = "done before" if done else f"going on after step {progress['step']}"
+        self.console.print(f"{self.stage.name}: {state}")
         return progress
 
     def _step(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
@@ -141,23 +144,29 @@ class Engine:
         optimiser.zero_grad(set_to_none=True)
         loss, values = self.stage.loss(np.random.default_rng(key))
         if not torch.isfinite(loss):
-            raise TrainingError(f"{self.stage.name}: loss is {loss.item()} at step {step}")
+            raise self._diverged("loss", loss, step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.stage.trained, schedule.clip)
         if not torch.isfinite(norm):
-            raise TrainingError(
-                f"{self.stage.name}: gradient norm is {norm.item()} at step {step}; "
-                "lower learning_rate or set precision: fp32"
-            )
+            raise self._diverged("gradient norm", norm, step)
         optimiser.step()
-        return {"loss": loss.item(), "gradient_norm": norm.item(), **values}
+        rate = optimiser.param_groups[0]["lr"]
+        figures = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        return figures | values
 
-    def _validate(self, step: int, log: _Log) -> dict[str, float]:
+    def _diverged(self, what: str, value: Tensor, step: int) -> TrainingError:
+        return TrainingError(
+            f"{self.stage.name}: {what} is {value.item()} at step {step}; the checkpoint before is "
+            "kept. Lower learning_rate or set precision: fp32, and give --out another folder "
+            "(this run would come to the same step again)"
+        )
+
+    def _validate(self, step: int, log: StageLog) -> dict[str, float]:
         for network in self.stage.networks.values():
             network.eval()
         with torch.no_grad():
             figures = self.stage.validate()
-            pictures = self.stage.pictures(self.folder, step)
+            pictures = self.stage.pictures()
         log.scalars(step, {f"validation/{k}": v for k, v in figures.items()})
         log.pictures(step, pictures)
         if figures:
@@ -169,8 +178,13 @@ class Engine:
     def _interrupts(self) -> Iterator[Any]:
         caught: list[int] = []
         before = signal.getsignal(signal.SIGINT)
+
+        def catch(number: int, _frame: object) -> None:
+            caught.append(number)
+            signal.signal(signal.SIGINT, before)  # whoever presses twice does not want to wait
+
         try:
-            signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+            signal.signal(signal.SIGINT, catch)
         except ValueError:  # not the main thread: leave signals to whoever runs it
             yield lambda: False
             return
@@ -178,20 +192,6 @@ class Engine:
             yield lambda: bool(caught)
         finally:
             signal.signal(signal.SIGINT, before)
-
-    @contextmanager
-    def _bar(self, start: int) -> Iterator[Any]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(
-                self.stage.name, total=self.stage.schedule.steps, completed=start, loss=math.nan
-            )
-            yield lambda step, loss: progress.update(task, completed=step, loss=loss)
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:
@@ -201,39 +201,3 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     share = (step - schedule.warm_up) / max(schedule.steps - schedule.warm_up, 1)
     low = schedule.final
     return schedule.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard events; lines after the resumed step are dropped."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = folder / "metrics.jsonl"
-        if self._path.is_file():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            temporary = self._path.with_suffix(".partial")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        for name, image in pictures.items():
-            self._board.add_image(name, image, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self._board.close()
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
-        return 1 << 62

@@ -99,15 +99,7 @@ class Run:
 
     def _settings(self, number: int) -> Settings:
         r = self.recipe
-        return Settings(
-            r.seed,
-            number,
-            self.device,
-            r.precision,
-            r.checkpoint_every,
-            r.validate_every,
-            r.log_every,
-        )
+        return Settings(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
 
     def _root(self) -> Path:
         if not self.recipe.data.drives and self.recipe.data.root is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,6 +43,6 @@ class SupervisedStage:
         """Figures of the student on held-out frames."""
         return self.validation.figures(self.system)
 
-    def pictures(self, folder: Path, step: int) -> dict[str, np.ndarray]:
+    def pictures(self) -> dict[str, np.ndarray]:
         """Depth of fixed frames."""
         return self.validation.pictures(self.system)
