@@ -139,7 +139,12 @@ def _camera_of_images(folder: Path, intrinsics: tuple[float, float, float, float
 def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("render", help="a bag of a synthetic drive with exact depth")
     parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another street")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=8,
+        help="another seed, another street (default: the embedded drive's)",
+    )
     parser.add_argument("--frames", type=int, default=80, help="how many, at 10 Hz (default: 80)")
     parser.add_argument(
         "--size", type=_size, default=(640, 192), metavar="WxH", help="default: 640x192"
