@@ -26,7 +26,13 @@ def write(folder: Path, values: object) -> Path:
 
 def test_the_shipped_recipe_is_valid() -> None:
     recipe = load_recipe(share_dir() / "config" / "training" / "first.yaml")
-    assert [s.kind for s in recipe.stages] == ["supervised", "supervised", "supervised", "self_supervised", "prior"]
+    assert [s.kind for s in recipe.stages] == [
+        "supervised",
+        "supervised",
+        "supervised",
+        "self_supervised",
+        "prior",
+    ]
     trained = " ".join(d.path for d in recipe.data.drives)
     assert "0052" not in trained
     assert "kitti_2015" not in trained
@@ -47,6 +53,14 @@ def test_overrides_reach_lists_and_sections(tmp_path: Path) -> None:
         ({"stages": []}, "stages"),
         ({"stages": [{"kind": "supervized", "steps": 3}]}, "self_supervised"),
         ({"stages": [{"kind": "self_supervised", "steps": 3, "lr": 1}]}, "lr"),
+        ({"stages": [{"kind": "self_supervised", "steps": 3, "scales": [1]}]}, "scales: .*0"),
+        ({"stages": [{"kind": "self_supervised", "steps": 3, "scales": [0, 4]}]}, "scales"),
+        ({"stages": [{"kind": "supervised", "steps": 3}]}, "0 .supervised. needs data.synthetic"),
+        ({"data": {}}, "0 .self_supervised. needs data.drives"),
+        (
+            {"size": [64, 32], "stages": [{"kind": "prior", "steps": 3, "per_image": 129}]},
+            "per_image 129 is more than 128",
+        ),
         ({"networks": {"trunk": "resnet50"}}, "hrnet_w18_small"),
     ],
 )
@@ -57,19 +71,31 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict, named: str) -> Non
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["seed", "seed.x=1", "stages.4.steps=1", "stages.x.steps=1"])
-def test_bad_overrides_are_refused(tmp_path: Path, override: str) -> None:
-    with pytest.raises(RecipeError):
-        load_recipe(write(tmp_path, MINIMAL), [override])
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("seed", "key=value"),
+        ("seed.x=1", "'seed' is a value"),
+        ("stages.4.steps=1", "'4' is no place in a list of 1"),
+        ("stages.x.steps=1", "'x' is no place"),
+        ("stages.1=1", "'1' is no place"),
+        ("seed=[1", "not YAML"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, override: str, why: str) -> None:
+    with pytest.raises(RecipeError, match=why) as caught:
+        load_recipe(write(tmp_path, MINIMAL | {"seed": 1}), [override])
+    assert override in str(caught.value)
 
 
 def test_missing_recipe_and_wrong_yaml(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
     path = tmp_path / "bad.yaml"
-    path.write_text("a: [1")
-    with pytest.raises(RecipeError, match="not YAML"):
-        load_recipe(path)
+    for content in (b"a: [1", b"name: \xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match="not YAML"):
+            load_recipe(path)
 
 
 def test_without_data_the_error_says_what_to_set(
@@ -78,3 +104,32 @@ def test_without_data_the_error_says_what_to_set(
     monkeypatch.delenv("DEPTH_PRIOR_DATA", raising=False)
     with pytest.raises(RecipeError, match="DEPTH_PRIOR_DATA"):
         run_recipe(write(tmp_path, MINIMAL), [], tmp_path / "run")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_named(tmp_path: Path, device: str) -> None:
+    values = MINIMAL | {"device": device, "data": {"root": str(tmp_path), **MINIMAL["data"]}}
+    with pytest.raises(RecipeError, match=f"device '{device}'"):
+        run_recipe(write(tmp_path, values), [], tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({}, "data.drives.0.path"),
+        ({"data": {"synthetic": {"folder": "x", "textures": ["drive"]}}}, "textures.0"),
+        ({"output": {**MINIMAL["output"], "scale_drive": "drive"}}, "data.drives.0.path"),
+    ],
+)
+def test_missing_folders_are_named_before_anything_is_trained(
+    tmp_path: Path, change: dict, key: str
+) -> None:
+    values = MINIMAL | change
+    data = {**MINIMAL["data"], **values["data"], "root": str(tmp_path)}
+    if "synthetic" in data:
+        data["drives"] = []
+        values = values | {"stages": [{"kind": "supervised", "steps": 1}]}
+    with pytest.raises(RecipeError, match=key) as caught:
+        run_recipe(write(tmp_path, values | {"data": data}), [], tmp_path / "run")
+    assert str(tmp_path / "drive") in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -14,10 +14,10 @@ from helpers import texture
 from test_training_data import write_drive
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
-from training.config import Drive, Prior, Recipe, SelfSupervised, Supervised
-from training.data.pairs import PairSource
+from training.config import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
+from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets
-from training.output import fit_metres_per_unit
+from training.output import check_scale_drive, fit_metres_per_unit
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
 from training.stages.supervised import SupervisedStage
@@ -66,7 +66,7 @@ def system() -> System:
     recipe = Recipe.model_validate(
         {
             "size": SIZE,
-            "data": {},
+            "data": {"synthetic": {"folder": "pairs"}},
             "stages": [{"kind": "supervised", "steps": 1}],
             "output": {"name": "x", "licence": "Apache-2.0"},
         }
@@ -97,6 +97,24 @@ def test_pairs_are_in_units_and_run_either_way(pairs: PairSource) -> None:
     assert set(forward[:, 2].sign().tolist()) == {-1.0, 1.0}
     mirrored = batch.K[:, 0, 2]
     assert set(mirrored.tolist()) == {30.0, 63.0 - 30.0}
+
+
+def test_a_folder_may_hold_more_pairs_than_are_drawn_from(pair_folder: Path) -> None:
+    asked: list[int] = []
+
+    def drawn(source: PairSource, first: int | None = None) -> set[int]:
+        asked.clear()
+        source.batch(64, np.random.default_rng(0), first)
+        return set(asked)
+
+    source = PairSource.open(pair_folder, UNIT, 4)
+    read = source.samples.__class__.__getitem__
+    source.samples.__class__ = type(
+        "Spied", (SampleSet,), {"__getitem__": lambda s, i: asked.append(i) or read(s, i)}
+    )
+    assert drawn(source) == {0, 1, 2, 3}
+    assert drawn(source, first=2) == {0, 1}
+    assert PairSource.open(pair_folder, UNIT, 9).count == 6
 
 
 def test_every_tensor_of_a_batch_moves(pairs: PairSource, triplets: TripletSource) -> None:
@@ -187,27 +205,42 @@ def test_poses_lead_from_the_current_frame_to_its_neighbours(
     assert error > 0
 
 
-def test_the_metric_factor_is_measured_over_predicted_travel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_sequence(tmp_path: Path, speed: float) -> Path:
+    """An odometry sequence of six frames, `speed` metres apart."""
     drive = tmp_path / "sequences" / "03"
     (drive / "image_2").mkdir(parents=True)
     (tmp_path / "poses").mkdir()
     rows = []
     for i in range(6):
         cv2.imwrite(str(drive / "image_2" / f"{i:06d}.png"), texture(124, 38, margin=0))
-        rows.append(f"1 0 0 0 0 1 0 0 0 0 1 {0.8 * i}")
+        rows.append(f"1 0 0 0 0 1 0 0 0 0 1 {speed * i}")
     (tmp_path / "poses" / "03.txt").write_text("\n".join(rows) + "\n")
     P = "72 0 62 0 0 72 19 0 0 0 1 0"
     (drive / "calib.txt").write_text("".join(f"P{i}: {P}\n" for i in range(4)))
     (drive / "times.txt").write_text("".join(f"{0.1 * i}\n" for i in range(6)))
+    return drive
+
+
+def test_the_metric_factor_is_measured_over_predicted_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = write_sequence(tmp_path, 0.8)
     nets = system()
     step = torch.eye(4)[None].clone()
     step[:, 2, 3] = -0.1
     monkeypatch.setattr(nets, "motion", lambda *_: Pose(step))
+    check_scale_drive(drive)
     factor, spread = fit_metres_per_unit(nets, drive, SIZE)
     assert factor == pytest.approx(8.0)
     assert spread == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_drive_that_stands_gives_no_metric_factor(tmp_path: Path) -> None:
+    drive = write_sequence(tmp_path, 0.01)
+    with pytest.raises(RecipeError, match="scale_drive"):
+        check_scale_drive(drive)
+    with pytest.raises(RecipeError, match="metric factor"):
+        fit_metres_per_unit(system(), drive, SIZE)
 
 
 def test_a_random_prior_has_the_teachers_features_and_inverse_depth(

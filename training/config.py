@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class RecipeError(ValueError):
@@ -92,12 +99,23 @@ class SelfSupervised(Schedule):
     multi_batch: int | None = Field(
         None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
     )
-    synthetic_batch: int = Field(2, ge=0)
+    synthetic_batch: int = Field(
+        2, ge=0, description="synthetic pairs beside each batch, where data.synthetic is given"
+    )
     synthetic_weight: float = Field(0.1, ge=0)
     smoothness: float = Field(1e-3, ge=0)
     known_pose_weight: float = Field(1.0, ge=0)
     gradient_weight: float = Field(0.5, ge=0)
-    scales: tuple[int, ...] = (0,)
+    scales: tuple[int, ...] = Field(
+        (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _decoded(cls, scales: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 not in scales or not set(scales) <= {0, 1, 2, 3}:
+            raise ValueError(f"must hold 0 and otherwise 1, 2 or 3, got {list(scales)}")
+        return scales
 
 
 class Prior(SelfSupervised):
@@ -135,7 +153,7 @@ class Recipe(Strict):
     data: Data
     stages: tuple[Stage, ...] = Field(min_length=1)
     output: Output
-    device: str = "auto"
+    device: str = Field("auto", description="cpu, cuda, cuda:N; auto: CUDA where there is one")
     threads: int = Field(1, ge=1, description="CPU threads; one is often faster than two")
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = Field(200, ge=1, description="steps")
@@ -149,22 +167,47 @@ class Recipe(Strict):
             raise ValueError(f"sides must be multiples of 32, got {size[0]}x{size[1]}")
         return size
 
+    @model_validator(mode="after")
+    def _stages_have_their_data(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            place = f"stages.{number} ({stage.kind})"
+            if isinstance(stage, Supervised):
+                if self.data.synthetic is None:
+                    raise ValueError(f"{place} needs data.synthetic")
+            elif not self.data.drives:
+                raise ValueError(f"{place} needs data.drives")
+            pixels = self.size[0] * self.size[1] // 16  # reference pixels lie in a quarter map
+            if isinstance(stage, Prior) and stage.per_image > pixels:
+                raise ValueError(f"{place}: per_image {stage.per_image} is more than {pixels}")
+        return self
+
 
 def _set(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign:
         raise RecipeError(f"override '{override}' is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override '{override}': the value is not YAML: {error}") from error
     *parents, last = key.split(".")
     target: Any = values
     for name in parents:
-        target = target[int(name)] if isinstance(target, list) else target.setdefault(name, {})
+        if isinstance(target, list):
+            target = target[_index(target, name, override)]
+        else:
+            target = target.setdefault(name, {})
         if not isinstance(target, (dict, list)):
             raise RecipeError(f"override '{override}': '{name}' is a value, not a section")
-    value = yaml.safe_load(text)
-    if isinstance(target, list):
-        target[int(last)] = value
-    else:
-        target[last] = value
+    target[_index(target, last, override) if isinstance(target, list) else last] = value
+
+
+def _index(target: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(target):
+        raise RecipeError(
+            f"override '{override}': '{name}' is no place in a list of {len(target)}, count from 0"
+        )
+    return int(name)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -174,22 +217,27 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: file missing or not YAML, unknown key, wrong type or value; the message names
             the file and every offending key.
     """
+    values = _read_yaml(Path(path))
+    for override in overrides or []:
+        _set(values, override)
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {_place(e)}: {e['msg']}" for e in error.errors()]
+        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
+
+
+def _place(error: Any) -> str:
+    return ".".join(map(str, error["loc"])) or "recipe"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds no keys")
-    try:
-        for override in overrides or []:
-            _set(values, override)
-        return Recipe.model_validate(values)
-    except (IndexError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        if not isinstance(error, ValidationError):
-            raise RecipeError(f"recipe {path}: {error}") from error
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
+    return values

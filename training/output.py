@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,35 @@ from depth_prior_ros.bundle import (
 )
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings import open_recording
-from training.config import Drive, Recipe
+from training.config import Drive, Recipe, RecipeError
 from training.data.triplets import load_sequence
+from training.environment import git_hash
 from training.stages.prior import NOTE
 from training.stages.system import System
 
 # Slower than this (metres from frame to frame), the ratio of two lengths is mostly noise.
 _MIN_STEP = 0.2
+
+
+def check_scale_drive(drive: Path) -> None:
+    """Whether a metric factor can be fitted on a drive, from its poses alone.
+
+    Raises:
+        RecipeError: it has no metric poses, or its camera hardly moves.
+    """
+    poses = [frame.pose for frame in open_recording(drive).frames]
+    for before, now in pairwise(poses):
+        if before is not None and now is not None and _travel(before, now) >= _MIN_STEP:
+            return
+    raise RecipeError(
+        f"output.scale_drive: {drive} has no frames with poses {_MIN_STEP} m or more apart, so "
+        "the metric factor cannot be fitted on it"
+    )
+
+
+def _travel(before: np.ndarray, now: np.ndarray) -> float:
+    """Metres between two world_from_camera poses."""
+    return float(np.linalg.norm(now[:3, 3] - before[:3, 3]))
 
 
 @torch.no_grad()
@@ -36,15 +59,17 @@ def fit_metres_per_unit(system: System, drive: Path, size: tuple[int, int]) -> t
 
     Returns:
         Factor, and its spread (interquartile range over the median).
+
+    Raises:
+        RecipeError: no two readable frames have poses far enough apart.
     """
-    recording = open_recording(drive)
-    sequence, _ = load_sequence(recording, Drive(path=str(drive)), size)
+    sequence, _ = load_sequence(open_recording(drive), Drive(path=str(drive)), size)
     system.pose.eval()
     ratios = []
     for before, now, _after in sequence.triplets:
-        travel = np.linalg.norm(
-            (np.linalg.inv(sequence.poses[before]) @ sequence.poses[now])[:3, 3]
-        )
+        if before not in sequence.poses or now not in sequence.poses:
+            continue
+        travel = _travel(sequence.poses[before], sequence.poses[now])
         if travel < _MIN_STEP:
             continue
         first, second = (
@@ -53,6 +78,8 @@ def fit_metres_per_unit(system: System, drive: Path, size: tuple[int, int]) -> t
         )
         length = system.motion(first.to(system.device), second.to(system.device)).translation
         ratios.append(travel / max(float(length.norm()), 1e-6))
+    if not ratios:
+        raise RecipeError(f"{drive}: no neighbouring frames to fit the metric factor on")
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return float(middle), float((high - low) / middle)
 
@@ -65,8 +92,6 @@ def write_bundle(
     root: Path,
 ) -> Path:
     """Write the finished system as a bundle at ``path``."""
-    from training.run import git_hash
-
     for network in system.networks.values():
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"

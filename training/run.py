@@ -1,14 +1,14 @@
 """`depth_train run`: a recipe's stages one after the other, then the bundle.
 
-The run folder holds the resolved recipe, a folder a stage (checkpoint, metrics.jsonl, TensorBoard)
-and at the end ``bundle``. Between stages full-precision checkpoints are passed on, because a bundle
-rounds to half precision. A command given again goes on where it was.
+The run folder holds the resolved recipe, environment.json (versions, commit, seed, machine), a
+folder a stage (checkpoint, metrics.jsonl, TensorBoard) and at the end ``bundle``. Between stages
+full-precision checkpoints are passed on, because a bundle rounds to half precision. A command given
+again goes on where it was.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from torch import nn
 
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.checkpoint import load_checkpoint
 from training.config import Prior, Recipe, RecipeError, SelfSupervised, Supervised, load_recipe
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource, load_triplets
-from training.engine import LAST, Engine, Settings, TrainingStage
+from training.engine import LAST, Engine, Settings, TrainingError, TrainingStage
+from training.environment import keep_environment
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
-from training.output import write_bundle
+from training.output import check_scale_drive, write_bundle
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
 from training.stages.supervised import SupervisedStage
@@ -50,8 +52,10 @@ class Run:
 
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
+        self._check_folders()
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_recipe(self.folder / "recipe.yaml", self.recipe)
+        keep_environment(self.folder / "environment.json", self.recipe.seed, self.device)
         system = System.build(self.recipe, self.device)
         progress: list[dict[str, Any]] = []
         before: Path | None = None
@@ -75,7 +79,7 @@ class Run:
             system, self.triplets(), schedule.references, schedule.per_image, self.recipe.seed
         )
         fused = System.build(self.recipe, self.device, FusionConfig())
-        fused.student.load_state_dict(system.student.state_dict(), strict=False)
+        _load_without_fusion(fused.student, system.student)
         fused.pose.load_state_dict(system.pose.state_dict())
         fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
         fused.prior = prior
@@ -84,8 +88,7 @@ class Run:
     def _stage(self, system: System, schedule: Supervised | SelfSupervised) -> TrainingStage:
         if isinstance(schedule, Supervised):
             pairs = self.pairs(schedule.pairs)
-            if pairs is None:
-                raise RecipeError("a supervised stage needs data.synthetic in the recipe")
+            assert pairs is not None  # the recipe was checked
             return SupervisedStage(schedule, system, pairs, self.validation)
         return SelfSupervisedStage(
             schedule,
@@ -109,6 +112,20 @@ class Run:
         except EvaluationError as error:
             raise RecipeError(f"{error}; or set data.root in the recipe") from error
 
+    def _check_folders(self) -> None:
+        """What only a later stage reads is looked for now, not after hours."""
+        data, scale = self.recipe.data, self.recipe.output.scale_drive
+        wanted = {f"data.drives.{i}.path": d.path for i, d in enumerate(data.drives)}
+        for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
+            wanted[f"data.synthetic.textures.{i}"] = path
+        if scale is not None:
+            wanted["output.scale_drive"] = scale
+        for key, path in wanted.items():
+            if not (self.root / path).exists():
+                raise RecipeError(f"{key}: {self.root / path} does not exist")
+        if scale is not None:
+            check_scale_drive(self.root / scale)
+
     def triplets(self) -> TripletSource:
         """Real triplets, read once; what had to be left out is named."""
         if self._triplets is None:
@@ -116,7 +133,8 @@ class Run:
             self._triplets = load_triplets(self.root, r.data.drives, r.size, r.metres_per_unit)
             for line in self._triplets.skipped:
                 self.console.print(f"left out: {line}")
-            self.console.print(f"{len(self._triplets)} triplets to train on")
+            out = f", {len(self._triplets.skipped)} left out" if self._triplets.skipped else ""
+            self.console.print(f"{len(self._triplets)} triplets to train on{out}")
         return self._triplets
 
     def pairs(self, count: int | None = None) -> PairSource | None:
@@ -127,7 +145,7 @@ class Run:
         from training.data.rendering import ensure_samples
 
         folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
-        return PairSource.open(folder, self.recipe.metres_per_unit)
+        return PairSource.open(folder, self.recipe.metres_per_unit, synthetic.count)
 
 
 def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> Path:
@@ -145,37 +163,43 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     return Run(resolved, folder).carry_out()
 
 
+def _load_without_fusion(target: nn.Module, source: nn.Module) -> None:
+    """Copy a student's weights into one that has a fusion besides."""
+    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
+    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
+    if lost:
+        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that there is no CUDA
+        raise RecipeError(f"device '{name}' cannot be used: {error}") from error
+    return device
 
 
 def _keep_recipe(path: Path, recipe: Recipe) -> None:
     """Write the resolved recipe; a folder that holds another recipe's run is refused."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if path.is_file():
-        if path.read_text() != text:
+        kept = _read_kept(path)
+        if kept is None or kept.model_dump() != recipe.model_dump():
             raise RecipeError(
                 f"{path.parent} holds a run of another recipe or other overrides (see {path.name} "
                 "there); give --out another folder, or remove that one"
             )
         return
     temporary = path.with_suffix(".partial")
-    temporary.write_text(text)
+    temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     temporary.replace(path)
 
 
-def git_hash() -> str | None:
-    """The commit of the checkout, with ``-dirty`` where files were changed; None elsewhere."""
+def _read_kept(path: Path) -> Recipe | None:
+    """A run's recipe; None where this version cannot read it."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
+        return load_recipe(path)
+    except RecipeError:
         return None
-    return done.stdout.strip() or None

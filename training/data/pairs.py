@@ -66,22 +66,27 @@ class PairBatch:
 
 @dataclass
 class PairSource:
-    """Draws from a set of rendered pairs. Either frame of a pair may be the current one."""
+    """Draws from a set of rendered pairs. Either frame of a pair may be the current one.
+
+    ``count`` bounds the pairs that are drawn from: a folder may hold more than a recipe asks for.
+    """
 
     samples: SampleSet
     metres_per_unit: float
+    count: int
 
     @classmethod
-    def open(cls, folder: Path, metres_per_unit: float) -> PairSource:
-        """Open a folder written by ``write_samples``."""
-        return cls(SampleSet(folder), metres_per_unit)
+    def open(cls, folder: Path, metres_per_unit: float, count: int | None = None) -> PairSource:
+        """Open a folder written by ``write_samples``, and draw from its first ``count`` pairs."""
+        samples = SampleSet(folder)
+        return cls(samples, metres_per_unit, min(count or len(samples), len(samples)))
 
     def batch(self, size: int, rng: np.random.Generator, first: int | None = None) -> PairBatch:
         """Draw ``size`` pairs, mirrored half the time, in either order of time.
 
         With ``first``, only that many pairs from the start of the set are drawn from.
         """
-        count = min(first or len(self.samples), len(self.samples))
+        count = min(first or self.count, self.count)
         drawn = [self._draw(int(i), rng) for i in rng.integers(count, size=size)]
         images, depth, K, poses = (torch.stack(column) for column in zip(*drawn, strict=True))
         which = torch.from_numpy(rng.random(size) < 0.5)

@@ -14,7 +14,7 @@ from torch import Tensor
 from depth_prior_ros.geometry import Pose
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import CorruptFrameError, Recording
-from training.config import Drive
+from training.config import Drive, RecipeError
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
 
 
@@ -128,7 +128,9 @@ def _kept_out(recording: Recording, rule: str) -> list[bool]:
     return [not any(has[max(0, i - 1) : i + 2]) for i in range(count)]
 
 
-def load_sequence(recording: Recording, drive: Drive, size: tuple[int, int]) -> tuple:
+def load_sequence(
+    recording: Recording, drive: Drive, size: tuple[int, int]
+) -> tuple[_Sequence, list[str]]:
     """Read a recording into memory at the network's ``size`` (width, height).
 
     Returns:
@@ -160,7 +162,7 @@ def load_triplets(
     """All triplets of ``drives`` below ``root``.
 
     Raises:
-        ValueError: when no triplet is left; says what was left out.
+        RecipeError: when no triplet is left; says what was left out.
     """
     source = TripletSource([], metres_per_unit)
     for drive in drives:
@@ -171,5 +173,5 @@ def load_triplets(
         else:
             source.skipped.append(f"{drive.path}: no three frames follow each other")
     if not len(source):
-        raise ValueError("nothing to train on: " + "; ".join(source.skipped[:10]))
+        raise RecipeError("nothing to train on: " + "; ".join(source.skipped[:10]))
     return source
