@@ -156,8 +156,10 @@ class Peer:
         self.info_publisher = self.node.create_publisher(CameraInfo, "camera_info", RELIABLE)
         self.odometry_publisher = self.node.create_publisher(Odometry, "odom", RELIABLE)
         subscribe = self.node.create_subscription
-        subscribe(Image, "depth/image_rect", self.depth.append, RELIABLE)
-        subscribe(CameraInfo, "depth/camera_info", self.info.append, RELIABLE)
+        self._heard = [
+            subscribe(Image, "depth/image_rect", self.depth.append, RELIABLE),
+            subscribe(CameraInfo, "depth/camera_info", self.info.append, RELIABLE),
+        ]
         subscribe(String, f"{node}/active_model", lambda m: self.models.append(m.data), LATCHED)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -180,16 +182,21 @@ class Peer:
         self.node.destroy_node()
 
     def wait_for_node(self, process: NodeProcess, timeout: float = 60.0) -> None:
-        """Until the node listens to all three inputs and this peer to its outputs."""
-        publishers = (self.image_publisher, self.info_publisher, self.odometry_publisher)
+        """Until node and peer are connected both ways.
+
+        A publisher that sees its subscriber may still not be seen by it, and what it sends then is
+        lost: only who receives can tell. The node does so in its diagnostics.
+        """
+        heard_before = len(self.diagnostics)
 
         def connected() -> bool:
             assert process.alive, f"the node ended early:\n{process.output}"
-            heard = self.node.count_publishers("depth/image_rect")
-            return heard > 0 and all(p.get_subscription_count() > 0 for p in publishers)
+            status = self.status() if len(self.diagnostics) > heard_before else {}
+            inputs = [status.get(f"publishers.{n}", "0") for n in ("image", "camera_info", "odom")]
+            return "0" not in inputs and all(map(_publisher_count, self._heard))
 
         try:
-            wait_until(connected, "the node to subscribe", timeout)
+            wait_until(connected, "the node to be connected", timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}; it said:\n{process.output}") from error
 
@@ -248,6 +255,11 @@ class Peer:
             yield client
         finally:
             self.node.destroy_client(client)
+
+
+def _publisher_count(subscription: Any) -> int:
+    count = getattr(subscription, "get_publisher_count", lambda: 1)  # not in Humble
+    return int(count())
 
 
 def wait_for_future(future: Any, what: str, timeout: float = 30.0) -> Any:

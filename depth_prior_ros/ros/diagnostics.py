@@ -103,7 +103,7 @@ class Statistics:
                 values; its key ``state`` decides whether silence is worth a warning.
         """
         with self._lock:
-            level, message = self._judge(state.get("state") == "active")
+            level, message = self._judge(state)
             values = {**state, **self._values()}
             self._reported = _Counts(
                 self._counts.received,
@@ -133,7 +133,7 @@ class Statistics:
                 values[key] = "" if value is None else f"{value:.1f}"
         return values
 
-    def _judge(self, active: bool) -> tuple[int, str]:
+    def _judge(self, state: Mapping[str, str]) -> tuple[int, str]:
         """Level and words for what happened since the last report."""
         counts, before = self._counts, self._reported
         refused = counts.refused - before.refused
@@ -149,8 +149,10 @@ class Statistics:
                 f"{lost} images lost by the transport; images above 512 KB need a larger "
                 "shared-memory segment at the sender (config/fastdds_large_images.xml)"
             )
-        if not active:
+        if state.get("state") != "active":
             return OK, "not active"
+        if state.get("publishers.image") == "0":
+            return STALE, "nobody publishes the image topic, or not with a QoS that fits"
         if counts.received == before.received:
             return STALE, "no image arrived since the last report"
         return OK, f"{inferred} depth images since the last report"

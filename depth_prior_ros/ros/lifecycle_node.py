@@ -88,7 +88,7 @@ class DepthNode(LifecycleNode):
         self._pipeline: DepthPipeline | None = None
         self._inputs: Inputs | None = None
         self._worker: FrameWorker | None = None
-        self._inputs_subscribed: list[Any] = []
+        self._subscribed: dict[str, Any] = {}
         self._outputs: dict[str, Any] = {}
         self._active_model = ""
         self._model_error = ""
@@ -194,25 +194,30 @@ class DepthNode(LifecycleNode):
         super().destroy_node()
 
     def _subscribe(self) -> None:
-        inputs, sensor = self._inputs, _qos(5, reliable=False)
+        inputs = self._inputs
         assert inputs is not None
-        image_qos = _qos(1, reliable=self.settings.image_reliability == "reliable")
-        self._inputs_subscribed = [
-            self.create_subscription(
+        reliable_image = self.settings.image_reliability == "reliable"
+        reliable_odom = self.settings.odom_reliability == "reliable"
+        self._subscribed = {
+            "image": self.create_subscription(
                 Image,
                 "image",
                 self._on_image,
-                image_qos,
+                _qos(1, reliable_image),
                 event_callbacks=message_lost_callbacks(self._statistics.message_lost),
             ),
-            self.create_subscription(CameraInfo, "camera_info", inputs.put_camera_info, sensor),
-            self.create_subscription(Odometry, "odom", self._on_odometry, _qos(50, reliable=False)),
-        ]
+            "camera_info": self.create_subscription(
+                CameraInfo, "camera_info", inputs.put_camera_info, _qos(5, reliable_image)
+            ),
+            "odom": self.create_subscription(
+                Odometry, "odom", self._on_odometry, _qos(50, reliable_odom)
+            ),
+        }
 
     def _stop(self) -> None:
-        for subscription in self._inputs_subscribed:
+        for subscription in self._subscribed.values():
             self.destroy_subscription(subscription)
-        self._inputs_subscribed = []
+        self._subscribed = {}
         if self._worker is not None and not self._worker.stop():
             self.get_logger().warning("a frame is still being inferred and was left behind")
         self._worker = self._inputs = None
@@ -277,6 +282,13 @@ class DepthNode(LifecycleNode):
         self._outputs["info"].publish(info)
         self._outputs["depth"].publish(depth_to_image(result.depth, header))
 
+    def _heard(self, name: str) -> int:
+        """How many publishers of an input this node is connected to."""
+        subscription = self._subscribed[name]
+        if hasattr(subscription, "get_publisher_count"):
+            return int(subscription.get_publisher_count())
+        return int(self.count_publishers(name))  # Humble: those that exist, connected or not
+
     def _publish_diagnostics(self) -> None:
         model, _, reason = self._active_model.partition(" ")
         backend = self._pipeline.networks.backend if self._pipeline else None
@@ -288,6 +300,7 @@ class DepthNode(LifecycleNode):
             "active_model": model,
             "reason": reason,
             "model_error": self._model_error,
+            **{f"publishers.{name}": str(self._heard(name)) for name in self._subscribed},
         }
         report = self._statistics.report(state)
         message = to_message(

@@ -24,6 +24,8 @@ from depth_prior_ros.motion import GateSettings
 
 Applies = Literal["start", "configure", "activate", "frame"]
 
+RELIABILITY = ("best_effort", "reliable")
+
 _GATE = GateSettings()
 _APPLIES_TEXT = {
     "start": "Read only.",
@@ -206,10 +208,17 @@ PARAMETERS: tuple[Declaration, ...] = (
     Declaration(
         "image_reliability",
         "best_effort",
-        "QoS of the image subscription. 'best_effort' fits every publisher, 'reliable' needs a "
-        "reliable one and then loses nothing on the way.",
+        "QoS of the subscriptions to image and camera_info. 'best_effort' fits every publisher, "
+        "'reliable' needs a reliable one and then loses nothing on the way.",
         "activate",
-        choices=("best_effort", "reliable"),
+        choices=RELIABILITY,
+    ),
+    Declaration(
+        "odom_reliability",
+        "best_effort",
+        "QoS of the subscription to odom, as image_reliability.",
+        "activate",
+        choices=RELIABILITY,
     ),
     Declaration(
         "diagnostics_period",
@@ -247,6 +256,7 @@ class Settings:
     odometry_max_age: float
     sync_wait: float
     image_reliability: str
+    odom_reliability: str
     diagnostics_period: float
     autostart: bool
 
