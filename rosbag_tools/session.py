@@ -178,6 +178,7 @@ class _Session:
             "backend": options.backend,
             "device": options.device,
             "image_reliability": "reliable",
+            "odom_reliability": "reliable",
         }
         if options.force_model:
             parameters["force_model"] = options.force_model
