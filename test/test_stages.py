@@ -172,8 +172,11 @@ def test_the_prior_stage_teaches_the_student_alone(triplets: TripletSource, tmp_
     )
     before = [p.clone() for p in nets.multi_frame.state_dict().values()]
     assert learning(stage) == {"student"}
+    assert all(p.grad is None for p in nets.pose.parameters()), "nothing is computed in vain"
     after = nets.multi_frame.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
+    assert all(p.requires_grad for p in nets.pose.parameters()), "a later stage trains all again"
 
 
 # --- directions and units -------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from depth_prior_ros.metrics import (
     garg_mask,
     summary,
 )
-from depth_prior_ros.recordings import CorruptFrameError, Frame, StoredRecording
+from depth_prior_ros.recordings import CorruptFrameError, Frame
 from depth_prior_ros.recordings.base import name_skipped
 from training.evaluation_sets import (
     EvaluationError,
@@ -348,7 +348,7 @@ def _set_json(report: SetReport) -> dict[str, Any]:
         "protocol": asdict(report.judged.protocol),
         "depth": {name: row_entry(frames) for name, frames in report.rows.items()},
         "notes": report.notes,
-        "skipped": [asdict(entry) for entry in _skipped(report.judged.recording)],
+        "skipped": [asdict(entry) for entry in report.judged.recording.skipped],
     }
     if report.baselines:
         content["baselines"] = {name: summary(rows) for name, rows in report.baselines.items()}
@@ -361,10 +361,6 @@ def _set_json(report: SetReport) -> dict[str, Any]:
             "passed": outcome.passed,
         }
     return content
-
-
-def _skipped(recording: StoredRecording) -> list[Any]:
-    return list(recording.skipped)
 
 
 def write_json(report: Report, path: Path) -> None:

@@ -28,7 +28,10 @@ def colour_matrix(rng: np.random.Generator) -> np.ndarray:
 
 
 def jitter(images: Tensor, rng: np.random.Generator, probability: float = 0.5) -> Tensor:
-    """Change colours per sample: images (B, N, 3, H, W) in [0, 1], the same for its N frames."""
+    """Change colours per sample: images (B, N, 3, H, W) in [0, 1], the same for its N frames.
+
+    Besides `colour_matrix` (the ranges of monodepth2) a gamma in [.8, 1.25].
+    """
     identity = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)
     matrices, gammas = [], []
     for _ in range(images.shape[0]):

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
+from training.losses.supervised import FAR_UNITS
 
-# Beyond this many units depth counts as sky: only far, not how far.
-FAR_UNITS = 15.0
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
 
 

@@ -75,16 +75,11 @@ class TripletSource:
             known.append(relative is not None)
             identity = np.tile(np.eye(4), (2, 1, 1))
             poses.append(torch.from_numpy(identity if relative is None else relative).float())
-        batch = TripletBatch(
-            torch.stack(images),
-            torch.empty(0),
-            torch.stack(K),
-            torch.stack(poses),
-            torch.tensor(known),
-        )
-        _mirror(batch, torch.from_numpy(rng.random(size) < 0.5))
-        batch.inputs = jitter(batch.images, rng)
-        return batch
+        which = torch.from_numpy(rng.random(size) < 0.5)
+        stacked = (torch.stack(column) for column in (images, K, poses))
+        pictures, intrinsics, motions = _mirror(which, *stacked)
+        inputs = jitter(pictures, rng)
+        return TripletBatch(pictures, inputs, intrinsics, motions, torch.tensor(known))
 
     def _relative_poses(
         self, sequence: _Sequence, indices: tuple[int, int, int]
@@ -97,13 +92,17 @@ class TripletSource:
         return relative
 
 
-def _mirror(batch: TripletBatch, which: Tensor) -> None:
-    pick = which[:, None, None, None, None]
-    batch.images = torch.where(pick, batch.images.flip(-1), batch.images)
-    K = mirror_intrinsics(batch.K, batch.images.shape[-1])
-    batch.K = torch.where(which[:, None, None], K, batch.K)
-    mirrored = mirror_pose(Pose(batch.poses)).matrix
-    batch.poses = torch.where(which[:, None, None, None], mirrored, batch.poses)
+def _mirror(
+    which: Tensor, images: Tensor, K: Tensor, poses: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirror the samples that ``which`` (B,) names: images, intrinsics and poses."""
+    mirrored_K = mirror_intrinsics(K, images.shape[-1])
+    mirrored_poses = mirror_pose(Pose(poses)).matrix
+    return (
+        torch.where(which[:, None, None, None, None], images.flip(-1), images),
+        torch.where(which[:, None, None], mirrored_K, K),
+        torch.where(which[:, None, None, None], mirrored_poses, poses),
+    )
 
 
 def find_triplets(

@@ -51,7 +51,7 @@ def structural_dissimilarity(image: Tensor, target: Target) -> Tensor:
 
 
 def photometric_error(image: Tensor, target: Target) -> Tensor:
-    """0.85 SSIM part + 0.15 L1, averaged over channels: (B, 1, H, W) (monodepth2, eq. 3)."""
+    """0.85 SSIM part + 0.15 L1, averaged over channels: (B, 1, H, W) (monodepth2, 3.1)."""
     l1 = (image - target.image).abs().mean(1, keepdim=True)
     ssim = structural_dissimilarity(image, target).mean(1, keepdim=True)
     return SSIM_WEIGHT * ssim + (1 - SSIM_WEIGHT) * l1

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 
-# Depth of the sky is unknown but far: it only has to be predicted beyond this many units.
-_SKY_UNITS = 15.0
+# Sky, and everything beyond this many units, is only far: it has to be predicted at least there.
+FAR_UNITS = 15.0
 
 
 def log_depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
@@ -18,12 +18,12 @@ def log_depth_loss(depth: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         depth: (B, 1, H, W), network units, positive.
-        truth: (B, 1, H, W), network units, 0 = sky.
+        truth: (B, 1, H, W), network units, 0 = sky or beyond ``FAR_UNITS``.
     """
     known = truth > 0
     log = depth.log()
     error = torch.where(known, (log - truth.clamp(min=1e-3).log()).abs(), torch.zeros_like(log))
-    sky = torch.where(known, torch.zeros_like(log), (math.log(_SKY_UNITS) - log).clamp(min=0))
+    sky = torch.where(known, torch.zeros_like(log), (math.log(FAR_UNITS) - log).clamp(min=0))
     # Not per-mask means: with little sky in an image, few pixels must not weigh as much as all.
     return error.mean() + 0.5 * sky.mean()
 

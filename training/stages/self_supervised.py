@@ -35,6 +35,10 @@ class SelfSupervisedStage:
     name: str = "self-supervised"
     freeze_teacher: bool = False
 
+    def __post_init__(self) -> None:
+        for network in (self.system.pose, self.system.multi_frame):
+            network.requires_grad_(not self.freeze_teacher)
+
     @property
     def networks(self) -> dict[str, nn.Module]:
         """All networks of the system."""
