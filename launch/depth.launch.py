@@ -48,7 +48,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     camera = given["camera"].rstrip("/")
     image = given["image"] or f"{camera}/image_raw"
     camera_info = given["camera_info"] or f"{camera}/camera_info"
-    depth = "/".join(["", *filter(None, given["namespace"].split("/")), "depth/image_rect"])
+    depth = "/".join(["", *parts(given["namespace"]), "depth/image_rect"])
     node = Node(
         package="depth_prior_ros",
         executable="depth_node",
@@ -56,7 +56,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=given["namespace"],
         parameters=[given["params_file"], overrides(given)],
         remappings=[("image", image), ("camera_info", camera_info), ("odom", given["odom"])],
-        arguments=["--ros-args", "--log-level", f"{given['name']}:={given['log_level']}"],
+        arguments=["--ros-args", "--log-level", f"{logger(given)}:={given['log_level']}"],
         additional_env=environment(given),
         output="screen",
     )
@@ -70,6 +70,14 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         remappings=[("/camera/image_raw", image), ("/depth/image_rect", depth)],
     )
     return [node, rviz]
+
+
+def parts(namespace: str) -> list[str]:
+    return [part for part in namespace.split("/") if part]
+
+
+def logger(given: dict[str, str]) -> str:
+    return ".".join([*parts(given["namespace"]), given["name"]])
 
 
 def overrides(given: dict[str, str]) -> dict[str, str | bool]:

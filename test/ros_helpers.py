@@ -181,11 +181,15 @@ class Peer:
         self._thread.join(10)
         self.node.destroy_node()
 
-    def wait_for_node(self, process: NodeProcess, timeout: float = 60.0) -> None:
+    def wait_for_node(self, process: Any, timeout: float = 60.0) -> None:
         """Until node and peer are connected both ways.
 
         A publisher that sees its subscriber may still not be seen by it, and what it sends then is
         lost: only who receives can tell. The node does so in its diagnostics.
+
+        Args:
+            process: a :class:`NodeProcess`, or anything ``alive`` with an ``output``.
+            timeout: seconds.
         """
         heard_before = len(self.diagnostics)
 

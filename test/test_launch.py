@@ -9,7 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 from helpers import make_tiny_bundle, shifted, texture
 from rcl_interfaces.srv import GetParameters
-from ros_helpers import Peer, wait_until
+from ros_helpers import Peer
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / "launch" / "depth.launch.py"
@@ -67,28 +67,46 @@ def test_every_launch_argument_is_explained_and_used():
         assert strings.count(name) > 1, f"{name} is declared and never read"
 
 
+class Launched:
+    """A running ``ros2 launch`` of the file in this checkout."""
+
+    def __init__(self, log: Path, arguments: tuple[str, ...]) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                ["ros2", "launch", str(LAUNCH_FILE), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Its own group, so that nothing it started survives.
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
 @contextmanager
-def launched(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """``ros2 launch`` of the file in this checkout; interrupted, or else killed, at the end."""
-    log = Path(arguments[0].partition(":=")[2]).parent / "launch.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["ros2", "launch", str(LAUNCH_FILE), *arguments],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # Its own group, so that nothing it started survives.
-            start_new_session=True,
-        )
+def launched(log: Path, *arguments: str) -> Iterator[Launched]:
+    """Started, and interrupted, or else killed, at the end."""
+    launch = Launched(log, arguments)
+    try:
+        yield launch
+    finally:
         try:
-            yield process, log
+            if launch.alive:
+                launch.interrupt()
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(launch.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -128,37 +146,29 @@ def test_launch_starts_the_node_and_it_works_and_ends_cleanly(installed, tmp_pat
         f"bundle:={tmp_path / 'tiny'}",
         "backend:=torch",
         "namespace:=car",
+        "log_level:=warn",
         "image:=/car/image",
         "camera_info:=/car/camera_info",
         "odom:=/car/odom",
     )
-    with launched(*arguments) as (process, log), Peer("/car") as peer:
-        inputs = (peer.image_publisher, peer.info_publisher, peer.odometry_publisher)
-
-        def connected() -> bool:
-            assert process.poll() is None, log.read_text()
-            heard = peer.node.count_publishers("depth/image_rect")
-            return heard > 0 and all(p.get_subscription_count() for p in inputs)
-
-        wait_until(connected, "the launched node to subscribe", 120)
+    with launched(tmp_path / "log", *arguments) as launch, Peer("/car") as peer:
+        peer.wait_for_node(launch, 120)
         peer.send(shifted(texture(), 0), 10**9, speed=0.0)
         assert peer.answer(10**9).encoding == "32FC1"
         request = GetParameters.Request(names=["bundle", "max_gap"])
         values = peer.call(GetParameters, "depth_node/get_parameters", request).values
         assert values[0].string_value == str(tmp_path / "tiny"), "the command line goes first"
         assert values[1].double_value == 0.5, "the rest comes from the parameter file"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    said = log.read_text()
-    assert "process has finished cleanly" in said, said
-    assert "Traceback" not in said
+        assert launch.interrupt() == 0
+    assert "process has finished cleanly" in launch.output, launch.output
+    assert "Traceback" not in launch.output
+    assert "waiting for images" not in launch.output, "an info line in spite of log_level:=warn"
 
 
 @pytest.mark.launch
 @pytest.mark.slow
 def test_launch_tells_that_the_bundle_is_not_there(installed, tmp_path):
-    with launched(f"bundle:={tmp_path / 'nothing'}") as (process, log):
-        process.wait(120)
-    said = log.read_text()
-    assert str(tmp_path / "nothing") in said
-    assert "exit code 1" in said
+    with launched(tmp_path / "log", f"bundle:={tmp_path / 'nothing'}") as launch:
+        launch.process.wait(120)
+    assert str(tmp_path / "nothing") in launch.output
+    assert "exit code 1" in launch.output
