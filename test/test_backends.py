@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depth_prior_ros import runtime
-from depth_prior_ros.backends import BACKENDS, Backend, BackendError, choose_backend, make_backend
+from depth_prior_ros.backends import (
+    BACKENDS,
+    Backend,
+    BackendError,
+    choose_backend,
+    make_backend,
+    onnx_backend,
+)
 from depth_prior_ros.backends import choice as choice_module
 from depth_prior_ros.bundle import Bundle, BundleError, build_network, load_bundle, save_bundle
 from depth_prior_ros.geometry import disparity_to_depth
@@ -182,6 +189,13 @@ def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
     assert lacking in reason
 
 
+def test_a_precision_that_auto_cannot_keep_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
+    monkeypatch.setattr(choice_module, "find_spec", lambda _: None)
+    assert "bf16" in choose_backend(precision="bf16")[1]
+    assert "bf16" not in choose_backend()[1]
+
+
 def test_auto_takes_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
     monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
@@ -200,6 +214,16 @@ def test_a_network_that_cannot_be_compiled(name: str) -> None:
     pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
     with pytest.raises(BackendError, match="Stubborn"):
         make_backend(name).compile(Stubborn(), (images(1)[0],))
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_file_that_the_library_refuses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
+    monkeypatch.setattr(
+        onnx_backend, "export_onnx", lambda _net, _inputs, path: path.write_bytes(b"no network")
+    )
+    with pytest.raises(BackendError, match="cannot compile Identity"):
+        make_backend(name).compile(nn.Identity(), (images(1)[0],))
 
 
 def test_auto_falls_back_where_compiling_fails(

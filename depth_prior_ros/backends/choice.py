@@ -47,15 +47,16 @@ def choose_backend(
     """The backend to use, and the reason in words.
 
     `auto` takes PyTorch where there is CUDA (or `device` asks for it), OpenVINO where it is
-    installed, PyTorch on the CPU otherwise. A backend chosen by name is taken or refused
-    (BackendError), never replaced.
+    installed, PyTorch on the CPU otherwise; where that one has no `precision`, the reason says so.
+    A backend chosen by name is taken or refused (BackendError), never replaced.
     """
     if name != "auto":
         return make_backend(name, device, threads=threads, precision=precision), "chosen by name"
+    only_f32 = "" if precision == "f32" else f"; {precision} is to be had with openvino only: f32"
     if device.startswith("cuda"):
-        return make_backend("torch", device), f"device {device} asked for"
+        return make_backend("torch", device), f"device {device} asked for{only_f32}"
     if device == "auto" and _cuda_available():
-        return make_backend("torch", "cuda"), "CUDA is available"
+        return make_backend("torch", "cuda"), f"CUDA is available{only_f32}"
     lacking = [package for package in ("openvino", "onnx") if find_spec(package) is None]
     if lacking:
         reason = f"{' and '.join(lacking)} not installed (the extra `cpu` has them)"
@@ -65,7 +66,7 @@ def choose_backend(
             return backend, "on a CPU, openvino is the fastest installed"
         except BackendError as error:
             reason = str(error)
-    return make_backend("torch", "cpu", threads=threads), reason
+    return make_backend("torch", "cpu", threads=threads), f"{reason}{only_f32}"
 
 
 def _cuda_available() -> bool:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino
-from numpy.typing import NDArray
-from torch import nn
 
-from depth_prior_ros.backends.base import BackendError, Compiled, Precision
-from depth_prior_ros.backends.onnx_export import export_onnx
+from depth_prior_ros.backends.base import Compiled, Precision
+from depth_prior_ros.backends.onnx_backend import OnnxBackend
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(OnnxBackend):
     """OpenVINO's CPU plugin.
 
     precision: `f32`, or `bf16` where the CPU has it (about twice as fast; check the accuracy).
     """
 
     name = "openvino"
+    title = "OpenVINO"
     device = "cpu"
 
     def __init__(self, threads: int = 1, precision: Precision = "f32") -> None:
@@ -34,21 +31,8 @@ class OpenVinoBackend:
             "ENABLE_CPU_PINNING": False,
         }
 
-    def compile(
-        self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
-    ) -> Compiled:
-        """Export, read and compile."""
-        with tempfile.TemporaryDirectory(prefix="depth_prior_onnx_") as folder:
-            path = Path(folder) / "model.onnx"
-            export_onnx(module, example_inputs, path)
-            try:
-                compiled = self._core.compile_model(
-                    self._core.read_model(path), "CPU", self._config
-                )
-            except RuntimeError as error:
-                raise BackendError(
-                    f"OpenVINO cannot compile {type(module).__name__}: {error}"
-                ) from error
+    def _read(self, path: Path) -> Compiled:
+        compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._config)
         request = compiled.create_infer_request()
         outputs = list(compiled.outputs)
 
@@ -58,17 +42,3 @@ class OpenVinoBackend:
             return tuple(results[output] for output in outputs)
 
         return run
-
-    def to_native(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A contiguous array."""
-        return np.ascontiguousarray(array)
-
-    def to_numpy(self, native: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The array itself."""
-        return native
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def free_memory(self) -> None:
-        """Nothing is cached."""
