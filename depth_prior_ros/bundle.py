@@ -144,9 +144,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     for name, expected in manifest.files.items():
         _verify_hash(path / name, expected)
     bundle = Bundle(path, manifest)
-    for part in PARTS:
-        if bundle.has(part):
-            _verify_tensors(bundle, part)
+    _verify_architecture(bundle)
     return bundle
 
 
@@ -163,7 +161,8 @@ def save_bundle(
 
     Everything is written and verified beside `path` first, then renamed, so that `path` never
     holds half a bundle. An existing bundle is replaced; any other existing folder is refused.
-    Raises BundleError, also where a weight is not finite or does not fit half precision.
+    Raises BundleError, also where a weight is not finite or does not fit half precision, or the
+    disk is full.
     """
     path = Path(path)
     _refuse_foreign(path)
@@ -337,6 +336,7 @@ def _compare_shapes(
 
 def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {}
@@ -349,7 +349,10 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
                 raise BundleError(path, f"tensor {name} {cause} and cannot be stored")
             value = half
         tensors[name] = value.contiguous().clone()
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except (OSError, SafetensorError) as error:  # a full disk is the latter's
+        raise BundleError(path, f"cannot be written: {error}") from error
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -61,8 +61,9 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
     Everything is written and verified in a copy first. Earlier maps are replaced.
 
     Raises:
-        BundleError: unknown names, wrong shapes, values that are not finite.
+        BundleError: unknown names, wrong shapes, values that are not finite, a full disk.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     target = bundle.path / BASELINES_NAME
@@ -71,7 +72,10 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
     with tempfile.TemporaryDirectory(prefix=".baselines.", dir=bundle.path.parent) as folder:
         copy = Path(folder) / bundle.path.name
         shutil.copytree(bundle.path, copy)
-        save_file(halves, copy / BASELINES_NAME)
+        try:
+            save_file(halves, copy / BASELINES_NAME)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(target, f"cannot be written: {error}") from error
         digest = hashlib.sha256((copy / BASELINES_NAME).read_bytes()).hexdigest()
         data = bundle.manifest.model_dump(by_alias=True, mode="json")
         data["files"] = {**data["files"], BASELINES_NAME: digest}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,20 @@ def test_describe_tells_what_people_ask(bundle: Bundle) -> None:
         assert part in text
     for file in FILES[1:]:
         assert file in text
+
+
+def test_a_full_disk_leaves_the_bundle_that_was_there(tmp_path: Path) -> None:
+    """Files may grow to a hundred thousand bytes only."""
+    before = make_tiny_bundle(tmp_path / "b")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        with pytest.raises(BundleError, match=r"student\.safetensors: cannot be written"):
+            make_tiny_bundle(tmp_path / "b", seed=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert load_bundle(tmp_path / "b").digest == before.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 # -- what is refused -------------------------------------------------------------------------------
