@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -142,16 +143,17 @@ def test_show_args_lists_every_argument():
 @pytest.mark.slow
 def test_launch_starts_the_node_and_it_works_and_ends_cleanly(installed, tmp_path):
     make_tiny_bundle(tmp_path / "tiny")
+    namespace = f"car_{uuid.uuid4().hex[:8]}"
     arguments = (
         f"bundle:={tmp_path / 'tiny'}",
         "backend:=torch",
-        "namespace:=car",
+        f"namespace:={namespace}",
         "log_level:=warn",
-        "image:=/car/image",
-        "camera_info:=/car/camera_info",
-        "odom:=/car/odom",
+        f"image:=/{namespace}/image",
+        f"camera_info:=/{namespace}/camera_info",
+        f"odom:=/{namespace}/odom",
     )
-    with launched(tmp_path / "log", *arguments) as launch, Peer("/car") as peer:
+    with launched(tmp_path / "log", *arguments) as launch, Peer(f"/{namespace}") as peer:
         peer.wait_for_node(launch, 120)
         peer.send(shifted(texture(), 0), 10**9, speed=0.0)
         assert peer.answer(10**9).encoding == "32FC1"
