@@ -14,10 +14,9 @@ from helpers import texture
 from test_training_data import write_drive
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
-from training.config import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
+from training.config import Drive, Prior, Recipe, SelfSupervised, Supervised
 from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets
-from training.output import check_scale_drive, fit_metres_per_unit
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
 from training.stages.supervised import SupervisedStage
@@ -167,16 +166,15 @@ def test_the_self_supervised_stage_teaches_all_networks(
 def test_the_prior_stage_teaches_the_student_alone(triplets: TripletSource, tmp_path: Path) -> None:
     nets = system()
     schedule = Prior(kind="prior", steps=1, batch=3, synthetic_batch=0)
-    stage = SelfSupervisedStage(
-        schedule, nets, triplets, None, nothing(tmp_path), freeze_teacher=True
-    )
+    stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
     before = [p.clone() for p in nets.multi_frame.state_dict().values()]
     assert learning(stage) == {"student"}
     assert all(p.grad is None for p in nets.pose.parameters()), "nothing is computed in vain"
     after = nets.multi_frame.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
-    assert all(p.requires_grad for p in nets.pose.parameters()), "a later stage trains all again"
+    settle = SelfSupervised(kind="self_supervised", steps=1, train=("pose", "multi_frame"))
+    stage = SelfSupervisedStage(settle, nets, triplets, None, nothing(tmp_path))
+    assert learning(stage) == {"pose", "multi_frame"}, "a later stage trains what it names"
 
 
 # --- directions and units -------------------------------------------------------------------------
@@ -206,44 +204,6 @@ def test_poses_lead_from_the_current_frame_to_its_neighbours(
     poses, error = stage._poses(batch)
     assert poses[:, 1, 0, 3].tolist() == [7.0, 7.0], "a recorded pose replaces the predicted one"
     assert error > 0
-
-
-def write_sequence(tmp_path: Path, speed: float) -> Path:
-    """An odometry sequence of six frames, `speed` metres apart."""
-    drive = tmp_path / "sequences" / "03"
-    (drive / "image_2").mkdir(parents=True)
-    (tmp_path / "poses").mkdir()
-    rows = []
-    for i in range(6):
-        cv2.imwrite(str(drive / "image_2" / f"{i:06d}.png"), texture(124, 38, margin=0))
-        rows.append(f"1 0 0 0 0 1 0 0 0 0 1 {speed * i}")
-    (tmp_path / "poses" / "03.txt").write_text("\n".join(rows) + "\n")
-    P = "72 0 62 0 0 72 19 0 0 0 1 0"
-    (drive / "calib.txt").write_text("".join(f"P{i}: {P}\n" for i in range(4)))
-    (drive / "times.txt").write_text("".join(f"{0.1 * i}\n" for i in range(6)))
-    return drive
-
-
-def test_the_metric_factor_is_measured_over_predicted_travel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drive = write_sequence(tmp_path, 0.8)
-    nets = system()
-    step = torch.eye(4)[None].clone()
-    step[:, 2, 3] = -0.1
-    monkeypatch.setattr(nets, "motion", lambda *_: Pose(step))
-    check_scale_drive(drive)
-    factor, spread = fit_metres_per_unit(nets, drive, SIZE)
-    assert factor == pytest.approx(8.0)
-    assert spread == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_drive_that_stands_gives_no_metric_factor(tmp_path: Path) -> None:
-    drive = write_sequence(tmp_path, 0.01)
-    with pytest.raises(RecipeError, match="scale_drive"):
-        check_scale_drive(drive)
-    with pytest.raises(RecipeError, match="metric factor"):
-        fit_metres_per_unit(system(), drive, SIZE)
 
 
 def test_a_random_prior_has_the_teachers_features_and_inverse_depth(

@@ -91,10 +91,18 @@ class Supervised(Schedule):
     gradient_weight: float = Field(0.5, ge=0)
 
 
+NetworkName = Literal["student", "pose", "multi_frame"]
+
+
 class SelfSupervised(Schedule):
     """Photometric training on real triplets, with rehearsal on synthetic pairs."""
 
     kind: Literal["self_supervised"]
+    train: tuple[NetworkName, ...] = Field(
+        ("student", "pose", "multi_frame"),
+        min_length=1,
+        description="the networks that learn; the others serve, frozen",
+    )
     batch: int = Field(6, ge=1)
     multi_batch: int | None = Field(
         None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
@@ -125,6 +133,7 @@ class Prior(SelfSupervised):
     """
 
     kind: Literal["prior"]  # type: ignore[assignment]
+    train: tuple[NetworkName, ...] = ("student",)
     references: int = Field(8192, ge=1)
     per_image: int = Field(64, ge=1)
 

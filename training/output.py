@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from depth_prior_ros.bundle import (
     Architecture,
@@ -20,68 +16,11 @@ from depth_prior_ros.bundle import (
 )
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings import open_recording
-from training.config import Drive, Recipe, RecipeError
-from training.data.triplets import load_sequence
+from training.config import Recipe
 from training.environment import git_hash
+from training.metric_scale import fit_metres_per_unit
 from training.stages.prior import NOTE
 from training.stages.system import System
-
-# Slower than this (metres from frame to frame), the ratio of two lengths is mostly noise.
-_MIN_STEP = 0.2
-
-
-def check_scale_drive(drive: Path) -> None:
-    """Whether a metric factor can be fitted on a drive, from its poses alone.
-
-    Raises:
-        RecipeError: it has no metric poses, or its camera hardly moves.
-    """
-    poses = [frame.pose for frame in open_recording(drive).frames]
-    for before, now in pairwise(poses):
-        if before is not None and now is not None and _travel(before, now) >= _MIN_STEP:
-            return
-    raise RecipeError(
-        f"output.scale_drive: {drive} has no frames with poses {_MIN_STEP} m or more apart, so "
-        "the metric factor cannot be fitted on it"
-    )
-
-
-def _travel(before: np.ndarray, now: np.ndarray) -> float:
-    """Metres between two world_from_camera poses."""
-    return float(np.linalg.norm(now[:3, 3] - before[:3, 3]))
-
-
-@torch.no_grad()
-def fit_metres_per_unit(system: System, drive: Path, size: tuple[int, int]) -> tuple[float, float]:
-    """The factor from network units to metres, from a drive with metric camera poses.
-
-    The median ratio of measured travel and the pose network's travel between neighbouring frames.
-
-    Returns:
-        Factor, and its spread (interquartile range over the median).
-
-    Raises:
-        RecipeError: no two readable frames have poses far enough apart.
-    """
-    sequence, _ = load_sequence(open_recording(drive), Drive(path=str(drive)), size)
-    system.pose.eval()
-    ratios = []
-    for before, now, _after in sequence.triplets:
-        if before not in sequence.poses or now not in sequence.poses:
-            continue
-        travel = _travel(sequence.poses[before], sequence.poses[now])
-        if travel < _MIN_STEP:
-            continue
-        first, second = (
-            torch.from_numpy(sequence.images[i]).permute(2, 0, 1)[None].float() / 255
-            for i in (before, now)
-        )
-        length = system.motion(first.to(system.device), second.to(system.device)).translation
-        ratios.append(travel / max(float(length.norm()), 1e-6))
-    if not ratios:
-        raise RecipeError(f"{drive}: no neighbouring frames to fit the metric factor on")
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
-    return float(middle), float((high - low) / middle)
 
 
 def write_bundle(
@@ -96,10 +35,12 @@ def write_bundle(
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
     if recipe.output.scale_drive is not None:
-        factor, spread = fit_metres_per_unit(system, root / recipe.output.scale_drive, recipe.size)
+        factor, spread = fit_metres_per_unit(
+            system, root / recipe.output.scale_drive, recipe.size, recipe.metres_per_unit
+        )
         source = (
-            f"median ratio of measured to predicted travel on {recipe.output.scale_drive} "
-            f"(interquartile range {spread:.1%})"
+            f"photometric fit of the student's depth to the camera poses of "
+            f"{recipe.output.scale_drive} (interquartile range over frames {spread:.1%})"
         )
     manifest = Manifest(
         name=recipe.output.name,

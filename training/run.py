@@ -26,7 +26,8 @@ from training.data.triplets import TripletSource, load_triplets
 from training.engine import LAST, Engine, Settings, TrainingError, TrainingStage
 from training.environment import keep_environment
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
-from training.output import check_scale_drive, write_bundle
+from training.metric_scale import check_scale_drive
+from training.output import write_bundle
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
 from training.stages.supervised import SupervisedStage
@@ -97,7 +98,6 @@ class Run:
             self.pairs(),
             self.validation,
             name=schedule.kind.replace("_", "-"),
-            freeze_teacher=isinstance(schedule, Prior),
         )
 
     def _settings(self, number: int) -> Settings:

@@ -39,8 +39,12 @@ class TripletBatch:
 
 
 @dataclass
-class _Sequence:
-    """One drive at the network's size, in memory as uint8."""
+class DriveFrames:
+    """One drive at the network's size, in memory as uint8.
+
+    K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
+    current, next).
+    """
 
     weight: float
     images: dict[int, np.ndarray]
@@ -48,12 +52,24 @@ class _Sequence:
     poses: dict[int, np.ndarray]
     triplets: list[tuple[int, int, int]]
 
+    def pictures(self, frames: tuple[int, int, int]) -> Tensor:
+        """The images of a triplet, (3, 3, H, W) in [0, 1]."""
+        stack = np.stack([self.images[i] for i in frames])
+        return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+    def motions(self, frames: tuple[int, int, int]) -> np.ndarray | None:
+        """To previous and next from current, (2, 4, 4) in metres; None where not recorded."""
+        if not all(i in self.poses for i in frames):
+            return None
+        before, current, after = (self.poses[i] for i in frames)
+        return np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
+
 
 @dataclass
 class TripletSource:
     """All triplets of the drives of a recipe. ``skipped`` names every frame left out."""
 
-    sequences: list[_Sequence]
+    sequences: list[DriveFrames]
     metres_per_unit: float
     skipped: list[str] = field(default_factory=list)
 
@@ -68,28 +84,19 @@ class TripletSource:
         for number in chosen:
             sequence = self.sequences[number]
             indices = sequence.triplets[rng.integers(len(sequence.triplets))]
-            stack = np.stack([sequence.images[i] for i in indices])
-            images.append(torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255)
+            images.append(sequence.pictures(indices))
             K.append(torch.from_numpy(sequence.K).float())
-            relative = self._relative_poses(sequence, indices)
-            known.append(relative is not None)
-            identity = np.tile(np.eye(4), (2, 1, 1))
-            poses.append(torch.from_numpy(identity if relative is None else relative).float())
+            motions = sequence.motions(indices)
+            known.append(motions is not None)
+            if motions is None:
+                motions = np.tile(np.eye(4), (2, 1, 1))
+            motions[:, :3, 3] /= self.metres_per_unit
+            poses.append(torch.from_numpy(motions).float())
         which = torch.from_numpy(rng.random(size) < 0.5)
         stacked = (torch.stack(column) for column in (images, K, poses))
-        pictures, intrinsics, motions = _mirror(which, *stacked)
+        pictures, intrinsics, relative = _mirror(which, *stacked)
         inputs = jitter(pictures, rng)
-        return TripletBatch(pictures, inputs, intrinsics, motions, torch.tensor(known))
-
-    def _relative_poses(
-        self, sequence: _Sequence, indices: tuple[int, int, int]
-    ) -> np.ndarray | None:
-        if not all(i in sequence.poses for i in indices):
-            return None
-        before, current, after = (sequence.poses[i] for i in indices)
-        relative = np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
-        relative[:, :3, 3] /= self.metres_per_unit
-        return relative
+        return TripletBatch(pictures, inputs, intrinsics, relative, torch.tensor(known))
 
 
 def _mirror(
@@ -129,7 +136,7 @@ def _kept_out(recording: Recording, rule: str) -> list[bool]:
 
 def load_sequence(
     recording: Recording, drive: Drive, size: tuple[int, int]
-) -> tuple[_Sequence, list[str]]:
+) -> tuple[DriveFrames, list[str]]:
     """Read a recording into memory at the network's ``size`` (width, height).
 
     Returns:
@@ -152,7 +159,7 @@ def load_sequence(
             poses[i] = frame.pose
     K = recording.frames[0].camera.scaled(*size).matrix() if len(recording.frames) else np.eye(3)
     triplets = find_triplets(recording, drive.stride, usable)
-    return _Sequence(drive.weight, images, K, poses, triplets), skipped
+    return DriveFrames(drive.weight, images, K, poses, triplets), skipped
 
 
 def load_triplets(

@@ -24,7 +24,7 @@ from training.stages.validation import Validation
 class SelfSupervisedStage:
     """S, Pose and M on real triplets, with rehearsal on synthetic pairs.
 
-    With ``freeze_teacher``, Pose and M only serve and the student alone is trained.
+    Networks that ``schedule.train`` does not name serve as they are.
     """
 
     schedule: SelfSupervised
@@ -33,11 +33,10 @@ class SelfSupervisedStage:
     pairs: PairSource | None
     validation: Validation
     name: str = "self-supervised"
-    freeze_teacher: bool = False
 
     def __post_init__(self) -> None:
-        for network in (self.system.pose, self.system.multi_frame):
-            network.requires_grad_(not self.freeze_teacher)
+        for name, network in self.networks.items():
+            network.requires_grad_(name in self.schedule.train)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -47,14 +46,14 @@ class SelfSupervisedStage:
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
-        names = ["student"] if self.freeze_teacher else list(self.networks)
+        names = [name for name in self.networks if name in self.schedule.train]
         return [p for name in names for p in self.networks[name].parameters()]
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of triplets and, for rehearsal, one of pairs."""
-        if self.freeze_teacher:  # batch statistics and the PADS map stay as they are
-            self.system.pose.eval()
-            self.system.multi_frame.eval()
+        for name, network in self.networks.items():
+            if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
+                network.eval()
         batch = self.triplets.batch(self.schedule.batch, rng).to(self.system.device)
         loss, values = self._photometric(batch)
         if self.pairs is not None and self.schedule.synthetic_batch:
@@ -106,7 +105,7 @@ class SelfSupervisedStage:
         }
         loss = reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
-        if not self.freeze_teacher:
+        if "multi_frame" in schedule.train:
             multi, logs = self._multi(batch, sources, poses.detach(), single_depth)
             loss = loss + multi
             values |= logs
