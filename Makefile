@@ -70,7 +70,7 @@ format: $(STAMP) ## let ruff put the code in order
 
 clean: ## remove what runs and builds left behind, but not .venv
 	rm -rf demo build install log dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find depth_prior_ros training rosbag_tools test launch benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find depth_prior_ros training rosbag_tools test launch -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
 	rm -rf $(VENV)
