@@ -15,6 +15,7 @@ from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 from torch import nn
 
 from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.framing import InvalidFrameError
 from depth_prior_ros.metrics import PROTOCOLS, depth_errors
 from training import evaluation
 from training.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
@@ -107,6 +108,20 @@ def test_scenes_are_judged_one_by_one(root: Path):
     assert report.rows["all"] is report.rows["single_frame"]
     assert report.rows["multi_frame"] == []
     assert any("separate scenes" in note for note in report.notes)
+
+
+def test_a_frame_that_the_pipeline_refuses_is_named(root: Path):
+    chosen = kitti_2015_set(root)
+
+    class Choosy(PretendPipeline):
+        def process(self, image, stamp_ns, motion=None, camera=None):
+            if stamp_ns == chosen.recording.frames[1].stamp_ns:
+                raise InvalidFrameError("size", "the image is too small")
+            return super().process(image, stamp_ns, motion, camera)
+
+    report = evaluate_set(Choosy(chosen), chosen)
+    assert [frame.position for frame in report.rows["all"]] == [0, 2]
+    assert any("too small" in entry.why for entry in chosen.recording.skipped)
 
 
 def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from helpers import texture
 from test_training_data import write_drive
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
-from training.config import Drive, Prior, Recipe, SelfSupervised, Supervised
+from training.config import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
 from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets
 from training.stages.prior import random_prior
@@ -116,6 +117,15 @@ def test_a_folder_may_hold_more_pairs_than_are_drawn_from(pair_folder: Path) -> 
     assert PairSource.open(pair_folder, UNIT, 9).count == 6
 
 
+@pytest.mark.parametrize("keep", [0, 60, 1000])
+def test_a_damaged_shard_is_named(pair_folder: Path, tmp_path: Path, keep: int) -> None:
+    shutil.copytree(pair_folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "shard_00000" / "images.npy"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(RecipeError, match=r"shard_00000 is damaged.*remove it"):
+        PairSource.open(tmp_path, UNIT)
+
+
 def test_every_tensor_of_a_batch_moves(pairs: PairSource, triplets: TripletSource) -> None:
     elsewhere = torch.device("meta")
     rng = np.random.default_rng(0)
@@ -163,7 +173,9 @@ def test_the_self_supervised_stage_teaches_all_networks(
     assert (nets.multi_frame.delta != 1).any(), "the PADS map follows"
 
 
-def test_the_prior_stage_teaches_the_student_alone(triplets: TripletSource, tmp_path: Path) -> None:
+def test_the_prior_stage_teaches_the_student_alone(
+    triplets: TripletSource, pairs: PairSource, tmp_path: Path
+) -> None:
     nets = system()
     schedule = Prior(kind="prior", steps=1, batch=3, synthetic_batch=0)
     stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
@@ -175,6 +187,9 @@ def test_the_prior_stage_teaches_the_student_alone(triplets: TripletSource, tmp_
     settle = SelfSupervised(kind="self_supervised", steps=1, train=("pose", "multi_frame"))
     stage = SelfSupervisedStage(settle, nets, triplets, None, nothing(tmp_path))
     assert learning(stage) == {"pose", "multi_frame"}, "a later stage trains what it names"
+    nets.student.zero_grad()
+    again = Supervised(kind="supervised", steps=1, batch=2)
+    assert learning(SupervisedStage(again, nets, pairs, nothing(tmp_path))) == set(nets.networks)
 
 
 # --- directions and units -------------------------------------------------------------------------

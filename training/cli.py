@@ -156,8 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.handler(arguments))
-    except KeyboardInterrupt:
-        print("depth_train: interrupted; the same command resumes a run", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "the same command resumes a run"
+        print(f"depth_train: interrupted; {what}", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_plain(error):

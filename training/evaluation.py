@@ -226,6 +226,7 @@ def _run(
     pipeline: DepthPipeline, chosen: EvaluationSet, model: Model | None, positions: Sequence[int]
 ) -> list[JudgedFrame]:
     """Judge the frames at `positions`; those in between are shown too, unless single-frame."""
+    from depth_prior_ros.framing import InvalidFrameError
     from depth_prior_ros.pipeline import Motion
 
     pipeline.force_model = model
@@ -243,7 +244,11 @@ def _run(
             name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
             continue
         motion = Motion(frame.speed, "odometry") if frame.speed is not None else None
-        result = pipeline.process(image, frame.stamp_ns, motion, frame.camera)
+        try:
+            result = pipeline.process(image, frame.stamp_ns, motion, frame.camera)
+        except InvalidFrameError as error:
+            name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
+            continue
         if truth is None:
             continue
         try:

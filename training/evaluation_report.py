@@ -35,6 +35,7 @@ _ERROR_TOP = 0.5  # relative error that is shown in the brightest colour
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print a table per set, the notes, and the verdict where there is one."""
     from rich.console import Console
+    from rich.markup import escape
 
     out = console or Console()
     manifest = report.bundle.manifest
@@ -46,7 +47,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for one in report.sets:
         out.print(_table(one, _COLUMNS if out.width >= _WIDE_ENOUGH else _NARROW))
         for note in [*one.notes, *map(str, one.judged.recording.skipped)]:
-            out.print(f"  [dim]{note}[/dim]", highlight=False)
+            out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
         _print_verdict(one, out)
 
 

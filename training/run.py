@@ -132,7 +132,7 @@ class Run:
             r = self.recipe
             self._triplets = load_triplets(self.root, r.data.drives, r.size, r.metres_per_unit)
             for line in self._triplets.skipped:
-                self.console.print(f"left out: {line}")
+                self.console.print(f"left out: {line}", markup=False, highlight=False)
             out = f", {len(self._triplets.skipped)} left out" if self._triplets.skipped else ""
             self.console.print(f"{len(self._triplets)} triplets to train on{out}")
         return self._triplets

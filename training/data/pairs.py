@@ -11,26 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
+from training.config import RecipeError
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
 from training.losses.supervised import FAR_UNITS
 
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
 
 
+def _open_shard(shard: Path) -> dict[str, np.ndarray]:
+    try:
+        return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+    except (OSError, ValueError, EOFError) as error:
+        raise RecipeError(
+            f"{shard} is damaged ({error}); remove it, and it is rendered again"
+        ) from error
+
+
 class SampleSet:
     """Pairs written by ``write_samples``, memory-mapped.
 
     Raises:
-        ValueError: no complete shard lies in the folder.
+        RecipeError: no shard lies in the folder, or one is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._shards = [
-            {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
-            for shard in sorted(folder.glob("shard_*"))
-        ]
+        self._shards = [_open_shard(shard) for shard in sorted(folder.glob("shard_*"))]
         if not self._shards:
-            raise ValueError(f"{folder} holds no synthetic samples (no shard_* folder)")
+            raise RecipeError(f"{folder} holds no synthetic samples (no shard_* folder)")
         self._ends = np.cumsum([len(shard["K"]) for shard in self._shards])
 
     def __len__(self) -> int:

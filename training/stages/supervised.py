@@ -23,6 +23,10 @@ class SupervisedStage:
     validation: Validation
     name: str = "supervised"
 
+    def __post_init__(self) -> None:
+        for network in self.networks.values():  # a stage before may have frozen some
+            network.requires_grad_(True)
+
     @property
     def networks(self) -> dict[str, nn.Module]:
         """All networks of the system."""

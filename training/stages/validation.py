@@ -16,7 +16,7 @@ from training.quick_evaluation import (
 )
 from training.stages.system import System
 
-# Chosen by eye once: street with cars, country road, narrow street, near wall.
+# Frames of a set that are pictured, evenly spaced: the same ones each time.
 _PICTURED = 6
 
 
@@ -47,7 +47,7 @@ class Validation:
         return found
 
     def pictures(self, system: System) -> dict[str, np.ndarray]:
-        """Fixed frames above their predicted depth (near = red), one picture a set."""
+        """Fixed frames beside their predicted depth (near = red), one picture a set."""
         result = {}
         for name in self.sets:
             try:
