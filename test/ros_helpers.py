@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,27 @@ import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistWithCovariance, Vector3
+from helpers import shifted, texture
 from nav_msgs.msg import Odometry
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.ros.messages import camera_info_of
+from depth_prior_ros.ros.messages import camera_info_of, image_to_depth
 
 FRAME = "camera_optical_frame"
 RELIABLE = QoSProfile(depth=10)
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+
+
+BUNDLE_SIZE = (96, 32)
+IMAGE_SIZE = (384, 128)
+STEP = 10**8  # 10 Hz
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
@@ -286,3 +295,52 @@ def image_message(pixels: np.ndarray, header: Header, encoding: str = "rgb8") ->
     message.step = pixels.size // height
     message.data.frombytes(np.ascontiguousarray(pixels).tobytes())
     return message
+
+
+@dataclass
+class Robot:
+    """A node, a peer, and a clock for stamps that no other test of the same node has used."""
+
+    process: NodeProcess
+    peer: Peer
+    stamp: int = 0
+
+    def after_a_gap(self) -> int:
+        self.stamp += 100 * 10**9
+        return self.stamp
+
+    def next_stamp(self) -> int:
+        self.stamp += STEP
+        return self.stamp
+
+    def told(self, *models: str) -> None:
+        """Wait until the active model went through exactly these."""
+        try:
+            wait_until(lambda: self.peer.models == list(models), "the active model", 10.0)
+        except AssertionError:
+            assert self.peer.models == list(models)
+            raise
+
+    def answered(self, pixels: np.ndarray, **sent: object) -> np.ndarray:
+        """Send a picture with the next stamp; the depth that comes back."""
+        stamp = self.next_stamp()
+        self.peer.send(pixels, stamp, **sent)
+        return image_to_depth(self.peer.answer(stamp))
+
+    def refused(self, cause: str) -> int:
+        return int(self.peer.status().get(f"refused.{cause}", 0))
+
+    def set(self, **values: object) -> list:
+        parameters = [
+            Parameter(name.replace("__", "."), value=value).to_parameter_msg()
+            for name, value in values.items()
+        ]
+        request = SetParameters.Request(parameters=parameters)
+        return self.peer.call(SetParameters, "depth_node/set_parameters", request).results
+
+
+PICTURE = texture(*IMAGE_SIZE)
+
+
+def view(shift: float = 0.0) -> np.ndarray:
+    return shifted(PICTURE, shift)

@@ -139,6 +139,7 @@ class DepthNode(LifecycleNode):
         self._active_model = ""
         # What was seen before a pause says nothing about the first frame after it.
         self._pipeline.reset()
+        _apply_settings(self._pipeline, self.settings)
         self._inputs = Inputs(self._statistics.dropped_stale)
         self._worker = FrameWorker(
             self._inputs,
