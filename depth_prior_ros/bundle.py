@@ -351,6 +351,7 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
         tensors[name] = value.contiguous().clone()
     try:
         save_file(tensors, path)
+        path.chmod(0o644)  # safetensors' 0600 would lock other users out of an installed bundle
     except (OSError, SafetensorError) as error:  # a full disk is the latter's
         raise BundleError(path, f"cannot be written: {error}") from error
 

@@ -74,6 +74,7 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
         shutil.copytree(bundle.path, copy)
         try:
             save_file(halves, copy / BASELINES_NAME)
+            (copy / BASELINES_NAME).chmod(0o644)
         except (OSError, SafetensorError) as error:
             raise BundleError(target, f"cannot be written: {error}") from error
         digest = hashlib.sha256((copy / BASELINES_NAME).read_bytes()).hexdigest()

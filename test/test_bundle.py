@@ -368,3 +368,8 @@ def test_numpy_values_in_metrics_are_refused_clearly(tmp_path: Path) -> None:
     bundle = make_tiny_bundle(tmp_path / "b")
     with pytest.raises(BundleError, match="cannot have"):
         rewrite_manifest(bundle, metrics={"abs_rel": np.float32(0.2)})
+
+
+def test_every_user_may_read_the_files(tmp_path: Path) -> None:
+    for file in make_tiny_bundle(tmp_path / "tiny").path.iterdir():
+        assert file.stat().st_mode & 0o044 == 0o044, file.name

@@ -51,7 +51,7 @@ def student_that_sees(units: float) -> SimpleNamespace:
 def test_the_factor_is_distance_over_units(tmp_path: Path, distance: float, units: float) -> None:
     drive = drive_past_a_wall(tmp_path, distance, step=0.5)
     factor, spread = fit_metres_per_unit(student_that_sees(units), drive, SIZE, 6.0)  # type: ignore[arg-type]
-    assert factor == pytest.approx(distance / units, rel=0.04)
+    assert factor == pytest.approx(distance / units, rel=0.02)
     assert spread < 0.05
 
 

@@ -77,7 +77,7 @@ def fit_metres_per_unit(
     system.student.eval()
     factors = metres_per_unit * np.geomspace(1 / _RANGE, _RANGE, _CANDIDATES)
     best = [
-        factors[int(np.argmin(_errors(system, sequence, frames, factors)))]
+        _minimum(factors, _errors(system, sequence, frames, factors))
         for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]
     ]
     low, middle, high = np.percentile(best, [25, 50, 75])
@@ -87,6 +87,16 @@ def fit_metres_per_unit(
 def _parallax(sequence: DriveFrames, frames: tuple[int, int, int]) -> float:
     """The smaller travel to a neighbour, metres."""
     return min(_travel(sequence.poses[a], sequence.poses[b]) for a, b in pairwise(frames))
+
+
+def _minimum(factors: np.ndarray, errors: list[float]) -> float:
+    """Where the errors are smallest, between candidates by the parabola through three of them."""
+    k = int(np.argmin(errors))
+    if not 0 < k < len(errors) - 1:
+        return float(factors[k])
+    left, middle, right = errors[k - 1 : k + 2]
+    shift = 0.5 * (left - right) / max(left - 2 * middle + right, 1e-12)
+    return float(factors[k] * (factors[k + 1] / factors[k]) ** shift)
 
 
 def _errors(
