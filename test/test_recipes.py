@@ -45,7 +45,7 @@ def test_overrides_reach_lists_and_sections(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"sede": 3}, "sede"),
+        ({"sede": 3}, "unknown key sede"),
         ({"size": [320, 100]}, "multiples of 32"),
         ({"seed": "many"}, "seed"),
         ({"stages": []}, "stages"),

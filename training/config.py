@@ -232,12 +232,15 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {_place(e)}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {_plain(e)}" for e in error.errors()]
         raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
 
 
-def _place(error: Any) -> str:
-    return ".".join(map(str, error["loc"])) or "recipe"
+def _plain(error: Any) -> str:
+    place = ".".join(map(str, error["loc"])) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {place}"
+    return f"{place}: {error['msg']}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

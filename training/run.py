@@ -57,11 +57,13 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_recipe(self.folder / "recipe.yaml", self.recipe)
         keep_environment(self.folder / "environment.json", self.recipe.seed, self.device)
+        if not (self.folder / _stage_folder(0, self.recipe.stages[0]) / LAST).is_file():
+            self.console.print("no trained weights to begin with: the networks start at random")
         system = System.build(self.recipe, self.device)
         progress: list[dict[str, Any]] = []
         before: Path | None = None
         for number, schedule in enumerate(self.recipe.stages):
-            folder = self.folder / f"{number}_{schedule.kind}"
+            folder = self.folder / _stage_folder(number, schedule)
             system = self._prepare(system, schedule, before)
             stage = self._stage(system, schedule)
             progress.append(Engine(stage, folder, self._settings(number), self.console).run())
@@ -161,6 +163,10 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     resolved = load_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
     return Run(resolved, folder).carry_out()
+
+
+def _stage_folder(number: int, stage: Supervised | SelfSupervised) -> str:
+    return f"{number}_{stage.kind}"
 
 
 def _load_without_fusion(target: nn.Module, source: nn.Module) -> None:
