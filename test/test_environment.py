@@ -21,7 +21,8 @@ def test_versions_commit_and_seed_are_kept(tmp_path: Path, monkeypatch: pytest.M
     keep_environment(path, 7, CPU)
     (entry,) = json.loads(path.read_text())
     assert entry["seed"] == 7 and entry["device"] == "cpu"
-    assert entry["packages"]["torch"] == torch.__version__
+    # The build (+cpu, +cu130) is in the metadata of some wheels only.
+    assert torch.__version__.startswith(entry["packages"]["torch"])
     assert any(name.startswith("opencv") for name in entry["packages"])
     assert entry["git"] == "0123456789ab"
     assert [p.name for p in tmp_path.iterdir()] == ["environment.json"]
