@@ -98,8 +98,12 @@ def test_killed_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     assert b"going on after step" in errors
     for stage in ("0_self_supervised", "1_prior"):
         assert losses(broken, stage) == losses(whole, stage)
-    for file in (whole / "bundle").glob("*.safetensors"):
-        assert file.read_bytes() == (broken / "bundle" / file.name).read_bytes(), file.name
+    files = {f.name: f.read_bytes() for f in (whole / "bundle").iterdir()}
+    assert "baselines.safetensors" in files
+    for name in files.keys() - {"bundle.yaml"}:
+        assert files[name] == (broken / "bundle" / name).read_bytes(), name
+    assert start(path, whole).wait() == 0
+    assert {f.name: f.read_bytes() for f in (whole / "bundle").iterdir()} == files, "left alone"
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from depth_prior_ros.bundle import (
 )
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings import open_recording
+from training.baselines import write_baselines
 from training.config import Recipe
 from training.environment import git_hash
 from training.metric_scale import fit_metres_per_unit
@@ -30,7 +31,7 @@ def write_bundle(
     progress: list[dict[str, Any]],
     root: Path,
 ) -> Path:
-    """Write the finished system as a bundle at ``path``."""
+    """Write the finished system, and maps that do not look at the image, as a bundle."""
     for network in system.networks.values():
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
@@ -80,6 +81,8 @@ def write_bundle(
         multi_frame=system.multi_frame,
         pose=system.pose,
     )
+    if recipe.data.drives:
+        write_baselines(path, root)
     return path
 
 

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from torch import nn
 
+from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.checkpoint import load_checkpoint
 from training.config import Prior, Recipe, RecipeError, SelfSupervised, Supervised, load_recipe
@@ -56,6 +57,10 @@ class Run:
         self._check_folders()
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_recipe(self.folder / "recipe.yaml", self.recipe)
+        bundle = self.folder / "bundle"
+        if (bundle / MANIFEST_NAME).is_file():
+            self.console.print(f"finished already; remove {bundle} to write it once more")
+            return load_bundle(bundle).path
         keep_environment(self.folder / "environment.json", self.recipe.seed, self.device)
         if not (self.folder / _stage_folder(0, self.recipe.stages[0]) / LAST).is_file():
             self.console.print("no trained weights to begin with: the networks start at random")
@@ -68,7 +73,7 @@ class Run:
             stage = self._stage(system, schedule)
             progress.append(Engine(stage, folder, self._settings(number), self.console).run())
             before = folder / LAST
-        return write_bundle(self.folder / "bundle", self.recipe, system, progress, self.root)
+        return write_bundle(bundle, self.recipe, system, progress, self.root)
 
     def _prepare(
         self, system: System, schedule: Supervised | SelfSupervised, before: Path | None
