@@ -15,6 +15,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 # launch/ and config/ are neighbours in a checkout and in an installed share/depth_prior_ros alike.
 CONFIG = Path(__file__).resolve().parents[1] / "config"
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 ARGUMENTS = [
     ("bundle", "", "name of a shipped bundle or a path; empty: as the parameter file says"),
@@ -45,6 +46,11 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
+    # launch itself only warns, and the node would start with defaults.
+    if not Path(given["params_file"]).is_file():
+        raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
+    if given["log_level"] not in LOG_LEVELS:
+        raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
     camera = given["camera"].rstrip("/")
     image = given["image"] or f"{camera}/image_raw"
     camera_info = given["camera_info"] or f"{camera}/camera_info"

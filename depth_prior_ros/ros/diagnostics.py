@@ -155,7 +155,7 @@ class Statistics:
             return STALE, "nobody publishes the image topic, or not with a QoS that fits"
         if counts.received == before.received:
             return STALE, "no image arrived since the last report"
-        return OK, f"{inferred} depth images since the last report"
+        return OK, f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
 
 
 def to_message(report: Report, name: str, hardware_id: str) -> DiagnosticArray:

@@ -337,8 +337,8 @@ def changed(
 def _too_late(declaration: Declaration, state: str) -> str:
     if declaration.applies == "configure" and state != "unconfigured":
         return (
-            f"{declaration.name} is read when the node is configured, which is {state}: "
-            "deactivate and clean up first"
+            f"{declaration.name} is read when the node is configured, and the node is {state}: "
+            f"{'deactivate and ' if state == 'active' else ''}clean up first"
         )
     if declaration.applies == "activate" and state == "active":
         return f"{declaration.name} is read when the node is activated: deactivate first"
