@@ -193,8 +193,8 @@ class Peer:
     def wait_for_node(self, process: Any, timeout: float = 60.0) -> None:
         """Until node and peer are connected both ways.
 
-        A publisher that sees its subscriber may still not be seen by it, and what it sends then is
-        lost: only who receives can tell. The node does so in its diagnostics.
+        A publisher that sees its subscriber may still not be seen by it, or the other way round,
+        and what is sent then is lost. So both are asked; the node tells in its diagnostics.
 
         Args:
             process: a :class:`NodeProcess`, or anything ``alive`` with an ``output``.
@@ -206,7 +206,8 @@ class Peer:
             assert process.alive, f"the node ended early:\n{process.output}"
             status = self.status() if len(self.diagnostics) > heard_before else {}
             inputs = [status.get(f"publishers.{n}", "0") for n in ("image", "camera_info", "odom")]
-            return "0" not in inputs and all(map(_publisher_count, self._heard))
+            outputs = [status.get(f"subscribers.{n}", "0") for n in ("depth", "info", "model")]
+            return "0" not in inputs + outputs and all(map(_publisher_count, self._heard))
 
         try:
             wait_until(connected, "the node to be connected", timeout)

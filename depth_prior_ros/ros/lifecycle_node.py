@@ -302,6 +302,10 @@ class DepthNode(LifecycleNode):
             "reason": reason,
             "model_error": self._model_error,
             **{f"publishers.{name}": str(self._heard(name)) for name in self._subscribed},
+            **{
+                f"subscribers.{name}": str(publisher.get_subscription_count())
+                for name, publisher in self._outputs.items()
+            },
         }
         report = self._statistics.report(state)
         message = to_message(
