@@ -152,6 +152,8 @@ def _stage(kinds: Sequence[str], count: int) -> str:
         largest = pictures.LARGEST_ERROR
         labels = ["0 %", f"{largest / 2:.0%}", f"{largest:.0%} and more"]
         scales += _scale("relative error", pictures.error_gradient(), labels)
+    black = "beyond the range, or no truth" if "truth" in kinds else "beyond the range"
+    scales += f'<div class="scale">black: {black}<br>grey: unknown</div>'
     return (
         f'<div class="stage"><div class="views">{views}</div>'
         '<div class="controls"><button id="play">Play</button>'
