@@ -145,7 +145,9 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=8,
         help="another seed, another street (default: the embedded drive's)",
     )
-    parser.add_argument("--frames", type=int, default=80, help="how many, at 10 Hz (default: 80)")
+    parser.add_argument(
+        "--frames", type=_count, default=80, help="how many, at 10 Hz (default: 80)"
+    )
     parser.add_argument(
         "--size", type=_size, default=(640, 192), metavar="WxH", help="default: 640x192"
     )
@@ -285,6 +287,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
 
 

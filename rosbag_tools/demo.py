@@ -59,7 +59,9 @@ def _depth_table(metrics: dict[str, Any]) -> Any:
         "as published, metres as they are": metrics["absolute"],
     }
     for name, entry in entries.items():
-        table.add_row(name, *(number(entry[c]) for c in columns), str(entry["frames"]))
+        # A model that was not forced (--no-forced) has no frames.
+        if entry["frames"]:
+            table.add_row(name, *(number(entry[c]) for c in columns), str(entry["frames"]))
     if metrics["baselines"]:
         table.add_section()
         table.add_row("maps that do not look at the image:")

@@ -199,7 +199,8 @@ def depth_table(metrics: dict[str, Any]) -> str:
         "multi_frame": "multi-frame, forced",
     }
     for key, name in names.items():
-        rows.append(_row(name, metrics["depth"][key], "ours"))
+        if metrics["depth"][key]["frames"]:
+            rows.append(_row(name, metrics["depth"][key], "ours"))
     rows.append(_row("as published, metres as they are (no scaling)", metrics["absolute"], ""))
     rows += [
         _row(BASELINE_LABELS.get(name, name), entry, "other")
