@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -239,3 +241,9 @@ def timed_calls(peer: Peer, rounds: int, count: int) -> list[list[float]]:
         # The first answer may wait until the node's answering side has found this client.
         call()
         return [[call() for _ in range(count)] for _ in range(rounds)]
+
+
+def test_help_explains_and_starts_nothing() -> None:
+    command = [sys.executable, "-m", "depth_prior_ros.ros.node", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "config/depth.yaml" in done.stdout

@@ -117,7 +117,10 @@ class Run:
         try:
             return data_folder(self.recipe.data.root)
         except EvaluationError as error:
-            raise RecipeError(f"{error}; or set data.root in the recipe") from error
+            raise RecipeError(
+                f"no data: set {DATA_VARIABLE}, or data.root in the recipe, to the folder that "
+                f"holds the drives ({error})"
+            ) from error
 
     def _check_folders(self) -> None:
         """What only a later stage reads is looked for now, not after hours."""

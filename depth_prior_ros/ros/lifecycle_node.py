@@ -111,6 +111,7 @@ class DepthNode(LifecycleNode):
             # Late, so that a node that is interrupted while it starts ends cleanly.
             from depth_prior_ros.ros.loading import load_pipeline
 
+            self.get_logger().info(f"loading bundle {self.settings.bundle} and warming up")
             self._pipeline = load_pipeline(self.settings)
         except Exception as error:
             self.get_logger().error(f"cannot configure: {type(error).__name__}: {error}")
@@ -333,7 +334,9 @@ def run(args: list[str] | None = None) -> int:
         # is none to wake: until then it interrupts as SIGINT does.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = DepthNode()
-        if node.settings.autostart and not node.start():
+        if not node.settings.autostart:
+            node.get_logger().info("autostart is off: waiting to be configured")
+        elif not node.start():
             return 1
         install_signal_handlers(SignalHandlerOptions.ALL)
         executor = SingleThreadedExecutor()

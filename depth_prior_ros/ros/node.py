@@ -8,6 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 
+USAGE = """usage: depth_node [--ros-args -p NAME:=VALUE ... -r FROM:=TO ... --params-file FILE]
+
+Camera images in (image, camera_info, odom), metric depth out (depth/image_rect, ...), as a ROS 2
+lifecycle node. Parameters are explained in config/depth.yaml; with them unchanged the node loads
+the bundle `lite` and starts by itself. For arguments in words: ros2 launch depth_prior_ros
+depth.launch.py --show-args"""
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; returns the exit code.
@@ -15,6 +22,10 @@ def main(args: list[str] | None = None) -> int:
     0 after SIGINT, SIGTERM or a shutdown of the context; 1 where the parameters are wrong or, with
     ``autostart``, where the bundle cannot be loaded.
     """
+    given = sys.argv[1:] if args is None else args
+    if "-h" in given or "--help" in given:
+        print(USAGE)
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from depth_prior_ros.ros.lifecycle_node import run

@@ -294,7 +294,7 @@ def _pairs_in(out: Path, shard: int) -> int:
 
 
 def _progress(shards: list[int], shown: bool) -> Iterator[int]:
-    if not shown:
+    if not shown or not shards:
         yield from shards
         return
     from rich.progress import track
