@@ -91,7 +91,8 @@ class Supervised(Schedule):
     gradient_weight: float = Field(0.5, ge=0)
 
 
-NetworkName = Literal["student", "pose", "multi_frame"]
+# "fusion" is the part of the student that reads the prior.
+NetworkName = Literal["student", "fusion", "pose", "multi_frame"]
 
 
 class SelfSupervised(Schedule):
@@ -129,11 +130,11 @@ class SelfSupervised(Schedule):
 class Prior(SelfSupervised):
     """A provisional prior: random pixels of training frames through the multi-frame network.
 
-    Then the student with its fusion is trained as before; Pose and M are frozen.
+    Then, unless ``train`` says otherwise, the student's fusion alone learns to read it.
     """
 
     kind: Literal["prior"]  # type: ignore[assignment]
-    train: tuple[NetworkName, ...] = ("student",)
+    train: tuple[NetworkName, ...] = ("fusion",)
     references: int = Field(8192, ge=1)
     per_image: int = Field(64, ge=1)
 

@@ -35,8 +35,10 @@ class SelfSupervisedStage:
     name: str = "self-supervised"
 
     def __post_init__(self) -> None:
-        for name, network in self.networks.items():
-            network.requires_grad_(name in self.schedule.train)
+        for network in self.networks.values():
+            network.requires_grad_(False)
+        for module in self._learning:
+            module.requires_grad_(True)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -46,8 +48,16 @@ class SelfSupervisedStage:
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
-        names = [name for name in self.networks if name in self.schedule.train]
-        return [p for name in names for p in self.networks[name].parameters()]
+        return [p for module in self._learning for p in module.parameters()]
+
+    @property
+    def _learning(self) -> list[nn.Module]:
+        train = self.schedule.train
+        modules = [network for name, network in self.networks.items() if name in train]
+        fusion = self.system.student.fusion
+        if "fusion" in train and "student" not in train and fusion is not None:
+            modules.append(fusion)
+        return modules
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of triplets and, for rehearsal, one of pairs."""
