@@ -15,6 +15,7 @@ from helpers import texture
 from test_training_data import write_drive
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.config import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
 from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets
@@ -62,7 +63,7 @@ def triplets(tmp_path_factory: pytest.TempPathFactory) -> TripletSource:
     return load_triplets(root, [Drive(path=str(drive.relative_to(root)))], SIZE, UNIT)
 
 
-def system() -> System:
+def system(fusion: FusionConfig | None = None) -> System:
     recipe = Recipe.model_validate(
         {
             "size": SIZE,
@@ -71,7 +72,7 @@ def system() -> System:
             "output": {"name": "x", "licence": "Apache-2.0"},
         }
     )
-    return System.build(recipe, torch.device("cpu"))
+    return System.build(recipe, torch.device("cpu"), fusion)
 
 
 def nothing(folder: Path) -> Validation:
@@ -173,17 +174,29 @@ def test_the_self_supervised_stage_teaches_all_networks(
     assert (nets.multi_frame.delta != 1).any(), "the PADS map follows"
 
 
-def test_the_prior_stage_teaches_the_student_alone(
+def frozen_state(nets: System) -> dict[str, torch.Tensor]:
+    """Weights, batch statistics and PADS map that a prior stage must not touch."""
+    states = {
+        f"{n}.{k}": v for n, net in nets.networks.items() for k, v in net.state_dict().items()
+    }
+    return {k: v for k, v in states.items() if not k.startswith("student.fusion.")}
+
+
+def test_the_prior_stage_teaches_the_fusion_alone(
     triplets: TripletSource, pairs: PairSource, tmp_path: Path
 ) -> None:
-    nets = system()
+    nets = system(FusionConfig())
+    nets.prior = random_prior(nets, triplets, 20, 4, seed=1)
     schedule = Prior(kind="prior", steps=1, batch=3, synthetic_batch=0)
     stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
-    before = [p.clone() for p in nets.multi_frame.state_dict().values()]
-    assert learning(stage) == {"student"}
-    assert all(p.grad is None for p in nets.pose.parameters()), "nothing is computed in vain"
-    after = nets.multi_frame.state_dict().values()
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    before = {k: v.clone() for k, v in frozen_state(nets).items()}
+    assert learning(stage) == set(), "no network as a whole"
+    assert nets.student.fusion is not None
+    assert {id(p) for p in stage.trained} == {id(p) for p in nets.student.fusion.parameters()}
+    assert any(p.grad.abs().sum() > 0 for p in stage.trained if p.grad is not None)
+    others = [p for n, p in nets.student.named_parameters() if not n.startswith("fusion.")]
+    assert all(p.grad is None for p in [*others, *nets.pose.parameters()]), "nothing in vain"
+    assert all(torch.equal(v, before[k]) for k, v in frozen_state(nets).items())
     settle = SelfSupervised(kind="self_supervised", steps=1, train=("pose", "multi_frame"))
     stage = SelfSupervisedStage(settle, nets, triplets, None, nothing(tmp_path))
     assert learning(stage) == {"pose", "multi_frame"}, "a later stage trains what it names"
