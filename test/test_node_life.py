@@ -221,10 +221,9 @@ def test_services_answer_while_a_frame_is_being_inferred(tmp_path, record_proper
     record_property("longest_answer_ms", [round(ms, 1) for ms in longest])
     assert int(after["inferred"]) > int(before["inferred"]), "frames went on meanwhile"
     assert int(after["dropped_stale"]) > 0, "a camera faster than the node leaves frames behind"
-    assert np.percentile(answers, 95) < 100
-    # A busy machine may stop either process for longer than that, now and then. A node that let
-    # calls wait for its frames would do so in every round, each of which spans several frames.
-    assert min(longest) < 100
+    # All but one in 320: the scheduler of a busy machine may stop either process once. A node that
+    # let calls wait for its frames would do so in every round.
+    assert np.sort(answers)[-2] < 100
 
 
 def timed_calls(peer: Peer, rounds: int, count: int) -> list[list[float]]:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIXED_SCENES = 10
 SETS = ("kitti2015", "0052", "0039lidar")
 
 
@@ -207,12 +206,6 @@ def evaluate_network(
     return result
 
 
-def fixed_scenes(data_dir: str | Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The same ten scenes of KITTI 2015 each time, (N, H, W, 3) uint8 RGB at `size`."""
-    images = cached_set("kitti2015", Path(data_dir), size).images
-    return images[np.unique(np.linspace(0, len(images) - 1, _FIXED_SCENES).astype(int))]
-
-
 def colour_inverse_depth(inverse: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Inverse depth (H, W) in turbo, near = red, (H, W, 3) uint8 RGB; black where unknown.
 
@@ -224,24 +217,6 @@ def colour_inverse_depth(inverse: NDArray[np.floating[Any]]) -> NDArray[np.uint8
     colour = cv2.applyColorMap(grey, cv2.COLORMAP_TURBO)[..., ::-1].copy()
     colour[~known] = 0
     return colour
-
-
-def picture_grid(
-    student: nn.Module,
-    images: NDArray[np.uint8],
-    path: str | Path,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Write a PNG with a row per image: the image and its depth in turbo (near = red).
-
-    `images` are (N, H, W, 3) uint8 RGB at the network's input size.
-    """
-    inverse = predict_inverse_depth(student, images, device)
-    rows = [np.hstack([i, colour_inverse_depth(d)]) for i, d in zip(images, inverse, strict=True)]
-    half = (len(rows) + 1) // 2
-    rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
-    grid = np.hstack([np.vstack(rows[:half]), np.vstack(rows[half:])])
-    write_png(Path(path), grid)
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
