@@ -48,6 +48,7 @@ class Frame:
     `stamp_ns` is in nanoseconds. `pose` is world_from_camera, (4, 4) float64, camera optical
     frame (x right, y down, z forward), metres. `speed` is in m/s, negative when reversing. `file`
     is the image's own file where it has one, so that a JPEG can be copied instead of encoded again.
+    `load_moving` reads which pixels show something that moves by itself, where that is known.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Frame:
     pose: NDArray[np.float64] | None = field(default=None, repr=False)
     speed: float | None = None
     file: Path | None = field(default=None, repr=False)
+    load_moving: Callable[[], NDArray[np.bool_]] | None = field(default=None, repr=False)
 
     @property
     def has_depth(self) -> bool:
@@ -74,6 +76,13 @@ class Frame:
         Raises CorruptFrameError.
         """
         return None if self.load_depth is None else self.load_depth()
+
+    def moving(self) -> NDArray[np.bool_] | None:
+        """Read what moves by itself (cars, people; not the camera), (H, W) bool; None: unknown.
+
+        Raises CorruptFrameError.
+        """
+        return None if self.load_moving is None else self.load_moving()
 
 
 @runtime_checkable
