@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from depth_prior_ros.models.hrnet import HRNet, build_trunk, hrnet_w18, hrnet_w18_small
+from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
 from depth_prior_ros.models.inputs import SIDE_MULTIPLE, check_size
+from depth_prior_ros.models.student import build_trunk
 
 
 @pytest.fixture(scope="module")

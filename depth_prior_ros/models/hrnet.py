@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from depth_prior_ros.models.image_weights import fit_weights
 from depth_prior_ros.models.inputs import check_image
 from depth_prior_ros.models.residual import BasicBlock, Bottleneck, initialise_convolutions
-
-Features = dict[int, list[Tensor]]
+from depth_prior_ros.models.trunk import Features
 
 # What timm's classifiers have on top of the trunk; such keys are left out when weights are loaded.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
@@ -123,8 +122,9 @@ class HRNet(nn.Module):
             {2: [64], 4: [64, 18, 18, 18], 8: [36, 36, 36], 16: [72, 72], 32: [144]}.
     """
 
-    def __init__(self, spec: HRNetSpec) -> None:
+    def __init__(self, spec: HRNetSpec, name: str = "this HRNet trunk") -> None:
         super().__init__()
+        self.name = name
         stem = spec.stem
         self.conv1 = nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -171,11 +171,7 @@ class HRNet(nn.Module):
         Raises:
             ValueError: a key of the trunk is missing, unknown, or has another shape.
         """
-        trunk = {k: v for k, v in state.items() if not k.startswith(_CLASSIFIER_PREFIXES)}
-        try:
-            self.load_state_dict(trunk, strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"these weights do not fit this HRNet trunk: {error}") from error
+        fit_weights(self, state, self.name, ignored=_CLASSIFIER_PREFIXES)
 
 
 def _stage(stage: StageSpec) -> nn.Sequential:
@@ -213,32 +209,9 @@ def _tap_channels(spec: HRNetSpec) -> dict[int, list[int]]:
 
 def hrnet_w18() -> HRNet:
     """HRNet-W18, the trunk of DIFFNet: 9,562,260 parameters."""
-    return HRNet(HRNET_W18)
+    return HRNet(HRNET_W18, "hrnet_w18")
 
 
 def hrnet_w18_small() -> HRNet:
     """HRNet-W18-small (timm's `hrnet_w18_small`), the trunk of the bundle `lite`."""
-    return HRNet(HRNET_W18_SMALL)
-
-
-TRUNKS = {"hrnet_w18": hrnet_w18, "hrnet_w18_small": hrnet_w18_small}
-
-
-def build_trunk(name: str) -> HRNet:
-    """Build a randomly initialised trunk by name.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in TRUNKS:
-        raise ValueError(f"unknown trunk {name!r}: choose one of {sorted(TRUNKS)}")
-    return TRUNKS[name]()
-
-
-def check_features(features: Features, channels: dict[int, list[int]]) -> None:
-    """Raise ValueError unless `features` has the strides and channels that `channels` names."""
-    if torch.jit.is_tracing():
-        return
-    found = {stride: [tensor.shape[1] for tensor in taps] for stride, taps in features.items()}
-    if found != channels:
-        raise ValueError(f"features have channels {found}: this decoder was built for {channels}")
+    return HRNet(HRNET_W18_SMALL, "hrnet_w18_small")

@@ -10,57 +10,28 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose
 from depth_prior_ros.models.inputs import check_image
-from depth_prior_ros.models.residual import BasicBlock, initialise_convolutions
+from depth_prior_ros.models.residual import initialise_convolutions
+from depth_prior_ros.models.resnet import RESNET18_TAPS, ResNet18Body, normalise_image
 
-_MEAN, _DEVIATION = 0.45, 0.225
 # Keeps the first poses close to the identity, where warps still find their targets.
 _OUTPUT_SCALE = 0.01
 
 
-class PairResNet18(nn.Module):
+class PairResNet18(ResNet18Body):
     """ResNet-18 without its classifier, for two RGB images; timm's parameter names."""
 
-    channels = 512
-
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(6, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        before = 64
-        for number, (planes, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), 1):
-            layer = nn.Sequential(BasicBlock(before, planes, stride), BasicBlock(planes, planes))
-            setattr(self, f"layer{number}", layer)
-            before = planes
-        initialise_convolutions(self)
+        super().__init__(inputs=6)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """(B, 6, H, W) -> (B, 512, H / 32, W / 32)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pair))))
-        for number in (1, 2, 3, 4):
-            x = getattr(self, f"layer{number}")(x)
-        return x
-
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Load image weights with timm's names; a three-channel conv1 is doubled and halved.
-
-        Raises:
-            ValueError: a key is missing, unknown, or has another shape.
-        """
-        weights = {k: v for k, v in state.items() if not k.startswith("fc.")}
-        first = weights.get("conv1.weight")
-        if first is not None and first.shape[1] == 3:
-            weights["conv1.weight"] = torch.cat([first, first], dim=1) / 2
-        try:
-            self.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"these weights do not fit ResNet-18: {error}") from error
+        """Normalised pair (B, 6, H, W) -> (B, 512, H / 32, W / 32)."""
+        _, quarter = self.shallow(pair)
+        return self.deep(quarter)[-1]
 
 
 def _resnet_head() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(PairResNet18.channels, 256, 1),
+        nn.Conv2d(RESNET18_TAPS[32], 256, 1),
         nn.ReLU(inplace=True),
         nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -115,7 +86,7 @@ class PoseNet(nn.Module):
         check_image(second, "second image")
         if not torch.jit.is_tracing() and first.shape != second.shape:
             raise ValueError(f"images differ: {tuple(first.shape)} and {tuple(second.shape)}")
-        pair = (torch.cat([first, second], dim=1) - _MEAN) / _DEVIATION
+        pair = normalise_image(torch.cat([first, second], dim=1))
         motion = self.decoder(self.encoder(pair)).float().mean(dim=(2, 3)) * _OUTPUT_SCALE
         with torch.autocast(device_type=motion.device.type, enabled=False):
             return Pose.from_axis_angle(motion[:, :3], motion[:, 3:])

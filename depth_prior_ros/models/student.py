@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.models.diffnet import DECODERS, FAR_BIAS, SCALES
-from depth_prior_ros.models.hrnet import Features, build_trunk
+from depth_prior_ros.models.decoder import FAR_BIAS
+from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
+from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
+from depth_prior_ros.models.monodepth2 import Monodepth2Decoder
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion, ProjectedPrior
+from depth_prior_ros.models.ra_depth import RADepthDecoder
+from depth_prior_ros.models.resnet import ResNet18, resnet18
+from depth_prior_ros.models.trunk import Features
+
+Trunk = HRNet | ResNet18
+TRUNKS: dict[str, Callable[[], Trunk]] = {
+    "hrnet_w18": hrnet_w18,
+    "hrnet_w18_small": hrnet_w18_small,
+    "resnet18": resnet18,
+}
+DECODERS: dict[
+    str, type[DiffNetDecoder] | type[LightDecoder] | type[Monodepth2Decoder] | type[RADepthDecoder]
+] = {
+    "diffnet": DiffNetDecoder,
+    "light": LightDecoder,
+    "monodepth2": Monodepth2Decoder,
+    "ra_depth": RADepthDecoder,
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +52,17 @@ class StudentOutput:
 
 
 class Student(nn.Module):
-    """Image to disparity. DIFFNet (trunk "hrnet_w18", decoder "diffnet") has 10,869,100 parameters.
+    """Image to disparity: any trunk with any decoder.
+
+    | trunk | decoder | parameters | GMAC at 640x192 |
+    |---|---|---|---|
+    | hrnet_w18 | diffnet | 10,869,100 | 11.84 (DIFFNet) |
+    | hrnet_w18 | ra_depth | 9,978,849 | 10.56 (RA-Depth, MISM) |
+    | resnet18 | monodepth2 | 14,329,236 | 8.01 (monodepth2) |
 
     Args:
-        trunk: "hrnet_w18" or "hrnet_w18_small".
-        decoder: "diffnet" or "light".
+        trunk: "hrnet_w18", "hrnet_w18_small" or "resnet18".
+        decoder: "diffnet", "light", "monodepth2" or "ra_depth" (which has scale 0 only).
         fusion: sizes of the prior fusion, None for a plain student.
         far_bias: logit that the disparity heads start with.
 
@@ -66,12 +92,26 @@ class Student(nn.Module):
             "fusion": None if fusion is None else fusion.to_dict(),
         }
 
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales that the decoder has: (0, 1, 2, 3), or (0,) of "ra_depth"."""
+        return self.decoder.scales
+
+    def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load ImageNet weights by timm's names into the trunk; the rest is left as it is.
+
+        Raises:
+            ValueError: they do not fit; the message says what is missing, unexpected or misshapen
+                and which network they seem to be of.
+        """
+        self.trunk.load_weights(state)
+
     def forward(
         self,
         image: Tensor,
         prior: Prior | ProjectedPrior | None = None,
         *,
-        scales: Sequence[int] = SCALES,
+        scales: Sequence[int] | None = None,
         entropy: bool = False,
     ) -> StudentOutput:
         """Predict disparity for `image` (B, 3, H, W), RGB in [0, 1], sides multiples of 32.
@@ -80,11 +120,12 @@ class Student(nn.Module):
             image: the image.
             prior: reference pixels for the fusion; without them a student with fusion runs as the
                 plain one (for training before there is a prior).
-            scales: which of the scales 0 to 3 to compute.
+            scales: which of `self.scales` to compute; None: all of them.
             entropy: return the entropy of the affinity, too.
 
         Raises:
-            ValueError: an image of a wrong shape, or a prior for a student without fusion.
+            ValueError: an image of a wrong shape, a prior for a student without fusion, or a scale
+                that the decoder has not.
         """
         features = self.trunk(image)
         if prior is None:
@@ -96,6 +137,17 @@ class Student(nn.Module):
         sizes = self.trunk.channels[tap]
         mixed: Features = {**features, tap: list(fused.features.split(sizes, dim=1))}
         return StudentOutput(self.decoder(mixed, scales), fused.inverse_depth, fused.entropy)
+
+
+def build_trunk(name: str) -> Trunk:
+    """Build a randomly initialised trunk by name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in TRUNKS:
+        raise ValueError(f"unknown trunk {name!r}: choose one of {sorted(TRUNKS)}")
+    return TRUNKS[name]()
 
 
 def build_student(architecture: Mapping[str, Any]) -> Student:

@@ -1,0 +1,103 @@
+"""ResNet-18: a trunk, the encoder of the pose network, and that of the cost-volume network.
+
+Parameter names equal those of timm's `resnet18` without its classifier, so that weights in that
+naming load directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from depth_prior_ros.models.image_weights import fit_weights
+from depth_prior_ros.models.inputs import check_image
+from depth_prior_ros.models.residual import BasicBlock, initialise_convolutions
+from depth_prior_ros.models.trunk import Features
+
+_MEAN, _DEVIATION = 0.45, 0.225
+_LAYERS = ((64, 1), (128, 2), (256, 2), (512, 2))
+#: Channels of the stem and of the four layers, and their strides.
+RESNET18_TAPS = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
+
+
+def normalise_image(image: Tensor) -> Tensor:
+    """RGB in [0, 1] to about zero mean and unit deviation, as monodepth2's ResNets take it."""
+    return (image - _MEAN) / _DEVIATION
+
+
+class ResNet18Body(nn.Module):
+    """Stem and layers of ResNet-18 without pooling and classifier; for those who put them together.
+
+    Args:
+        inputs: channels of the input, 3 or 6.
+    """
+
+    def __init__(self, inputs: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        before = 64
+        for number, (planes, stride) in enumerate(_LAYERS, 1):
+            layer = nn.Sequential(BasicBlock(before, planes, stride), BasicBlock(planes, planes))
+            setattr(self, f"layer{number}", layer)
+            before = planes
+        self.inputs = inputs
+        initialise_convolutions(self)
+
+    def shallow(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, inputs, H, W) -> stem (B, 64, H / 2, W / 2) and layer1 (B, 64, H / 4, W / 4)."""
+        stem = self.relu(self.bn1(self.conv1(normalised)))
+        return stem, self.layer1(self.maxpool(stem))
+
+    def deep(self, quarter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 64, H / 4, W / 4) -> layers 2, 3 and 4 at 1/8, 1/16 and 1/32."""
+        eighth = self.layer2(quarter)
+        sixteenth = self.layer3(eighth)
+        return eighth, sixteenth, self.layer4(sixteenth)
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load image weights with timm's names; a classifier's own keys are ignored.
+
+        A three-channel conv1 is doubled and halved for a pair of images (monodepth2).
+
+        Raises:
+            ValueError: a key is missing, unknown, or has another shape.
+        """
+        weights = dict(state)
+        first = weights.get("conv1.weight")
+        if self.inputs == 6 and first is not None and first.dim() == 4 and first.shape[1] == 3:
+            weights["conv1.weight"] = torch.cat([first, first], dim=1) / 2
+        fit_weights(self, weights, "resnet18", ignored=("fc.",))
+
+
+class ResNet18(ResNet18Body):
+    """The trunk: 11,176,512 parameters.
+
+    Attributes:
+        channels: stride -> channels of each tap, {2: [64], 4: [64], 8: [128], 16: [256],
+            32: [512]}.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = {stride: [width] for stride, width in RESNET18_TAPS.items()}
+
+    def forward(self, image: Tensor) -> Features:
+        """Taps of `image` (B, 3, H, W), RGB in [0, 1], normalised here by .45 and .225.
+
+        Raises:
+            ValueError: a wrong shape, or a side that is no multiple of 32.
+        """
+        check_image(image)
+        stem, quarter = self.shallow(normalise_image(image))
+        maps = (stem, quarter, *self.deep(quarter))
+        return {stride: [tap] for stride, tap in zip(RESNET18_TAPS, maps, strict=True)}
+
+
+def resnet18() -> ResNet18:
+    """The trunk of monodepth2."""
+    return ResNet18()
