@@ -1,7 +1,8 @@
 """Recordings of every kind, opened by one function.
 
 `open_recording(path)` tells by what is in it whether a path is a KITTI raw drive, a KITTI
-odometry sequence, the KITTI 2015 scenes, a bag or a folder of images. Readers are imported when
+odometry sequence, the KITTI 2015 scenes, Make3D, Cityscapes, nuScenes, a bag or a folder of
+images. Readers are imported when
 they are needed: nothing heavy happens on importing this package.
 """
 
@@ -45,7 +46,8 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     """Open whatever is at `path`; `options` go to the reader of that kind.
 
     Kinds and options: KITTI raw drive (`camera`, `depth`), KITTI odometry sequence (`camera`,
-    `poses`), KITTI 2015 folder, bag file or folder (`topics`), image folder (`camera`, `rate`).
+    `poses`), KITTI 2015 folder, Make3D, Cityscapes (`split`), nuScenes (`version`, `camera`,
+    `scenes`), bag (`topics`), image folder (`camera`, `rate`, `intrinsics`).
     Raises RecordingError, naming what was looked for.
     """
     path = Path(path)
@@ -63,7 +65,15 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
 
 
 def _open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
-    from depth_prior_ros.recordings import folder, kitti_2015, kitti_odometry, kitti_raw
+    from depth_prior_ros.recordings import (
+        cityscapes,
+        folder,
+        kitti_2015,
+        kitti_odometry,
+        kitti_raw,
+        make3d,
+        nuscenes,
+    )
 
     # KITTI 2015 before KITTI raw: both have an image_02.
     if kitti_2015.is_kitti_2015(path):
@@ -72,9 +82,16 @@ def _open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
         return kitti_raw.open_kitti_raw(path, **options)
     if kitti_odometry.is_kitti_odometry(path):
         return kitti_odometry.open_kitti_odometry(path, **options)
+    if cityscapes.is_cityscapes(path):
+        return cityscapes.open_cityscapes(path, **options)
+    if nuscenes.is_nuscenes(path):
+        return nuscenes.open_nuscenes(path, **options)
+    if make3d.is_make3d(path):
+        return make3d.open_make3d(path, **options)
     if folder.is_image_folder(path):
         return folder.open_image_folder(path, **options)
     raise RecordingError(
         f"{path}: neither a KITTI raw drive (image_02/data), nor an odometry sequence (image_0), "
-        "nor KITTI 2015 scenes (image_02 and depth_stereo), nor a bag, nor a folder of images"
+        "nor KITTI 2015 scenes (image_02 and depth_stereo), nor Make3D, Cityscapes or nuScenes, "
+        "nor a bag, nor a folder of images"
     )

@@ -32,6 +32,7 @@ from depth_prior_ros.recordings.base import (
 )
 
 SOURCE_TOPIC = "/ground_truth/source"
+MOVING_TOPIC = "/ground_truth/moving"
 # Odometry older than this says nothing about a frame.
 _ODOMETRY_AGE_NS = 500_000_000
 # Share of pixels with depth: projected LiDAR has 3 to 5 %, published stereo about 20 %.
@@ -49,6 +50,7 @@ class BagTopics:
     camera_info: str | None = None
     odom: str | None = None
     depth: str | None = None
+    moving: str | None = None
 
 
 class BagFile:
@@ -125,6 +127,10 @@ class BagFile:
         """Read one depth map; raises CorruptFrameError."""
         return messages.depth_of(self.message(topic, time, nth), f"{topic} at {time}")
 
+    def load_moving(self, topic: str, time: int, nth: int) -> NDArray[np.bool_]:
+        """Read one mask of what moves by itself; raises CorruptFrameError."""
+        return messages.mask_of(self.message(topic, time, nth), f"{topic} at {time}")
+
 
 @dataclass
 class _Contents:
@@ -134,6 +140,7 @@ class _Contents:
     depths: dict[int, tuple[str, int, int]]
     cameras: list[tuple[int, Any]]
     odometry: list[tuple[int, float | None, NDArray[np.float64] | None]]
+    moving: dict[int, tuple[str, int, int]]
     source: str | None = None
 
 
@@ -160,7 +167,7 @@ def open_bag(
     frames = []
     for index, image in zip(_indices(images, skipped), images, strict=True):
         stamp = image[0]
-        depth = contents.depths.get(stamp)
+        depth, moving = contents.depths.get(stamp), contents.moving.get(stamp)
         speed, pose = _odometry_at(contents.odometry, times, stamp)
         frames.append(
             Frame(
@@ -171,6 +178,7 @@ def open_bag(
                 load_depth=partial(bag.load_depth, *depth) if depth else None,
                 pose=pose,
                 speed=speed,
+                load_moving=partial(bag.load_moving, *moving) if moving else None,
             )
         )
     lost = len(contents.depths) - sum(frame.has_depth for frame in frames)
@@ -201,7 +209,8 @@ def find_topics(there: dict[str, tuple[str, int]], wanted: BagTopics, path: Path
         if t.startswith("/ground_truth/") and "depth" in t
     ]
     depth = _first(depths, "/ground_truth/depth")
-    found = BagTopics(image, info, odom, depth)
+    moving = MOVING_TOPIC if _is_picture(there, MOVING_TOPIC) else None
+    found = BagTopics(image, info, odom, depth, moving)
     return replace(found, **{k: v for k, v in vars(wanted).items() if v is not None})
 
 
@@ -209,6 +218,10 @@ def _of_type(there: dict[str, tuple[str, int]], *types: str) -> list[str]:
     """Topics of these types that have messages, the fullest first."""
     found = [t for t, (kind, count) in there.items() if kind in types and count]
     return sorted(found, key=lambda t: (-there[t][1], t))
+
+
+def _is_picture(there: dict[str, tuple[str, int]], topic: str) -> bool:
+    return topic in _of_type(there, messages.COMPRESSED_IMAGE, messages.IMAGE)
 
 
 def _first(topics: list[str], favourite: str) -> str | None:
@@ -245,7 +258,7 @@ def _cannot_open(path: Path, error: Exception) -> str:
 
 
 def _scan(bag: BagFile, chosen: BagTopics) -> _Contents:
-    contents = _Contents([], {}, [], [])
+    contents = _Contents([], {}, [], [], {})
     seen: Counter[tuple[str, int]] = Counter()
     wanted = {t for t in vars(chosen).values() if t is not None} | {SOURCE_TOPIC}
     for topic, time, message in bag.messages(wanted):
@@ -256,6 +269,8 @@ def _scan(bag: BagFile, chosen: BagTopics) -> _Contents:
             contents.images.append((messages.stamp_of(message) or time, topic, time, nth))
         elif topic == chosen.depth:
             contents.depths.setdefault(messages.stamp_of(message) or time, (topic, time, nth))
+        elif topic == chosen.moving:
+            contents.moving.setdefault(messages.stamp_of(message) or time, (topic, time, nth))
         elif topic == chosen.camera_info:
             if not contents.cameras:
                 contents.cameras.append((time, message))

@@ -80,6 +80,11 @@ def depth_of(message: Any, what: str) -> NDArray[np.float32]:
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
+def mask_of(message: Any, what: str) -> NDArray[np.bool_]:
+    """A mask (H, W), True where a one-channel 8-bit image is not 0; raises CorruptFrameError."""
+    return np.asarray(image_of(message, what)[..., 0] > 0)
+
+
 def camera_of(message: Any) -> Camera:
     """The rectified camera of a CameraInfo: P where it is filled in, K otherwise.
 

@@ -10,6 +10,7 @@ from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
 from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS, scaled_to_images
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
+from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
 
 
@@ -19,18 +20,25 @@ def is_image_folder(path: Path) -> bool:
 
 
 def open_image_folder(
-    path: Path, *, camera: Camera | None = None, rate: float = 10.0
+    path: Path,
+    *,
+    camera: Camera | None = None,
+    rate: float = 10.0,
+    intrinsics: Path | None = None,
 ) -> StoredRecording:
     """Open images recorded at `rate` Hz with `camera` (scaled where the images are resized).
 
-    Where every name is a number, missing numbers are gaps; otherwise the names' natural order
-    counts. Raises RecordingError without a camera or without a usable image.
+    Without a camera, the file `intrinsics` (see `recordings.intrinsics`) is read, or an
+    intrinsics.yaml in the folder. Where every name is a number, missing numbers are gaps; otherwise
+    the names' natural order counts. Raises RecordingError without a camera or a usable image.
     """
     path = Path(path)
-    if camera is None:
+    if path.is_dir() and intrinsics is None:
+        intrinsics = find_intrinsics(path)
+    if camera is None and intrinsics is None:
         raise RecordingError(
-            f"{path}: a folder of images has no calibration; "
-            "give the intrinsics in pixels (fx, fy, cx, cy)"
+            f"{path}: a folder of images has no calibration; give the intrinsics in pixels "
+            "(fx, fy, cx, cy), or write them into an intrinsics.yaml with their units"
         )
     if not rate > 0:
         raise RecordingError(f"a rate of {rate} Hz is no frame rate")
@@ -42,6 +50,9 @@ def open_image_folder(
     images, size = probe_all(listed, skipped)
     if size is None:
         raise RecordingError(f"{path}: no usable image in it")
+    if camera is None:
+        assert intrinsics is not None
+        camera = read_intrinsics(intrinsics, size)
     camera = scaled_to_images(camera, size, str(path), notes)
     frames = [
         Frame(

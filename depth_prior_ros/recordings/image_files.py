@@ -48,14 +48,14 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.ui
 
     Raises CorruptFrameError, also where the image has not the given (width, height).
     """
-    image = decode_image(_read_bytes(path), str(path))
+    image = decode_image(_read(path), str(path))
     _check_size(image, size, str(path))
     return image
 
 
 def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
     """Read a 16-bit depth PNG as (H, W) float32 metres, 0 = none; raises CorruptFrameError."""
-    depth = decode_depth(_read_bytes(path), str(path))
+    depth = decode_depth(_read(path), str(path))
     _check_size(depth, size, str(path))
     return depth
 
@@ -88,7 +88,14 @@ def encode_depth(depth: NDArray[np.float32], compression: int = 6) -> bytes:
     return bytes(cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, compression])[1])
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a JPEG or PNG, once it is known to be whole; raises CorruptFrameError."""
+    data = _read(path)
+    _check_bytes(data, str(path))
+    return data
+
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

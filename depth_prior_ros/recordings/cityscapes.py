@@ -1,0 +1,159 @@
+"""Cityscapes (Cordts et al., CVPR 2016) for evaluation, without the car's own bonnet.
+
+leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png      2048 x 1024
+camera/SPLIT/CITY/CITY_SEQUENCE_FRAME_camera.json               intrinsics, baseline
+disparity/SPLIT/CITY/CITY_SEQUENCE_FRAME_disparity.png          16 bit: (value - 1) / 256 pixels
+
+or, in place of disparities, the depth that ManyDepth's authors publish:
+
+gt_depths/000_depth.npy, 001_depth.npy, ...                     (1024, 2048) metres
+gt_depths/test_files.txt (or beside it)                         CITY NAME of each, in order
+
+The bottom quarter of image, depth and camera is dropped, as the papers do.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.recordings.base import (
+    CorruptFrameError,
+    Frame,
+    RecordingError,
+    Skipped,
+    StoredRecording,
+)
+from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
+from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
+
+FULL_SIZE = (2048, 1024)  # width and height that calibration and disparity belong to
+KEPT_ROWS = 0.75
+SPLITS = ("test", "val", "train")
+_IMAGE, _DISPARITY, _CAMERA = "_leftImg8bit", "_disparity", "_camera"
+_DEPTHS, _LISTED = "gt_depths", "test_files.txt"
+
+
+def is_cityscapes(path: Path) -> bool:
+    """Whether a folder holds Cityscapes' left images."""
+    return (path / "leftImg8bit").is_dir()
+
+
+def open_cityscapes(path: Path, *, split: str | None = None) -> StoredRecording:
+    """Open a split ("test" where it is there, then "val", "train"); separate scenes.
+
+    Depth is the published .npy set where it lies in the folder (it belongs to "test"), otherwise
+    what the disparity gives. Raises RecordingError without usable images, or where the .npy set
+    cannot be told apart because its list is missing.
+    """
+    path = Path(path)
+    chosen = split or next((s for s in SPLITS if (path / "leftImg8bit" / s).is_dir()), SPLITS[0])
+    files = sorted((path / "leftImg8bit" / chosen).glob(f"*/*{_IMAGE}.png"))
+    skipped: list[Skipped] = []
+    arrays = _listed_depths(path) if chosen == "test" else {}
+    frames: list[Frame] = []
+    for file in files:
+        try:
+            frames.append(_frame(path, chosen, file, arrays, len(frames)))
+        except (CorruptFrameError, InvalidCameraError) as error:
+            skipped.append(Skipped(f"image {file.stem.removesuffix(_IMAGE)}", str(error)))
+    if not frames:
+        first = f" (first: {skipped[0]})" if skipped else ""
+        raise RecordingError(f"{path}: no usable image in leftImg8bit/{chosen}{first}")
+    lacking = sum(not frame.has_depth for frame in frames)
+    notes = [f"{lacking} images have no depth"] if lacking else []
+    return StoredRecording(
+        f"cityscapes_{chosen}",
+        frames,
+        skipped,
+        depth_source="stereo" if lacking < len(frames) else None,
+        consecutive=False,
+        notes=notes,
+    )
+
+
+def _frame(path: Path, split: str, file: Path, arrays: dict[str, Path], index: int) -> Frame:
+    name, city = file.stem.removesuffix(_IMAGE), file.parent.name
+    width, height = probe_image(file)
+    rows = round(height * KEPT_ROWS)
+    calibration = path / "camera" / split / city / f"{name}{_CAMERA}.json"
+    camera, factor = _read_camera(calibration, (width, height))
+    disparity = path / "disparity" / split / city / f"{name}{_DISPARITY}.png"
+    load = None
+    if name in arrays:
+        load = partial(_read_array, arrays[name])
+    elif disparity.is_file():
+        load = partial(_read_disparity, disparity, factor)
+    return Frame(
+        index=index,
+        stamp_ns=index * FRAME_PERIOD_NS,
+        camera=camera.cropped(0, 0, width, rows),
+        load_image=partial(_read_upper, file, rows),
+        load_depth=load,
+    )
+
+
+def _listed_depths(path: Path) -> dict[str, Path]:
+    """The .npy files by the name of their image; empty where there is no such set."""
+    folder = path / _DEPTHS
+    if not folder.is_dir():
+        return {}
+    for listed in (folder / _LISTED, path / _LISTED):
+        if listed.is_file():
+            names = [line.split()[-1] for line in listed.read_text().splitlines() if line.strip()]
+            files = [folder / f"{number:03d}_depth.npy" for number in range(len(names))]
+            found = {n: f for n, f in zip(names, files, strict=True) if f.is_file()}
+            if found:
+                return found
+    raise RecordingError(
+        f"{folder}: depth by number needs the list of its images: put {_LISTED} (a line CITY NAME "
+        "for each number) into it"
+    )
+
+
+def _read_camera(file: Path, size: tuple[int, int]) -> tuple[Camera, float]:
+    """The camera of images of `size`, and depth times disparity: metres x pixels at full size."""
+    try:
+        content = json.loads(file.read_text())
+        k, baseline = content["intrinsic"], float(content["extrinsic"]["baseline"])
+        fx, fy, cx, cy = (float(k[name]) for name in ("fx", "fy", "u0", "v0"))
+    except OSError as error:
+        raise CorruptFrameError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFrameError(f"{file}: no intrinsics and baseline in it ({error!r})") from error
+    full = Camera(fx, fy, cx, cy, *FULL_SIZE)
+    if not full.same_aspect(full.scaled(*size)):
+        raise CorruptFrameError(f"{file}: calibrated at {FULL_SIZE}, but the image is {size}")
+    return full.scaled(*size), full.fx * baseline
+
+
+def _read_upper(file: Path, rows: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(read_image(file)[:rows])
+
+
+def _read_disparity(file: Path, factor: float) -> NDArray[np.float32]:
+    """Depth in metres: `factor` (focal length in pixels x baseline) over disparity in pixels."""
+    raw = cv2.imdecode(np.frombuffer(read_bytes(file), np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
+        raise CorruptFrameError(f"{file}: not a 16-bit, one-channel disparity image")
+    pixels = (raw[: round(len(raw) * KEPT_ROWS)].astype(np.float32) - 1) / 256
+    depth = np.zeros(pixels.shape, np.float32)
+    np.divide(np.float32(factor), pixels, out=depth, where=pixels > 0)
+    return depth
+
+
+def _read_array(file: Path) -> NDArray[np.float32]:
+    try:
+        depth = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorruptFrameError(f"{file}: cannot be read ({error})") from error
+    if depth.ndim != 2:
+        raise CorruptFrameError(f"{file}: {depth.shape} is no depth image")
+    depth = depth[: round(len(depth) * KEPT_ROWS)]
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
