@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -21,14 +16,16 @@ from torch import nn
 
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.config import RecipeError, Schedule
-from training.engine import learning_rate
 from training.run import run_recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from kill_and_resume import Command, compare, differences
 
 STEPS = 12
 
 
 def recipe(folder: Path) -> Path:
-    """A run of two stages on twelve small textured frames."""
+    """A run of two stages on twelve small textured frames, with a checkpoint every other step."""
     drive = write_drive(folder / "data", list(range(12)))
     texture = np.random.default_rng(0).integers(0, 255, (20, 80, 3), np.uint8)
     texture = cv2.resize(texture, (200, 38), interpolation=cv2.INTER_CUBIC)
@@ -41,7 +38,7 @@ def recipe(folder: Path) -> Path:
         "data": {"root": str(folder / "data"), "drives": [{"path": str(drive)}]},
         "stages": [
             {"kind": "self_supervised", "steps": STEPS} | stage,
-            {"kind": "prior", "steps": 3, "references": 32, "per_image": 4} | stage,
+            {"kind": "prior", "steps": STEPS, "references": 32, "per_image": 4} | stage,
         ],
         "output": {"name": "tiny", "licence": "Apache-2.0"},
         "checkpoint_every": 2,
@@ -53,57 +50,43 @@ def recipe(folder: Path) -> Path:
     return path
 
 
-def lines(run: Path, stage: str = "0_self_supervised") -> list[dict]:
-    path = run / stage / "metrics.jsonl"
-    return [json.loads(s) for s in path.read_text().splitlines()] if path.is_file() else []
-
-
-def losses(run: Path, stage: str) -> dict[int, float]:
-    return {v["step"]: v["loss"] for v in lines(run, stage) if "loss" in v}
-
-
-def start(path: Path, out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "training.cli", "run", str(path), "--out", str(out)]
-    return subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def kill_at_step(process: subprocess.Popen, run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(v["step"] >= step for v in lines(run) if v):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return
-        time.sleep(0.005)
-    raise AssertionError("training ended before it could be killed")
+def check_killed_run_equals_unbroken(recipe: Path, folder: Path, kills: int = 3) -> None:
+    """Carry out ``recipe`` below ``folder``, unbroken and killed ``kills`` times in every stage."""
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed of the kills: {seed}")
+    _, different = compare(recipe, [], folder, kills, seed)
+    assert different.keys() >= {"bundle"} and not any(different.values()), different
 
 
 @pytest.mark.slow
 def test_killed_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     path = recipe(tmp_path)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(path, whole).wait() == 0
-    step = random.SystemRandom().randrange(3, STEPS - 2)
-    print(f"killed at step {step}")
-    kill_at_step(start(path, broken), broken, step)
-    assert not (broken / "bundle").exists()
-    again = start(path, broken)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors.decode()
-    assert b"going on after step" in errors
-    for stage in ("0_self_supervised", "1_prior"):
-        assert losses(broken, stage) == losses(whole, stage)
-    files = {f.name: f.read_bytes() for f in (whole / "bundle").iterdir()}
+    check_killed_run_equals_unbroken(path, tmp_path)
+    whole = tmp_path / "whole" / "bundle"
+    files = {f.name: f.read_bytes() for f in whole.iterdir()}
     assert "baselines.safetensors" in files
-    for name in files.keys() - {"bundle.yaml"}:
-        assert files[name] == (broken / "bundle" / name).read_bytes(), name
-    assert start(path, whole).wait() == 0
-    assert {f.name: f.read_bytes() for f in (whole / "bundle").iterdir()} == files, "left alone"
+    again = Command(path, [], tmp_path / "whole")
+    again.start()
+    again.end()
+    assert "finished already" in again.said[0]
+    assert {f.name: f.read_bytes() for f in whole.iterdir()} == files, "left alone"
+
+
+def test_a_difference_is_found(tmp_path: Path) -> None:
+    for run, value in (("a", 1.0), ("b", 1.0 + 1e-7)):
+        stage = tmp_path / run / "0_stage"
+        stage.mkdir(parents=True)
+        (tmp_path / run / "bundle").mkdir()
+        (stage / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+        network = nn.Linear(1, 1)
+        nn.init.constant_(network.weight, value)
+        nn.init.zeros_(network.bias)
+        save_checkpoint(stage / "last.safetensors", {"net": network}, None, {"step": 1})
+    assert not any(differences(tmp_path / "a", tmp_path / "a").values())
+    wrong = differences(tmp_path / "a", tmp_path / "b")
+    assert wrong == {"0_stage": ["last.safetensors: net.net.weight"], "bundle": []}
+    (tmp_path / "b" / "0_stage" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    assert "metrics.jsonl" in differences(tmp_path / "a", tmp_path / "b")["0_stage"]
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
@@ -159,7 +142,7 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
 
 def test_learning_rate_warms_up_and_falls() -> None:
     schedule = Schedule(steps=100, learning_rate=1.0, warm_up=10, final=0.1)
-    rates = [learning_rate(schedule, step) for step in range(100)]
+    rates = [schedule.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)

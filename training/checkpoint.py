@@ -1,9 +1,14 @@
-"""Checkpoints: one safetensors file with networks, optimiser and progress, written atomically."""
+"""Checkpoints: one safetensors file with networks, optimiser and progress, written atomically.
+
+``last.safetensors`` is what a run goes on from; ``best.safetensors`` holds the networks at the best
+validation figure, without the optimiser.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+FAILED_BATCH = "failed_batch.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -50,18 +59,58 @@ def save_checkpoint(
     tensors = network_tensors(networks)
     if optimiser is not None:
         tensors |= _optimiser_tensors(optimiser)
-    temporary = path.with_suffix(".partial")
     try:
-        save_file(tensors, str(temporary), metadata={"progress": json.dumps(progress)})
-        with temporary.open("rb+") as file:  # on the disk before it takes the older one's place
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        _write(path, tensors, {"progress": json.dumps(progress)})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"checkpoint {path} cannot be written: {error}; once that is mended (a full disk?) the "
             "same command goes on from the checkpoint before"
         ) from error
+
+
+def save_batch(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Keep the batch on which training failed, for whoever looks for the cause.
+
+    Args:
+        path: safetensors file to write.
+        tensors: what the stage drew.
+        about: where it happened; goes into the file's metadata as text.
+
+    Returns:
+        A sentence for people: where the batch is, or why it could not be kept. A full disk must not
+        hide the failure itself, so nothing is raised.
+    """
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, copies, {key: str(value) for key, value in about.items()})
+    except (OSError, SafetensorError) as error:
+        return f"the batch could not be kept: {error}"
+    return f"the batch is kept in {path}"
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that either it or its predecessor is there, whole."""
+    temporary = path.with_suffix(".partial")
+    try:
+        save_file(tensors, str(temporary), metadata=metadata)
+        with temporary.open("rb+") as file:  # on the disk before it takes the older one's place
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError):
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut; some network file systems cannot."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def load_checkpoint(

@@ -7,10 +7,9 @@ started again ends with the same numbers as one that was not (same machine, CPU,
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,19 +19,37 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    BEST,
+    FAILED_BATCH,
+    LAST,
+    load_checkpoint,
+    save_batch,
+    save_checkpoint,
+)
 from training.config import Schedule
-from training.progress import StageLog, show_progress
+from training.distributed import ALONE, Processes
+from training.errors import TrainingError
+from training.health import Health
+from training.interrupts import interrupts
+from training.progress import NoLog, StageLog, show_progress
 
-LAST = "last.safetensors"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+__all__ = ["BEST", "LAST", "Engine", "Settings", "TrainingError", "TrainingStage"]
 
 
 class TrainingStage(Protocol):
-    """What the engine asks of a stage."""
+    """What the engine asks of a stage.
+
+    A stage may have besides:
+
+    * ``at_step(step)``: called before the loss of each step, for what changes with time (a freeze);
+    * ``last_batch``: the tensors of the last batch by name, saved when it makes training fail;
+    * ``chosen_by``: the name of a validation figure; the networks are kept in ``best.safetensors``
+      where it was lowest. Never one of a test set.
+
+    On several processes, a stage draws the global batch and takes its share, and its loss is such
+    that the mean over processes is the loss of the global batch (``training/distributed.py``).
+    """
 
     name: str
 
@@ -56,11 +73,11 @@ class TrainingStage(Protocol):
         ...
 
     def validate(self) -> dict[str, float]:
-        """Figures on data that is not trained on."""
+        """Figures on data that is not trained on; the first process alone is asked."""
         ...
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Pictures (H, W, 3) uint8 for people."""
+        """Pictures (H, W, 3) uint8 for people; the first process alone is asked."""
         ...
 
 
@@ -77,51 +94,67 @@ class Settings:
 
 @dataclass
 class Engine:
-    """Runs one stage in ``folder``, resuming where an earlier run of it stopped."""
+    """Runs one stage in ``folder``, resuming where an earlier run of it stopped.
+
+    All processes need to see the folder; the first one writes.
+    """
 
     stage: TrainingStage
     folder: Path
     settings: Settings
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    processes: Processes = ALONE
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and return the progress (step, loss, validation figures).
 
         Raises:
-            TrainingError: loss or gradient is not finite; the message names the step.
+            TrainingError: loss or gradient is not finite; the message names the step and the file
+                with the batch. Or the log cannot be written.
             CheckpointError: the folder's checkpoint is damaged, or a new one cannot be written.
-            KeyboardInterrupt: after a checkpoint was written; a second Ctrl-C does not wait for it.
+            KeyboardInterrupt: after a checkpoint was written, on Ctrl-C or SIGTERM; a second
+                Ctrl-C does not wait for it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        schedule = self.stage.schedule
-        optimiser = torch.optim.Adam(self.stage.trained, lr=schedule.learning_rate)
+        if self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self.console = Console(quiet=True)
+        self.processes.barrier()
+        optimiser = torch.optim.Adam(self.stage.trained, lr=self.stage.schedule.learning_rate)
         progress = self._resume(optimiser)
-        start = progress["step"]
-        if start >= schedule.steps:
-            return progress
+        if progress["step"] < self.stage.schedule.steps:
+            self._train(optimiser, progress)
+        return progress
+
+    def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+        start, steps, settings = progress["step"], self.stage.schedule.steps, self.settings
+        health = Health(progress.get("health"))
         with (
-            closing(StageLog(self.folder, start)) as log,
-            self._interrupts() as interrupted,
-            show_progress(self.console, self.stage.name, start, schedule.steps) as show,
+            closing(StageLog(self.folder, start) if self.processes.is_first else NoLog()) as log,
+            interrupts(patient=self.processes.count > 1) as interrupted,
+            show_progress(self.console, self.stage.name, start, steps) as show,
         ):
-            for step in range(start, schedule.steps):
+            for step in range(start, steps):
                 started = time.perf_counter()
-                values = self._step(step, optimiser)
+                values, stop = self._step(step, optimiser, interrupted)
                 progress |= {"step": step + 1, "loss": values["loss"]}
-                done = step + 1 == schedule.steps
-                if step % self.settings.log_every == 0 or done:
+                done = step + 1 == steps
+                if step % settings.log_every == 0 or done:
+                    values = self.processes.mean_values(values)
                     values["seconds"] = time.perf_counter() - started
                     log.scalars(step + 1, values)
-                if (step + 1) % self.settings.validate_every == 0 or done:
+                    self._warn(step + 1, health, values, log)
+                    progress["health"] = health.state
+                if (step + 1) % settings.validate_every == 0 or done:
                     progress["validation"] = self._validate(step + 1, log)
-                if (step + 1) % self.settings.checkpoint_every == 0 or done or interrupted():
-                    save_checkpoint(self.folder / LAST, self.stage.networks, optimiser, progress)
+                    self._keep_best(progress)
+                if (step + 1) % settings.checkpoint_every == 0 or done or stop:
+                    self._save(LAST, optimiser, progress)
                 show(step + 1, values["loss"])
-                if interrupted() and not done:
+                if stop and not done:
                     raise KeyboardInterrupt(
                         f"stopped after step {step + 1}; the same command goes on from there"
                     )
-        return progress
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         path = self.folder / LAST
@@ -133,71 +166,99 @@ class Engine:
         self.console.print(f"{self.stage.name}: {state}")
         return progress
 
-    def _step(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        settings, schedule = self.settings, self.stage.schedule
+    def _step(
+        self, step: int, optimiser: torch.optim.Optimizer, interrupted: Callable[[], bool]
+    ) -> tuple[dict[str, float], bool]:
+        """One step: its figures, and whether to stop after it."""
+        settings, stage = self.settings, self.stage
         key = [settings.seed, settings.stage_number, step]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        for network in self.stage.networks.values():
+        for network in stage.networks.values():
             network.train()
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(schedule, step)
+            group["lr"] = stage.schedule.rate(step)
         optimiser.zero_grad(set_to_none=True)
-        loss, values = self.stage.loss(np.random.default_rng(key))
+        if (at_step := getattr(stage, "at_step", None)) is not None:
+            at_step(step)
+        own, values = stage.loss(np.random.default_rng(key))
+        own.backward()
+        several = self.processes.count > 1
+        loss, stop = self.processes.average_step(
+            stage.trained, list(stage.networks.values()), own, several and interrupted()
+        )
         if not torch.isfinite(loss):
             raise self._diverged("loss", loss, step)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.stage.trained, schedule.clip)
+        norm = nn.utils.clip_grad_norm_(stage.trained, stage.schedule.clip)
         if not torch.isfinite(norm):
             raise self._diverged("gradient norm", norm, step)
         optimiser.step()
         rate = optimiser.param_groups[0]["lr"]
         figures = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
-        return figures | values
+        # Alone, whoever asks during the step is heard at once; several have to agree.
+        return figures | values, stop if several else interrupted()
 
     def _diverged(self, what: str, value: Tensor, step: int) -> TrainingError:
+        processes, settings = self.processes, self.settings
+        path = self.folder / FAILED_BATCH
+        if not processes.is_first:  # each its own: any of them may hold the cause
+            path = path.with_stem(f"{path.stem}_of_process_{processes.rank}")
+        about = {"stage": self.stage.name, "step": step, "seed": settings.seed, "cause": what}
+        batch = getattr(self.stage, "last_batch", None)
+        kept = save_batch(path, batch, about) + "; " if batch else ""
+        processes.barrier()  # torchrun ends all processes with the first
         return TrainingError(
-            f"{self.stage.name}: {what} is {value.item()} at step {step}; the checkpoint before is "
-            "kept. Lower learning_rate or set precision: fp32, and give --out another folder "
-            "(this run would come to the same step again)"
+            f"{self.stage.name}: {what} is {value.item()} at step {step}; {kept}the checkpoint "
+            "before is kept. Lower learning_rate or set precision: fp32, and give --out another "
+            "folder (this run would come to the same step again)"
         )
 
+    def _warn(self, step: int, health: Health, values: dict[str, float], log: StageLog) -> None:
+        for finding in health.look(values):
+            log.event(step, finding.event())
+            self._say(f"{self.stage.name}: warning at step {step}: {finding.text}")
+
     def _validate(self, step: int, log: StageLog) -> dict[str, float]:
-        for network in self.stage.networks.values():
-            network.eval()
-        with torch.no_grad():
-            figures = self.stage.validate()
-            pictures = self.stage.pictures()
-        log.scalars(step, {f"validation/{k}": v for k, v in figures.items()})
-        log.pictures(step, pictures)
+        figures: dict[str, float] = {}
+        if self.processes.is_first:
+            for network in self.stage.networks.values():
+                network.eval()
+            with torch.no_grad():
+                figures = self.stage.validate()
+                pictures = self.stage.pictures()
+            log.scalars(step, {f"validation/{k}": v for k, v in figures.items()})
+            log.pictures(step, pictures)
+        figures = self.processes.broadcast(figures)
         if figures:
-            text = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            self.console.print(f"{self.stage.name} step {step}: {text}")
+            self._say(
+                f"{self.stage.name} step {step}: "
+                + "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
+            )
         return figures
 
-    @contextmanager
-    def _interrupts(self) -> Iterator[Any]:
-        caught: list[int] = []
-        before = signal.getsignal(signal.SIGINT)
-
-        def catch(number: int, _frame: object) -> None:
-            caught.append(number)
-            signal.signal(signal.SIGINT, before)  # whoever presses twice does not want to wait
-
-        try:
-            signal.signal(signal.SIGINT, catch)
-        except ValueError:  # not the main thread: leave signals to whoever runs it
-            yield lambda: False
+    def _keep_best(self, progress: dict[str, Any]) -> None:
+        """Keep the networks if the figure that the stage chooses by was never lower."""
+        name = getattr(self.stage, "chosen_by", None)
+        if name is None:
             return
-        try:
-            yield lambda: bool(caught)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        figure = progress["validation"].get(name)
+        if figure is None or not math.isfinite(figure):
+            if "best" not in progress:
+                progress["best"] = None  # said once
+                self._say(
+                    f"{self.stage.name}: no figure {name} (are its frames missing?), so no {BEST}"
+                )
+            return
+        best = progress.get("best")
+        if best is None or figure < best["figure"]:
+            progress["best"] = {"step": progress["step"], "name": name, "figure": figure}
+            self._save(BEST, None, progress)
 
+    def _save(
+        self, name: str, optimiser: torch.optim.Optimizer | None, progress: dict[str, Any]
+    ) -> None:
+        self.processes.check_alike(self.stage.networks)
+        if self.processes.is_first:
+            save_checkpoint(self.folder / name, self.stage.networks, optimiser, progress)
 
-def learning_rate(schedule: Schedule, step: int) -> float:
-    """Linear warm-up, then a half cosine down to ``final`` times the learning rate."""
-    if step < schedule.warm_up:
-        return schedule.learning_rate * (step + 1) / schedule.warm_up
-    share = (step - schedule.warm_up) / max(schedule.steps - schedule.warm_up, 1)
-    low = schedule.final
-    return schedule.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)

@@ -6,12 +6,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.errors import TrainingError
 
 Report = Callable[[int, float], None]
 
@@ -20,7 +23,11 @@ _BETWEEN_LINES = 30.0
 
 
 class StageLog:
-    """metrics.jsonl and TensorBoard events; what was written after `step` is dropped."""
+    """metrics.jsonl and TensorBoard events; what was written after `step` is dropped.
+
+    Raises:
+        TrainingError: either cannot be written, on a full disk for example.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -36,19 +43,60 @@ class StageLog:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of figures."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._writing():
+            self._line(step, values)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def event(self, step: int, event: dict[str, Any]) -> None:
+        """One line about something that happened, such as a warning with its ``text``."""
+        with self._writing():
+            self._line(step, event)
+            self._board.add_text(event["kind"], event["text"], step)
 
     def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Pictures (H, W, 3) uint8, to TensorBoard only."""
-        for name, image in pictures.items():
-            self._board.add_image(name, image, step, dataformats="HWC")
+        with self._writing():
+            for name, image in pictures.items():
+                self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush the events."""
-        self._board.close()
+        """Flush the events; silent on a full disk, which was or will be told by what matters."""
+        with suppress(OSError):
+            self._board.close()
+
+    def _line(self, step: int, values: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self._path.parent} cannot be written: {error}; once that is mended (a full "
+                "disk?) the same command goes on from the last checkpoint"
+            ) from error
+
+
+class NoLog(StageLog):
+    """What processes other than the first write: nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, step: int, event: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _step_of(line: str) -> int:
@@ -66,7 +114,7 @@ def show_progress(console: Console, name: str, start: int, total: int) -> Iterat
     half minute in between.
     """
     if not console.is_terminal:
-        yield _lines(console, name, total)
+        yield _lines(console, name, start, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -79,14 +127,23 @@ def show_progress(console: Console, name: str, start: int, total: int) -> Iterat
         yield lambda step, loss: progress.update(task, completed=step, loss=loss)
 
 
-def _lines(console: Console, name: str, total: int) -> Report:
-    last = -math.inf
+def _lines(console: Console, name: str, start: int, total: int) -> Report:
+    began, last = time.monotonic(), -math.inf
 
     def report(step: int, loss: float) -> None:
         nonlocal last
         now = time.monotonic()
         if step == total or now - last >= _BETWEEN_LINES:
             last = now
-            console.print(f"{name}: step {step} of {total}, loss {loss:.4f}", highlight=False)
+            left = (now - began) / (step - start) * (total - step)
+            text = f"{name}: step {step} of {total}, loss {loss:.4f}, {duration(left)} left"
+            console.print(text, highlight=False)
 
     return report
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``1:02:03`` hours, or ``4:05`` minutes."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
