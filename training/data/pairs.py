@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
-from training.config import RecipeError
+from training.config_base import RecipeError
 from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
 from training.losses.supervised import FAR_UNITS
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 from depth_prior_ros.recordings.synthetic.samples import write_samples
-from training.config import RecipeError, Synthetic
+from training.config_base import RecipeError
+from training.config_data import Synthetic
 
 
 def ensure_samples(

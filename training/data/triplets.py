@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
-from depth_prior_ros.recordings import open_recording
-from depth_prior_ros.recordings.base import CorruptFrameError, Recording
-from training.config import Drive, RecipeError
-from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
+from depth_prior_ros.recordings.base import CorruptFrameError
+from training.config_base import RecipeError
+from training.config_data import Drive
+from training.data.augmentation import Colours, mirror_intrinsics, mirror_pose, write_planes
+from training.data.drives import (
+    DriveFrames,
+    find_triplets,
+    load_sequence,
+    open_drive,
+    refuse_broken,
+)
+from training.data.frames import Picture
+from training.data.static import Triplet
+
+__all__ = [
+    "DriveFrames",
+    "TripletBatch",
+    "TripletSource",
+    "find_triplets",
+    "load_sequence",
+    "load_triplets",
+]
+
+_LARGEST_REDRAW = 50
+_UNUSED = 4  # batches of frames that were asked for in advance and never fetched
 
 
 @dataclass
@@ -25,6 +46,8 @@ class TripletBatch:
     images: (B, 3, 3, H, W), as recorded; inputs: the same with changed colours, for the networks.
     K: (B, 3, 3) in pixels. poses: previous_from_current and next_from_current (B, 2, 4, 4) in
     network units, the identity where they were not recorded; known: (B,) whether they were.
+    travel: metres from previous to current and from current to next (B, 2), by recorded poses or
+    speeds; NaN where neither was recorded.
     """
 
     images: Tensor
@@ -32,152 +55,201 @@ class TripletBatch:
     K: Tensor
     poses: Tensor
     known: Tensor
+    travel: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+
+    def __post_init__(self) -> None:
+        if len(self.travel) != len(self.known):
+            self.travel = torch.full((len(self.known), 2), torch.nan, device=self.known.device)
 
     def to(self, device: torch.device) -> TripletBatch:
         """The same batch on another device."""
         return TripletBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-@dataclass
-class DriveFrames:
-    """One drive at the network's size, in memory as uint8.
+@dataclass(frozen=True)
+class _Sample:
+    """What was drawn: a drive, its triplet by number, and how its pictures are changed."""
 
-    K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
-    current, next).
-    """
-
-    weight: float
-    images: dict[int, np.ndarray]
-    K: np.ndarray
-    poses: dict[int, np.ndarray]
-    triplets: list[tuple[int, int, int]]
-
-    def pictures(self, frames: tuple[int, int, int]) -> Tensor:
-        """The images of a triplet, (3, 3, H, W) in [0, 1]."""
-        stack = np.stack([self.images[i] for i in frames])
-        return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
-
-    def motions(self, frames: tuple[int, int, int]) -> np.ndarray | None:
-        """To previous and next from current, (2, 4, 4) in metres; None where not recorded."""
-        if not all(i in self.poses for i in frames):
-            return None
-        before, current, after = (self.poses[i] for i in frames)
-        return np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
+    drive: int
+    triplet: int
+    mirrored: bool
+    colours: Colours | None
 
 
 @dataclass
 class TripletSource:
-    """All triplets of the drives of a recipe. ``skipped`` names every frame left out."""
+    """All triplets of the drives of a recipe. ``skipped`` names every frame left out.
+
+    ``workers`` threads decode the frames that are not kept in memory; they change no draw.
+    """
 
     sequences: list[DriveFrames]
     metres_per_unit: float
     skipped: list[str] = field(default_factory=list)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: dict[tuple[int, int], Future[Picture]] = {}
+        self._read: set[tuple[int, int]] = set()
+        self._corrupt: dict[tuple[int, int], str] = {}
 
     def __len__(self) -> int:
         return sum(len(s.triplets) for s in self.sequences)
 
-    def batch(self, size: int, rng: np.random.Generator) -> TripletBatch:
-        """Draw ``size`` triplets; drives are drawn by weight, mirrored half the time."""
+    def add(self, sequence: DriveFrames, left_out: Sequence[str] = ()) -> None:
+        """Add a drive and what was left out of it; one without triplets is named only."""
+        self.skipped += left_out
+        if sequence.triplets:
+            self.sequences.append(sequence)
+        else:
+            self.skipped.append(
+                f"{sequence.name}: no three frames follow each other that may be used"
+            )
+
+    def refuse_empty(self) -> None:
+        """Raise RecipeError, saying what was left out, where there is no triplet."""
+        if not len(self):
+            raise RecipeError("nothing to train on: " + "; ".join(self.skipped[-10:]))
+
+    def batch(self, size: int, rng: np.random.Generator, part: slice = slice(None)) -> TripletBatch:
+        """Draw ``size`` triplets; drives are drawn by weight, mirrored half the time.
+
+        A triplet with a frame that turns out to be corrupt is replaced by another one of its
+        drive; which one depends on the draw alone.
+
+        Args:
+            size: number of triplets drawn.
+            rng: decides everything; what is drawn from it does not depend on the data's state.
+            part: which of them are read and returned (a process's share); default: all.
+
+        Raises:
+            RecipeError: too many frames cannot be read.
+        """
+        samples = self._draw(size, rng)[part]
+        self._request(samples)
+        found = [self._readable(sample) for sample in samples]
+        return self._assemble(samples, found)
+
+    def prefetch(self, size: int, rng: np.random.Generator, part: slice = slice(None)) -> None:
+        """Begin to decode what ``batch`` will need with a generator in the same state.
+
+        A call with another state does no harm, but decodes in vain. Without ``workers``, or where
+        frames are kept in memory, nothing happens.
+        """
+        if self.workers:
+            self._request(self._draw(size, rng)[part])
+
+    def _draw(self, size: int, rng: np.random.Generator) -> list[_Sample]:
         weights = np.array([s.weight for s in self.sequences])
         chosen = rng.choice(len(self.sequences), size, p=weights / weights.sum())
-        images, K, poses, known = [], [], [], []
-        for number in chosen:
-            sequence = self.sequences[number]
-            indices = sequence.triplets[rng.integers(len(sequence.triplets))]
-            images.append(sequence.pictures(indices))
-            K.append(torch.from_numpy(sequence.K).float())
-            motions = sequence.motions(indices)
+        triplets = [int(rng.integers(len(self.sequences[n].triplets))) for n in chosen]
+        mirrored = rng.random(size) < 0.5
+        colours = [Colours.draw(rng) for _ in range(size)]
+        columns = zip(chosen.tolist(), triplets, mirrored.tolist(), colours, strict=True)
+        return [_Sample(*row) for row in columns]
+
+    def _request(self, samples: Sequence[_Sample]) -> None:
+        """Let the workers decode what lies neither in memory nor in a cache."""
+        if not self.workers:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="frames")
+        wanted = [
+            (sample.drive, position)
+            for sample in samples
+            if self.sequences[sample.drive].images.slow
+            for position in self.sequences[sample.drive].triplets[sample.triplet]
+        ]
+        for key in wanted:
+            if key not in self._coming:
+                self._coming[key] = self._pool.submit(self.sequences[key[0]].picture, key[1])
+        while len(self._coming) > _UNUSED * max(1, len(wanted)):
+            self._coming.pop(next(iter(self._coming))).cancel()
+
+    def _picture(self, drive: int, position: int) -> Picture:
+        self._read.add((drive, position))
+        future = self._coming.pop((drive, position), None)
+        if future is None:
+            return self.sequences[drive].picture(position)
+        return future.result()
+
+    def _readable(self, sample: _Sample) -> tuple[Triplet, list[Picture]]:
+        """The sample's frames, or those of the first readable triplet drawn in its place."""
+        triplets = self.sequences[sample.drive].triplets
+        redraw = np.random.default_rng([sample.drive, sample.triplet])
+        frames = triplets[sample.triplet]
+        for _ in range(_LARGEST_REDRAW):
+            try:
+                return frames, [self._picture(sample.drive, i) for i in frames]
+            except CorruptFrameError as error:
+                self._note_corrupt(sample.drive, frames, error)
+            frames = triplets[redraw.integers(len(triplets))]
+        raise RecipeError(
+            f"{self.sequences[sample.drive].name}: {_LARGEST_REDRAW} triplets drawn one after the "
+            f"other cannot be read ({'; '.join(self.skipped[-3:])})"
+        )
+
+    def _note_corrupt(self, drive: int, frames: Triplet, error: CorruptFrameError) -> None:
+        sequence = self.sequences[drive]
+        for position in frames:
+            why = sequence.images.corrupt.get(position)
+            if why is not None and (drive, position) not in self._corrupt:
+                self._corrupt[drive, position] = why
+                self.skipped.append(f"{sequence.name}: {why}")
+        # Of few frames read so far, a share says nothing yet.
+        refuse_broken(len(self._corrupt), max(len(self._read), 200), self.skipped)
+
+    def _assemble(
+        self, samples: Sequence[_Sample], found: Sequence[tuple[Triplet, list[Picture]]]
+    ) -> TripletBatch:
+        height, width = found[0][1][0].shape[:2]
+        images = np.empty((len(samples), 3, 3, height, width), np.float32)
+        inputs = np.empty_like(images)
+        K, poses, known, travel = [], [], [], []
+        for i, (sample, (frames, pictures)) in enumerate(zip(samples, found, strict=True)):
+            sequence = self.sequences[sample.drive]
+            for j, picture in enumerate(pictures):
+                if sample.mirrored:
+                    picture = picture[:, ::-1]
+                write_planes(picture, images[i, j])
+                if sample.colours is None:
+                    inputs[i, j] = images[i, j]
+                else:
+                    write_planes(picture, inputs[i, j], sample.colours)
+            motions = sequence.motions(frames)
             known.append(motions is not None)
             if motions is None:
                 motions = np.tile(np.eye(4), (2, 1, 1))
             motions[:, :3, 3] /= self.metres_per_unit
-            poses.append(torch.from_numpy(motions).float())
-        which = torch.from_numpy(rng.random(size) < 0.5)
-        stacked = (torch.stack(column) for column in (images, K, poses))
-        pictures, intrinsics, relative = _mirror(which, *stacked)
-        inputs = jitter(pictures, rng)
-        return TripletBatch(pictures, inputs, intrinsics, relative, torch.tensor(known))
-
-
-def _mirror(
-    which: Tensor, images: Tensor, K: Tensor, poses: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror the samples that ``which`` (B,) names: images, intrinsics and poses."""
-    mirrored_K = mirror_intrinsics(K, images.shape[-1])
-    mirrored_poses = mirror_pose(Pose(poses)).matrix
-    return (
-        torch.where(which[:, None, None, None, None], images.flip(-1), images),
-        torch.where(which[:, None, None], mirrored_K, K),
-        torch.where(which[:, None, None, None], mirrored_poses, poses),
-    )
-
-
-def find_triplets(
-    recording: Recording, stride: int, usable: Sequence[bool]
-) -> list[tuple[int, int, int]]:
-    """Positions (previous, current, next) ``stride`` frames apart; no gap is bridged."""
-    gaps = [recording.gap_before(i) for i in range(len(recording.frames))]
-    found = []
-    for i in range(stride, len(recording.frames) - stride):
-        window = range(i - stride, i + stride + 1)
-        if all(usable[j] for j in window) and not any(gaps[j] for j in list(window)[1:]):
-            found.append((i - stride, i, i + stride))
-    return found
-
-
-def _kept_out(recording: Recording, rule: str) -> list[bool]:
-    """Which frames may be used: with 'depth', none that has ground truth and no neighbour of it."""
-    count = len(recording.frames)
-    if rule == "none":
-        return [True] * count
-    has = [frame.has_depth for frame in recording.frames]
-    return [not any(has[max(0, i - 1) : i + 2]) for i in range(count)]
-
-
-def load_sequence(
-    recording: Recording, drive: Drive, size: tuple[int, int]
-) -> tuple[DriveFrames, list[str]]:
-    """Read a recording into memory at the network's ``size`` (width, height).
-
-    Returns:
-        The sequence and the list of what was left out, as text.
-    """
-    usable = _kept_out(recording, drive.keep_out)
-    images: dict[int, np.ndarray] = {}
-    poses: dict[int, np.ndarray] = {}
-    skipped = [f"{recording.name}: {s}" for s in recording.skipped]
-    for i, frame in enumerate(recording.frames):
-        if not usable[i]:
-            continue
-        try:
-            images[i] = cv2.resize(frame.image(), size, interpolation=cv2.INTER_AREA)
-        except CorruptFrameError as error:
-            skipped.append(f"{recording.name}: {error}")
-            usable[i] = False
-            continue
-        if frame.pose is not None:
-            poses[i] = frame.pose
-    K = recording.frames[0].camera.scaled(*size).matrix() if len(recording.frames) else np.eye(3)
-    triplets = find_triplets(recording, drive.stride, usable)
-    return DriveFrames(drive.weight, images, K, poses, triplets), skipped
+            K.append(sequence.K)
+            poses.append(motions)
+            travel.append(sequence.travels(frames))
+        which = torch.tensor([sample.mirrored for sample in samples])
+        relative = torch.from_numpy(np.stack(poses)).float()
+        intrinsics = torch.from_numpy(np.stack(K)).float()
+        mirrored_K = mirror_intrinsics(intrinsics, width)
+        mirrored_poses = mirror_pose(Pose(relative)).matrix
+        return TripletBatch(
+            torch.from_numpy(images),
+            torch.from_numpy(inputs),
+            torch.where(which[:, None, None], mirrored_K, intrinsics),
+            torch.where(which[:, None, None, None], mirrored_poses, relative),
+            torch.tensor(known),
+            torch.tensor(travel, dtype=torch.float32),
+        )
 
 
 def load_triplets(
     root: Path, drives: Sequence[Drive], size: tuple[int, int], metres_per_unit: float
 ) -> TripletSource:
-    """All triplets of ``drives`` below ``root``.
+    """All triplets of ``drives`` below ``root``, in memory (a whole recipe: `load_data`).
 
     Raises:
         RecipeError: when no triplet is left; says what was left out.
     """
     source = TripletSource([], metres_per_unit)
     for drive in drives:
-        sequence, skipped = load_sequence(open_recording(root / drive.path), drive, size)
-        source.skipped += skipped
-        if sequence.triplets:
-            source.sequences.append(sequence)
-        else:
-            source.skipped.append(f"{drive.path}: no three frames follow each other")
-    if not len(source):
-        raise RecipeError("nothing to train on: " + "; ".join(source.skipped[:10]))
+        source.add(*load_sequence(open_drive(root, drive), drive, size))
+    source.refuse_empty()
     return source

@@ -1,0 +1,206 @@
+"""One recording as training reads it: its frames, and which three of them belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.recordings import is_bag, open_recording
+from depth_prior_ros.recordings.base import Recording, RecordingError, StoredRecording
+from training.config_base import RecipeError
+from training.config_data import Drive
+from training.data.frames import FrameStore, FrameStores, Picture, Window
+from training.data.intrinsics import camera_of, check_camera
+from training.data.static import StaticRule, Travel, Triplet, moving_triplets
+
+# More unreadable frames than this are a broken copy of the data, not bad luck.
+CORRUPT_SHARE = 0.05
+CORRUPT_ALLOWED = 3  # in a small set, this many are no reason to stop
+
+
+@dataclass
+class DriveFrames:
+    """One drive at the network's size.
+
+    K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
+    current, next). travel: metres between frames.
+    """
+
+    weight: float
+    images: FrameStore
+    K: np.ndarray
+    poses: dict[int, np.ndarray]
+    triplets: list[Triplet]
+    name: str = ""
+    travel: Travel = field(default_factory=lambda: Travel(()))
+
+    def picture(self, position: int) -> Picture:
+        """One image (H, W, 3) uint8 RGB; raises CorruptFrameError."""
+        return self.images[position]
+
+    def pictures(self, frames: Triplet) -> Tensor:
+        """The images of a triplet, (3, 3, H, W) in [0, 1]; raises CorruptFrameError."""
+        stack = np.stack([self.images[i] for i in frames])
+        return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+    def motions(self, frames: Triplet) -> np.ndarray | None:
+        """To previous and next from current, (2, 4, 4) in metres; None where not recorded."""
+        if not all(i in self.poses for i in frames):
+            return None
+        before, current, after = (self.poses[i] for i in frames)
+        return np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
+
+    def travels(self, frames: Triplet) -> tuple[float, float]:
+        """Metres from previous to current and from current to next; NaN where not recorded."""
+        before, current, after = frames
+        return self.travel.metres(before, current), self.travel.metres(current, after)
+
+
+def open_drive(root: Path, drive: Drive) -> StoredRecording:
+    """Open the recording of a recipe's drive, with the camera that the recipe gives it.
+
+    Raises:
+        RecipeError: it cannot be opened, or its intrinsics are impossible.
+    """
+    path = root / drive.path
+    try:
+        options: dict[str, object] = {}
+        if drive.intrinsics is not None:
+            options["camera"] = _recipe_camera(path, drive)
+            if not is_bag(path):
+                options["rate"] = drive.rate
+        elif drive.camera is not None:
+            options["camera"] = drive.camera
+        recording = open_recording(path, **options)
+    except RecordingError as error:
+        hint = ""
+        if "give the intrinsics" in str(error):
+            hint = " as intrinsics: {fx: , fy: , cx: , cy: } of this drive"
+        raise RecipeError(f"drive {drive.path}: {error}{hint}") from error
+    except TypeError as error:  # an option that this kind of recording does not have
+        raise RecipeError(
+            f"drive {drive.path}: camera or intrinsics do not fit this kind of recording ({error})"
+        ) from error
+    for camera in {frame.camera for frame in recording.frames}:
+        check_camera(camera, f"drive {drive.path}")
+    return recording
+
+
+def _recipe_camera(path: Path, drive: Drive) -> Camera:
+    from depth_prior_ros.recordings.folder import image_size
+
+    assert drive.intrinsics is not None
+    given = drive.intrinsics.size
+    if given is None and is_bag(path):
+        raise RecipeError(f"drive {drive.path}: intrinsics of a bag need their size: [W, H]")
+    size = given or image_size(path)
+    return camera_of(drive.intrinsics, size, f"drive {drive.path}: intrinsics")
+
+
+def find_triplets(recording: Recording, stride: int, usable: Sequence[bool]) -> list[Triplet]:
+    """Positions (previous, current, next) ``stride`` frames apart; no gap is bridged."""
+    gaps = [recording.gap_before(i) for i in range(len(recording.frames))]
+    found = []
+    for i in range(stride, len(recording.frames) - stride):
+        window = range(i - stride, i + stride + 1)
+        if all(usable[j] for j in window) and not any(gaps[j] for j in list(window)[1:]):
+            found.append((i - stride, i, i + stride))
+    return found
+
+
+def _kept_out(recording: Recording, rule: str) -> list[bool]:
+    """Which frames may be used: with 'depth', none that has ground truth and no neighbour of it."""
+    count = len(recording.frames)
+    if rule == "none":
+        return [True] * count
+    has = [frame.has_depth for frame in recording.frames]
+    return [not any(has[max(0, i - 1) : i + 2]) for i in range(count)]
+
+
+def load_sequence(
+    recording: Recording,
+    drive: Drive,
+    size: tuple[int, int],
+    *,
+    path: Path | None = None,
+    stores: FrameStores | None = None,
+    rule: StaticRule | None = None,
+    targets: frozenset[int] | None = None,
+) -> tuple[DriveFrames, list[str]]:
+    """Read a recording at the network's ``size`` (width, height).
+
+    Args:
+        recording: the frames.
+        drive: how they are used.
+        size: width and height of the pictures.
+        path: where the recording lies (for the cache).
+        stores: where resized frames are kept; default: all in memory.
+        rule: when the camera counts as standing; default: never.
+        targets: frame numbers that may be the middle of a triplet; default: all.
+
+    Returns:
+        The sequence and the list of what was left out, as text.
+
+    Raises:
+        RecipeError: too many frames cannot be read, or the cache cannot be written.
+    """
+    stores = stores or FrameStores(size)
+    usable = _kept_out(recording, drive.keep_out)
+    skipped = [f"{recording.name}: {s}" for s in recording.skipped]
+    triplets = find_triplets(recording, drive.stride, usable)
+    if targets is not None:
+        triplets = [t for t in triplets if recording.frames[t[1]].index in targets]
+    needed = [i for i, free in enumerate(usable) if free] if triplets else []
+    images = stores.open(path or Path(recording.name), recording.frames, needed, drive.crop)
+    for position, why in images.corrupt.items():
+        if usable[position]:
+            skipped.append(f"{recording.name}: {why}")
+            usable[position] = False
+    refuse_broken(sum(not usable[i] for i in needed), len(needed), skipped)
+    triplets = [t for t in triplets if all(usable[t[0] : t[2] + 1])]
+    travel = Travel(recording.frames)
+    rule = rule or StaticRule()
+    moving = moving_triplets(triplets, travel, images.__getitem__, rule)
+    if len(moving) < len(triplets):
+        still = len(triplets) - len(moving)
+        skipped.append(
+            f"{recording.name}: the camera stands in {still} of {len(triplets)} triplets"
+        )
+    poses = {
+        i: frame.pose
+        for i, frame in enumerate(recording.frames)
+        if frame.pose is not None and usable[i]
+    }
+    K = _matrix(recording, Window(size, drive.crop))
+    return DriveFrames(drive.weight, images, K, poses, moving, recording.name, travel), skipped
+
+
+def _matrix(recording: Recording, window: Window) -> np.ndarray:
+    """Intrinsics (3, 3) of the cropped and resized pictures."""
+    if not len(recording.frames):
+        return np.eye(3)
+    camera = recording.frames[0].camera
+    try:
+        return camera.cropped(*window.box(*camera.size)).scaled(*window.size).matrix()
+    except InvalidCameraError as error:
+        raise RecipeError(f"{recording.name}: crop: {error}") from error
+
+
+def refuse_broken(corrupt: int, frames: int, named: Sequence[str]) -> None:
+    """Stop where more than a few per cent of the frames cannot be read.
+
+    Raises:
+        RecipeError: names some of them.
+    """
+    if corrupt > max(CORRUPT_ALLOWED, CORRUPT_SHARE * frames):
+        some = "; ".join(list(named)[-3:])
+        raise RecipeError(
+            f"{corrupt} of {frames} frames cannot be read, more than {CORRUPT_SHARE:.0%}: the data "
+            f"seem to be damaged, copy them again ({some})"
+        )

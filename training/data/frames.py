@@ -1,0 +1,163 @@
+"""Frames at the network's size: kept in memory, mapped from a file, or decoded when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.recordings.base import CorruptFrameError, Frame
+
+Picture = NDArray[np.uint8]
+Read = Callable[[int], Picture]
+_CHUNK = 64  # pictures decoded ahead of the one that is stored
+
+
+class FrameStore(Protocol):
+    """Pictures (H, W, 3) uint8 RGB of one size by position in a recording."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether a picture is decoded each time it is asked for."""
+        ...
+
+    @property
+    def corrupt(self) -> dict[int, str]:
+        """Positions that cannot be read, as far as known, and why."""
+        ...
+
+    def __getitem__(self, position: int) -> Picture:
+        """One picture; raises CorruptFrameError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """What becomes of an image: crop (left, top, right, bottom in shares), then resize."""
+
+    size: tuple[int, int]
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(x, y, width, height) of the part of an image that is kept."""
+        left, top, right, bottom = self.crop
+        x, y = round(left * width), round(top * height)
+        return x, y, round((1 - right) * width) - x, round((1 - bottom) * height) - y
+
+    def apply(self, image: Picture) -> Picture:
+        """Crop and resize an image (H, W, 3)."""
+        x, y, width, height = self.box(image.shape[1], image.shape[0])
+        part = image[y : y + height, x : x + width]
+        return np.asarray(cv2.resize(part, self.size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def reader(frames: Sequence[Frame], window: Window) -> Read:
+    """A function that decodes, crops and resizes a frame; it raises CorruptFrameError."""
+    return lambda position: window.apply(frames[position].image())
+
+
+def read_all(
+    read: Read, positions: Sequence[int], workers: int
+) -> Iterable[tuple[int, Picture | CorruptFrameError]]:
+    """Pictures in the order of ``positions``, decoded by ``workers`` threads."""
+
+    def attempt(position: int) -> Picture | CorruptFrameError:
+        try:
+            return read(position)
+        except CorruptFrameError as error:
+            return error
+
+    if workers < 1:
+        yield from ((p, attempt(p)) for p in positions)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(positions), _CHUNK):
+            chunk = positions[start : start + _CHUNK]
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+@dataclass
+class MemoryFrames:
+    """All pictures decoded once and kept."""
+
+    pictures: dict[int, Picture]
+    corrupt: dict[int, str] = field(default_factory=dict)
+    slow: bool = False
+
+    @classmethod
+    def load(cls, read: Read, positions: Sequence[int], workers: int = 0) -> MemoryFrames:
+        """Decode ``positions``; what cannot be read goes to ``corrupt``."""
+        store = cls({})
+        for position, picture in read_all(read, positions, workers):
+            if isinstance(picture, CorruptFrameError):
+                store.corrupt[position] = str(picture)
+            else:
+                store.pictures[position] = picture
+        return store
+
+    def __getitem__(self, position: int) -> Picture:
+        if position in self.corrupt:
+            raise CorruptFrameError(self.corrupt[position])
+        return self.pictures[position]
+
+
+@dataclass
+class LazyFrames:
+    """Pictures decoded each time: for sets that fit neither memory nor a cache."""
+
+    read: Read
+    corrupt: dict[int, str] = field(default_factory=dict)
+    slow: bool = True
+
+    def __getitem__(self, position: int) -> Picture:
+        if position in self.corrupt:
+            raise CorruptFrameError(self.corrupt[position])
+        try:
+            return self.read(position)
+        except CorruptFrameError as error:
+            self.corrupt[position] = str(error)
+            raise
+
+
+@dataclass
+class FrameStores:
+    """Opens the store that a recording's frames get: a cache, else memory while there is room.
+
+    cache: folder for resized frames; memory: bytes for frames without a cache; workers: threads
+    that decode.
+    """
+
+    size: tuple[int, int]
+    cache: Path | None = None
+    memory: float = float("inf")
+    workers: int = 0
+
+    def open(
+        self,
+        path: Path,
+        frames: Sequence[Frame],
+        positions: Sequence[int],
+        crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+    ) -> FrameStore:
+        """The frames of the recording at ``path``; ``positions`` are those that are needed.
+
+        Raises:
+            RecipeError: the cache cannot be written.
+        """
+        window = Window(self.size, crop)
+        read = reader(frames, window)
+        if self.cache is not None:
+            from training.data.frame_cache import open_cached
+
+            return open_cached(self.cache, path, frames, window, self.workers)
+        needed = len(positions) * self.size[0] * self.size[1] * 3
+        if needed > self.memory:
+            return LazyFrames(read)
+        self.memory -= needed
+        return MemoryFrames.load(read, positions, self.workers)
