@@ -7,6 +7,7 @@ clamped, and compared on the valid pixels; metrics are taken per image and then 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, pstdev
@@ -16,9 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Crop = Literal["garg"]
+Crop = Literal["garg", "cityscapes"]
 Scaling = Literal["median", "none"]
 
+_LOG_FACTOR = math.log(1.25)
 _ERROR_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
 
 
@@ -30,7 +32,10 @@ class NoValidPixelsError(ValueError):
 class Protocol:
     """How predictions are compared with the truth of one data set.
 
-    `min_depth` and `max_depth` (metres) bound the truth that counts and clamp the prediction.
+    `min_depth` and `max_depth` (metres) bound the truth that counts and clamp the prediction;
+    without `cap_truth` truth beyond `max_depth` counts, too. `stretch`: the whole image is squeezed
+    into the network's input, as the papers do, instead of its middle being cut out, as a vehicle
+    does. `log10`: the papers quote the RMSE of the decimal logarithm.
     """
 
     name: str
@@ -38,16 +43,27 @@ class Protocol:
     max_depth: float
     crop: Crop | None
     scaling: Scaling
+    cap_truth: bool = True
+    stretch: bool = False
+    log10: bool = False
 
     def errors(self, prediction: NDArray[Any], truth: NDArray[Any]) -> DepthErrors:
         """`depth_errors` under this protocol."""
-        return depth_errors(
+        return self.pixels(prediction, truth).errors(self.scaling)
+
+    def pixels(
+        self, prediction: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_] | None = None
+    ) -> ComparedPixels:
+        """`compare_pixels` under this protocol; `inside` (H, W) takes the place of its crop."""
+        if inside is None and self.crop is not None:
+            inside = crop_mask(self.crop, *truth.shape[:2])
+        return compare_pixels(
             prediction,
             truth,
             min_depth=self.min_depth,
             max_depth=self.max_depth,
-            crop=self.crop,
-            scaling=self.scaling,
+            cap_truth=self.cap_truth,
+            inside=inside,
         )
 
 
@@ -58,8 +74,15 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("kitti2015", 1e-3, 80.0, None, "median"),
         # Eigen et al.: projected LiDAR, Garg's crop, 80 m.
         Protocol("eigen", 1e-3, 80.0, "garg", "median"),
-        # The accumulated LiDAR of KITTI's depth benchmark: no crop in the peers' code.
-        Protocol("eigen_improved", 1e-3, 80.0, None, "median"),
+        # The accumulated LiDAR of KITTI's depth benchmark (Uhrig et al.): in the peers' code there
+        # is no crop, and all truth counts, also the little beyond 80 m.
+        Protocol("eigen_improved", 1e-3, 80.0, None, "median", cap_truth=False),
+        # Make3D's central crop against its laser grid, up to 70 m.
+        Protocol("make3d", 1e-3, 70.0, None, "median", stretch=True, log10=True),
+        # ManyDepth's crop of what is left of Cityscapes without its bottom quarter.
+        Protocol("cityscapes", 1e-3, 80.0, "cityscapes", "median", stretch=True),
+        # A projected sweep; no protocol that everybody follows: whole image, 80 m.
+        Protocol("nuscenes", 1e-3, 80.0, None, "median"),
         # Rendered drives: exact everywhere.
         Protocol("synthetic", 1e-3, 80.0, None, "median"),
         # As published by the node: metres are taken at their word.
@@ -89,6 +112,26 @@ class DepthErrors:
     ratio: float
     coverage: float = 1.0
 
+    @property
+    def rmse_log10(self) -> float:
+        """RMSE of the decimal logarithm, as Make3D is quoted; rmse_log is that of the natural."""
+        return self.rmse_log / math.log(10)
+
+
+def crop_mask(crop: Crop, height: int, width: int) -> NDArray[np.bool_]:
+    """A crop by its name as a (height, width) mask; True inside."""
+    return garg_mask(height, width) if crop == "garg" else cityscapes_mask(height, width)
+
+
+def cityscapes_mask(height: int, width: int) -> NDArray[np.bool_]:
+    """Rows from 256 of 768, columns 192 to 1856 of 2048: no sky, no edges of the rectification.
+
+    For truth whose bottom quarter (of 1024 rows) is gone already.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    mask[round(height / 3) :, round(width * 192 / 2048) : round(width * 1856 / 2048)] = True
+    return mask
+
 
 def garg_mask(height: int, width: int) -> NDArray[np.bool_]:
     """The crop of Garg et al. as a (height, width) mask; True inside."""
@@ -105,19 +148,113 @@ def resize_depth(depth: NDArray[Any], height: int, width: int) -> NDArray[np.flo
     +inf is a legal depth (inverse depth 0). NaN, zero and negative values are unknown; every
     output pixel with an unknown pixel among its sources is NaN.
     """
-    depth = depth.astype(np.float64)
-    known = depth > 0  # False for NaN, True for +inf
-    inverse = np.zeros(depth.shape, dtype=np.float64)
-    np.divide(1.0, depth, out=inverse, where=known)
-    if depth.shape != (height, width):
-        size = (width, height)
-        inverse = cv2.resize(inverse, size, interpolation=cv2.INTER_LINEAR)
-        unknown = (~known).astype(np.float64)
-        known = cv2.resize(unknown, size, interpolation=cv2.INTER_LINEAR) < 1e-9
+    inverse, known = _resized_inverse(depth, height, width)
     resized = np.full((height, width), np.inf)
     np.divide(1.0, inverse, out=resized, where=inverse > 0)
     resized[~known] = np.nan
     return resized
+
+
+def _resized_inverse(
+    depth: NDArray[Any], height: int, width: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Inverse depth (height, width), and where it is known."""
+    depth = depth.astype(np.float64)
+    known = np.asarray(depth > 0)  # False for NaN, True for +inf
+    inverse = np.zeros(depth.shape, dtype=np.float64)
+    np.divide(1.0, depth, out=inverse, where=known)
+    if depth.shape == (height, width):
+        return inverse, known
+    size = (width, height)
+    inverse = cv2.resize(inverse, size, interpolation=cv2.INTER_LINEAR)
+    if known.all():
+        return inverse, np.ones((height, width), dtype=bool)
+    unknown = (~known).astype(np.float64)
+    return inverse, np.asarray(cv2.resize(unknown, size, interpolation=cv2.INTER_LINEAR) < 1e-9)
+
+
+@dataclass(frozen=True)
+class ComparedPixels:
+    """The pixels of one image that count, as flat arrays: what all its errors are taken from.
+
+    `index` (N,) counts in the flattened truth, `expected` and `predicted` (N,) are metres (the
+    latter as predicted, without scaling, +inf = beyond range). `ratio` and `coverage` are those of
+    `DepthErrors`; `min_depth` and `max_depth` clamp the prediction.
+    """
+
+    index: NDArray[np.int64]
+    expected: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    ratio: float
+    coverage: float
+    min_depth: float
+    max_depth: float
+
+    def errors(
+        self, scaling: Scaling = "median", subset: NDArray[np.bool_] | None = None
+    ) -> DepthErrors:
+        """The errors, of `subset` (N,) alone where it is given.
+
+        A subset is scaled like the whole image: its own median would hide an error of its own.
+        Raises NoValidPixelsError for an empty subset.
+        """
+        expected, predicted = self.expected, self.predicted
+        if subset is not None:
+            expected, predicted = expected[subset], predicted[subset]
+            if not expected.size:
+                raise NoValidPixelsError("nothing to compare in this part of the image")
+        if scaling == "median":
+            # An infinite median makes the ratio 0, and inf * 0 NaN: far stays far instead.
+            scaled = np.full(predicted.shape, np.inf)
+            np.multiply(predicted, self.ratio, out=scaled, where=np.isfinite(predicted))
+            predicted = scaled
+        predicted = np.clip(predicted, self.min_depth, self.max_depth)
+        return _errors(predicted, expected, self.ratio, self.coverage)
+
+
+def compare_pixels(
+    prediction: NDArray[Any],
+    truth: NDArray[Any],
+    *,
+    min_depth: float = 1e-3,
+    max_depth: float = 80.0,
+    cap_truth: bool = True,
+    inside: NDArray[np.bool_] | None = None,
+) -> ComparedPixels:
+    """The pixels of a predicted depth image that are compared with the truth.
+
+    prediction: (h, w), any unit under median scaling, metres otherwise; NaN or not positive =
+    unknown, +inf = beyond range. truth: (H, W) metres, 0 = none. Truth outside
+    min_depth..max_depth (`cap_truth` False: below min_depth) or `inside` (H, W) does not count.
+    Raises NoValidPixelsError where nothing can be compared.
+    """
+    if prediction.ndim != 2 or truth.ndim != 2:
+        raise ValueError(
+            f"depth images have two axes, got shapes {prediction.shape} and {truth.shape}"
+        )
+    wanted = (truth > min_depth) & (truth < max_depth if cap_truth else np.isfinite(truth))
+    if inside is not None:
+        wanted &= inside
+    inverse, known = _resized_inverse(prediction, *truth.shape)
+    index = np.flatnonzero(wanted & known)
+    if not index.size:
+        raise NoValidPixelsError(
+            f"nothing to compare: {int(wanted.sum())} pixels with truth, "
+            f"{int(known.sum())} with a prediction, none with both"
+        )
+    expected = truth.reshape(-1)[index].astype(np.float64)
+    chosen = inverse.reshape(-1)[index]
+    predicted = np.full(chosen.shape, np.inf)
+    np.divide(1.0, chosen, out=predicted, where=chosen > 0)
+    return ComparedPixels(
+        index=index,
+        expected=expected,
+        predicted=predicted,
+        ratio=float(np.median(expected) / np.median(predicted)),
+        coverage=float(index.size / wanted.sum()),
+        min_depth=min_depth,
+        max_depth=max_depth,
+    )
 
 
 def depth_errors(
@@ -131,35 +268,17 @@ def depth_errors(
 ) -> DepthErrors:
     """Compare a predicted depth image with the truth.
 
-    prediction: (h, w), any unit under median scaling, metres otherwise; NaN or not positive =
-    unknown, +inf = beyond range. truth: (H, W) metres, 0 = none. Truth outside
-    min_depth..max_depth does not count, the scaled prediction is clamped to that range.
-    Raises NoValidPixelsError where nothing can be compared.
+    As `compare_pixels`, with a crop by its name; the scaled prediction is clamped to
+    min_depth..max_depth. Raises NoValidPixelsError where nothing can be compared.
     """
-    if prediction.ndim != 2 or truth.ndim != 2:
-        raise ValueError(
-            f"depth images have two axes, got shapes {prediction.shape} and {truth.shape}"
-        )
-    height, width = truth.shape
-    wanted = (truth > min_depth) & (truth < max_depth)
-    if crop == "garg":
-        wanted &= garg_mask(height, width)
-    resized = resize_depth(prediction, height, width)
-    compared = wanted & ~np.isnan(resized)
-    if not compared.any():
-        raise NoValidPixelsError(
-            f"nothing to compare: {int(wanted.sum())} pixels with truth, "
-            f"{int((~np.isnan(resized)).sum())} with a prediction, none with both"
-        )
-    expected = truth[compared].astype(np.float64)
-    predicted = resized[compared]
-    ratio = float(np.median(expected) / np.median(predicted))
-    if scaling == "median":
-        # An infinite median makes the ratio 0, and inf * 0 NaN: far stays far instead.
-        near = np.isfinite(predicted)
-        predicted[near] *= ratio
-    predicted = np.clip(predicted, min_depth, max_depth)
-    return _errors(predicted, expected, ratio, float(compared.sum() / wanted.sum()))
+    pixels = compare_pixels(
+        prediction,
+        truth,
+        min_depth=min_depth,
+        max_depth=max_depth,
+        inside=crop_mask(crop, *truth.shape) if crop and truth.ndim == 2 else None,
+    )
+    return pixels.errors(scaling)
 
 
 def _errors(
@@ -167,15 +286,15 @@ def _errors(
 ) -> DepthErrors:
     difference = predicted - expected
     log_difference = np.log(predicted) - np.log(expected)
-    factor = np.exp(np.abs(log_difference))
+    size = np.abs(log_difference)
     return DepthErrors(
         abs_rel=float(np.mean(np.abs(difference) / expected)),
         sq_rel=float(np.mean(difference**2 / expected)),
         rmse=float(np.sqrt(np.mean(difference**2))),
         rmse_log=float(np.sqrt(np.mean(log_difference**2))),
-        d1=float(np.mean(factor < 1.25)),
-        d2=float(np.mean(factor < 1.25**2)),
-        d3=float(np.mean(factor < 1.25**3)),
+        d1=float(np.mean(size < _LOG_FACTOR)),
+        d2=float(np.mean(size < 2 * _LOG_FACTOR)),
+        d3=float(np.mean(size < 3 * _LOG_FACTOR)),
         ratio=ratio,
         coverage=coverage,
     )
@@ -206,3 +325,29 @@ def summary(errors: Sequence[DepthErrors]) -> dict[str, float | int | None]:
     entry["ratio_median"] = middle
     entry["ratio_spread"] = pstdev([r / middle for r in ratios]) if middle > 0 else None
     return entry
+
+
+# Metres; each part counts what is at least its first and below its second bound.
+RANGES = ((0, 10), (10, 20), (20, 40), (40, 80))
+# A part of an image with fewer pixels says nothing about it.
+LEAST_PART = 16
+
+
+def part_errors(
+    pixels: ComparedPixels, scaling: Scaling, moving: NDArray[np.bool_] | None = None
+) -> dict[str, DepthErrors]:
+    """Errors of the parts of an image, each scaled like the whole: by range, and what moves.
+
+    Keys are "0-10", "10-20", "20-40", "40-80" (metres of truth) and, where `moving` (H, W, at the
+    truth's size) is known, "moving" and "static". Parts of fewer than LEAST_PART pixels are absent.
+    """
+    expected = pixels.expected
+    parts = {f"{near}-{far}": (expected >= near) & (expected < far) for near, far in RANGES}
+    if moving is not None:
+        parts["moving"] = moving.reshape(-1)[pixels.index]
+        parts["static"] = ~parts["moving"]
+    return {
+        name: pixels.errors(scaling, part)
+        for name, part in parts.items()
+        if int(part.sum()) >= LEAST_PART
+    }

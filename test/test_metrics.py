@@ -13,17 +13,33 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from depth_prior_ros.metrics import (
+    LEAST_PART,
     PROTOCOLS,
     DepthErrors,
     NoValidPixelsError,
+    cityscapes_mask,
     depth_errors,
     garg_mask,
     mean_errors,
+    part_errors,
     resize_depth,
     summary,
 )
 
 SIZE = (37, 122)
+
+
+# rows and columns of SIZE that each crop keeps: first, behind the last, first, behind the last
+WINDOWS = {
+    None: None,
+    "garg": (
+        int(0.40810811 * SIZE[0]),
+        int(0.99189189 * SIZE[0]),
+        int(0.03594771 * SIZE[1]),
+        int(0.96405229 * SIZE[1]),
+    ),
+    "cityscapes": (12, 37, 11, 111),  # a third of 37; 192 and 1856 of 2048, of 122
+}
 
 
 def scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[NDArray, NDArray]:
@@ -36,7 +52,13 @@ def scene(seed: int, size: tuple[int, int] = SIZE) -> tuple[NDArray, NDArray]:
 
 
 def by_hand(
-    prediction: NDArray, truth: NDArray, low: float, high: float, crop: bool, scale: bool
+    prediction: NDArray,
+    truth: NDArray,
+    low: float,
+    high: float,
+    window: tuple[float, float, float, float] | None,
+    scale: bool,
+    cap_truth: bool = True,
 ) -> dict[str, float]:
     """The same metrics, written down once more, pixel by pixel."""
     height, width = truth.shape
@@ -44,12 +66,9 @@ def by_hand(
     pairs = []
     for y in range(height):
         for x in range(width):
-            if crop and not (
-                int(0.40810811 * height) <= y < int(0.99189189 * height)
-                and int(0.03594771 * width) <= x < int(0.96405229 * width)
-            ):
+            if window and not (window[0] <= y < window[1] and window[2] <= x < window[3]):
                 continue
-            if low < truth[y, x] < high:
+            if low < truth[y, x] < (high if cap_truth else math.inf):
                 pairs.append((1.0 / inverse[y, x], float(truth[y, x])))
     ratio = np.median([g for _, g in pairs]) / np.median([p for p, _ in pairs]) if scale else 1.0
     pairs = [(min(max(p * ratio, low), high), g) for p, g in pairs]
@@ -76,8 +95,9 @@ def test_protocols_agree_with_a_second_implementation(name: str, seed: int) -> N
         truth,
         protocol.min_depth,
         protocol.max_depth,
-        protocol.crop == "garg",
+        WINDOWS[protocol.crop],
         protocol.scaling == "median",
+        protocol.cap_truth,
     )
     for key, value in expected.items():
         assert getattr(errors, key) == pytest.approx(value, rel=1e-9), key
@@ -161,6 +181,56 @@ def test_resizing_interpolates_inverse_depth() -> None:
 def test_garg_crop_of_kitti() -> None:
     rows, columns = np.nonzero(garg_mask(375, 1242))
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (153, 371, 44, 1197)
+
+
+def test_cityscapes_crop_is_that_of_manydepth() -> None:
+    rows, columns = np.nonzero(cityscapes_mask(768, 2048))
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (256, 768, 192, 1856)
+
+
+def test_protocols_are_those_of_the_papers() -> None:
+    values = {
+        n: (p.crop, p.max_depth, p.cap_truth, p.stretch, p.log10) for n, p in PROTOCOLS.items()
+    }
+    assert values["eigen"] == ("garg", 80.0, True, False, False)
+    assert values["eigen_improved"] == (None, 80.0, False, False, False)
+    assert values["kitti2015"] == (None, 80.0, True, False, False)
+    assert values["make3d"] == (None, 70.0, True, True, True)
+    assert values["cityscapes"] == ("cityscapes", 80.0, True, True, False)
+    assert values["nuscenes"] == (None, 80.0, True, False, False)
+    assert {p.scaling for n, p in PROTOCOLS.items() if n != "metric"} == {"median"}
+
+
+def test_decimal_and_natural_logarithm() -> None:
+    errors = depth_errors(np.full((4, 4), 10.0), np.full((4, 4), 1.0), scaling="none")
+    assert errors.rmse_log == pytest.approx(math.log(10))
+    assert errors.rmse_log10 == pytest.approx(1)
+
+
+def test_truth_beyond_the_cap_counts_where_the_protocol_says_so() -> None:
+    truth = np.array([[40.0, 40.0, 100.0]])
+    prediction = np.array([[40.0, 40.0, 100.0]])
+    assert PROTOCOLS["eigen_improved"].errors(prediction, truth).abs_rel == pytest.approx(0.2 / 3)
+    assert PROTOCOLS["kitti2015"].errors(prediction, truth).abs_rel == pytest.approx(0)
+
+
+def test_parts_are_scaled_like_the_whole() -> None:
+    truth = np.repeat([5.0, 15.0, 30.0, 60.0], 40)[None, :].repeat(8, 0)
+    prediction = truth / 2
+    prediction[:, :40] *= 1.5  # the nearest quarter is wrong; the median is not in it
+    moving = np.zeros(truth.shape, bool)
+    moving[:, 20:60] = True
+    pixels = PROTOCOLS["synthetic"].pixels(prediction, truth)
+    parts = part_errors(pixels, "median", moving)
+    found = {name: errors.abs_rel for name, errors in parts.items()}
+    expected = {"0-10": 0.5, "10-20": 0, "20-40": 0, "40-80": 0, "moving": 0.25}
+    assert found == pytest.approx(expected | {"static": 1 / 12}, abs=1e-9)
+    assert {e.ratio for e in parts.values()} == {2.0}
+    assert parts["0-10"].d1 == 0 and parts["moving"].d1 == 0.5
+    assert "moving" not in part_errors(pixels, "median")
+    moving[:] = False
+    moving[0, : LEAST_PART - 1] = True
+    assert "moving" not in part_errors(pixels, "median", moving)
 
 
 def test_mean_and_summary() -> None:
