@@ -9,6 +9,7 @@ import pytest
 
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, box, quads
+from depth_prior_ros.recordings.synthetic.pairs import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.renderer import (
     Drawing,
     Light,
@@ -16,7 +17,6 @@ from depth_prior_ros.recordings.synthetic.renderer import (
     RendererUnavailableError,
     resolve,
 )
-from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 CAMERA = Camera(92.0, 90.0, 78.4, 22.7, 160, 48)

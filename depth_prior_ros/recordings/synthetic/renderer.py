@@ -27,6 +27,8 @@ MISSING_EGL = (
     " libegl1 and libgl1-mesa-dri"
 )
 
+MISSING_MODERNGL = "the Python package moderngl is not installed; pip install moderngl"
+
 
 class RendererUnavailableError(RuntimeError):
     """OpenGL in memory does not work here; the message says what to install."""
@@ -87,11 +89,15 @@ def _in_context(method: Callable[..., _T]) -> Callable[..., _T]:
 class Renderer:
     """An OpenGL context, the textures of one bank and one world at a time."""
 
+    name = "gl"
+
     def __init__(self, shadow_size: int = 1024) -> None:
         # One software thread draws small pictures with the least work; set before the driver loads.
         os.environ.setdefault("LP_NUM_THREADS", "0")
-        import moderngl
-
+        try:
+            import moderngl
+        except ImportError as error:
+            raise RendererUnavailableError(f"{MISSING_MODERNGL} ({error})") from error
         settings: dict[str, Any] = {"backend": "egl"}
         try:
             self._gl = moderngl.create_context(standalone=True, **settings)
@@ -163,7 +169,7 @@ class Renderer:
         around: tuple[float, float] | None = None,
     ) -> None:
         """Redraw the shadow map for a disc of `radius` metres about `centre` (3,)."""
-        self._shadow_matrix = _shadow_from_world(np.asarray(light.sun_direction), centre, radius)
+        self._shadow_matrix = shadow_from_world(np.asarray(light.sun_direction), centre, radius)
         self._shadow_target.use()
         self._shadow_target.clear(depth=1.0)
         self._gl.enable_only(self._gl.DEPTH_TEST)
@@ -175,22 +181,28 @@ class Renderer:
         values: dict[str, Any],
         movers: Mesh | None,
         around: tuple[float, float] | None,
+        standing: Mesh | None = None,
     ) -> None:
         assert self._textures is not None, "load_textures comes first"
         self._textures.use(0)
         self._shadow_map.use(1)
-        moving = None if movers is None else _Drawn(self, movers, self._drawing.cutout_layers, None)
+        layers = self._drawing.cutout_layers
+        apart = [
+            (_Drawn(self, mesh, layers, None), sign)
+            for mesh, sign in ((movers, -1.0), (standing, 1.0))
+            if mesh is not None
+        ]
         for cutout in (False, True):
             program = self._programs[role, cutout]
             _assign(program, values)
             if self._static is not None:
                 _assign(program, {"depth_sign": 1.0})
                 self._static.draw(role, cutout, around)
-            if moving is not None:
-                _assign(program, {"depth_sign": -1.0})
-                moving.draw(role, cutout, None)
-        if moving is not None:
-            moving.release()
+            for drawn, sign in apart:
+                _assign(program, {"depth_sign": sign})
+                drawn.draw(role, cutout, None)
+        for drawn, _ in apart:
+            drawn.release()
 
     @_in_context
     def render_linear(
@@ -201,10 +213,12 @@ class Renderer:
         movers: Mesh | None = None,
         supersample: int = 2,
         around: tuple[float, float] | None = None,
+        standing: Mesh | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Radiance (H, W, 3), depth (H, W) in metres (0 = sky), moving (H, W) bool.
 
-        around: the stretch of road to draw, in the units of `Drawing.along`.
+        movers: what moves by itself at this moment. standing: what could, but waits. around: the
+        stretch of road to draw, in the units of `Drawing.along`.
         """
         size = (camera.width * supersample, camera.height * supersample)
         target = self._target(size)
@@ -228,7 +242,7 @@ class Renderer:
             "textures": 0,
             "shadows": 1,
         }
-        self._draw("colour", values, movers, around)
+        self._draw("colour", values, movers, around, standing)
         _assign(self._sky, values)
         self._sky_array.render(self._gl.TRIANGLE_STRIP)
         raw = np.frombuffer(target.read(components=4, dtype="f4"), np.float32)
@@ -276,7 +290,8 @@ def _assign(program: Any, values: dict[str, Any]) -> None:
             program[name].value = value
 
 
-def _shadow_from_world(direction: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+def shadow_from_world(direction: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """(4, 4) parallel projection along the sun's rays: a disc about `centre` becomes [-1, 1]."""
     forward = -direction / np.linalg.norm(direction)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)

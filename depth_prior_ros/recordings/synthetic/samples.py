@@ -8,7 +8,8 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
 - ``previous_from_current.npy`` (N, 4, 4) float32, metres
 - ``moving.npy`` (N, H, W) uint8, 1 = something that moves by itself, in the current frame
 
-Every shard depends on (seed, number of the shard, size, textures) only, so an interrupted run goes
+Every shard depends on (seed, number of the shard, size, textures, share of dense traffic,
+renderer) only, so an interrupted run goes
 on where it stopped and gives the same files.
 """
 
@@ -16,213 +17,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from depth_prior_ros.camera import Camera
-from depth_prior_ros.recordings.synthetic.develop import (
-    automatic_exposure,
-    develop,
-    matching_curve,
-    random_development,
-)
-from depth_prior_ros.recordings.synthetic.light import random_light
-from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.patches import tone_quantiles
-from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
-from depth_prior_ros.recordings.synthetic.textures import TextureBank
-from depth_prior_ros.recordings.synthetic.world import StreetWorld
+from depth_prior_ros.recordings.synthetic.choice import open_renderer
+from depth_prior_ros.recordings.synthetic.pairs import FRAME_TIME, Pair, iterate
 
 SCHEMA = 1
+SCHEMA_DENSE = 2  # some streets have dense traffic
 PAIRS_PER_SHARD = 128
-PAIRS_PER_WORLD = 8
-FRAME_TIME = 0.1  # seconds between the frames of a pair
-_ATTEMPTS = 6
-CAMERA_FROM_VEHICLE = np.array(
-    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-)
-"""Columns: the camera's right, down and forward in a frame with x forward, y left, z up."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two frames: index 0 is the previous one."""
-
-    images: np.ndarray
-    depth: np.ndarray
-    K: np.ndarray
-    previous_from_current: np.ndarray
-    moving: np.ndarray
-
-
-def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
-    """A camera like KITTI's, varied a little."""
-    width, height = size
-    fx = 0.581 * width * rng.uniform(0.94, 1.06)
-    # KITTI's pixels are square at 1242 x 375; the resized image's need not be.
-    fy = fx * (height / 375.0) / (width / 1242.0)
-    cx = width * rng.normal(0.491, 0.01)
-    cy = height * rng.normal(0.461, 0.02)
-    return Camera(fx, fy, cx, cy, width, height)
-
-
-def turned(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """(4, 4) rotation of a frame with x forward, y left, z up; radians, pitch up is positive."""
-    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
-    cr, sr = np.cos(roll), np.sin(roll)
-    z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-    y = np.array([[cp, 0, -sp], [0, 1, 0], [sp, 0, cp]])
-    x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
-    matrix = np.eye(4)
-    matrix[:3, :3] = z @ y @ x
-    return matrix
-
-
-@dataclass(frozen=True)
-class _Shot:
-    """Where the camera stands at both instants and what is in front of it."""
-
-    camera: Camera
-    poses: tuple[np.ndarray, np.ndarray]  # world_from_camera, previous and current
-    time: float
-    s: float
-
-
-def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int]) -> _Shot:
-    spec = world.spec
-    last = 150.0 if not spec.dead_end else 110.0
-    s = rng.uniform(0, last)
-    own = max(1, spec.lanes // 2)
-    d = world.lane_offset(int(rng.integers(own))) + rng.normal(0, 0.25)
-    yaw = rng.normal(0, np.deg2rad(2.0))
-    if rng.random() < 0.12:
-        yaw = rng.normal(0, np.deg2rad(12.0))
-    pitch, roll = rng.normal(0, np.deg2rad([0.9, 0.6]))
-    height = rng.uniform(1.4, 1.9)
-    current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
-    travel = rng.uniform(0.2, 2.0)
-    if rng.random() < 0.1:
-        previous = current.copy()
-    else:
-        step = turned(*(rng.normal(0, np.deg2rad([0.5, 0.15, 0.1])) * (0.5 + travel)))
-        step[:3, 3] = (-travel, rng.normal(0, 0.02), rng.normal(0, 0.008))
-        previous = current @ step
-    poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
-    return _Shot(random_camera(rng, size), poses, rng.uniform(0, 3), s)
-
-
-def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> Mesh:
-    """The moving things near the camera; whoever is in its way has been left out."""
-    eye = shot.poses[1]
-    around = (shot.s - 15.0, shot.s + 150.0)
-    kept = []
-    for mover in world.movers:
-        s = mover.s + mover.speed * shot.time
-        if not around[0] < s < around[1]:
-            continue
-        d = mover.d + mover.side_speed * shot.time
-        place = world.course.points(np.float64(s), np.float64(d), np.float64(0))
-        ahead = eye[:3, :3].T @ (place - eye[:3, 3])
-        reach = mover.length / 2
-        if abs(ahead[0]) < 1.9 and -reach - 3 < ahead[2] < gap + reach:
-            continue
-        beside = abs(ahead[0]) < reach + 1.3 and -reach - 3 < ahead[2] < reach + 3
-        if beside and (abs(mover.side_speed) > 0 or abs(ahead[0]) < 2.2):
-            continue
-        kept.append(mover.at(world.course, time))
-    return Mesh.merge(kept)
-
-
-def render_pair(
-    renderer: Renderer,
-    world: StreetWorld,
-    light: Light,
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    tones: np.ndarray | None = None,
-) -> Pair | None:
-    """One random pair of frames in a loaded world; None where something blocks the view.
-
-    tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
-    """
-    shot = _aim(world, rng, size)
-    gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
-    how = random_development(rng)
-    eye = shot.poses[1]
-    renderer.cast_shadows(
-        light,
-        eye[:3, 3] + eye[:3, 2] * 28.0,
-        48.0,
-        _movers(world, shot, shot.time, gap),
-        (shot.s - 30.0, shot.s + 80.0),
-    )
-    around = (shot.s - 15.0, shot.s + 150.0)
-    frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for pose, time in zip(shot.poses[::-1], (shot.time, shot.time - FRAME_TIME), strict=True):
-        movers = _movers(world, shot, time, gap)
-        frame = renderer.render_linear(shot.camera, pose, light, movers, 2, around)
-        if not frames and _blocked(frame[1]):
-            return None
-        frames.append(frame)
-    exposure = automatic_exposure(frames[0][0], how.target)
-    curve = None
-    if tones is not None and len(tones) and rng.random() < 0.5:
-        clean = replace(how, blur=0.0, noise=0.0, jpeg=None)
-        image = develop(frames[0][0], clean, rng, exposure)
-        tone = tones[rng.integers(len(tones))]
-        tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
-        curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
-    frames.reverse()
-    return Pair(
-        images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
-        depth=np.stack([f[1] for f in frames]).astype(np.float16),
-        K=shot.camera.matrix().astype(np.float32),
-        previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
-        moving=frames[1][2].astype(np.uint8),
-    )
-
-
-def _blocked(depth: np.ndarray) -> bool:
-    seen = depth[depth > 0]
-    near = (seen < 3.0).sum() / depth.size
-    return bool(near > 0.04 or np.median(seen) < 4.0 if len(seen) else True)
-
-
-def iterate(
-    renderer: Renderer,
-    shard: int,
-    count: int,
-    size: tuple[int, int],
-    seed: int,
-    texture_images: Sequence[Path] = (),
-) -> Iterator[Pair]:
-    """The `count` pairs of one shard; it loads its own textures into the renderer."""
-    bank = TextureBank([seed, shard], texture_images)
-    renderer.load_textures(bank)
-    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
-    made = number = 0
-    while made < count:
-        world = StreetWorld([seed, shard, number], bank)
-        renderer.load(world.drawing)
-        rng = np.random.default_rng([seed, shard, number, 1])
-        number += 1
-        light = random_light(rng, bank)
-        good = 0
-        for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
-            if attempt == PAIRS_PER_WORLD // 2:
-                light = random_light(rng, bank)
-            pair = render_pair(renderer, world, light, rng, size, tones)
-            if pair is None:
-                continue
-            yield pair
-            made, good = made + 1, good + 1
-            if made == count or good == PAIRS_PER_WORLD:
-                break
+_T = TypeVar("_T")
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
@@ -239,6 +53,10 @@ def write_samples(
     seed: int = 0,
     texture_images: Sequence[str | Path] = (),
     progress: bool = True,
+    *,
+    processes: int = 1,
+    dense: float = 0.0,
+    renderer: str = "auto",
 ) -> Path:
     """Write `count` pairs to `out_dir`; shards that are there already are kept.
 
@@ -246,19 +64,33 @@ def write_samples(
         out_dir: folder for ``manifest.json`` and ``shard_00000`` and so on.
         count: number of pairs.
         size: (width, height) of the images in pixels.
-        seed: everything follows from it, the size and the texture images.
+        seed: everything follows from it, the size, the texture images, `dense` and `renderer`.
         texture_images: real frames to cut textures from (their licence goes to the weights).
         progress: show a progress bar.
+        processes: how many draw at the same time; the files are the same whatever it is.
+        dense: share of the streets with dense, slow traffic (cars and lorries 4 to 15 m ahead).
+        renderer: auto, gl (OpenGL) or raycast (numpy). auto goes on with what drew the folder's
+            first pairs; in a new folder it takes OpenGL where it works. The manifest names it.
 
     Raises:
-        ValueError: `out_dir` holds samples made with other arguments.
-        RendererUnavailableError: no OpenGL in memory; the message names the packages.
+        ValueError: `out_dir` holds samples made with other arguments, or an argument is wrong.
+        RendererUnavailableError: no OpenGL in memory, where it is asked for or drew the folder's
+            other pairs; the message names the packages.
     """
+    if processes < 1 or not 0 <= dense <= 1:
+        raise ValueError(
+            f"need processes >= 1 and dense between 0 and 1, got {processes} and {dense}"
+        )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    images = [Path(p) for p in texture_images]
+    images = tuple(Path(p) for p in texture_images)
+    sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
+    missing = [(i, wanted) for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
+    drawn_by, note = _drawn_by(out / "manifest.json", renderer, bool(missing))
+    if note and progress:
+        print(note, file=sys.stderr)
     manifest = {
-        "schema": SCHEMA,
+        "schema": SCHEMA_DENSE if dense else SCHEMA,
         "seed": seed,
         "size": list(size),
         "count": count,
@@ -267,20 +99,93 @@ def write_samples(
         "texture_fingerprint": _fingerprint(images),
         "depth_unit": "metres, 0 = sky",
         "frame_time": FRAME_TIME,
+        "dense_traffic": dense,
+        "renderer": drawn_by,
     }
     _check_manifest(out / "manifest.json", manifest)
-    sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
-    missing = [i for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
-    renderer = Renderer() if missing else None
-    for shard in _progress(missing, progress):
-        assert renderer is not None
-        number = sizes[shard]
-        if _pairs_in(out, shard) >= number:  # written by another process in the meantime
-            continue
-        _write_shard(out, shard, list(iterate(renderer, shard, number, size, seed, images)))
-    if renderer is not None:
-        renderer.release()
+    job = _Job(out, size, seed, images, dense, drawn_by)
+    if processes > 1 and len(missing) > 1:
+        _in_processes(job, missing, min(processes, len(missing)), progress)
+    elif missing:
+        with closing(_Worker(job)) as worker:
+            for shard in _shown(missing, len(missing), progress):
+                worker.write(*shard)
     return out
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all shards of a folder have in common."""
+
+    out: Path
+    size: tuple[int, int]
+    seed: int
+    images: tuple[Path, ...]
+    dense: float
+    renderer: str
+
+
+class _Worker:
+    """Draws shards with a renderer of its own."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._renderer = open_renderer(job.renderer)[0]
+
+    def write(self, shard: int, count: int) -> None:
+        """Draw and write a shard, unless it is there in the meantime."""
+        job = self._job
+        if _pairs_in(job.out, shard) >= count:  # written by another process
+            return
+        pairs = iterate(
+            self._renderer, shard, count, job.size, job.seed, job.images, dense=job.dense
+        )
+        _write_shard(job.out, shard, list(pairs))
+
+    def close(self) -> None:
+        """Give the renderer back."""
+        self._renderer.release()
+
+
+_worker: _Worker | None = None  # of a process of `_in_processes`
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker
+    import cv2
+
+    cv2.setNumThreads(1)  # the processes share the cores among them
+    _worker = _Worker(job)
+
+
+def _work(shard: tuple[int, int]) -> None:
+    assert _worker is not None
+    _worker.write(*shard)
+
+
+def _in_processes(
+    job: _Job, missing: Sequence[tuple[int, int]], processes: int, progress: bool
+) -> None:
+    # Processes of their own rather than forks: an OpenGL context does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (job,))
+    try:
+        futures = [pool.submit(_work, shard) for shard in missing]
+        for future in _shown(as_completed(futures), len(futures), progress):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _drawn_by(manifest: Path, renderer: str, needed: bool) -> tuple[str, str | None]:
+    """The renderer of a folder and a note in words about it; see `write_samples`."""
+    if manifest.exists() and renderer == "auto":
+        renderer = str(json.loads(manifest.read_text()).get("renderer", "gl"))
+    if not needed and renderer != "auto":
+        return renderer, None
+    opened, note = open_renderer(renderer, 16)
+    opened.release()
+    return opened.name, note
 
 
 def _shard_path(out: Path, shard: int) -> Path:
@@ -293,19 +198,20 @@ def _pairs_in(out: Path, shard: int) -> int:
     return len(np.load(file, mmap_mode="r")) if file.exists() else 0
 
 
-def _progress(shards: list[int], shown: bool) -> Iterator[int]:
-    if not shown or not shards:
-        yield from shards
-        return
+def _shown(things: Iterable[_T], count: int, shown: bool) -> Iterable[_T]:
+    """The things one by one, with a progress bar."""
+    if not shown:
+        return things
     from rich.progress import track
 
-    yield from track(shards, description="rendering shards")
+    return track(things, total=count, description="rendering shards")
 
 
 def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         free = ("count", "texture_sources")  # more pairs; the same images in another place
+        old = {"dense_traffic": 0.0, "renderer": "gl", **old}  # once there was nothing else
         differing = [k for k in manifest if k not in free and old.get(k) != manifest[k]]
         if differing:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,7 +95,10 @@ def random_spec(rng: np.random.Generator, kind: str | None = None) -> StreetSpec
 
 @dataclass
 class Mover:
-    """A vehicle or person on the move: position s + speed * t along the road at offset d."""
+    """A vehicle or person on the move: position s + speed * t along the road at offset d.
+
+    path: metres along the road since time 0, instead of speed * t.
+    """
 
     mesh: Mesh
     s: float
@@ -104,13 +108,32 @@ class Mover:
     yaw: float = 0.0
     side_speed: float = 0.0  # m/s to the left
     height: float = 0.0
+    path: Callable[[float], float] | None = None
+
+    def along(self, time: float) -> float:
+        """Road position at `time` seconds."""
+        return self.s + (self.speed * time if self.path is None else self.path(time))
+
+    def moves(self, time: float) -> bool:
+        """Whether it is on the move at `time` seconds rather than waiting."""
+        if self.path is not None:
+            return abs(self.path(time + 0.05) - self.path(time - 0.05)) > 1e-3
+        return self.speed != 0.0 or self.side_speed != 0.0
 
     def at(self, course: Course, time: float) -> Mesh:
         """The mesh in the world at `time` seconds."""
         frame = course.frame(
-            self.s + self.speed * time, self.d + self.side_speed * time, self.height, self.yaw
+            self.along(time), self.d + self.side_speed * time, self.height, self.yaw
         )
         return self.mesh.transformed(frame)
+
+
+def placed(movers: list[Mover], course: Course, time: float) -> tuple[Mesh, Mesh]:
+    """Meshes in the world at `time` seconds: of the movers that move, of those that wait."""
+    sorted_out: tuple[list[Mesh], list[Mesh]] = ([], [])
+    for mover in movers:
+        sorted_out[0 if mover.moves(time) else 1].append(mover.at(course, time))
+    return Mesh.merge(sorted_out[0]), Mesh.merge(sorted_out[1])
 
 
 @dataclass
@@ -205,10 +228,10 @@ class StreetWorld:
             movers.append(Mover(mesh, rng.uniform(8, 200), d, speed, 1.8, yaw, 0.0, height))
         return movers
 
-    def moving(self, time: float, around: tuple[float, float]) -> Mesh:
-        """The movers within a stretch of road at `time` seconds, as one mesh."""
-        near = [m for m in self.movers if around[0] < m.s + m.speed * time < around[1]]
-        return Mesh.merge([m.at(self.course, time) for m in near])
+    def moving(self, time: float, around: tuple[float, float]) -> tuple[Mesh, Mesh]:
+        """The movers within a stretch of road at `time` seconds: those that move, and wait."""
+        near = [m for m in self.movers if around[0] < m.along(time) < around[1]]
+        return placed(near, self.course, time)
 
 
 def _fleet(rng: np.random.Generator, bank: TextureBank) -> list[vehicles.Body]:
