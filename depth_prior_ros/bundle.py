@@ -111,7 +111,7 @@ class Bundle:
 
     def _network(self, part: Part) -> Any:
         net = build_network(self.manifest, part)
-        net.load_state_dict(self._tensors(part), strict=True)
+        net.load_state_dict({**_stored(net, kept=False), **self._tensors(part)}, strict=True)
         net.requires_grad_(False)
         return net.eval()
 
@@ -171,7 +171,7 @@ def save_bundle(
     if prior is not None:
         states["prior"] = {"features": prior.features, "inverse_depth": prior.inverse_depth}
     if multi_frame is not None:
-        states["multi_frame"] = multi_frame.state_dict()
+        states["multi_frame"] = _stored(multi_frame)
     if pose is not None:
         states["pose"] = pose.state_dict()
     with _staging(path) as folder:
@@ -315,7 +315,13 @@ def _expected_shapes(bundle: Bundle, part: Part) -> dict[str, list[int]]:
         net = build_network(bundle.manifest, part)
     except BundleError as error:
         raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
-    return {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    return {name: list(tensor.shape) for name, tensor in _stored(net).items()}
+
+
+def _stored(net: nn.Module, kept: bool = True) -> dict[str, Tensor]:
+    """A network's state without what only a training run needs, or (`kept` false) just that."""
+    training: tuple[str, ...] = getattr(net, "training_buffers", ())
+    return {n: t for n, t in net.state_dict().items() if (n not in training) == kept}
 
 
 def _compare_shapes(

@@ -373,3 +373,23 @@ def test_numpy_values_in_metrics_are_refused_clearly(tmp_path: Path) -> None:
 def test_every_user_may_read_the_files(tmp_path: Path) -> None:
     for file in make_tiny_bundle(tmp_path / "tiny").path.iterdir():
         assert file.stat().st_mode & 0o044 == 0o044, file.name
+
+
+def test_a_bundle_keeps_the_map_but_not_what_only_training_needs(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    bundle = make_tiny_bundle(tmp_path / "b")
+    with safe_open(bundle.path / "multi_frame.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert "delta" in names
+    assert not [name for name in names if name.startswith("window")]
+    net = bundle.multi_frame()
+    assert net.window_seen == 0
+    assert (net.delta - 0.4).abs().max() < 0.21
+
+
+def test_the_shipped_bundle_of_before_the_window_still_loads() -> None:
+    net = load_bundle("lite").multi_frame()
+    assert net.architecture["range_mode"] == "pads"
+    assert net.window_max.shape == net.delta.shape
+    assert (net.delta != 1).any()

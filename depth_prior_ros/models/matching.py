@@ -51,6 +51,47 @@ def depth_hypotheses(single_depth: Tensor, delta: Tensor, count: int) -> Tensor:
     return single_depth / relative
 
 
+def hypothesis_pixels(hypotheses: Tensor, K: Tensor, lookup_from_current: Pose) -> Tensor:
+    """Where each hypothesis of the current frame lies in the lookup frame.
+
+    Args:
+        hypotheses: depth (B, D, h, w) of the current frame.
+        K: intrinsics (B, 3, 3) of the features' grid.
+        lookup_from_current: motion (B, 4, 4) in the unit of the depth.
+
+    Returns:
+        pixels (B, 2, h, w * D), hypotheses folded into the width so that one 4-D sampling serves
+        them all; far outside where a point lies behind the camera.
+    """
+    batch, count, height, width = hypotheses.shape
+    directions = rays(K, height, width).reshape(batch, 3, height * width, 1)
+    points = directions * hypotheses.permute(0, 2, 3, 1).reshape(batch, 1, height * width, count)
+    moved = lookup_from_current.transform(points.reshape(batch, 3, -1))
+    pixels, z = project(moved.reshape(batch, 3, height, width * count), K)
+    return torch.where(z > _MIN_Z, pixels, torch.full_like(pixels, _OUTSIDE))
+
+
+def sample_hypotheses(matching: Tensor, pixels: Tensor) -> Tensor:
+    """Features (B, C, h, w) at the pixels of `hypothesis_pixels`: (B, C, h, w, D), zero outside."""
+    batch, channels, height, width = matching.shape
+    return warp(matching, pixels, padding="zeros").reshape(batch, channels, height, width, -1)
+
+
+def within(pixels: Tensor, height: int, width: int, low: float, high: float) -> Tensor:
+    """Which pixels of `hypothesis_pixels` lie in the lookup frame, (B, 1, h, w, D), boolean.
+
+    Args:
+        pixels: (B, 2, h, w * D).
+        height: of the features' grid.
+        width: of the features' grid.
+        low: the least coordinate that counts.
+        high: coordinates up to `width` (`height`) less this count.
+    """
+    x, y = pixels[:, :1], pixels[:, 1:]
+    inside = (x >= low) & (x <= width - high) & (y >= low) & (y <= height - high)
+    return inside.reshape(pixels.shape[0], 1, height, width, -1)
+
+
 def warp_to_hypotheses(
     matching: Tensor, hypotheses: Tensor, K: Tensor, previous_from_current: Pose
 ) -> Tensor:
@@ -65,16 +106,7 @@ def warp_to_hypotheses(
     Returns:
         (B, C, h, w, D), zero where a point lies outside of the previous frame.
     """
-    batch, count, height, width = hypotheses.shape
-    channels = matching.shape[1]
-    directions = rays(K, height, width).reshape(batch, 3, height * width, 1)
-    points = directions * hypotheses.permute(0, 2, 3, 1).reshape(batch, 1, height * width, count)
-    moved = previous_from_current.transform(points.reshape(batch, 3, -1))
-    # Hypotheses are folded into the width, so that one 4-D sampling serves them all.
-    pixels, z = project(moved.reshape(batch, 3, height, width * count), K)
-    pixels = torch.where(z > _MIN_Z, pixels, torch.full_like(pixels, _OUTSIDE))
-    sampled = warp(matching, pixels, padding="zeros")
-    return sampled.reshape(batch, channels, height, width, count)
+    return sample_hypotheses(matching, hypothesis_pixels(hypotheses, K, previous_from_current))
 
 
 def group_correlation(current: Tensor, warped: Tensor, groups: int) -> Tensor:

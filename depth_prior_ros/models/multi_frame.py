@@ -6,7 +6,7 @@ Two consecutive frames and their motion refine a single-frame depth. Sources: MI
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,30 +20,26 @@ from depth_prior_ros.models.matching import (
     convex_upsample,
     depth_hypotheses,
     group_correlation,
+    hypothesis_pixels,
     local_max_regression,
     quarter,
     quarter_intrinsics,
-    warp_to_hypotheses,
+    sample_hypotheses,
+    within,
 )
 from depth_prior_ros.models.residual import initialise_convolutions
+from depth_prior_ros.models.search_range import WINDOW, PadsMap, TrackedRange
+from depth_prior_ros.models.teacher import Features, Gather, Lookup, check_tap
 
 FEATURE_CHANNELS = 32
-#: Bounds of the search width delta: never closed, never beyond five times the depth.
-DELTA_RANGE = (0.05, 4.0)
-_MOMENTUM = 0.99
-_MARGIN = 1.2
-
-
-class Features(NamedTuple):
-    """Features of one frame at a quarter of its resolution.
-
-    Attributes:
-        matching: (B, 32, h, w), compared between frames.
-        context: (B, 32, h, w), steers the upsampling; only the current frame's is used.
-    """
-
-    matching: Tensor
-    context: Tensor
+_SETTINGS = (
+    "hypotheses",
+    "groups",
+    "range_mode",
+    "delta_init",
+    "delta_mode",
+    "window",
+)
 
 
 class MultiFrameOutput(NamedTuple):
@@ -63,6 +59,11 @@ class MultiFrameOutput(NamedTuple):
     probability: Tensor
     confidence: Tensor
     hypotheses: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """(B, 1, h, w) index of the likeliest hypothesis."""
+        return self.probability.argmax(dim=1, keepdim=True)
 
 
 def _conv2d(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -148,36 +149,51 @@ class Regulariser(nn.Module):
         return self.logits(x).squeeze(1).permute(0, 3, 1, 2)
 
 
-class MultiFrameNet(nn.Module):
-    """Refines a single-frame depth by matching with the previous frame: 1.38 M parameters.
+class MultiFrameNet(PadsMap):
+    """Refines a single-frame depth by matching with other frames: 1.38 M parameters.
 
-    The persisted buffer `delta` (1, 1, h, w) is the PADS map: how far around the single-frame depth
-    hypotheses reach, per pixel position, shared by all images. It starts at one, and follows the
-    disagreement of both depths while training (`update_delta`). It belongs to one camera mounting
-    and one input size.
+    The buffer `delta` (1, 1, h, w) is the PADS map (see `PadsMap`): it belongs to one camera
+    mounting and one input size.
 
     Args:
         size: (H, W) of the input, multiples of 32.
         hypotheses: depth hypotheses per pixel, a multiple of 8.
         groups: groups of the correlation; divides 32.
+        range_mode: "pads": hypotheses lie around the single-frame depth, as far as `delta` says;
+            "tracked": between the least and the largest depth of the data set (ManyDepth's adaptive
+            range, buffers `range.min_depth` and `range.max_depth`). Uniform in inverse depth both.
+        delta_init: delta at the beginning.
+        delta_mode: "adaptive", or "fixed": delta stays what it is.
+        window: images over which the largest disagreement is taken for one step of delta.
 
     Raises:
-        ValueError: a size or count that the network can't take.
+        ValueError: a size, count or name that the network can't take.
     """
 
-    delta: Tensor
-
-    def __init__(self, size: tuple[int, int], hypotheses: int = 16, groups: int = 16) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        size: tuple[int, int],
+        hypotheses: int = 16,
+        groups: int = 16,
+        *,
+        range_mode: str = "pads",
+        delta_init: float = 1.0,
+        delta_mode: str = "adaptive",
+        window: int = WINDOW,
+    ) -> None:
         height, width = (int(side) for side in size)
         check_size(height, width, "multi-frame input size")
         if hypotheses < 8 or hypotheses % 8:
             raise ValueError(f"{hypotheses} hypotheses: must be a positive multiple of 8")
         if groups < 1 or FEATURE_CHANNELS % groups:
             raise ValueError(f"{groups} groups: must divide {FEATURE_CHANNELS}")
+        if range_mode not in ("pads", "tracked"):
+            raise ValueError(f"unknown range_mode {range_mode!r}: choose 'pads' or 'tracked'")
+        super().__init__((height, width), delta_init, delta_mode, window)
         self.size = (height, width)
         self.hypotheses = hypotheses
         self.groups = groups
+        self.tap_channels = {STRIDE: FEATURE_CHANNELS}
         self.feature_net = FeatureNet()
         self.regulariser = Regulariser(groups)
         self.mask = nn.Sequential(
@@ -185,12 +201,22 @@ class MultiFrameNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(64, 9 * STRIDE**2, 1),
         )
-        self.register_buffer("delta", torch.ones(1, 1, height // STRIDE, width // STRIDE))
+        self.range = TrackedRange(window=window) if range_mode == "tracked" else None
         self.architecture: dict[str, Any] = {
+            "kind": "pads",
             "size": [height, width],
             "hypotheses": hypotheses,
             "groups": groups,
+            "range_mode": range_mode,
+            "delta_init": delta_init,
+            "delta_mode": delta_mode,
+            "window": window,
         }
+
+    def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(C, h, w) of matching and context features."""
+        shape = (FEATURE_CHANNELS, self.size[0] // STRIDE, self.size[1] // STRIDE)
+        return shape, shape
 
     def features(self, image: Tensor) -> Features:
         """Features of one frame (B, 3, H, W), RGB in [0, 1]; keep them for the next frame.
@@ -237,15 +263,32 @@ class MultiFrameNet(nn.Module):
         single_depth: Tensor,
     ) -> MultiFrameOutput:
         """As `forward`, from bare tensors: previous matching features and motion (B, 4, 4)."""
+        lookup = Lookup(previous_matching, Pose(previous_from_current))
+        return self.match_many(current, [lookup], K, single_depth)
+
+    def match_many(
+        self, current: Features, lookups: Sequence[Lookup], K: Tensor, single_depth: Tensor
+    ) -> MultiFrameOutput:
+        """Depth from several frames, past or future: their correlations are averaged.
+
+        The average runs, per pixel and hypothesis, over the lookup frames that are there and see
+        the point. Gradients of motions and single-frame depth are cut.
+
+        Args:
+            current: features of the current frame.
+            lookups: the other frames; at least one, which may be missing for some samples.
+            K: intrinsics (B, 3, 3) in pixels of the full input.
+            single_depth: (B, 1, H, W) of the single-frame network, network units.
+
+        Raises:
+            ValueError: no lookup frame.
+        """
+        if not lookups:
+            raise ValueError("the multi-frame network needs at least one lookup frame")
         # Coordinates need more than the eight bits of bfloat16's mantissa.
         with torch.autocast(device_type=K.device.type, enabled=False):
-            depth = quarter(single_depth.detach().float())
-            hypotheses = depth_hypotheses(depth, self.delta, self.hypotheses)
-            pose = Pose(previous_from_current.detach().float())
-            warped = warp_to_hypotheses(
-                previous_matching.float(), hypotheses, quarter_intrinsics(K.float()), pose
-            )
-            cost = group_correlation(current.matching.float(), warped, self.groups)
+            hypotheses = self._hypotheses(quarter(single_depth.detach().float()))
+            cost = self._correlation(current, lookups, quarter_intrinsics(K.float()), hypotheses)
         logits = self.regulariser(cost).float()
         mask = self.mask(current.context).float()
         probability = torch.softmax(logits, dim=1)
@@ -258,41 +301,73 @@ class MultiFrameNet(nn.Module):
             hypotheses=hypotheses,
         )
 
-    @torch.no_grad()
-    def update_delta(self, multi_depth: Tensor, single_depth: Tensor) -> None:
-        """Let `delta` follow the disagreement of both depths (MISM, PADS); nothing in eval mode.
+    def _hypotheses(self, single: Tensor) -> Tensor:
+        if self.range is None:
+            return depth_hypotheses(single, self.delta, self.hypotheses)
+        return self.range.inverse(self.hypotheses).expand(len(single), -1, *single.shape[2:])
 
-        delta <- 0.99 delta + 0.01 * 1.2 * (r - 1), r the largest ratio of both depths (or its
-        reciprocal) over the batch, then clipped to [0.05, 4]. Positions with a ratio that is not
-        finite keep their value.
+    def _correlation(
+        self, current: Features, lookups: Sequence[Lookup], K: Tensor, hypotheses: Tensor
+    ) -> Tensor:
+        """(B, groups, h, w, D)."""
+        costs, seen = [], []
+        for lookup in lookups:
+            pose = Pose(lookup.lookup_from_current.matrix.detach().float())
+            pixels = hypothesis_pixels(hypotheses, K, pose)
+            warped = sample_hypotheses(lookup.matching.float(), pixels)
+            cost = group_correlation(current.matching.float(), warped, self.groups)
+            if len(lookups) == 1 and lookup.valid is None:
+                return cost
+            # Sampling fades to zero over one pixel beyond the frame.
+            there = within(pixels, cost.shape[2], cost.shape[3], low=-1, high=0)
+            if lookup.valid is not None:
+                valid = lookup.valid.view(-1, 1, 1, 1, 1)
+                cost, there = torch.where(valid, cost, torch.zeros_like(cost)), there & valid
+            costs.append(cost)
+            seen.append(there.float())
+        return torch.stack(costs).sum(dim=0) / torch.stack(seen).sum(dim=0).clamp(min=1)
 
-        Args:
-            multi_depth: (B, 1, H, W) of this network, reduced bilinearly to a quarter.
-            single_depth: (B, 1, H, W) of the single-frame network, every fourth pixel.
+    def tap(self, current: Features, output: MultiFrameOutput, stride: int = STRIDE) -> Tensor:
+        """The current frame's matching features (B, 32, H / 4, W / 4), the only tap there is.
+
+        Raises:
+            ValueError: another stride than 4.
         """
-        if not self.training:
-            return
-        reduced = F.interpolate(
-            multi_depth.float(), size=self.delta.shape[2:], mode="bilinear", align_corners=False
-        )
-        single = quarter(single_depth.float())
-        ratio = torch.maximum(reduced / single, single / reduced).amax(dim=0, keepdim=True)
-        updated = _MOMENTUM * self.delta + (1 - _MOMENTUM) * _MARGIN * (ratio - 1)
-        updated = torch.where(ratio.isfinite(), updated, self.delta)
-        self.delta.copy_(updated.clamp(*DELTA_RANGE))
+        check_tap(stride, self.tap_channels)
+        return current.matching
+
+    def observe(
+        self, multi_depth: Tensor, single_depth: Tensor, gather: Gather | None = None
+    ) -> None:
+        """After a training step: `update_delta`, or the tracked range's update."""
+        if self.range is None:
+            self.update_delta(multi_depth, single_depth, gather)
+        else:
+            self.range.update(single_depth, gather)
+
+    def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Refused: this network starts from scratch (MISM).
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("the PADS network has no ImageNet weights: it starts from scratch")
 
 
 def build_multi_frame(architecture: Mapping[str, Any]) -> MultiFrameNet:
-    """Build a randomly initialised network from {"size": [H, W], "hypotheses", "groups"}.
+    """Build a randomly initialised network from {"size": [H, W], "hypotheses", ...}.
 
     Raises:
         ValueError: an unknown key, a missing size, or a value the network can't take.
     """
-    unknown = sorted(set(architecture) - {"size", "hypotheses", "groups"})
+    unknown = sorted(set(architecture) - {"kind", "size", *_SETTINGS})
     if unknown:
         raise ValueError(f"unknown multi-frame settings: {unknown}")
     if "size" not in architecture:
         raise ValueError("the multi-frame network needs its input size [H, W]")
     values = dict(architecture)
+    kind = values.pop("kind", "pads")
+    if kind != "pads":
+        raise ValueError(f"unknown kind of multi-frame network {kind!r}: choose 'pads'")
     height, width = values.pop("size")
     return MultiFrameNet((height, width), **values)

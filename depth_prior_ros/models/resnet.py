@@ -17,7 +17,6 @@ from depth_prior_ros.models.residual import BasicBlock, initialise_convolutions
 from depth_prior_ros.models.trunk import Features
 
 _MEAN, _DEVIATION = 0.45, 0.225
-_LAYERS = ((64, 1), (128, 2), (256, 2), (512, 2))
 #: Channels of the stem and of the four layers, and their strides.
 RESNET18_TAPS = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
 
@@ -25,6 +24,10 @@ RESNET18_TAPS = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
 def normalise_image(image: Tensor) -> Tensor:
     """RGB in [0, 1] to about zero mean and unit deviation, as monodepth2's ResNets take it."""
     return (image - _MEAN) / _DEVIATION
+
+
+def _layer(inputs: int, planes: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(BasicBlock(inputs, planes, stride), BasicBlock(planes, planes))
 
 
 class ResNet18Body(nn.Module):
@@ -40,11 +43,10 @@ class ResNet18Body(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        before = 64
-        for number, (planes, stride) in enumerate(_LAYERS, 1):
-            layer = nn.Sequential(BasicBlock(before, planes, stride), BasicBlock(planes, planes))
-            setattr(self, f"layer{number}", layer)
-            before = planes
+        self.layer1 = _layer(64, 64, 1)
+        self.layer2 = _layer(64, 128, 2)
+        self.layer3 = _layer(128, 256, 2)
+        self.layer4 = _layer(256, 512, 2)
         self.inputs = inputs
         initialise_convolutions(self)
 
