@@ -12,7 +12,12 @@ from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 from training.config_base import RecipeError
-from training.data.augmentation import jitter, mirror_intrinsics, mirror_pose
+from training.data.augmentation import (
+    Colours,
+    mirror_intrinsics,
+    mirror_pose,
+    write_planes,
+)
 from training.losses.supervised import FAR_UNITS
 
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
@@ -87,23 +92,37 @@ class PairSource:
         samples = SampleSet(folder)
         return cls(samples, metres_per_unit, min(count or len(samples), len(samples)))
 
-    def batch(self, size: int, rng: np.random.Generator, first: int | None = None) -> PairBatch:
+    def batch(
+        self,
+        size: int,
+        rng: np.random.Generator,
+        first: int | None = None,
+        part: slice = slice(None),
+    ) -> PairBatch:
         """Draw ``size`` pairs, mirrored half the time, in either order of time.
 
-        With ``first``, only that many pairs from the start of the set are drawn from.
+        Args:
+            size: number of pairs drawn.
+            rng: decides everything.
+            first: draw from that many pairs at the start of the set only.
+            part: which of the drawn pairs are returned (a process's share); default: all.
         """
         count = min(first or self.count, self.count)
         drawn = [self._draw(int(i), rng) for i in rng.integers(count, size=size)]
-        images, depth, K, poses = (torch.stack(column) for column in zip(*drawn, strict=True))
         which = torch.from_numpy(rng.random(size) < 0.5)
-        images = torch.where(which[:, None, None, None, None], images.flip(-1), images)
+        colours = [Colours.draw(rng, probability=0.8) for _ in range(size)]
+        inputs = torch.stack([_planes(d[0], c) for d, c in zip(drawn, colours, strict=True)])
+        depth, K, poses = (torch.stack(column) for column in list(zip(*drawn, strict=True))[1:])
+        inputs = torch.where(which[:, None, None, None, None], inputs.flip(-1), inputs)
         depth = torch.where(which[:, None, None, None], depth.flip(-1), depth)
-        K = torch.where(which[:, None, None], mirror_intrinsics(K, images.shape[-1]), K)
+        K = torch.where(which[:, None, None], mirror_intrinsics(K, inputs.shape[-1]), K)
         pose = torch.where(which[:, None, None], mirror_pose(Pose(poses)).matrix, poses)
-        inputs = _degrade(jitter(images, rng, probability=0.8), rng)
-        return PairBatch(inputs, depth, K, Pose(pose))
+        inputs = _degrade(inputs, rng)
+        return PairBatch(inputs[part], depth[part], K[part], Pose(pose[part]))
 
-    def _draw(self, index: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def _draw(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
         sample = self.samples[index]
         images, depth = sample["images"], sample["depth"]
         pose = Pose(torch.from_numpy(np.array(sample["previous_from_current"], dtype=np.float32)))
@@ -114,10 +133,17 @@ class PairSource:
         matrix[:3, 3] /= self.metres_per_unit
         truth = torch.from_numpy(depth[current].astype(np.float32)) / self.metres_per_unit
         truth[truth > FAR_UNITS] = 0
-        # A copy: the shard is mapped read-only, and torch warns of tensors that it could not write.
-        pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
         K = torch.from_numpy(np.array(sample["K"], dtype=np.float32))
-        return pixels, truth[None], K, matrix
+        return images, truth[None], K, matrix
+
+
+def _planes(images: np.ndarray, colours: Colours | None) -> Tensor:
+    """Pictures (2, H, W, 3) uint8 as (2, 3, H, W) in [0, 1], colours changed."""
+    count, height, width, channels = images.shape
+    out = np.empty((count, channels, height, width), np.float32)
+    for picture, planes in zip(images, out, strict=True):
+        write_planes(picture, planes, colours)
+    return torch.from_numpy(out)
 
 
 def _degrade(images: Tensor, rng: np.random.Generator) -> Tensor:

@@ -76,7 +76,7 @@ def plan_data(root: Path, data: Data) -> Plan:
     for place, path in enumerate(data.synthetic.textures if data.synthetic else ()):
         key = drive_of(root / path)
         if key is not None:
-            what = f"data.synthetic.textures.{place}: a test drive (data.split.test)"
+            what = f"data.synthetic.textures.{place}: {path} is test data"
             _refuse_leak(data, {key}, test, what)
     for place, drive in enumerate(data.drives):
         _plan_drive(plan, root, data, drive, f"data.drives.{place}", test)
@@ -119,7 +119,7 @@ def _plan_drive(
         if not path.exists():
             raise RecipeError(f"{place}.path: {path} does not exist")
         if key is not None:
-            what = f"{place}: {drive.path} is a test drive (data.split.test)"
+            what = f"{place}: {drive.path} is test data (data.split.test: {data.split.test})"
             _refuse_leak(data, {key}, test, what)
         plan.training.append(Entry(drive, place, key))
         return
