@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ("last.safetensors", "best.safetensors")
 # Times and the commit are written there.
 NOT_COMPARED = ("bundle.yaml",)
@@ -44,7 +45,7 @@ class Command:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
             [*command, *overrides, "--out", str(self.out)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
         )

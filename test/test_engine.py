@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from training import progress
+from training import checkpoint, progress
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import Schedule
-from training.engine import LAST, Engine, Settings, TrainingError
+from training.engine import BEST, LAST, Engine, Settings, TrainingError
+from training.progress import duration
 
 STEPS = 10
 
@@ -133,6 +138,126 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in stage.trained)
 
 
+@pytest.mark.parametrize("cause", ["loss", "gradient norm"])
+def test_the_batch_that_failed_is_kept(tmp_path: Path, cause: str) -> None:
+    class KeepsBatch(OneWeight):
+        last_batch: ClassVar[dict[str, Tensor]] = {}
+
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            loss, values = super().loss(rng)
+            # Views of one memory are what batches are made of, and safetensors refuses them.
+            x = torch.full((2, 3), float(self.calls))
+            KeepsBatch.last_batch = {"images": x, "first": x[:1], "turned": x.T}
+            return (loss * math.nan if cause == "loss" and self.calls == 7 else loss), values
+
+    stage = KeepsBatch()
+    if cause == "gradient norm":
+        stage.net.weight.register_hook(lambda g: g * math.inf if stage.calls == 7 else g)
+    with pytest.raises(
+        TrainingError, match=rf"{cause} is .* at step 6; the batch is kept"
+    ) as error:
+        engine(stage, tmp_path).run()
+    path = tmp_path / "failed_batch.safetensors"
+    assert str(path) in str(error.value)
+    with safe_open(str(path), framework="pt") as file:
+        assert file.metadata() == {
+            "stage": "one weight",
+            "step": "6",
+            "seed": "1",
+            "cause": cause,
+        }
+        assert file.get_tensor("turned").tolist() == [[7.0, 7.0]] * 3
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = OneWeight()
+    stage.factor, stage.last_batch = math.nan, {"x": torch.zeros(1)}  # type: ignore[attr-defined]
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(TrainingError, match=r"loss is nan.* could not be kept: .*No space left"):
+        engine(stage, tmp_path).run()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_best_networks_are_kept(tmp_path: Path) -> None:
+    class Chooses(OneWeight):
+        chosen_by = "error"
+        errors = iter([math.nan, 0.3, 0.1, 0.2, 0.1])
+
+        def validate(self) -> dict[str, float]:
+            return {"error": next(self.errors), "test set": -1.0}
+
+    stage = Chooses()
+    run = engine(stage, tmp_path)
+    run.settings = Settings(
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=2, log_every=1
+    )
+    done = run.run()
+    assert done["best"] == {"step": 6, "name": "error", "figure": 0.1}
+    best, last = OneWeight(), OneWeight()
+    assert load_checkpoint(tmp_path / BEST, best.networks)["step"] == 6
+    assert load_checkpoint(tmp_path / LAST, last.networks)["best"] == done["best"]
+    assert best.net.weight.item() != last.net.weight.item() == stage.net.weight.item()
+
+
+def test_without_the_figure_there_is_no_best(tmp_path: Path) -> None:
+    stage, output = OneWeight(), io.StringIO()
+    stage.chosen_by = "held out"  # type: ignore[attr-defined]
+    done = engine(stage, tmp_path, output).run()
+    assert done["best"] is None and not (tmp_path / BEST).exists()
+    assert output.getvalue().count("no figure held out") == 1
+
+
+def test_collapse_is_told_and_logged_once(tmp_path: Path) -> None:
+    class Collapses(OneWeight):
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            return super().loss(rng)[0], {"explained": 0.0}
+
+    output = io.StringIO()
+    engine(Collapses(), tmp_path, output).run()
+    (event,) = [line for line in logged(tmp_path) if "event" in line]
+    assert event["step"] == 5 and event["kind"] == "explained_little"
+    assert output.getvalue().count("warning at step 5: explained is 0, below 0.05") == 1
+    whole = logged(tmp_path)
+    (tmp_path / LAST).rename(tmp_path / "kept")
+    engine(Collapses(), tmp_path).run()  # from the beginning: the log is written anew
+    assert [v for v in logged(tmp_path) if "event" in v] == [v for v in whole if "event" in v]
+
+
+def test_a_stage_may_change_with_time(tmp_path: Path) -> None:
+    """A freeze from step 5 on holds in a run that goes on, too."""
+
+    class Freezes(OneWeight):
+        def at_step(self, step: int) -> None:
+            self.net.bias.requires_grad_(step < 5)
+
+    def press(call: int) -> None:
+        if call == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = engine(Freezes(), tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        engine(Freezes(before=press), tmp_path / "broken").run()
+    assert engine(Freezes(), tmp_path / "broken").run() == whole
+    assert whole != engine(OneWeight(), tmp_path / "free").run()
+
+
+def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
+    def terminate(call: int) -> None:
+        if call == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="after step 6"):
+        engine(OneWeight(before=terminate), tmp_path).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 6
+
+
 def test_interrupted_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     def press(call: int) -> None:
         if call == 5:
@@ -175,7 +300,8 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     assert stage.net.weight.item() == first["validation"]["weight"]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, log_every: int) -> None:
     """Files may grow to a hundred bytes only, from the second checkpoint on."""
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -185,10 +311,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
 
     run = engine(OneWeight(before=fill), tmp_path)
     run.settings = Settings(
-        seed=1, stage_number=0, checkpoint_every=4, validate_every=50, log_every=50
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=50, log_every=log_every
     )
+    # Whatever is written first meets the full disk: the log, or the checkpoint.
+    expected, words = (TrainingError, "") if log_every == 1 else (CheckpointError, r"last\.sa.* ")
     try:
-        with pytest.raises(CheckpointError, match=r"last\.safetensors cannot be written") as caught:
+        with pytest.raises(expected, match=words + "cannot be written") as caught:
             run.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -196,3 +324,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
     assert engine(OneWeight(), tmp_path).run()["step"] == STEPS
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (245, "4:05"), (3723, "1:02:03")])
+def test_time_left(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -6,6 +6,7 @@ lines, so that one odd batch is no alarm, and every kind of trouble is told once
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -93,8 +94,8 @@ RULES = (
         "explained_little",
         "explained",
         "the auto-mask removes nearly all pixels: frames as they are explain each other better "
-        "than any depth does; look for standing frames, poses in the wrong direction, and intrinsics "
-        "that do not fit the images",
+        "than any depth does; look for standing frames, poses in the wrong direction, and "
+        "intrinsics that do not fit the images",
         low=0.05,
     ),
     Rule(
@@ -170,7 +171,7 @@ class Health:
         found = []
         for name, value in values.items():
             rules = [rule for rule in RULES if rule.key == name.rpartition("/")[2]]
-            if not rules:
+            if not rules or not math.isfinite(value):  # a share of nothing, say
                 continue
             recent = self._recent.setdefault(name, [])
             recent.append(value)

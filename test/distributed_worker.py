@@ -1,0 +1,199 @@
+"""What every process of test_distributed.py does: python -m torch.distributed.run ... FOLDER."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
+from training.config import Schedule
+from training.distributed import Processes, start_processes
+from training.engine import Engine, Settings, TrainingError
+
+STEPS, BATCH, MULTI = 10, 4, 2
+WIDTH, HEIGHT = 64, 32
+ONE_PROCESS_SENDS, ONE_PROCESS_FAILS = 4, 3
+
+
+class Nets(nn.Module):
+    """A picture to `outputs` maps of a quarter of its size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(inputs, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ELU(),
+            nn.Conv2d(8, outputs, 3, stride=2, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class TinyTeacher:
+    """Student, pose and multi-frame depth on random pictures; BatchNorm frozen.
+
+    Has what may depend on the number of processes: a mask with noise that breaks ties, a mean over
+    the masked pixels, a part of the batch, and a map that follows a maximum over the batch. The
+    networks are of its own, because the project's work in float32 in parts.
+    """
+
+    name = "tiny teacher"
+    chosen_by = "figure"
+
+    def __init__(self, processes: Processes, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.schedule = Schedule(steps=STEPS, learning_rate=1e-3, warm_up=2)
+        self.student, self.pose, self.multi = Nets(3, 1), Nets(6, 3), Nets(7, 1)
+        self.multi.register_buffer("delta", torch.ones(1, 1, HEIGHT // 4, WIDTH // 4))
+        self.networks: dict[str, nn.Module] = {
+            "student": self.student.to(dtype),
+            "pose": self.pose.to(dtype),
+            "multi": self.multi.to(dtype),
+        }
+        self.trained = [p for network in self.networks.values() for p in network.parameters()]
+        self.processes, self.dtype = processes, dtype
+        self.before: Callable[[int], None] = lambda _: None
+        self.step, self.factor = 0, 1.0
+        self.last_batch: dict[str, Tensor] = {}
+
+    def at_step(self, step: int) -> None:
+        self.step = step
+
+    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        self.before(self.step)
+        for network in self.networks.values():
+            network.eval()  # BatchNorm normalises by its running statistics
+        images = torch.from_numpy(rng.random((BATCH, 2, 3, HEIGHT, WIDTH))).to(self.dtype)
+        images = self.processes.take(images)
+        self.last_batch = {"images": images}
+        before, now = images.unbind(1)
+        disparity = F.interpolate(self.student(now).sigmoid(), scale_factor=4, mode="bilinear")
+        _, depth = disparity_to_depth(disparity)
+        move = 0.1 * self.pose(torch.cat([before, now], 1)).mean((2, 3))
+        turn = torch.eye(3, dtype=self.dtype).expand(len(now), 3, 3)
+        K = now.new_tensor([[40.0, 0, 32], [0, 60.0, 16], [0, 0, 1]]).expand(len(now), 3, 3)
+        rebuilt, _ = view_synthesis(before, depth, K, Pose.from_rotation_translation(turn, move))
+        error = (rebuilt - now).abs().mean(1)
+        noise = self.processes.draw(len(now), lambda n: torch.rand(n, HEIGHT, WIDTH))
+        mask = error < (before - now).abs().mean(1) + 0.1 * noise.to(self.dtype) - 0.05
+        loss = self.processes.masked_mean((error * mask).sum(), mask.sum())
+        m = self.processes.part(MULTI)
+        loss = loss + self._multi(now[:m], before[:m], disparity[:m].detach())
+        values = {
+            "explained": mask.double().mean().item(),
+            "map_max": self.multi.delta.max().item(),
+        }
+        return self.factor * loss, values
+
+    def _multi(self, now: Tensor, before: Tensor, single: Tensor) -> Tensor:
+        multi = self.multi(torch.cat([now, before, single], 1)).sigmoid()
+        ratio = (multi / F.interpolate(single, scale_factor=0.25)).detach().amax(0, keepdim=True)
+        self.multi.delta.lerp_(self.processes.all_max(ratio), 0.1)
+        return (multi * self.multi.delta).square().mean()
+
+    def validate(self) -> dict[str, float]:
+        return {"figure": self.multi.delta.mean().item()}
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+def train(folder: Path, processes: Processes, stage: TinyTeacher) -> dict:
+    settings = Settings(seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1)
+    return Engine(stage, folder, settings, processes=processes).run()
+
+
+def collectives(p: Processes) -> None:
+    """Every process checks what it gets from the others."""
+    assert p.count == 2
+    own = torch.tensor([float(p.rank), 3.0])
+    assert p.all_max(own).tolist() == [1, 3] and p.all_min(own).tolist() == [0, 3]
+    assert p.all_sum(own).tolist() == [1, 6] and p.all_mean(own).tolist() == [0.5, 3]
+    assert own.tolist() == [p.rank, 3], "left alone"
+    batch = torch.arange(12.0).view(6, 2)
+    assert torch.equal(p.gather(p.take(batch)), batch)
+    mask = torch.tensor([1.0, 1, 0, 0, 0, 1])
+    kept, weight = p.take(batch[:, 0] * mask), p.take(mask)
+    mean = p.all_mean(p.masked_mean(kept.sum(), weight.sum()))
+    torch.testing.assert_close(mean, (batch[:, 0] * mask).sum() / 3)
+    assert p.masked_mean(torch.tensor(0.0), torch.tensor(0.0)).item() == 0, "nothing is kept"
+    values = {"mean": float(p.rank), "map_max": float(p.rank)} | ({"rare": 7.0} if p.rank else {})
+    assert p.mean_values(values) == {"mean": 0.5, "map_max": 1.0, "rare": 7.0}
+    assert p.broadcast({"rank": p.rank}) == {"rank": 0}
+    order = Path(sys.argv[1]) / "order"
+    with p.first_goes_ahead():
+        if p.is_first:
+            order.write_text("done")
+        assert order.is_file()
+    layer = nn.BatchNorm1d(1)
+    p.check_alike({"net": layer})
+    layer.running_mean.fill_(p.rank)
+    try:
+        p.check_alike({"net": layer})
+        raise AssertionError("processes that differ were not noticed")
+    except TrainingError as error:
+        assert "net.running_mean differs" in str(error)
+    with_gradient, without = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    if p.rank:  # a branch that only one process took
+        with_gradient.grad = torch.ones(2)
+    loss, stop = p.average_step([with_gradient, without], [layer], own[0], stop=bool(p.rank))
+    assert loss.item() == 0.5 and stop
+    assert with_gradient.grad is not None and with_gradient.grad.tolist() == [0.5, 0.5]
+    assert without.grad is None and layer.running_mean.item() == 0.5
+
+
+def interrupted(folder: Path, processes: Processes) -> str:
+    """One process is asked to stop; all do, after the same step, and go on later."""
+    stage = TinyTeacher(processes, torch.float64)
+
+    def send(step: int) -> None:
+        if step == ONE_PROCESS_SENDS and processes.rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    stage.before = send
+    try:
+        train(folder, processes, stage)
+    except KeyboardInterrupt as stop:
+        train(folder, processes, TinyTeacher(processes, torch.float64))
+        return str(stop)
+    return "was not interrupted"
+
+
+def failed(folder: Path, processes: Processes) -> str:
+    """The batch of one process makes its loss infinite."""
+    stage = TinyTeacher(processes, torch.float32)
+
+    def spoil(step: int) -> None:
+        stage.factor = float("inf") if step == ONE_PROCESS_FAILS and processes.rank == 1 else 1.0
+
+    stage.before = spoil
+    try:
+        train(folder, processes, stage)
+    except TrainingError as error:
+        return str(error)
+    return "did not fail"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    processes = start_processes(torch.device("cpu"))
+    collectives(processes)
+    for name, dtype in (("double", torch.float64), ("single", torch.float32)):
+        train(folder / name, processes, TinyTeacher(processes, dtype))
+    said = [interrupted(folder / "interrupted", processes), failed(folder / "failed", processes)]
+    (folder / f"said_{processes.rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
