@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.rays import HitMap, Solid, Triangles, project
+from depth_prior_ros.recordings.synthetic.raycast_scene import Look, Scene, Surface, length_of
+from depth_prior_ros.recordings.synthetic.rays import HitMap
 from depth_prior_ros.recordings.synthetic.renderer import (
     FAR,
     NEAR,
@@ -27,6 +28,7 @@ from depth_prior_ros.recordings.synthetic.textures import TextureBank
 _Floats = NDArray[np.floating]
 _BIAS = 0.0006  # of a shadow's depth, and metres along the normal: see shaders.py
 _LIFT = 0.06
+_BLOCK = 1 << 14  # pixels
 
 
 class Raycaster:
@@ -37,7 +39,7 @@ class Raycaster:
     def __init__(self, shadow_size: int = 1024) -> None:
         self._shadow_size = shadow_size
         self._texels: Texels | None = None
-        self._scene = _Scene(Drawing(Mesh.empty()))
+        self._scene = Scene(Drawing(Mesh.empty()))
         self._shadow_matrix = np.eye(4)
         self._shadows: NDArray[np.float32] | None = None
         self._still: tuple[tuple[object, ...], HitMap] | None = None
@@ -48,7 +50,7 @@ class Raycaster:
 
     def load(self, drawing: Drawing) -> None:
         """Use the static part of a world; it replaces the one before."""
-        self._scene = _Scene(drawing)
+        self._scene = Scene(drawing)
         self._still = None
 
     def cast_shadows(
@@ -73,7 +75,7 @@ class Raycaster:
         hits = self._still[1]
         if movers is not None and len(movers.indices):
             hits = hits.copy()
-            moving = _Scene(Drawing(movers, self._scene.cutout_layers))
+            moving = Scene(Drawing(movers, self._scene.cutout_layers))
             moving.enter(hits, view, nearness, self._texels, None, len(self._scene.indices))
         self._shadow_matrix, self._shadows = matrix, hits.keys()
 
@@ -104,33 +106,32 @@ class Raycaster:
         scene = self._scene.joined([mesh for mesh in (movers, standing) if mesh is not None])
         hits = HitMap(size, (1.0 / FAR, 1.0 / NEAR))
         triangles = scene.enter(hits, view, np.array([0, 0, 0, 1.0]), self._texels, around)
-        number = hits.triangles()
-        y, x = np.nonzero(number >= 0)
-        seen = number[y, x]
-        rays = (np.linalg.inv(K) @ np.stack([x, y, np.ones(len(x))])).T @ world_from_camera[
-            :3, :3
-        ].T
-        raw = np.zeros((size[1], size[0], 4), np.float32)
-        row = np.searchsorted(triangles.number, seen)
-        values, depth = scene.surface(triangles, row, x, y, self._texels)
-        view_ray = rays * depth[:, None]
-        world = world_from_camera[:3, 3] + view_ray
-        colour = self._shade(values, world, view_ray, light)
+        number = hits.triangles().ravel()
+        # One product gives the world's directions, per metre of depth.
+        turn = world_from_camera[:3, :3] @ np.linalg.inv(K)
+        raw = np.zeros((size[0] * size[1], 4), np.float32)
+        look = Look(scene, triangles, self._texels)
         first = len(self._scene.indices)
-        moving = (seen >= first) & (seen < first + (0 if movers is None else len(movers.indices)))
-        sign = np.where(moving, -1.0, 1.0)
-        raw[y, x, :3], raw[y, x, 3] = colour, sign * depth
-        y, x = np.nonzero(number < 0)
-        rays = (np.linalg.inv(K) @ np.stack([x, y, np.ones(len(x))])).T @ world_from_camera[
-            :3, :3
-        ].T
-        raw[y, x, :3] = self._sky(rays, light)
-        return resolve(raw, supersample, 0.75 / camera.fy)
+        last = first + (0 if movers is None else len(movers.indices))
+        # A block at a time, so that what is computed for it stays in the processor's cache.
+        for start in range(0, len(raw), _BLOCK):
+            block = number[start : start + _BLOCK]
+            hit = np.flatnonzero(block >= 0)
+            seen, pixel = block[hit], start + hit
+            rays, x, y = _rays(turn, pixel, size[0])
+            surface, depth = look.at(seen, x, y)
+            way = rays * depth[:, None]
+            colour = self._shade(surface, world_from_camera[:3, 3] + way, way, light)
+            moving = (seen >= first) & (seen < last)
+            raw[pixel, :3], raw[pixel, 3] = colour, np.where(moving, -depth, depth)
+            pixel = start + np.flatnonzero(block < 0)
+            raw[pixel, :3] = self._sky(_rays(turn, pixel, size[0])[0], light)
+        return resolve(raw.reshape(size[1], size[0], 4), supersample, 0.75 / camera.fy)
 
     def _shade(
-        self, surface: _Surface, world: _Floats, view: _Floats, light: Light
+        self, surface: Surface, world: _Floats, view: _Floats, light: Light
     ) -> NDArray[np.float32]:
-        distance = _length(view).astype(np.float32)
+        distance = length_of(view).astype(np.float32)
         normal = surface.normal
         sun_direction = np.asarray(light.sun_direction, np.float32)
         sun, ambient = np.asarray(light.sun, np.float32), np.asarray(light.ambient, np.float32)
@@ -176,7 +177,7 @@ class Raycaster:
 
     def _sky(self, rays: _Floats, light: Light) -> NDArray[np.float32]:
         assert self._texels is not None
-        ray = rays / _length(rays)
+        ray = rays / length_of(rays)
         up = np.maximum(ray[:, 2:], 0.0)
         horizon, zenith = np.asarray(light.horizon), np.asarray(light.zenith)
         colour = horizon + (zenith - horizon) * up**0.6
@@ -191,7 +192,7 @@ class Raycaster:
     def release(self) -> None:
         """Forget the world and its textures."""
         self._texels, self._shadows, self._still = None, None, None
-        self._scene = _Scene(Drawing(Mesh.empty()))
+        self._scene = Scene(Drawing(Mesh.empty()))
 
 
 def _step(value: _Floats, low: float, high: float) -> _Floats:
@@ -199,148 +200,9 @@ def _step(value: _Floats, low: float, high: float) -> _Floats:
     return share * share * (3.0 - 2.0 * share)
 
 
-class _Surface:
-    """What the rays meet: albedo (N, 3), normal (N, 3), gloss (N,), holes (N,) float32."""
-
-    def __init__(
-        self, albedo: _Floats, normal: _Floats, gloss: _Floats, holes: NDArray[np.bool_]
-    ) -> None:
-        self.albedo = albedo.astype(np.float32)
-        length = np.maximum(_length(normal), 1e-6)
-        self.normal = (normal / length).astype(np.float32)
-        self.gloss, self.holes = gloss, holes
-
-
-class _Scene:
-    """A mesh with what is needed of it for every picture."""
-
-    def __init__(self, drawing: Drawing) -> None:
-        self.vertices = drawing.mesh.vertices
-        self.indices = drawing.mesh.indices.astype(np.int64)
-        self.cutout_layers = drawing.cutout_layers
-        self.along = drawing.along
-        self.layer = self.vertices[self.indices[:, 0], 8].astype(np.int64)
-        self.holes = np.isin(self.layer, np.asarray(drawing.cutout_layers, np.int64))
-
-    def joined(self, others: list[Mesh]) -> _Scene:
-        """With meshes whose triangles come last and belong to no stretch of road."""
-        if not others:
-            return self
-        mesh = Mesh.merge([Mesh(self.vertices, self.indices.astype(np.uint32)), *others])
-        scene = _Scene(Drawing(mesh, self.cutout_layers))
-        scene.along = self.along
-        return scene
-
-    def enter(
-        self,
-        hits: HitMap,
-        view: _Floats,
-        key: _Floats,
-        texels: Texels | None,
-        around: tuple[float, float] | None,
-        offset: int = 0,
-    ) -> Triangles:
-        """Cast the rays of a view (3, 4) at the mesh; returns the triangles that came into it.
-
-        key (4,): what orders the hits, linear in the world, before it is divided by w.
-        """
-        homogeneous = self.vertices[:, :3].astype(np.float64) @ view[:, :3].T + view[:, 3]
-        keys = self.vertices[:, :3].astype(np.float64) @ key[:3] + key[3]
-        chosen = self._stretch(around)
-        corner = self.indices[chosen]
-        found = project(homogeneous[corner], keys[corner], hits.size, NEAR)
-        found = Triangles(chosen[found.number], found.planes, found.key, found.box)
-        holes = self.holes[found.number]
-        hits.add(_rows(found, ~holes), None, offset)
-        if holes.any():
-            assert texels is not None, "load_textures comes first"
-            cut = _rows(found, holes)
-            hits.add(cut, self._solid(cut, texels), offset)
-        return found
-
-    def _stretch(self, around: tuple[float, float] | None) -> NDArray[np.int64]:
-        """Triangles of a stretch of road, and all that do not belong to the road."""
-        every = np.arange(len(self.indices))
-        if around is None or self.along is None:
-            return every
-        first, last = np.searchsorted(self.along, around).tolist()
-        return np.concatenate([every[first:last], every[len(self.along) :]])
-
-    def _texture_planes(self, triangles: Triangles) -> NDArray[np.float64]:
-        """(T, 2, 3) linear functions of (u, v, 1) that give texture coordinates / w."""
-        uv = self.vertices[self.indices[triangles.number], 6:8].astype(np.float64)
-        return np.asarray(np.einsum("tik,tij->tkj", uv, triangles.planes))
-
-    def _solid(self, triangles: Triangles, texels: Texels) -> Solid:
-        planes, total = self._texture_planes(triangles), triangles.total()
-        layer = self.layer[triangles.number]
-
-        def solid(
-            row: NDArray[np.int64], x: NDArray[np.int64], y: NDArray[np.int64]
-        ) -> NDArray[np.bool_]:
-            uv, footprint = _texture_at(planes[row], _at(total[row], x, y), total[row], x, y)
-            texel = texels.nearest(layer[row], uv, texels.level(footprint))
-            return np.asarray(texel[:, 3] >= 128)
-
-        return solid
-
-    def surface(
-        self,
-        triangles: Triangles,
-        row: NDArray[np.int64],
-        x: NDArray[np.int64],
-        y: NDArray[np.int64],
-        texels: Texels,
-    ) -> tuple[_Surface, NDArray[np.float64]]:
-        """What the rays of pixels (x, y) meet on triangles `row`, and its depth (N,)."""
-        total = triangles.total()[row]
-        inverse = _at(total, x, y)
-        planes = self._texture_planes(triangles)[row]
-        uv, footprint = _texture_at(planes, inverse, total, x, y)
-        number = triangles.number[row]
-        texel = texels.smooth(self.layer[number], uv, texels.level(footprint))
-        weights = np.stack([_at(triangles.planes[row, i], x, y) for i in range(3)], 1)
-        weights = (weights / inverse[:, None]).astype(np.float32)
-        corner = self.indices[number]
-        columns = [3, 4, 5, 9, 10, 11, 12]
-        values = np.zeros((len(row), 7), np.float32)
-        for i in range(3):
-            values += weights[:, i, None] * self.vertices[corner[:, i]][:, columns]
-        albedo = texel * texel * values[:, 3:6] * 2.0
-        return _Surface(albedo, values[:, :3], values[:, 6], self.holes[number]), 1.0 / inverse
-
-
-def _length(vectors: _Floats) -> _Floats:
-    """(N, 1) lengths of (N, 3); np.linalg.norm is slow on short rows."""
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None])
-
-
-def _rows(triangles: Triangles, chosen: NDArray[np.bool_]) -> Triangles:
-    return Triangles(
-        triangles.number[chosen],
-        triangles.planes[chosen],
-        triangles.key[chosen],
-        triangles.box[chosen],
-    )
-
-
-def _at(plane: _Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(plane[:, 0] * x + plane[:, 1] * y + plane[:, 2])
-
-
-def _texture_at(
-    planes: _Floats,
-    inverse: _Floats,
-    total: _Floats,
-    x: NDArray[np.int64],
-    y: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Texture coordinates (N, 2) at pixels, and how many tiles one pixel spans (N,)."""
-    uv = np.stack([_at(planes[:, i], x, y) / inverse for i in (0, 1)], 1)
-    # The quotient's derivatives along x and y.
-    slopes = [
-        np.square(planes[:, :, i] - uv * total[:, i, None]) / np.square(inverse)[:, None]
-        for i in (0, 1)
-    ]
-    along_x, along_y = (slope[:, 0] + slope[:, 1] for slope in slopes)
-    return uv, np.sqrt(np.maximum(along_x, along_y))
+def _rays(
+    turn: _Floats, pixel: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Directions (N, 3) of pixels in the world, per metre of depth, and their x and y."""
+    y, x = np.divmod(pixel, width)
+    return np.stack([x, y, np.ones(len(x))], 1) @ turn.T, x, y

@@ -10,6 +10,7 @@ through which rays search triangles, each triangle names the pixels of its rows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 _SLACK = 1e-9  # pixels; a ray through the common edge of two triangles must meet one of them
 _EMPTY = np.int64(-1)
+_BLOCK = 1 << 15  # rays
 Solid = Callable[[_Ints, _Ints, _Ints], NDArray[np.bool_]]
 """(rows of `Triangles`, x, y) to whether the triangle has no hole there."""
 
@@ -134,8 +136,27 @@ class HitMap:
 
     def add(self, triangles: Triangles, solid: Solid | None = None, offset: int = 0) -> None:
         """Enter triangles under their number + offset; `solid` says where they have no hole."""
-        width = self.size[0]
         which, y, x0, x1 = _spans(triangles)
+        if not len(which):
+            return
+        # A block at a time, so that what is computed for it stays in the processor's cache.
+        block = np.cumsum(x1 - x0 + 1) // _BLOCK
+        starts = np.flatnonzero(np.diff(block)) + 1
+        for first, last in itertools.pairwise([0, *starts.tolist(), len(which)]):
+            part = slice(first, last)
+            self._add_spans(triangles, which[part], y[part], x0[part], x1[part], solid, offset)
+
+    def _add_spans(
+        self,
+        triangles: Triangles,
+        which: _Ints,
+        y: _Ints,
+        x0: _Ints,
+        x1: _Ints,
+        solid: Solid | None,
+        offset: int,
+    ) -> None:
+        width = self.size[0]
         key = triangles.key[which]
         base, slope = key[:, 0] * x0 + key[:, 1] * y + key[:, 2], key[:, 0]
         length = x1 - x0 + 1
