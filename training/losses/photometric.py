@@ -88,7 +88,7 @@ def minimum_error(warped: Tensor, target: Target, identity: Tensor | None = None
         warped: target view rebuilt from S sources, (S, B, C, H, W).
         target: the target image.
         identity: smallest error of the unwarped sources (B, 1, H, W), which then counts as one
-            more source (E_s of MISM's distillation mask, section 3.3).
+            more source (the student's error in MISM's distillation mask).
     """
     errors = view_errors(warped, target)
     # A chain of two-way minima: their gradient goes to one of them without a search.

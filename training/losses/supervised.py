@@ -46,8 +46,18 @@ def log_gradient_loss(depth: Tensor, truth: Tensor, scales: int = 3) -> Tensor:
     return total / scales
 
 
-def pose_loss(pose: Pose, truth: Pose, rotation_weight: float = 5.0) -> Tensor:
-    """L1 of translation (network units) and of the rotation matrix's entries, (B, 4, 4) each."""
-    translation = (pose.translation - truth.translation).abs().mean()
-    rotation = (pose.rotation - truth.rotation).abs().mean()
-    return translation + rotation_weight * rotation
+def pose_loss(
+    pose: Pose, truth: Pose, rotation_weight: float = 5.0, known: Tensor | None = None
+) -> Tensor:
+    """L1 of translation (network units) and of the rotation matrix's entries.
+
+    Args:
+        pose: (..., B, 4, 4).
+        truth: of the same shape.
+        rotation_weight: weight of the rotation.
+        known: (B,), bool: where there is truth; elsewhere images add zero, and count in the mean.
+    """
+    translation = (pose.translation - truth.translation).abs().mean(-1)
+    rotation = (pose.rotation - truth.rotation).abs().mean((-2, -1))
+    error = translation + rotation_weight * rotation
+    return (error if known is None else torch.where(known, error, torch.zeros_like(error))).mean()
