@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 
-from training.evaluation import choose_sets
 from training.evaluation_sets import (
+    PROTOCOL_SETS,
     EvaluationError,
+    choose_sets,
     data_folder,
     drive_set,
     eigen_drive_sets,
@@ -81,15 +82,15 @@ def test_frames_without_depth_are_shown_but_not_judged(root: Path):
     assert found.judged == (0, 1, 3, 4)
 
 
-@pytest.mark.parametrize("protocol", ["kitti2015", "eigen", None])
+@pytest.mark.parametrize("protocol", [*set(PROTOCOL_SETS) - {"drive"}, None])
 def test_nothing_to_judge_is_an_error_that_says_what_was_looked_for(tmp_path: Path, protocol):
     with pytest.raises(EvaluationError, match=r"nothing to judge.*looked for"):
         choose_sets(tmp_path, protocol)
 
 
 def test_an_unknown_protocol_is_refused(root: Path):
-    with pytest.raises(EvaluationError, match="unknown protocol 'make3d'"):
-        choose_sets(root, "make3d")
+    with pytest.raises(EvaluationError, match="unknown protocol 'best'"):
+        choose_sets(root, "best")
 
 
 def test_data_come_from_the_argument_or_the_environment(tmp_path: Path, monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ from depth_prior_ros.bundle_baselines import (
     read_baselines,
 )
 from depth_prior_ros.metrics import DepthErrors, NoValidPixelsError, Protocol
+from depth_prior_ros.recordings import CorruptFrameError
+from depth_prior_ros.recordings.base import name_skipped
 from training import baselines
-from training.evaluation_sets import EvaluationError
+from training.evaluation_frames import Window, compare, scaled_window
+from training.evaluation_sets import EvaluationError, Progress
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -64,7 +68,7 @@ def baseline_maps(bundle: Bundle, data: Path) -> tuple[dict[str, Map], list[str]
 
 
 def judge_baselines(
-    bundle: Bundle, data: Path, reports: Sequence[SetReport], progress: Callable[[str], None]
+    bundle: Bundle, data: Path, reports: Sequence[SetReport], progress: Progress
 ) -> None:
     """Add the baselines' errors and notes to every report.
 
@@ -79,53 +83,69 @@ def judge_baselines(
 
 
 def _judge_set(report: SetReport, maps: dict[str, Map]) -> dict[str, list[DepthErrors]]:
-    from training.evaluation import ALL, SINGLE, truths
+    from training.evaluation import ALL, SINGLE
 
-    found = truths(report)
-    protocol = report.judged.protocol
-    constant = {CONSTANT: np.ones((2, 2))}
-    rows = {name: _errors(depth, found, protocol) for name, depth in {**maps, **constant}.items()}
+    protocol, recording = report.judged.protocol, report.judged.recording
     predicted = report.rows.get(ALL) or report.rows.get(SINGLE) or []
+    blind: dict[str, Map] = {**maps, CONSTANT: np.ones((2, 2))}
+    rows: dict[str, list[DepthErrors]] = {name: [] for name in blind}
+    others: dict[int, JudgedFrame] = {}
+    mean: Map | None = None
     if len(predicted) > 1:
-        rows[SET_MEAN] = _errors(_mean_depth(predicted), found, protocol)
-        rows[OTHER_IMAGE] = _errors_of_others(predicted, dict(found), protocol)
+        rows |= {SET_MEAN: [], OTHER_IMAGE: []}
+        mean = mean_depth([frame.depth for frame in predicted])
+        half = len(predicted) // 2
+        # The image half the set away.
+        pairs = zip(predicted, predicted[half:] + predicted[:half], strict=True)
+        others = {frame.position: other for frame, other in pairs}
+    for position, truth in _truths(report):
+        for name, depth in blind.items():
+            _add(rows[name], depth, truth, protocol, None)
+        other = others.get(position)
+        if other is None:
+            continue
+        size = recording.frames[position].camera.size
+        window = scaled_window(other.region, size, (truth.shape[1], truth.shape[0]))
+        _add(rows[OTHER_IMAGE], other.depth, truth, protocol, window)
+        if mean is not None:
+            _add(rows[SET_MEAN], mean, truth, protocol, window)
     return rows
 
 
-def _errors(
-    depth: Map, found: Sequence[tuple[int, NDArray[np.float32]]], protocol: Protocol
-) -> list[DepthErrors]:
-    rows = []
-    for _, truth in found:
+def _add(
+    rows: list[DepthErrors],
+    depth: NDArray[np.floating[Any]],
+    truth: NDArray[np.float32],
+    protocol: Protocol,
+    window: Window | None,
+) -> None:
+    # Frames without a pixel to compare were named when the bundle itself was judged.
+    with suppress(NoValidPixelsError):
+        rows.append(compare(depth, truth, protocol, window)[0])
+
+
+def _truths(report: SetReport) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(position, truth) of the frames of a set whose depth can be read, one by one."""
+    recording = report.judged.recording
+    for position in report.judged.judged:
+        frame = recording.frames[position]
         try:
-            rows.append(protocol.errors(depth, truth))
-        except NoValidPixelsError:
-            continue  # named when the bundle itself was judged
-    return rows
+            depth = frame.depth()
+        except CorruptFrameError as error:
+            name_skipped(recording.skipped, f"frame {frame.index}", str(error))
+            continue
+        if depth is not None:
+            yield position, depth
 
 
-def _mean_depth(predicted: Sequence[JudgedFrame]) -> NDArray[np.float64]:
-    """Mean inverse depth as depth, over predictions of one size; unknown pixels do not count."""
-    shape = predicted[0].depth.shape
+def mean_depth(depths: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
+    """Mean inverse depth as depth, over images of one size; unknown pixels do not count."""
+    shape = depths[0].shape
     total, count = np.zeros(shape), np.zeros(shape)
-    for frame in predicted:
-        known = frame.depth > 0  # False for NaN, True for +inf
-        total[known] += 1 / frame.depth[known]
+    for depth in depths:
+        known = depth > 0  # False for NaN, True for +inf
+        total[known] += 1 / depth[known]
         count += known
-    depth = np.full(shape, np.nan)
-    np.divide(count, total, out=depth, where=total > 0)
-    return depth
-
-
-def _errors_of_others(
-    predicted: Sequence[JudgedFrame], found: dict[int, NDArray[np.float32]], protocol: Protocol
-) -> list[DepthErrors]:
-    """Each truth against the prediction for the image half the set away."""
-    from training.evaluation import compare
-
-    half = len(predicted) // 2
-    rows = []
-    for i, frame in enumerate(predicted):
-        other = predicted[(i + half) % len(predicted)]
-        rows.append(compare(other.depth, found[frame.position], protocol, other.region)[0])
-    return rows
+    mean = np.full(shape, np.nan)
+    np.divide(count, total, out=mean, where=total > 0)
+    return mean

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Kept here as plain words, so that --help needs no import; a test compares them.
-PROTOCOL_NAMES = ("kitti2015", "eigen", "drive")
+PROTOCOL_NAMES = (
+    "kitti2015",
+    "eigen",
+    "eigen_improved",
+    "make3d",
+    "cityscapes",
+    "nuscenes",
+    "drive",
+)
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -58,10 +66,17 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add(
         "--protocol",
         choices=PROTOCOL_NAMES,
-        help="kitti2015: the separate scenes of KITTI 2015; eigen: the frames of the Eigen test "
-        "list in the KITTI raw drives below --data; drive: every frame with depth of one "
-        "recording (a drive, a bag). Without it: kitti2015, and drive for each Eigen test "
-        "drive below --data",
+        help="kitti2015: the separate scenes of KITTI 2015; eigen, eigen_improved: the frames of "
+        "the Eigen test list in the KITTI raw drives below --data, against single LiDAR sweeps or "
+        "the accumulated ones; make3d, cityscapes, nuscenes: those data sets at --data or below; "
+        "drive: every frame with depth of one recording (a drive, a bag). Without it: kitti2015, "
+        "and drive for each Eigen test drive below --data",
+    )
+    add(
+        "--pose",
+        action="store_true",
+        help="judge ego-motion on the recordings with poses (KITTI odometry's sequences below "
+        "--data, or the one there); with --protocol, depth as well",
     )
     add("--model", choices=MODEL_NAMES, default="both", help="models to judge (default: both)")
     add(
@@ -98,13 +113,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from training.evaluation import MODELS, evaluate, write_json
+    from training.evaluation import MODELS, evaluate
+    from training.evaluation_json import write_json
+    from training.evaluation_progress import ProgressBar
     from training.evaluation_report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
-    with Console(stderr=True).status("opening") as status:
+    with ProgressBar() as progress:
         report = evaluate(
             arguments.bundle,
             arguments.data,
@@ -113,7 +128,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             baselines=arguments.baselines,
             backend=arguments.backend,
             device=arguments.device,
-            progress=status.update,
+            poses=arguments.pose,
+            keep=arguments.pictures is not None,
+            progress=progress,
         )
     print_report(report)
     if arguments.json:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.bundle_baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
 from training.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
-from training.evaluation import NEEDED, JudgedFrame, Report, SetReport, row_entry, verdict
+from training.evaluation import NEEDED, Report, SetReport, verdict
+from training.evaluation_frames import PARTS, JudgedFrame, cut, row_entry, scaled_window
+from training.evaluation_pose import PoseReport, SnippetErrors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,9 +48,77 @@ def print_report(report: Report, console: Console | None = None) -> None:
     )
     for one in report.sets:
         out.print(_table(one, _COLUMNS if out.width >= _WIDE_ENOUGH else _NARROW))
+        parts = _part_table(one)
+        if parts is not None:
+            out.print(parts)
         for note in [*one.notes, *map(str, one.judged.recording.skipped)]:
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
         _print_verdict(one, out)
+    for trajectory in report.poses:
+        out.print(_pose_table(trajectory))
+        for note in trajectory.notes:
+            out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
+
+
+def _part_table(report: SetReport) -> Table | None:
+    """AbsRel by range of true depth and of what moves; None without a frame."""
+    from rich import box
+    from rich.table import Table
+
+    entries = {n: row_entry(f)["parts"] for n, f in report.rows.items() if f}
+    names = [name for name in PARTS if any(name in parts for parts in entries.values())]
+    if not names:
+        return None
+    table = Table(
+        title="abs_rel by metres, and of what moves" if "moving" in names else "abs_rel by metres",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, parts in entries.items():
+        cells = [f"{parts[name]['abs_rel']:.3f}" if name in parts else "-" for name in names]
+        table.add_row(row, *cells)
+    return table
+
+
+def _pose_table(report: PoseReport) -> Table:
+    """Snippets of the network and of going straight ahead, and the drive as a whole."""
+    from rich import box
+    from rich.table import Table
+
+    drive = report.drive
+    table = Table(
+        title=f"{report.name}: poses of {report.snippets.snippets} snippets",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("", "ATE (m)", "RMSE (m)", "translation", "rotation"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    _add_snippets(table, "pose network", report.snippets)
+    _add_snippets(table, "straight ahead", report.straight)
+    if drive.scale is not None and drive.scale_spread is not None:
+        table.caption = (
+            f"whole drive of {drive.metres:.0f} m: {drive.translation_percent:.1f} % and "
+            f"{drive.rotation_deg_per_100m:.1f} deg/100 m off at its end; scale "
+            f"{drive.scale:.2f}±{drive.scale_spread:.0%} a frame"
+        )
+    return table
+
+
+def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
+    share = errors.translation_percent
+    table.add_row(
+        name,
+        f"{errors.ate_mean:.4f}±{errors.ate_std:.4f}",
+        f"{errors.ate_rmse:.4f}",
+        "-" if share is None else f"{share:.1f} %",
+        f"{errors.rotation_deg:.2f} deg",
+    )
 
 
 def _table(report: SetReport, columns: Sequence[str]) -> Table:
@@ -56,7 +126,10 @@ def _table(report: SetReport, columns: Sequence[str]) -> Table:
     from rich.table import Table
 
     protocol = report.judged.protocol
-    crop = "Garg's crop" if protocol.crop == "garg" else "no crop"
+    crop = {"garg": "Garg's crop", "cityscapes": "ManyDepth's crop"}.get(
+        protocol.crop or "", "no crop"
+    )
+    shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
     table = Table(
         title=f"{report.name}: {crop}, up to {protocol.max_depth:g} m, scaled by medians",
         title_justify="left",
@@ -65,20 +138,20 @@ def _table(report: SetReport, columns: Sequence[str]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    for name in (*columns, "n", "scale", "metres"):
+    for name in (*shown, "n", "scale", "metres"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, frames in report.rows.items():
-        entry = row_entry(frames)
+        entry = row_entry(frames, protocol)
         if not entry["frames"]:
             table.add_row(name, *["-"] * len(columns), "0", "-", "-")
             continue
-        figures = [f"{entry[column]:.3f}" for column in columns]
+        figures = [f"{entry[column]:.3f}" for column in shown]
         scale = f"{entry['ratio_median']:.2f}±{entry['ratio_spread']:.0%}"
         metres = f"{entry['metric']['abs_rel']:.3f}"
         table.add_row(name, *figures, str(entry["frames"]), scale, metres)
     table.add_section()
     for name, errors in report.baselines.items():
-        means = [f"{np.mean([getattr(e, c) for e in errors]):.3f}" for c in columns]
+        means = [f"{np.mean([getattr(e, c) for e in errors]):.3f}" for c in shown]
         mark = "" if name in COUNTED else "[dim]"
         table.add_row(f"{mark}{_LABELS[name]}", *means, str(len(errors)), "", "")
     table.caption = (
@@ -113,7 +186,10 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
     written = []
     for one in report.sets:
         for name, frames in one.rows.items():
-            if not frames or (name == "single_frame" and frames is one.rows.get("all")):
+            # Of summed sets nobody knows which recording a frame is of.
+            if not frames or not one.judged.judged:
+                continue
+            if name == "single_frame" and frames is one.rows.get("all"):
                 continue
             ranked = sorted(frames, key=lambda frame: frame.errors.abs_rel)
             chosen = ranked[:count] + ranked[max(count, len(ranked) - count) :]
@@ -128,16 +204,19 @@ def _picture_row(report: SetReport, judged: JudgedFrame) -> NDArray[np.uint8]:
 
     frame = report.judged.recording.frames[judged.position]
     x, y, width, height = judged.region
-    image = frame.image()[y : y + height, x : x + width]
+    whole = frame.image()
+    image = whole[y : y + height, x : x + width]
     truth = frame.depth()
     assert truth is not None  # judged frames have depth
+    size = (whole.shape[1], whole.shape[0])
+    window = scaled_window(judged.region, size, (truth.shape[1], truth.shape[0]))
     known = judged.depth > 0
     inverse = np.full(judged.depth.shape, np.nan)
     np.divide(1.0, judged.depth, out=inverse, where=known)
     panels = [
         _fit(image),
         _fit(colour_inverse_depth(inverse)),
-        _error_picture(judged, truth[y : y + height, x : x + width]),
+        _error_picture(judged, cut(truth, window)),
     ]
     text = f"frame {frame.index}: abs_rel {judged.errors.abs_rel:.3f} {judged.model}"
     _write(panels[0], text)
@@ -145,11 +224,12 @@ def _picture_row(report: SetReport, judged: JudgedFrame) -> NDArray[np.uint8]:
 
 
 def _fit(picture: NDArray[np.uint8], width: int = 480) -> NDArray[np.uint8]:
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
     # 160 rows for every panel, so that rows of any aspect ratio stack.
-    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    factor = min(width / picture.shape[1], 160 / picture.shape[0])
+    size = [max(1, round(side * factor)) for side in (picture.shape[1], picture.shape[0])]
+    resized = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     canvas = np.zeros((160, width, 3), np.uint8)
-    canvas[: min(height, 160)] = resized[:160]
+    canvas[: size[1], : size[0]] = resized
     return canvas
 
 

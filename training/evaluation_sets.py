@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol as Interface
 
 from depth_prior_ros.metrics import PROTOCOLS, Protocol
-from depth_prior_ros.recordings import StoredRecording, open_recording
+from depth_prior_ros.recordings import (
+    StoredRecording,
+    cityscapes,
+    make3d,
+    nuscenes,
+    open_recording,
+)
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
 
@@ -53,8 +60,33 @@ _RUN = re.compile(r"(\d+)(?:-(\d+)/(\d+))?$")
 _DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_(\d{4})(?:_sync|_extract)?$")
 
 
+PROTOCOL_OF_SOURCE = {"lidar": "eigen", "stereo": "kitti2015", "exact": "synthetic"}
+# Protocols by name on the command line, with what each looks for.
+PROTOCOL_SETS = {
+    "kitti2015": "kitti_2015/image_02 and kitti_2015/depth_stereo",
+    "eigen": "KITTI raw drives of the Eigen test list with proj_depth/velodyne_raw",
+    "eigen_improved": "KITTI raw drives of the Eigen test list with proj_depth/groundtruth",
+    "make3d": "Make3D's Test134 and Gridlaserdata, in it or in make3d",
+    "cityscapes": "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in "
+    "cityscapes",
+    "nuscenes": "nuScenes' v1.0-* tables and samples, in it or in nuscenes",
+    "drive": "a recording with depth",
+}
+
+
 class EvaluationError(Exception):
     """An evaluation cannot be carried out; the message says what is missing."""
+
+
+class Progress(Interface):
+    """Told in words what is being done, and how much of it is done."""
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        """`done` of `total` steps of `what`; 0 of 0 where that is not known."""
+
+
+def quiet(what: str, done: int = 0, total: int = 0) -> None:
+    """A `Progress` that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,65 @@ class EvaluationSet:
     protocol: Protocol
     recording: StoredRecording
     judged: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def followed(self) -> list[int]:
+        """The judged positions whose frame directly follows the one before."""
+        recording = self.recording
+        return [i for i in self.judged if i and not recording.gap_before(i)]
+
+
+def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
+    """The sets that a protocol (of PROTOCOL_SETS) means below `data`.
+
+    eigen and eigen_improved: the listed test frames of every drive; drive: all frames with depth of
+    the recording `data`, or of every Eigen test drive below it. None: kitti2015, and drive, as far
+    as they are there.
+
+    Raises:
+        EvaluationError: none is there, or the protocol is unknown.
+    """
+    if protocol is not None and protocol not in PROTOCOL_SETS:
+        known = ", ".join(PROTOCOL_SETS)
+        raise EvaluationError(f"unknown protocol '{protocol}': one of {known}")
+    makers: dict[str | None, Callable[[], list[EvaluationSet]]] = {
+        "kitti2015": lambda: _present(kitti_2015_set(data)),
+        "eigen": lambda: eigen_drive_sets(data, listed_only=True),
+        "eigen_improved": lambda: eigen_drive_sets(data, listed_only=True, improved=True),
+        "make3d": lambda: _named_set(data, "make3d", make3d.is_make3d),
+        "cityscapes": lambda: _named_set(data, "cityscapes", cityscapes.is_cityscapes),
+        "nuscenes": lambda: _named_set(data, "nuscenes", nuscenes.is_nuscenes),
+        "drive": lambda: _drives(data, required=True),
+        None: lambda: _present(kitti_2015_set(data)) + _drives(data, required=False),
+    }
+    sets = [chosen for chosen in makers[protocol]() if chosen.judged]
+    if not sets:
+        wanted = PROTOCOL_SETS.get(
+            protocol or "", "kitti_2015 or KITTI raw drives of the Eigen test list with depth"
+        )
+        raise EvaluationError(f"{data}: nothing to judge there; looked for {wanted}")
+    return sets
+
+
+def _present(found: EvaluationSet | None) -> list[EvaluationSet]:
+    return [found] if found else []
+
+
+def _named_set(data: Path, name: str, is_it: Callable[[Path], bool]) -> list[EvaluationSet]:
+    """The data set of a protocol: `data` itself or its subfolder of that name."""
+    for folder in (data, data / name):
+        if folder.is_dir() and is_it(folder):
+            recording = open_recording(folder)
+            judged = frames_with_depth(recording)
+            return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged)]
+    return []
+
+
+def _drives(data: Path, *, required: bool) -> list[EvaluationSet]:
+    below = [folder for folder in find_drives(data) if folder != data]
+    if below:
+        return eigen_drive_sets(data, listed_only=False)
+    return [drive_set(data)] if required else eigen_drive_sets(data, listed_only=False)
 
 
 def eigen_test_frames() -> dict[tuple[str, str], tuple[int, ...]]:
@@ -156,31 +247,41 @@ def kitti_2015_set(data: Path) -> EvaluationSet | None:
 def drive_set(path: Path) -> EvaluationSet:
     """Every frame with depth of one recording (a drive, a bag, a data set), as a sequence.
 
-    Depth from LiDAR is judged with Garg's crop up to 80 m, exact depth everywhere up to 80 m.
+    Depth from LiDAR is judged with Garg's crop up to 80 m, from stereo and exact depth everywhere
+    up to 80 m.
     """
     recording = open_recording(path)
-    protocol = PROTOCOLS["synthetic" if recording.depth_source == "exact" else "eigen"]
+    protocol = PROTOCOLS[PROTOCOL_OF_SOURCE.get(recording.depth_source or "", "eigen")]
     return EvaluationSet(recording.name, protocol, recording, frames_with_depth(recording))
 
 
-def eigen_drive_sets(data: Path, *, listed_only: bool) -> list[EvaluationSet]:
+def eigen_drive_sets(
+    data: Path, *, listed_only: bool, improved: bool = False
+) -> list[EvaluationSet]:
     """The Eigen test drives below `data` that have depth (image_02).
 
     `listed_only` keeps the frames of the Eigen list; otherwise all frames with depth are judged.
+    `improved` takes the accumulated LiDAR of KITTI's depth benchmark instead of single sweeps.
     """
     listed = eigen_test_frames()
+    protocol = "eigen_improved" if improved else "eigen"
+    kind = "groundtruth" if improved else "velodyne_raw" if listed_only else None
     sets = []
     for folder in find_drives(data):
         key = drive_key(folder)
         if key not in listed or not (folder / "image_02").is_dir():
             continue
-        recording = open_recording(folder, camera="image_02")
+        recording = open_recording(folder, camera="image_02", depth=kind)
         judged = frames_with_depth(recording)
+        notes: tuple[str, ...] = ()
         if listed_only:
             wanted = set(listed[key])
             judged = tuple(i for i in judged if recording.frames[i].index in wanted)
+            notes = (f"{len(judged)} of the {len(wanted)} listed frames are there with depth",)
         if judged:
-            sets.append(EvaluationSet(recording.name, PROTOCOLS["eigen"], recording, judged))
+            sets.append(
+                EvaluationSet(recording.name, PROTOCOLS[protocol], recording, judged, notes)
+            )
     return sets
 
 
