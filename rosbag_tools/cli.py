@@ -152,13 +152,46 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--size", type=_size, default=(640, 192), metavar="WxH", help="default: 640x192"
     )
     parser.add_argument("--quality", type=_quality, default=90, help="of the JPEGs (default: 90)")
+    parser.add_argument(
+        "--street",
+        default="embedded",
+        choices=("embedded", "town", "residential", "avenue", "country", "motorway", "lane"),
+        help="the embedded drive's, or a random one of a kind (default: embedded)",
+    )
+    parser.add_argument(
+        "--traffic",
+        default="mixed",
+        choices=("mixed", "dense"),
+        help="dense: cars and lorries a few metres ahead, at walking pace (default: mixed)",
+    )
+    parser.add_argument("--no-stop", action="store_true", help="the car never stands still")
+    parser.add_argument(
+        "--moving", action="store_true", help="also masks of what moves by itself (larger bag)"
+    )
+    parser.add_argument(
+        "--renderer",
+        default="auto",
+        choices=("auto", "gl", "raycast"),
+        help="OpenGL, or numpy where there is none (default: auto)",
+    )
     parser.set_defaults(run=_render)
 
 
 def _render(parsed: argparse.Namespace) -> None:
     from rosbag_tools.render import render
 
-    render(parsed.out, parsed.seed, parsed.frames, parsed.size, parsed.quality)
+    render(
+        parsed.out,
+        parsed.seed,
+        parsed.frames,
+        parsed.size,
+        parsed.quality,
+        street=parsed.street,
+        traffic=parsed.traffic,
+        stop=not parsed.no_stop,
+        moving=parsed.moving,
+        renderer=parsed.renderer,
+    )
 
 
 # -- replay, report, demo -----------------------------------------------------------------------

@@ -10,13 +10,17 @@ from rosbag_tools.info import summary
 from rosbag_tools.writing import write_bag
 
 
-def make(recording: Recording, out: Path, quality: int) -> None:
-    """Write the recording and print what went in and what was left out."""
+def make(recording: Recording, out: Path, quality: int, *, moving: bool = False) -> None:
+    """Write the recording and print what went in and what was left out.
+
+    moving: with masks of what moves by itself, where the recording has them.
+    """
     with progress(f"writing {out.name}") as update:
-        written = write_bag(recording, out, quality=quality, progress=update)
+        written = write_bag(recording, out, quality=quality, moving=moving, progress=update)
     show(*summary(recording))
     show_skipped(recording.skipped)
     show(
         f"{written.path}: {written.images} images, {written.depths} depth maps, "
-        f"{written.odometry} odometry messages, {written.size / 1e6:.1f} MB"
+        + (f"{written.movings} motion masks, " if written.movings else "")
+        + f"{written.odometry} odometry messages, {written.size / 1e6:.1f} MB"
     )

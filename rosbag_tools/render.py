@@ -8,17 +8,33 @@ from depth_prior_ros.recordings import RecordingError
 from rosbag_tools.make import make
 
 
-def render(out: Path, seed: int, frames: int, size: tuple[int, int], quality: int) -> None:
+def render(
+    out: Path,
+    seed: int,
+    frames: int,
+    size: tuple[int, int],
+    quality: int,
+    *,
+    street: str = "embedded",
+    traffic: str = "mixed",
+    stop: bool = True,
+    moving: bool = False,
+    renderer: str = "auto",
+) -> None:
     """Render a street drive and write it; the same arguments give the same bag.
 
-    Raises RecordingError where `out` exists or OpenGL does not work (saying what to install).
+    `moving` adds masks of what moves by itself. See `street_drive` for the others. Raises
+    RecordingError where `out` exists, or where `renderer` is gl and OpenGL does not work (saying
+    what to install).
     """
     from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 
-    drive = street_drive(seed, frames, size)
+    drive = street_drive(
+        seed, frames, size, street=street, traffic=traffic, stop=stop, renderer=renderer
+    )
     try:
-        make(drive, out, quality)
+        make(drive, out, quality, moving=moving)
     except RendererUnavailableError as error:
         raise RecordingError(str(error)) from error
     finally:

@@ -6,6 +6,8 @@
     /ground_truth/depth            sensor_msgs/CompressedImage, 16-bit PNG, metres x 256, 0 = none
     /ground_truth/camera_info      sensor_msgs/CameraInfo
     /ground_truth/source           std_msgs/String: lidar, stereo or exact
+    /ground_truth/moving           sensor_msgs/CompressedImage, 8-bit PNG, 255 = moves by itself,
+                                   where asked for and known
 
 The same recording gives the same bytes.
 """
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings import bag_messages as kinds
-from depth_prior_ros.recordings.bag import SOURCE_TOPIC
+from depth_prior_ros.recordings.bag import MOVING_TOPIC, SOURCE_TOPIC
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -53,6 +55,7 @@ class Written:
     images: int
     depths: int
     odometry: int
+    movings: int
     size: int  # bytes
 
 
@@ -61,11 +64,13 @@ def write_bag(
     out: Path,
     *,
     quality: int = DEFAULT_QUALITY,
+    moving: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write a recording to `out`: one file if it ends in .mcap, else a bag folder.
 
-    JPEG files go in as they are; everything else becomes a JPEG of the given quality. Corrupt
+    JPEG files go in as they are; everything else becomes a JPEG of the given quality. With
+    `moving`, masks of what moves by itself go in where the recording has them. Corrupt
     frames are left out and named in `recording.skipped`. `progress(done, total)` is called after
     every frame. The bag appears under its name only when it is complete. Raises RecordingError
     where `out` exists or not one frame could be written.
@@ -80,7 +85,7 @@ def write_bag(
         # the writer names the file after its folder
         folder = Path(temporary) / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            counts = _Messages(writer, quality).write_all(recording, progress)
+            counts = _Messages(writer, quality, moving).write_all(recording, progress)
         if not counts["images"]:
             raise RecordingError(f"{recording.name}: not one frame could be read")
         if out.suffix == ".mcap":
@@ -95,21 +100,23 @@ def write_bag(
 class _Messages:
     """Builds and writes the messages of one bag."""
 
-    def __init__(self, writer: Any, quality: int) -> None:
+    def __init__(self, writer: Any, quality: int, moving: bool) -> None:
         from rosbags.typesys import Stores, get_typestore
 
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         self._writer = writer
         self._quality = quality
+        self._moving = moving
         self._connections: dict[str, Any] = {}
 
     def write_all(
         self, recording: Recording, progress: Callable[[int, int], None] | None
     ) -> dict[str, int]:
-        counts = {"images": 0, "depths": 0, "odometry": 0}
+        counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
         for done, frame in enumerate(recording.frames, start=1):
             try:
                 image, depth = self._encode(frame), frame.depth()
+                moving = frame.moving() if self._moving else None
             except CorruptFrameError as error:
                 name_skipped(recording.skipped, f"frame {frame.index}", str(error))
                 continue
@@ -122,6 +129,9 @@ class _Messages:
             if depth is not None:
                 self._write_depth(frame, depth)
                 counts["depths"] += 1
+            if moving is not None:
+                self._write_moving(frame, moving)
+                counts["movings"] += 1
             if progress is not None:
                 progress(done, len(recording.frames))
         return counts
@@ -168,6 +178,17 @@ class _Messages:
             header=self._header(stamp, CAMERA_FRAME),
             format="16UC1; png compressed",
             data=np.frombuffer(encode_depth(depth), np.uint8),
+        )
+
+    def _write_moving(self, frame: Frame, moving: NDArray[np.bool_]) -> None:
+        coded = cv2.imencode(".png", np.where(moving, np.uint8(255), np.uint8(0)))[1]
+        self._send(
+            MOVING_TOPIC,
+            kinds.COMPRESSED_IMAGE,
+            frame.stamp_ns,
+            header=self._header(frame.stamp_ns, CAMERA_FRAME),
+            format="8UC1; png compressed",
+            data=np.frombuffer(bytes(coded), np.uint8),
         )
 
     def _write_odometry(self, frame: Frame) -> int:
