@@ -51,8 +51,8 @@ def reliable_matches(
 def single_frame_consistency(multi_depth: Tensor, single_depth: Tensor, reliable: Tensor) -> Tensor:
     """Multi-frame depth keeps to single-frame depth where matching is unreliable.
 
-    ManyDepth, cost volume overfitting. The mean over all pixels of the difference, zero where ``reliable``; the single-frame depth gets
-    no gradient. Weight 1 in the paper's code.
+    The mean over all pixels of the difference, zero where ``reliable`` (ManyDepth, cost volume
+    overfitting); the single-frame depth gets no gradient. Weight 1 in the paper's code.
 
     Args:
         multi_depth: (B, 1, H, W), network units.

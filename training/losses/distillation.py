@@ -1,4 +1,4 @@
-"""The multi-frame network teaches the single-frame one (MISM, minimum reprojection based distillation)."""
+"""The multi-frame network teaches the single-frame one (MISM, distillation)."""
 
 from __future__ import annotations
 
