@@ -54,11 +54,14 @@ class Protocol:
     def pixels(
         self, prediction: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_] | None = None
     ) -> ComparedPixels:
-        """`compare_pixels` under this protocol; `inside` (H, W) takes the place of its crop."""
+        """The compared pixels; `inside` (H, W) takes the place of the protocol's crop."""
+        return self.truth(truth, inside).compare(prediction)
+
+    def truth(self, truth: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> TruthPixels:
+        """The pixels that count; `inside` (H, W) takes the place of the protocol's crop."""
         if inside is None and self.crop is not None:
             inside = crop_mask(self.crop, *truth.shape[:2])
-        return compare_pixels(
-            prediction,
+        return truth_pixels(
             truth,
             min_depth=self.min_depth,
             max_depth=self.max_depth,
@@ -151,24 +154,26 @@ def resize_depth(depth: NDArray[Any], height: int, width: int) -> NDArray[np.flo
     inverse, known = _resized_inverse(depth, height, width)
     resized = np.full((height, width), np.inf)
     np.divide(1.0, inverse, out=resized, where=inverse > 0)
-    resized[~known] = np.nan
+    if known is not None:
+        resized[~known] = np.nan
     return resized
 
 
 def _resized_inverse(
     depth: NDArray[Any], height: int, width: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Inverse depth (height, width), and where it is known."""
+) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None]:
+    """Inverse depth (height, width), and where it is known; None for everywhere."""
     depth = depth.astype(np.float64)
     known = np.asarray(depth > 0)  # False for NaN, True for +inf
+    whole = bool(known.all())
     inverse = np.zeros(depth.shape, dtype=np.float64)
     np.divide(1.0, depth, out=inverse, where=known)
     if depth.shape == (height, width):
-        return inverse, known
+        return inverse, None if whole else known
     size = (width, height)
     inverse = cv2.resize(inverse, size, interpolation=cv2.INTER_LINEAR)
-    if known.all():
-        return inverse, np.ones((height, width), dtype=bool)
+    if whole:
+        return inverse, None
     unknown = (~known).astype(np.float64)
     return inverse, np.asarray(cv2.resize(unknown, size, interpolation=cv2.INTER_LINEAR) < 1e-9)
 
@@ -182,7 +187,7 @@ class ComparedPixels:
     `DepthErrors`; `min_depth` and `max_depth` clamp the prediction.
     """
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int32]
     expected: NDArray[np.float64]
     predicted: NDArray[np.float64]
     ratio: float
@@ -212,49 +217,77 @@ class ComparedPixels:
         return _errors(predicted, expected, self.ratio, self.coverage)
 
 
-def compare_pixels(
-    prediction: NDArray[Any],
+@dataclass(frozen=True)
+class TruthPixels:
+    """The pixels of a true depth image that count, found once for any number of predictions.
+
+    `size` is (H, W) of the image, `index` (N,) counts in the flattened image, `expected` (N,) is
+    metres. `min_depth` and `max_depth` clamp predictions.
+    """
+
+    size: tuple[int, int]
+    index: NDArray[np.int32]
+    expected: NDArray[np.float32]
+    min_depth: float
+    max_depth: float
+
+    def compare(self, prediction: NDArray[Any]) -> ComparedPixels:
+        """Pair them with a prediction (h, w), resized to the truth's size.
+
+        Any unit under median scaling, metres otherwise; NaN or not positive = unknown, +inf =
+        beyond range. Raises NoValidPixelsError where nothing can be compared.
+        """
+        if prediction.ndim != 2:
+            raise ValueError(f"depth images have two axes, got shape {prediction.shape}")
+        inverse, known = _resized_inverse(prediction, *self.size)
+        index, expected = self.index, self.expected
+        if known is not None:
+            both = known.reshape(-1)[index]
+            index, expected = index[both], expected[both]
+        if not index.size:
+            there = inverse.size if known is None else int(known.sum())
+            raise NoValidPixelsError(
+                f"nothing to compare: {self.index.size} pixels with truth, "
+                f"{there} with a prediction, none with both"
+            )
+        chosen = inverse.reshape(-1)[index]
+        predicted = np.full(chosen.shape, np.inf)
+        np.divide(1.0, chosen, out=predicted, where=chosen > 0)
+        true = expected.astype(np.float64)
+        return ComparedPixels(
+            index=index,
+            expected=true,
+            predicted=predicted,
+            ratio=float(np.median(true) / np.median(predicted)),
+            coverage=index.size / self.index.size,
+            min_depth=self.min_depth,
+            max_depth=self.max_depth,
+        )
+
+
+def truth_pixels(
     truth: NDArray[Any],
     *,
     min_depth: float = 1e-3,
     max_depth: float = 80.0,
     cap_truth: bool = True,
     inside: NDArray[np.bool_] | None = None,
-) -> ComparedPixels:
-    """The pixels of a predicted depth image that are compared with the truth.
+) -> TruthPixels:
+    """The pixels of truth (H, W, metres, 0 = none) that count.
 
-    prediction: (h, w), any unit under median scaling, metres otherwise; NaN or not positive =
-    unknown, +inf = beyond range. truth: (H, W) metres, 0 = none. Truth outside
-    min_depth..max_depth (`cap_truth` False: below min_depth) or `inside` (H, W) does not count.
-    Raises NoValidPixelsError where nothing can be compared.
+    Truth outside min_depth..max_depth (`cap_truth` False: below min_depth) or `inside` (H, W) does
+    not.
     """
-    if prediction.ndim != 2 or truth.ndim != 2:
-        raise ValueError(
-            f"depth images have two axes, got shapes {prediction.shape} and {truth.shape}"
-        )
+    if truth.ndim != 2:
+        raise ValueError(f"depth images have two axes, got shape {truth.shape}")
     wanted = (truth > min_depth) & (truth < max_depth if cap_truth else np.isfinite(truth))
     if inside is not None:
         wanted &= inside
-    inverse, known = _resized_inverse(prediction, *truth.shape)
-    index = np.flatnonzero(wanted & known)
-    if not index.size:
-        raise NoValidPixelsError(
-            f"nothing to compare: {int(wanted.sum())} pixels with truth, "
-            f"{int(known.sum())} with a prediction, none with both"
-        )
-    expected = truth.reshape(-1)[index].astype(np.float64)
-    chosen = inverse.reshape(-1)[index]
-    predicted = np.full(chosen.shape, np.inf)
-    np.divide(1.0, chosen, out=predicted, where=chosen > 0)
-    return ComparedPixels(
-        index=index,
-        expected=expected,
-        predicted=predicted,
-        ratio=float(np.median(expected) / np.median(predicted)),
-        coverage=float(index.size / wanted.sum()),
-        min_depth=min_depth,
-        max_depth=max_depth,
-    )
+    index = np.flatnonzero(wanted).astype(np.int32)
+    expected = truth.reshape(-1)[index]
+    if expected.dtype != np.float64:
+        expected = expected.astype(np.float32)
+    return TruthPixels(truth.shape, index, expected, min_depth, max_depth)
 
 
 def depth_errors(
@@ -266,19 +299,12 @@ def depth_errors(
     crop: Crop | None = None,
     scaling: Scaling = "median",
 ) -> DepthErrors:
-    """Compare a predicted depth image with the truth.
+    """Compare a predicted depth image (h, w) with the truth (H, W), metres, 0 = none.
 
-    As `compare_pixels`, with a crop by its name; the scaled prediction is clamped to
+    See `truth_pixels` and `TruthPixels.compare`; the scaled prediction is clamped to
     min_depth..max_depth. Raises NoValidPixelsError where nothing can be compared.
     """
-    pixels = compare_pixels(
-        prediction,
-        truth,
-        min_depth=min_depth,
-        max_depth=max_depth,
-        inside=crop_mask(crop, *truth.shape) if crop and truth.ndim == 2 else None,
-    )
-    return pixels.errors(scaling)
+    return Protocol("", min_depth, max_depth, crop, scaling).errors(prediction, truth)
 
 
 def _errors(

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.metrics import (
     RANGES,
-    ComparedPixels,
     DepthErrors,
     Protocol,
+    TruthPixels,
     crop_mask,
     part_errors,
     summary,
@@ -88,16 +88,10 @@ def judge_frame(
     region = (result.region.x, result.region.y, result.region.width, result.region.height)
     if protocol.stretch:
         region = (0, 0, camera.width, camera.height)
-    height, width = truth.shape
     # Truth may be coarser than the image: Make3D's laser is.
-    window = scaled_window(region, camera.size, (width, height))
-    moving = frame.moving()
-    if moving is not None and moving.shape != truth.shape:
-        picture = moving.astype(np.uint8)
-        moving = cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST) > 0
-    pixels = compared(result.depth, truth, protocol, window)
-    if moving is not None:
-        moving = cut(moving, window)
+    window = scaled_window(region, camera.size, (truth.shape[1], truth.shape[0]))
+    moving = moving_in(frame, truth, window)
+    pixels = truth_in(truth, protocol, window).compare(result.depth)
     return JudgedFrame(
         position,
         result.model,
@@ -108,6 +102,17 @@ def judge_frame(
         region,
         part_errors(pixels, protocol.scaling, moving),
     )
+
+
+def moving_in(frame: Frame, truth: NDArray[np.float32], window: Window) -> NDArray[np.bool_] | None:
+    """What moves by itself in `window` of the truth's image, at the truth's size; None: unknown."""
+    moving = frame.moving()
+    if moving is None:
+        return None
+    if moving.shape != truth.shape:
+        size = (truth.shape[1], truth.shape[0])
+        moving = cv2.resize(moving.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    return cut(moving, window)
 
 
 def scaled_window(window: Window, old: tuple[int, int], new: tuple[int, int]) -> Window:
@@ -121,23 +126,19 @@ def scaled_window(window: Window, old: tuple[int, int], new: tuple[int, int]) ->
     return left, top, right - left, bottom - top
 
 
-def compared(
-    depth: NDArray[np.floating[Any]],
-    truth: NDArray[np.float32],
-    protocol: Protocol,
-    window: Window | None = None,
-) -> ComparedPixels:
-    """The pixels of `window` of the truth's image (all of it by default) that are compared.
+def truth_in(
+    truth: NDArray[np.float32], protocol: Protocol, window: Window | None = None
+) -> TruthPixels:
+    """The pixels of `window` of a true depth image (all of it by default) that count.
 
-    depth: prediction (h, w) of that window. truth: (H, W) metres, 0 = none. The protocol's crop is
-    that of the whole image. Raises NoValidPixelsError.
+    truth: (H, W) metres, 0 = none. The protocol's crop is that of the whole image.
     """
     if window is None or window == (0, 0, truth.shape[1], truth.shape[0]):
-        return protocol.pixels(depth, truth)
+        return protocol.truth(truth)
     inside = np.ones((1, 1), bool)
     if protocol.crop is not None:
         inside = cut(crop_mask(protocol.crop, *truth.shape), window)
-    return protocol.pixels(depth, cut(truth, window), inside)
+    return protocol.truth(cut(truth, window), inside)
 
 
 def compare(
@@ -146,8 +147,11 @@ def compare(
     protocol: Protocol,
     window: Window | None = None,
 ) -> tuple[DepthErrors, DepthErrors]:
-    """Errors as the protocol scales, and without scaling; see :func:`compared`."""
-    pixels = compared(depth, truth, protocol, window)
+    """Errors of a prediction (h, w) for `window`, as the protocol scales and without scaling.
+
+    See :func:`truth_in`. Raises NoValidPixelsError.
+    """
+    pixels = truth_in(truth, protocol, window).compare(depth)
     return pixels.errors(protocol.scaling), pixels.errors("none")
 
 
