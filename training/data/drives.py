@@ -13,6 +13,7 @@ from torch import Tensor
 from depth_prior_ros.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings import is_bag, open_recording
 from depth_prior_ros.recordings.base import Recording, RecordingError, StoredRecording
+from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from training.config_base import RecipeError
 from training.config_data import Drive
 from training.data.frames import FrameStore, FrameStores, Picture, Window
@@ -69,37 +70,34 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
         RecipeError: it cannot be opened, or its intrinsics are impossible.
     """
     path = root / drive.path
+    options: dict[str, object] = {}
+    if is_image_folder(path):
+        options["rate"] = drive.rate
+    if drive.camera is not None and (is_image_folder(path) or is_bag(path)):
+        raise RecipeError(f"drive {drive.path}: camera chooses a folder of KITTI, not of this")
+    if drive.intrinsics is not None:
+        options["camera"] = _recipe_camera(path, drive)
+    elif drive.camera is not None:
+        options["camera"] = drive.camera
     try:
-        options: dict[str, object] = {}
-        if drive.intrinsics is not None:
-            options["camera"] = _recipe_camera(path, drive)
-            if not is_bag(path):
-                options["rate"] = drive.rate
-        elif drive.camera is not None:
-            options["camera"] = drive.camera
         recording = open_recording(path, **options)
     except RecordingError as error:
         hint = ""
-        if "give the intrinsics" in str(error):
-            hint = " as intrinsics: {fx: , fy: , cx: , cy: } of this drive"
+        if "intrinsics" in str(error):
+            hint = "; in the recipe: intrinsics: {fx: , fy: , cx: , cy: } of this drive"
         raise RecipeError(f"drive {drive.path}: {error}{hint}") from error
-    except TypeError as error:  # an option that this kind of recording does not have
-        raise RecipeError(
-            f"drive {drive.path}: camera or intrinsics do not fit this kind of recording ({error})"
-        ) from error
     for camera in {frame.camera for frame in recording.frames}:
         check_camera(camera, f"drive {drive.path}")
     return recording
 
 
 def _recipe_camera(path: Path, drive: Drive) -> Camera:
-    from depth_prior_ros.recordings.folder import image_size
-
     assert drive.intrinsics is not None
-    given = drive.intrinsics.size
-    if given is None and is_bag(path):
+    if not (is_image_folder(path) or is_bag(path)):
+        raise RecipeError(f"drive {drive.path}: intrinsics are for folders of images and bags only")
+    if drive.intrinsics.size is None and is_bag(path):
         raise RecipeError(f"drive {drive.path}: intrinsics of a bag need their size: [W, H]")
-    size = given or image_size(path)
+    size = drive.intrinsics.size or image_size(path)
     return camera_of(drive.intrinsics, size, f"drive {drive.path}: intrinsics")
 
 

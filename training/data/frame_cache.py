@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,4 +122,5 @@ def _write(file: Path, notes: Path, frames: Sequence[Frame], window: Window, wor
             "Make room, name another folder, or leave data.cache out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

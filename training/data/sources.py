@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from depth_prior_ros.recordings import is_bag
 from training.config_base import RecipeError
 from training.config_data import Data, Drive, KittiRaw
 from training.data.drives import DriveFrames, load_sequence, open_drive
@@ -45,6 +46,7 @@ class Entry:
     key: DriveKey | None = None
     view: View | None = None
     targets: frozenset[int] | None = None
+    named: bool = False  # by the recipe itself; then it has to be readable
 
 
 @dataclass
@@ -121,9 +123,9 @@ def _plan_drive(
         if key is not None:
             what = f"{place}: {drive.path} is test data (data.split.test: {data.split.test})"
             _refuse_leak(data, {key}, test, what)
-        plan.training.append(Entry(drive, place, key))
+        plan.training.append(Entry(drive, place, key, named=True))
         return
-    found = sorted(root.glob(drive.path))
+    found = sorted(p for p in root.glob(drive.path) if p.is_dir() or is_bag(p))
     if not found:
         raise RecipeError(f"{place}.path: nothing below {root} fits '{drive.path}'")
     keys = {path: drive_of(path) for path in found}
@@ -277,8 +279,15 @@ def _load(
     loaded, skipped = [], []
     for entry in entries:
         kind = entry.drive.drop_static or data.drop_static
+        try:
+            recording = open_drive(root, entry.drive)
+        except RecipeError as error:
+            if entry.named:
+                raise
+            skipped.append(str(error))
+            continue
         sequence, left_out = load_sequence(
-            open_drive(root, entry.drive),
+            recording,
             entry.drive,
             stores.size,
             path=root / entry.drive.path,
