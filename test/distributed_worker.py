@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
+from training.checkpoint import LAST, load_checkpoint
 from training.config import Schedule
 from training.distributed import Processes, start_processes
 from training.engine import Engine, Settings, TrainingError
@@ -190,7 +191,10 @@ def main() -> None:
     processes = start_processes(torch.device("cpu"))
     collectives(processes)
     for name, dtype in (("double", torch.float64), ("single", torch.float32)):
-        train(folder / name, processes, TinyTeacher(processes, dtype))
+        stage = TinyTeacher(processes, dtype)
+        train(folder / name, processes, stage)
+        # What the next stage does at once; the first process has to have written it.
+        assert load_checkpoint(folder / name / LAST, stage.networks)["step"] == STEPS
     said = [interrupted(folder / "interrupted", processes), failed(folder / "failed", processes)]
     (folder / f"said_{processes.rank}.json").write_text(json.dumps(said))
 

@@ -135,8 +135,10 @@ class Processes:
         tensor = tensor.detach()
         if self.count == 1:
             return tensor
-        shares = self.fabric.all_gather(tensor.contiguous())  # (count, B / count, ...)
-        return shares.transpose(0, 1).flatten(0, 1)
+        tensor = tensor.contiguous()
+        shares = [torch.empty_like(tensor) for _ in range(self.count)]
+        torch.distributed.all_gather(shares, tensor)
+        return torch.stack(shares, 1).flatten(0, 1)
 
     def mean_values(self, values: dict[str, float]) -> dict[str, float]:
         """Figures to be logged, averaged over the processes that have them.
@@ -247,11 +249,11 @@ def start_processes(device: torch.device, precision: str = "fp32") -> Processes:
     Raises:
         TrainingError: the devices do not suffice for the processes.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
+    for name in ("lightning_fabric", "lightning.fabric"):  # no banner of each process
+        logging.getLogger(name).setLevel(logging.WARNING)
     world, here = _world(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     devices: int | list[int] = here
     if device.type == "cuda":

@@ -259,6 +259,7 @@ class Engine:
         self.processes.check_alike(self.stage.networks)
         if self.processes.is_first:
             save_checkpoint(self.folder / name, self.stage.networks, optimiser, progress)
+        self.processes.barrier()  # the next stage begins with reading it
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
