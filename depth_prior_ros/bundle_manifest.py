@@ -44,6 +44,8 @@ class Architecture(_Strict):
     student: dict[str, Any]
     multi_frame: dict[str, Any] | None = None
     pose: dict[str, Any] | None = None
+    # Motions for the multi-frame network are refined against the single-frame depth.
+    align_motion: bool = False
 
 
 class CameraSpec(_Strict):

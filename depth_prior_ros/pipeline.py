@@ -211,8 +211,9 @@ class DepthPipeline:
 
     def _rehearse(self, native: Native, camera: Camera, inverse: Native) -> None:
         features = self.networks.features(native)
-        self.networks.pose(native, native)
         K = self._matching_matrix(camera)
+        pose = self.networks.pose(native, native)
+        self.networks.align(native, native, pose, K, inverse)
         depth, _ = self.networks.multi(features, features, np.eye(4), K, inverse)
         self.networks.backend.to_numpy(depth)
 
@@ -341,10 +342,12 @@ class DepthPipeline:
             if previous.features is None:
                 previous.features = self.networks.features(previous.native)
             current.features = self.networks.features(current.native)
+        K = self._matching_matrix(current.framed.camera)
         with clock("pose"):
             pose = self.networks.pose(previous.native, current.native)
+            if np.isfinite(pose).all():
+                pose = self.networks.align(previous.native, current.native, pose, K, inverse)
         self._check_pose(pose, speed, (current.stamp_ns - previous.stamp_ns) * 1e-9)
-        K = self._matching_matrix(current.framed.camera)
         with clock("multi"):
             return self.networks.multi(
                 current.features, previous.features, inverse_pose(pose), K, inverse

@@ -71,17 +71,20 @@ class Networks:
         )
         self._student = backend.compile(student, (image,))
         self._features: Compiled | None = None
+        self._aligns = bundle.manifest.architecture.align_motion
         if not (bundle.has("multi_frame") and bundle.has("pose")):
             return
         multi = bundle.multi_frame()
-        quarter = np.zeros((1, 32, height // 4, width // 4), dtype=np.float32)
+        matching, context = (
+            np.zeros((1, *shape), dtype=np.float32) for shape in multi.feature_shapes()
+        )
         eye = np.eye(4, dtype=np.float32)[np.newaxis]
         K = bundle.manifest.camera.matrix().astype(np.float32)[np.newaxis]
         depth_example = np.full((1, 1, height, width), 10.0, dtype=np.float32)
         self._features = backend.compile(FeatureRunner(multi), (image,))
         self._pose = backend.compile(PoseRunner(bundle.pose()), (image, image))
         self._multi = backend.compile(
-            MultiFrameRunner(multi), (quarter, quarter, quarter, eye, K, depth_example)
+            MultiFrameRunner(multi), (matching, context, matching, eye, K, depth_example)
         )
 
     @property
@@ -104,6 +107,37 @@ class Networks:
         (matrix,) = self._pose(previous, current)
         return self.backend.to_numpy(matrix)[0].astype(np.float64)
 
+    def align(
+        self,
+        previous: Native,
+        current: Native,
+        current_from_previous: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> NDArray[np.float64]:
+        """The motion (4, 4) refined against single-frame depth, where the bundle asks for it.
+
+        Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
+        """
+        if not self._aligns:
+            return current_from_previous
+        import torch
+
+        from depth_prior_ros.geometry import Pose
+        from depth_prior_ros.models.alignment import align_motion
+
+        image = _tensor(current)
+        matrix = torch.from_numpy(inverse_pose(current_from_previous)[np.newaxis]).float()
+        intrinsics = torch.from_numpy(K[np.newaxis]).float()
+        refined = align_motion(
+            image,
+            _tensor(previous),
+            1.0 / _tensor(single_inverse),
+            intrinsics.to(image.device),
+            Pose(matrix.to(image.device)),
+        )
+        return inverse_pose(refined.matrix[0].double().cpu().numpy())
+
     def multi(
         self,
         current: Features,
@@ -124,6 +158,15 @@ class Networks:
             single_depth,
         )
         return depth, confidence
+
+
+def _tensor(native: Native) -> Any:
+    """A backend's tensor as PyTorch's, on the same device."""
+    import torch
+
+    if isinstance(native, torch.Tensor):
+        return native
+    return torch.from_numpy(np.require(native, dtype=np.float32, requirements="W"))
 
 
 def compile_networks(

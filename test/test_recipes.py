@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from depth_prior_ros.share import share_dir
-from training.config import RecipeError, load_recipe
+from training.config import RecipeError
+from training.recipe_file import load_recipe
 from training.run import run_recipe
 
 MINIMAL = {

@@ -1,27 +1,31 @@
-"""Typed recipes read from YAML. An unknown key or a wrong type is an error that names it."""
+"""Typed recipes: one training run. An unknown key or a wrong type is an error that names it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from training.config_base import Strict
+from training.config_base import RecipeError, Strict
 from training.config_data import Data, Drive, Synthetic
 from training.config_stages import (
+    Distil,
+    Mutual,
     NetworkName,
     Prior,
     Schedule,
     SelfSupervised,
     Stage,
     Supervised,
+    Teacher,
 )
 
 __all__ = [
     "Data",
+    "Distil",
     "Drive",
+    "MultiFrame",
+    "Mutual",
     "NetworkName",
     "Networks",
     "Output",
@@ -33,20 +37,44 @@ __all__ = [
     "Stage",
     "Supervised",
     "Synthetic",
-    "load_recipe",
+    "Teacher",
 ]
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names file, key and cause."""
+class Init(Strict):
+    """Files with ImageNet weights (timm's names) that the encoders begin with."""
+
+    student: str | None = None
+    pose: str | None = Field(None, description="a ResNet-18; its first layer is doubled")
+    multi_frame: str | None = Field(None, description="a ResNet-18, for kind: cost_volume")
+
+
+class MultiFrame(Strict):
+    """The multi-frame network: MISM's with PADS, or ManyDepth's cost volume."""
+
+    kind: Literal["pads", "cost_volume"] = "pads"
+    hypotheses: int = Field(16, ge=8, description="96 in ManyDepth's cost volume")
+    range_mode: Literal["pads", "tracked"] = Field(
+        "pads",
+        description="pads: around the single-frame depth; tracked: one range for the data set",
+    )
+    delta_init: float = Field(1.0, gt=0, description="PADS map at the beginning")
+    delta_mode: Literal["adaptive", "fixed"] = "adaptive"
+    lookup: tuple[Literal[-1, 1], ...] = Field(
+        (-1,), min_length=1, description="frames that are matched: previous, next"
+    )
+    align_motion: bool = Field(
+        True, description="refine the pose network's motion against the single-frame depth"
+    )
 
 
 class Networks(Strict):
     """Which networks a run trains."""
 
-    trunk: Literal["hrnet_w18", "hrnet_w18_small"] = "hrnet_w18_small"
-    decoder: Literal["diffnet", "light"] = "light"
+    trunk: Literal["hrnet_w18", "hrnet_w18_small", "resnet18"] = "hrnet_w18_small"
+    decoder: Literal["diffnet", "light", "ra_depth", "monodepth2"] = "light"
     pose: Literal["resnet18", "small"] = "small"
+    multi_frame: MultiFrame = MultiFrame()
     far_disparity: float = Field(
         0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
     )
@@ -70,6 +98,10 @@ class Recipe(Strict):
     size: tuple[int, int] = Field((320, 96), description="width and height of the input")
     metres_per_unit: float = Field(10.0, gt=0, description="unit of depth in training")
     networks: Networks = Networks()
+    init: Init = Init()
+    start: str | None = Field(
+        None, description="checkpoint of another run (last.safetensors) to begin with"
+    )
     data: Data
     stages: tuple[Stage, ...] = Field(min_length=1)
     output: Output
@@ -94,73 +126,22 @@ class Recipe(Strict):
             if isinstance(stage, Supervised):
                 if self.data.synthetic is None:
                     raise ValueError(f"{place} needs data.synthetic")
-            elif not self.data.drives:
-                raise ValueError(f"{place} needs data.drives")
+            elif not self.data.drives and self.data.kitti_raw is None:
+                raise ValueError(f"{place} needs data.drives or data.kitti_raw")
             pixels = self.size[0] * self.size[1] // 16  # reference pixels lie in a quarter map
             if isinstance(stage, Prior) and stage.per_image > pixels:
                 raise ValueError(f"{place}: per_image {stage.per_image} is more than {pixels}")
         return self
 
-
-def _set(values: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign:
-        raise RecipeError(f"override '{override}' is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override '{override}': the value is not YAML: {error}") from error
-    *parents, last = key.split(".")
-    target: Any = values
-    for name in parents:
-        if isinstance(target, list):
-            target = target[_index(target, name, override)]
-        else:
-            target = target.setdefault(name, {})
-        if not isinstance(target, (dict, list)):
-            raise RecipeError(f"override '{override}': '{name}' is a value, not a section")
-    target[_index(target, last, override) if isinstance(target, list) else last] = value
-
-
-def _index(target: list[Any], name: str, override: str) -> int:
-    if not name.isdecimal() or int(name) >= len(target):
-        raise RecipeError(
-            f"override '{override}': '{name}' is no place in a list of {len(target)}, count from 0"
-        )
-    return int(name)
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply ``key.sub=value`` overrides (lists by index: ``stages.0.steps=9``).
-
-    Raises:
-        RecipeError: file missing or not YAML, unknown key, wrong type or value; the message names
-            the file and every offending key.
-    """
-    values = _read_yaml(Path(path))
-    for override in overrides or []:
-        _set(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        lines = [f"  {_plain(e)}" for e in error.errors()]
-        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
-
-
-def _plain(error: Any) -> str:
-    place = ".".join(map(str, error["loc"])) or "recipe"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {place}"
-    return f"{place}: {error['msg']}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path} holds no keys")
-    return values
+    @model_validator(mode="after")
+    def _stages_follow(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            place = f"stages.{number} ({stage.kind})"
+            distils = isinstance(stage, Distil) and stage.fresh_from is not None
+            if distils and stage.fresh_from >= number:  # type: ignore[union-attr]
+                raise ValueError(f"{place}: fresh_from has to name a stage before")
+            if isinstance(stage, Distil) and not (
+                self.start or any(isinstance(s, Teacher) for s in self.stages[:number])
+            ):
+                raise ValueError(f"{place} needs a teacher stage before it, or start")
+        return self

@@ -30,8 +30,12 @@ def write_bundle(
     system: System,
     progress: list[dict[str, Any]],
     root: Path,
+    with_multi: bool = True,
 ) -> Path:
-    """Write the finished system, and maps that do not look at the image, as a bundle."""
+    """Write the finished system, and maps that do not look at the image, as a bundle.
+
+    Without ``with_multi`` it is a student alone.
+    """
     for network in system.networks.values():
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
@@ -47,8 +51,9 @@ def write_bundle(
         name=recipe.output.name,
         architecture=Architecture(
             student=system.student.architecture,
-            pose=system.pose.architecture,
-            multi_frame={k: v for k, v in system.multi_frame.architecture.items() if k != "size"},
+            pose=system.pose.architecture if with_multi else None,
+            multi_frame=_without_size(system.multi_frame.architecture) if with_multi else None,
+            align_motion=system.align and with_multi,
         ),
         input_size=recipe.size,
         training_camera=CameraSpec.of(_training_camera(recipe, root)),
@@ -59,7 +64,7 @@ def write_bundle(
             recipe=recipe.model_dump(mode="json"),
             seed=recipe.seed,
             git=git_hash(),
-            steps={f"{i}_{s.kind}": s.steps for i, s in enumerate(recipe.stages)},
+            steps={p["part"]: p["step"] for p in progress},
         ),
         prior=None
         if system.prior is None
@@ -68,22 +73,23 @@ def write_bundle(
             channels=system.prior.features.shape[1],
             note=NOTE,
         ),
-        metrics={
-            f"{i}_{s.kind}": p.get("validation", {})
-            for i, (s, p) in enumerate(zip(recipe.stages, progress, strict=True))
-        },
+        metrics={p["part"]: p.get("validation", {}) for p in progress},
     )
     save_bundle(
         path,
         manifest,
         student=system.student,
         prior=system.prior,
-        multi_frame=system.multi_frame,
-        pose=system.pose,
+        multi_frame=system.multi_frame if with_multi else None,
+        pose=system.pose if with_multi else None,
     )
-    if recipe.data.drives:
+    if recipe.data.recorded:
         write_baselines(path, root)
     return path
+
+
+def _without_size(architecture: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in architecture.items() if key != "size"}
 
 
 def _training_camera(recipe: Recipe, root: Path) -> Camera:

@@ -1,14 +1,15 @@
 """`depth_train run`: a recipe's stages one after the other, then the bundle.
 
 The run folder holds the resolved recipe, environment.json (versions, commit, seed, machine), a
-folder a stage (checkpoint, metrics.jsonl, TensorBoard) and at the end ``bundle``. Between stages
-full-precision checkpoints are passed on, because a bundle rounds to half precision. A command given
-again goes on where it was.
+folder a stage (checkpoint, metrics.jsonl, TensorBoard; for a teacher its bundle) and at the end
+``bundle``. Between stages full-precision checkpoints are passed on, because a bundle rounds to half
+precision. A command given again goes on where it was. `torchrun` starts it on several processes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,48 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from torch import nn
 
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
+from training.beginning import begin, load_without_fusion
 from training.checkpoint import load_checkpoint
-from training.config import Prior, Recipe, RecipeError, SelfSupervised, Supervised, load_recipe
+from training.config import (
+    Distil,
+    Mutual,
+    Prior,
+    Recipe,
+    RecipeError,
+    SelfSupervised,
+    Supervised,
+    Teacher,
+)
+from training.config_stages import AnyStage, in_steps
 from training.data.pairs import PairSource
-from training.data.triplets import TripletSource, load_triplets
-from training.engine import LAST, Engine, Settings, TrainingError, TrainingStage
+from training.data.sources import LoadedData, load_data, plan_data
+from training.distributed import Processes, start_processes
+from training.engine import LAST, Engine, Settings, TrainingStage
 from training.environment import keep_environment
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.metric_scale import check_scale_drive
 from training.output import write_bundle
+from training.recipe_file import load_recipe
+from training.stages.distil import DistilStage
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
 from training.stages.supervised import SupervisedStage
 from training.stages.system import System
+from training.stages.teacher import TeacherStage
 from training.stages.validation import Validation
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage, or one round of one: its number decides its random numbers."""
+
+    number: int
+    folder: str
+    schedule: AnyStage
+    stage: int
 
 
 @dataclass
@@ -45,66 +70,134 @@ class Run:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def __post_init__(self) -> None:
-        self.device = _device(self.recipe.device)
-        if self.device.type == "cpu":
+        device = _device(self.recipe.device)
+        if device.type == "cpu":
             torch.set_num_threads(self.recipe.threads)
+        self.processes: Processes = start_processes(device, self.recipe.precision)
+        self.device = self.processes.device if self.processes.count > 1 else device
+        if not self.processes.is_first:
+            self.console = Console(quiet=True)
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
-        self._triplets: TripletSource | None = None
+        self._data: LoadedData | None = None
+        self._done: dict[int, Path] = {}  # stage number -> its checkpoint
 
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
         self._check_folders()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _keep_recipe(self.folder / "recipe.yaml", self.recipe)
         bundle = self.folder / "bundle"
+        with self.processes.first_goes_ahead():
+            if self.processes.is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _keep_recipe(self.folder / "recipe.yaml", self.recipe)
         if (bundle / MANIFEST_NAME).is_file():
             self.console.print(f"finished already; remove {bundle} to write it once more")
             return load_bundle(bundle).path
-        keep_environment(self.folder / "environment.json", self.recipe.seed, self.device)
-        if not (self.folder / _stage_folder(0, self.recipe.stages[0]) / LAST).is_file():
-            self.console.print("no trained weights to begin with: the networks start at random")
-        system = System.build(self.recipe, self.device)
+        if self.processes.is_first:
+            path = self.folder / "environment.json"
+            keep_environment(path, self.recipe.seed, self.device)
+        system = self._beginning(announce=True)
         progress: list[dict[str, Any]] = []
-        before: Path | None = None
-        for number, schedule in enumerate(self.recipe.stages):
-            folder = self.folder / _stage_folder(number, schedule)
-            system = self._prepare(system, schedule, before)
-            stage = self._stage(system, schedule)
-            progress.append(Engine(stage, folder, self._settings(number), self.console).run())
-            before = folder / LAST
-        return write_bundle(bundle, self.recipe, system, progress, self.root)
+        for part in self._parts():
+            folder = self.folder / part.folder
+            system = self._prepare(system, part)
+            stage = self._stage(system, part.schedule)
+            settings = self._settings(part.number)
+            done = Engine(stage, folder, settings, self.console, self.processes).run()
+            progress.append({"part": part.folder, **done})
+            self._done[part.stage] = folder / LAST
+            if isinstance(part.schedule, Teacher) and part.stage + 1 < len(self.recipe.stages):
+                self._write(folder / "bundle", system, progress)
+        return self._write(bundle, system, progress)
 
-    def _prepare(
-        self, system: System, schedule: Supervised | SelfSupervised, before: Path | None
-    ) -> System:
-        """The networks as the stage before left them; for a prior, rebuilt with its fusion."""
-        if before is not None:
-            load_checkpoint(before, system.networks)
-        if not isinstance(schedule, Prior):
-            return system
+    def _parts(self) -> Iterator[Part]:
+        for number, schedule in enumerate(self.recipe.stages):
+            stage = f"{number}_{schedule.kind}"
+            rounds = schedule.rounds if isinstance(schedule, Mutual) else 1
+            for turn in range(rounds):
+                folder = stage if rounds == 1 else f"{stage}_round{turn + 1}"
+                yield Part(number + 100 * turn, folder, self._in_steps(schedule), number)
+
+    def _in_steps(self, schedule: AnyStage) -> AnyStage:
+        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
+
+    def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
+        """The bundle of a system as it is now; the first process writes, the others wait."""
+        if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
+            last = self.recipe.stages[-1]
+            alone = type(last) is Distil and path == self.folder / "bundle"
+            write_bundle(path, self.recipe, system, progress, self.root, with_multi=not alone)
+        self.processes.barrier()
+        return path
+
+    def _beginning(self, announce: bool = False) -> System:
+        """The networks as the run starts: random, with ImageNet weights, or from another run."""
+        system = System.build(self.recipe, self.device, processes=self.processes)
+        note = begin(system, self.recipe)
+        first = next(iter(self._parts()))
+        if announce and not (self.folder / first.folder / LAST).is_file():
+            self.console.print(note, markup=False, highlight=False)
+        return system
+
+    def _prepare(self, system: System, part: Part) -> System:
+        """The networks that a stage starts with, from what the stages before left."""
+        schedule = part.schedule
+        if isinstance(schedule, Distil):
+            return self._fresh_student(system, schedule, part.stage)
+        if isinstance(schedule, Prior):
+            return self._with_prior(system, schedule)
+        if isinstance(schedule, Teacher) and schedule.reset_map:
+            system.reset_map()
+        return system
+
+    def _fresh_student(self, teacher: System, schedule: Distil, number: int) -> System:
+        """A student and pose network as before the teacher, beside the teacher's M."""
+        fresh = self._beginning()
+        source = schedule.fresh_from
+        if source is None:
+            teachers = [i for i, s in enumerate(self.recipe.stages[:number]) if _is_teacher(s)]
+            source = teachers[-1] - 1 if teachers else -1
+        if source >= 0:
+            load_checkpoint(self._done[source], fresh.networks)
+        fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
+        fresh.teacher = teacher.frozen_copy()
+        return fresh
+
+    def _with_prior(self, system: System, schedule: Prior) -> System:
+        """Rebuilt with a fusion, and the prior that it reads."""
         prior = random_prior(
-            system, self.triplets(), schedule.references, schedule.per_image, self.recipe.seed
+            system,
+            self.data().training,
+            schedule.references,
+            schedule.per_image,
+            self.recipe.seed,
         )
-        fused = System.build(self.recipe, self.device, FusionConfig())
-        _load_without_fusion(fused.student, system.student)
+        fused = System.build(self.recipe, self.device, FusionConfig(), self.processes)
+        load_without_fusion(fused.student, system.student)
         fused.pose.load_state_dict(system.pose.state_dict())
         fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
         fused.prior = prior
         return fused
 
-    def _stage(self, system: System, schedule: Supervised | SelfSupervised) -> TrainingStage:
+    def _stage(self, system: System, schedule: AnyStage) -> TrainingStage:
         if isinstance(schedule, Supervised):
             pairs = self.pairs(schedule.pairs)
             assert pairs is not None  # the recipe was checked
             return SupervisedStage(schedule, system, pairs, self.validation)
-        return SelfSupervisedStage(
+        kinds: dict[type[SelfSupervised], type[SelfSupervisedStage]] = {
+            Teacher: TeacherStage,
+            Distil: DistilStage,
+            Mutual: DistilStage,
+        }
+        return kinds.get(type(schedule), SelfSupervisedStage)(
             schedule,
             system,
-            self.triplets(),
+            self.data().training,
             self.pairs(),
             self.validation,
             name=schedule.kind.replace("_", "-"),
+            metres_per_unit=self.recipe.metres_per_unit,
+            held_out=self.data().validation,
         )
 
     def _settings(self, number: int) -> Settings:
@@ -112,7 +205,7 @@ class Run:
         return Settings(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
 
     def _root(self) -> Path:
-        if not self.recipe.data.drives and self.recipe.data.root is None:
+        if not self.recipe.data.recorded and self.recipe.data.root is None:
             return Path(os.environ.get(DATA_VARIABLE, "."))
         try:
             return data_folder(self.recipe.data.root)
@@ -125,7 +218,7 @@ class Run:
     def _check_folders(self) -> None:
         """What only a later stage reads is looked for now, not after hours."""
         data, scale = self.recipe.data, self.recipe.output.scale_drive
-        wanted = {f"data.drives.{i}.path": d.path for i, d in enumerate(data.drives)}
+        wanted = {}
         for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
             wanted[f"data.synthetic.textures.{i}"] = path
         if scale is not None:
@@ -133,19 +226,23 @@ class Run:
         for key, path in wanted.items():
             if not (self.root / path).exists():
                 raise RecipeError(f"{key}: {self.root / path} does not exist")
+        if data.recorded:
+            plan_data(self.root, data)
         if scale is not None:
             check_scale_drive(self.root / scale)
 
-    def triplets(self) -> TripletSource:
+    def data(self) -> LoadedData:
         """Real triplets, read once; what had to be left out is named."""
-        if self._triplets is None:
+        if self._data is None:
             r = self.recipe
-            self._triplets = load_triplets(self.root, r.data.drives, r.size, r.metres_per_unit)
-            for line in self._triplets.skipped:
+            with self.processes.first_goes_ahead():  # it fills the cache
+                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit)
+            training = self._data.training
+            for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)
-            out = f", {len(self._triplets.skipped)} left out" if self._triplets.skipped else ""
-            self.console.print(f"{len(self._triplets)} triplets to train on{out}")
-        return self._triplets
+            out = f", {len(training.skipped)} left out" if training.skipped else ""
+            self.console.print(f"{len(training)} triplets to train on{out}")
+        return self._data
 
     def pairs(self, count: int | None = None) -> PairSource | None:
         """Synthetic pairs; the first ``count`` (default: all) are rendered if they are missing."""
@@ -154,7 +251,8 @@ class Run:
             return None
         from training.data.rendering import ensure_samples
 
-        folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
+        with self.processes.first_goes_ahead():
+            folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
         return PairSource.open(folder, self.recipe.metres_per_unit, synthetic.count)
 
 
@@ -173,16 +271,9 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     return Run(resolved, folder).carry_out()
 
 
-def _stage_folder(number: int, stage: Supervised | SelfSupervised) -> str:
-    return f"{number}_{stage.kind}"
-
-
-def _load_without_fusion(target: nn.Module, source: nn.Module) -> None:
-    """Copy a student's weights into one that has a fusion besides."""
-    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
-    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
-    if lost:
-        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")
+def _is_teacher(schedule: AnyStage) -> bool:
+    """Whether a stage trains a multi-frame network on real frames."""
+    return isinstance(schedule, SelfSupervised) and "multi_frame" in schedule.train
 
 
 def _device(name: str) -> torch.device:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.geometry import Pose
 from depth_prior_ros.models.prior_fusion import Prior
 from training.data.triplets import TripletSource
-from training.stages.system import System
+from training.stages.system import System, View
 
 NOTE = (
     "provisional: random pixels of training frames through the frozen multi-frame network, "
@@ -56,8 +56,9 @@ def _reference_pixels(
     before, now = batch.images[:, 0], batch.images[:, 1]
     predicted = system.motion(before, now).inverse().matrix
     known = batch.known[:, None, None]
-    pose = Pose(torch.where(known, batch.poses[:, 0], predicted))
-    _, single = disparity_to_depth(system.single(now)[0])
+    single = system.single_depth(now)
+    guess = Pose(torch.where(known, batch.poses[:, 0], predicted))
+    pose = system.aligned(now, View(before, guess), batch.K, single).motion
     mine = system.multi_frame.features(now)
     theirs = system.multi_frame.features(before)
     output = system.multi_frame(mine, theirs, pose, batch.K, single)

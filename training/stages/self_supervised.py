@@ -1,8 +1,12 @@
-"""Second step: real triplets explain each other (monodepth2); M with PADS jointly (MISM, 4.4)."""
+"""Real triplets explain each other (monodepth2), with rehearsal on synthetic pairs.
+
+The part that all self-supervised stages share: student and pose network, and the plain multi-frame
+loss. `teacher.py` and `distil.py` build on it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,14 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.models.search_range import DELTA_RANGE
+from depth_prior_ros.models.teacher import TeacherOutput
 from training.config import SelfSupervised
 from training.data.pairs import PairSource
 from training.data.triplets import TripletBatch, TripletSource
 from training.losses.photometric import Target, identity_error, minimum_reprojection
 from training.losses.smoothness import edge_aware_smoothness
 from training.losses.supervised import pose_loss
-from training.stages.system import System, rebuild, supervised_loss
-from training.stages.validation import Validation
+from training.losses.velocity import velocity_loss
+from training.losses.views import Views
+from training.stages.pictures import system_pictures
+from training.stages.system import System, View, share, supervised_loss
+from training.stages.validation import HELD_OUT, Validation, held_out_error
+
+Logs = dict[str, float]
+
+
+@dataclass
+class Scene:
+    """A batch of triplets and how the student explains it.
+
+    sources: previous and next frame as recorded (2, B, 3, H, W). target: the frame between.
+    poses: previous_from_current and next_from_current (2, B, 4, 4). identity: error of the
+    unwarped sources (B, 1, H, W). depth: the student's, with gradient (B, 1, H, W). rebuilt: the
+    target from the sources by that depth (2, B, 3, H, W). Units are the network's.
+    """
+
+    batch: TripletBatch
+    sources: Tensor
+    target: Target
+    poses: Tensor
+    identity: Tensor
+    depth: Tensor
+    rebuilt: Tensor
 
 
 @dataclass
@@ -33,8 +63,14 @@ class SelfSupervisedStage:
     pairs: PairSource | None
     validation: Validation
     name: str = "self-supervised"
+    metres_per_unit: float = 10.0
+    held_out: TripletSource | None = None
+    last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    chosen_by: str | None = "0039lidar"
 
     def __post_init__(self) -> None:
+        if self.held_out is not None:
+            self.chosen_by = HELD_OUT
         for network in self.networks.values():
             network.requires_grad_(False)
         for module in self._learning:
@@ -59,99 +95,209 @@ class SelfSupervisedStage:
             modules.append(fusion)
         return modules
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
         """One batch of triplets and, for rehearsal, one of pairs."""
         for name, network in self.networks.items():
             if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
                 network.eval()
-        batch = self.triplets.batch(self.schedule.batch, rng).to(self.system.device)
-        loss, values = self._photometric(batch)
+        processes, device = self.system.processes, self.system.device
+        drawn = self.triplets.batch(self.schedule.batch, rng)
+        batch: TripletBatch = processes.take(drawn).to(device)
+        self.last_batch = {"images": batch.images, "K": batch.K, "poses": batch.poses}
+        scene, loss, values = self._student(batch)
+        further, logs = self._further(scene)
+        loss, values = loss + further, values | logs
         if self.pairs is not None and self.schedule.synthetic_batch:
-            pairs = self.pairs.batch(self.schedule.synthetic_batch, rng).to(self.system.device)
+            pairs = self.pairs.batch(self.schedule.synthetic_batch, rng)
             rehearsal, logs = supervised_loss(
-                self.system, pairs, self.schedule.gradient_weight, self.schedule.multi_batch
+                self.system,
+                processes.take(pairs).to(device),
+                gradient_weight=self.schedule.gradient_weight,
+                multi_batch=self._rehearsed_by_multi(),
+                pose_weight=self.schedule.pose_weight,
+                predicted_pose=self.schedule.predicted_pose,
             )
-            loss = loss + self.schedule.synthetic_weight * rehearsal
-            values |= logs
+            loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
         return loss, values
 
-    def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
-        """Motion to previous and next from current (2, B, 4, 4); the pose loss where known."""
+    def _rehearsed_by_multi(self) -> int | None:
+        """Pairs of a batch that M rehearses on: none where it does not learn."""
+        if "multi_frame" not in self.schedule.train:
+            return 0
+        limit = self.schedule.multi_batch
+        if limit is not None:
+            limit = min(limit, self.schedule.synthetic_batch)
+        return share(self.system, limit)
+
+    def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Motions to previous and next from current (2, B, 4, 4), recorded where they are known;
+        the same as predicted; and the loss of these where known."""
         before, now, after = batch.inputs.unbind(1)
         later_from_earlier = self.system.motion(torch.cat([before, now]), torch.cat([now, after]))
         now_from_before, after_from_now = later_from_earlier.matrix.chunk(2)
         predicted = torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])
         recorded = batch.poses.transpose(0, 1)
         if not batch.known.any():
-            return predicted, predicted.new_zeros(())
+            return predicted, predicted, predicted.new_zeros(())
+        # By the share of samples that are known: the mean over processes is that of the batch.
         loss = pose_loss(Pose(predicted[:, batch.known]), Pose(recorded[:, batch.known]))
+        loss = loss * batch.known.float().mean()
         known = batch.known[None, :, None, None]
-        return torch.where(known, recorded, predicted), loss
+        return torch.where(known, recorded, predicted), predicted, loss
 
-    def _photometric(self, batch: TripletBatch) -> tuple[Tensor, dict[str, float]]:
+    def _student(self, batch: TripletBatch) -> tuple[Scene, Tensor, Logs]:
+        """Photometric loss and smoothness of the student's depth, at every scale asked for."""
         schedule = self.schedule
         before, now, after = batch.images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
-        poses, pose_error = self._poses(batch)
+        poses, predicted, pose_error = self._poses(batch)
+        views = Views.of(sources, batch.K, poses)
         with torch.no_grad():
             identity = identity_error(sources, target, torch.default_generator)
-        disparities = self.system.single(batch.inputs[:, 1], schedule.scales)
         reprojection = smooth = poses.new_zeros(())
-        for scale, disparity in disparities.items():
-            full = F.interpolate(disparity, now.shape[-2:], mode="bilinear", align_corners=False)
+        disparities = self.system.single(batch.inputs[:, 1], schedule.scales)
+        scene, explained = None, 0.0
+        for scale in sorted(disparities):
+            disparity, size = disparities[scale], now.shape[-2:]
+            full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
             inverse, depth = disparity_to_depth(full)
-            rebuilt = rebuild(sources, depth, batch.K, poses)
-            error, mask = minimum_reprojection(rebuilt, target, identity)
+            rebuilt = views.rebuild(depth)
+            error, mask = minimum_reprojection(
+                rebuilt, target, identity, "kept" if schedule.kept_pixels_only else "all"
+            )
             reprojection = reprojection + error / len(disparities)
             smooth = smooth + edge_aware_smoothness(inverse, now) / 2**scale / len(disparities)
-        _, single_depth = disparity_to_depth(disparities[min(disparities)])
+            if scene is None:  # scale 0, the finest
+                scene = Scene(batch, sources, target, poses, identity, depth, rebuilt)
+                explained = mask.float().mean().item()
+        assert scene is not None  # the recipe was checked
         values = {
             "photometric": reprojection.item(),
             "smoothness": smooth.item(),
-            "explained": mask.float().mean().item(),
+            "explained": explained,
             "pose": pose_error.item(),
-            "depth_mean": single_depth.mean().item(),
+            "depth_mean": scene.depth.mean().item(),
             "translation": poses[0, :, :3, 3].norm(dim=-1).mean().item(),
         }
         loss = reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
-        if "multi_frame" in schedule.train:
-            multi, logs = self._multi(batch, sources, poses.detach(), single_depth)
-            loss = loss + multi
-            values |= logs
-        return loss, values
+        if schedule.velocity_weight:
+            travel, logs = self._travel_error(batch, predicted)
+            loss, values = loss + schedule.velocity_weight * travel, values | logs
+        return scene, loss, values
 
-    def _multi(
-        self,
-        batch: TripletBatch,
-        sources: Tensor,
-        poses: Tensor,
-        single_depth: Tensor,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """M against both neighbours, all pixels, motion detached (MISM's code, teacher stage)."""
-        n = slice(self.schedule.multi_batch)
-        before, now, _ = batch.inputs[n].unbind(1)
-        single = single_depth[n]
-        multi = self.system.multi(now, before, Pose(poses[0, n]), batch.K[n], single)
-        if self.system.multi_frame.training:
-            self.system.multi_frame.update_delta(multi.depth.detach(), single.detach())
-        rebuilt = rebuild(sources[:, n], multi.depth, batch.K[n], poses[:, n])
-        target = Target.of(batch.images[n, 1])
-        error, _ = minimum_reprojection(rebuilt, target, None)
-        smooth = edge_aware_smoothness(1 / multi.depth, target.image)
-        delta = self.system.multi_frame.delta
+    def _travel_error(self, batch: TripletBatch, poses: Tensor) -> tuple[Tensor, Logs]:
+        """Predicted motions (2, B, 4, 4) are as long as the way that was driven, in metres."""
+        driven = batch.travel.transpose(0, 1).flatten()
+        known = driven.isfinite()
+        error = velocity_loss(
+            poses[..., :3, 3].flatten(0, 1),
+            driven.nan_to_num(),
+            torch.ones_like(driven),
+            known,
+            self.metres_per_unit,
+        )
+        return error, {"travel_error": error.item()}
+
+    def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
+        """What this kind of stage adds: here, the plain loss of M where it learns."""
+        if "multi_frame" not in self.schedule.train:
+            return scene.depth.new_zeros(()), {}
+        scene = self._part(scene)
+        views = aligned_views(self.system, scene)
+        multi = self._match(scene, self._seen(scene, views))
+        error, smooth = self._multi_errors(scene, views, multi.depth)
+        return error + self.schedule.smoothness * smooth, self._multi_logs(multi, error, smooth)
+
+    def _part(self, scene: Scene) -> Scene:
+        """The samples that M sees, without the student's gradient."""
+        n = slice(share(self.system, self.schedule.multi_batch))
+        batch = replace(
+            scene.batch,
+            **{name: value[n] for name, value in vars(scene.batch).items() if value is not None},
+        )
+        return Scene(
+            batch,
+            scene.sources[:, n],
+            Target.of(scene.target.image[n]),
+            scene.poses[:, n].detach(),
+            scene.identity[n],
+            scene.depth[n].detach(),
+            scene.rebuilt[:, n].detach(),
+        )
+
+    def _seen(self, scene: Scene, views: list[View]) -> list[View]:
+        """Of previous and next frame those that M looks up, with their changed images."""
+        inputs = scene.batch.inputs
+        return [
+            replace(view, image=inputs[:, index])
+            for place, index, view in zip((-1, 1), (0, 2), views, strict=True)
+            if place in self.system.lookup
+        ]
+
+    def _match(self, scene: Scene, seen: list[View]) -> TeacherOutput:
+        """M's depth of a part of the batch; its range follows."""
+        system, batch = self.system, scene.batch
+        multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth)
+        if system.multi_frame.training:
+            system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
+        return multi
+
+    def _multi_errors(
+        self, scene: Scene, views: list[View], depth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """M against both neighbours over all pixels, motion detached (MISM's code), smoothness."""
+        poses = torch.stack([view.motion.matrix for view in views])
+        rebuilt = Views.of(scene.sources, scene.batch.K, poses).rebuild(depth)
+        error, _ = minimum_reprojection(rebuilt, scene.target, None)
+        return error, edge_aware_smoothness(1 / depth, scene.target.image)
+
+    def _multi_logs(self, multi: TeacherOutput, error: Tensor, smooth: Tensor) -> Logs:
+        best, last = multi.best, multi.hypotheses.shape[1] - 1
         values = {
             "multi/photometric": error.item(),
             "multi/smoothness": smooth.item(),
-            "multi/delta_mean": delta.mean().item(),
-            "multi/delta_max": delta.max().item(),
+            "multi/depth_mean": multi.depth.mean().item(),
+            "multi/at_range_end": ((best == 0) | (best == last)).float().mean().item(),
         }
-        return error + self.schedule.smoothness * smooth, values
+        return values | range_figures(self.system.multi_frame)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Logs:
         """Figures of the student on held-out frames."""
-        return self.validation.figures(self.system)
+        figures = self.validation.figures(self.system)
+        if self.held_out is not None:
+            figures[HELD_OUT] = held_out_error(self.system, self.held_out)
+        return figures
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Depth of fixed frames."""
-        return self.validation.pictures(self.system)
+        """Depth of fixed frames, the multi-frame network's range and map."""
+        pictures = self.validation.pictures(self.system)
+        return pictures | system_pictures(self.system, self.triplets)
+
+
+def aligned_views(system: System, scene: Scene) -> list[View]:
+    """Previous and next frame as recorded, their motions refined against the student's depth."""
+    now, K = scene.target.image, scene.batch.K
+    return [
+        system.aligned(now, View(image, Pose(pose)), K, scene.depth)
+        for image, pose in zip(scene.sources, scene.poses, strict=True)
+    ]
+
+
+def range_figures(multi_frame: nn.Module) -> Logs:
+    """Where the multi-frame network looks: its PADS map, or the range of its data set."""
+    delta = getattr(multi_frame, "delta", None)
+    followed = getattr(multi_frame, "range", None)
+    if followed is not None:
+        return {
+            "multi/range_near": float(followed.min_depth),
+            "multi/range_far": float(followed.max_depth),
+        }
+    if delta is None:
+        return {}
+    low, high = DELTA_RANGE
+    return {
+        "multi/delta_mean": delta.mean().item(),
+        "multi/delta_max": delta.max().item(),
+        "multi/at_clip": ((delta <= low) | (delta >= high)).float().mean().item(),
+    }

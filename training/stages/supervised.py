@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from training.config import Supervised
 from training.data.pairs import PairSource
-from training.stages.system import System, supervised_loss
+from training.stages.system import System, share, supervised_loss
 from training.stages.validation import Validation
 
 
@@ -41,7 +41,15 @@ class SupervisedStage:
         """One batch of pairs."""
         schedule = self.schedule
         batch = self.pairs.batch(schedule.batch, rng, schedule.pairs).to(self.system.device)
-        return supervised_loss(self.system, batch, schedule.gradient_weight, schedule.multi_batch)
+        batch = self.system.processes.take(batch)
+        return supervised_loss(
+            self.system,
+            batch,
+            gradient_weight=schedule.gradient_weight,
+            multi_batch=share(self.system, schedule.multi_batch),
+            pose_weight=schedule.pose_weight,
+            predicted_pose=schedule.predicted_pose,
+        )
 
     def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""

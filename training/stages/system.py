@@ -2,48 +2,84 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
-from depth_prior_ros.models.multi_frame import Features, MultiFrameNet, MultiFrameOutput
+from depth_prior_ros.models.alignment import align_motion
+from depth_prior_ros.models.multi_frame import build_multi_frame
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student
-from training.config import Recipe
+from depth_prior_ros.models.teacher import Features, Lookup
+from training.config import MultiFrame, Recipe
 from training.data.pairs import PairBatch
+from training.distributed import ALONE, Processes
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
 
 
 @dataclass
+class View:
+    """Another frame as the multi-frame network sees it.
+
+    image: (B, 3, H, W). motion: view_from_current (B, 4, 4), network units. valid: (B,) boolean,
+    False where the frame is missing; None: nowhere.
+    """
+
+    image: Tensor
+    motion: Pose
+    valid: Tensor | None = None
+
+
+@dataclass
 class System:
-    """Student (S), pose network and multi-frame network (M), and how they are run."""
+    """Student (S), pose network and multi-frame network (M), and how they are run.
+
+    ``align``: motions for M are refined against S's depth (`models.alignment`). ``lookup``: the
+    frames that M compares with, -1 previous and 1 next. ``teacher``: the frozen system that a
+    distilled student learns from.
+    """
 
     student: Student
     pose: PoseNet
-    multi_frame: MultiFrameNet
+    multi_frame: Any
     device: torch.device
     precision: str
     prior: Prior | None = None
+    align: bool = True
+    lookup: tuple[int, ...] = (-1,)
+    processes: Processes = field(default=ALONE, repr=False)
+    teacher: System | None = field(default=None, repr=False)
 
     @classmethod
     def build(
-        cls, recipe: Recipe, device: torch.device, fusion: FusionConfig | None = None
+        cls,
+        recipe: Recipe,
+        device: torch.device,
+        fusion: FusionConfig | None = None,
+        processes: Processes = ALONE,
     ) -> System:
         """Randomly initialised networks of a recipe; the seed decides them."""
         torch.manual_seed(recipe.seed)
-        nets, (width, height) = recipe.networks, recipe.size
+        nets = recipe.networks
         far = math.log(nets.far_disparity / (1 - nets.far_disparity))
         student = Student(nets.trunk, nets.decoder, fusion, far_bias=far)
         system = cls(
             student,
             PoseNet(nets.pose),
-            MultiFrameNet((height, width)),
+            build_multi_frame(multi_frame_architecture(nets.multi_frame, recipe.size)),
             device,
             recipe.precision,
+            align=nets.multi_frame.align_motion,
+            lookup=nets.multi_frame.lookup,
+            processes=processes,
         )
         for network in system.networks.values():
             network.to(device)
@@ -54,6 +90,26 @@ class System:
     def networks(self) -> dict[str, nn.Module]:
         """By the names that checkpoints and bundles use."""
         return {"student": self.student, "pose": self.pose, "multi_frame": self.multi_frame}
+
+    def frozen_copy(self) -> System:
+        """The system as it is now, in evaluation mode, that nothing trains any more."""
+        twin = replace(
+            self,
+            teacher=None,
+            student=copy.deepcopy(self.student),
+            pose=copy.deepcopy(self.pose),
+            multi_frame=copy.deepcopy(self.multi_frame),
+        )
+        for network in twin.networks.values():
+            network.requires_grad_(False).eval()
+        return twin
+
+    def reset_map(self) -> None:
+        """Let the PADS map begin again; nothing where the multi-frame network has none."""
+        if isinstance(self.multi_frame, PadsMap):
+            self.multi_frame.delta.fill_(self.multi_frame.delta_init)
+            self.multi_frame.window_max.zero_()
+            self.multi_frame.window_seen.zero_()
 
     def autocast(self) -> torch.autocast:
         """bf16 for the networks when the recipe asks for it; losses stay in fp32."""
@@ -67,54 +123,106 @@ class System:
             output = self.student(image, self.prior, scales=scales)
         return {scale: d.float() for scale, d in output.disparity.items()}
 
+    def single_depth(self, image: Tensor) -> Tensor:
+        """Depth (B, 1, H, W) of images (B, 3, H, W), network units."""
+        return disparity_to_depth(self.single(image)[0])[1]
+
     def motion(self, first: Tensor, second: Tensor) -> Pose:
         """``second_from_first`` (B, 4, 4) in network units, fp32."""
         with self.autocast():
             pose = self.pose(first, second)
         return Pose(pose.matrix.float())
 
-    def multi(
-        self,
-        current: Tensor,
-        previous: Tensor,
-        previous_from_current: Pose,
-        K: Tensor,
-        single_depth: Tensor,
-    ) -> MultiFrameOutput:
-        """Multi-frame depth of ``current`` (B, 3, H, W), its hypotheses around ``single_depth``."""
+    def aligned(self, current: Tensor, view: View, K: Tensor, single_depth: Tensor) -> View:
+        """The view with its motion refined against the single-frame depth; no gradient."""
+        if not self.align:
+            return replace(view, motion=view.motion.detach())
+        motion = align_motion(current, view.image, single_depth.detach(), K, view.motion)
+        return replace(view, motion=motion)
+
+    def multi(self, current: Tensor, views: Sequence[View], K: Tensor, single_depth: Tensor) -> Any:
+        """Multi-frame depth of ``current`` (B, 3, H, W), a TeacherOutput.
+
+        The hypotheses lie around ``single_depth``; motions are used as they are given.
+        """
         with self.autocast():
-            both = self.multi_frame.features(torch.cat([current, previous]))
-            (mine, theirs), (context, other) = (m.split(current.shape[0]) for m in both)
-            return self.multi_frame(
-                Features(mine, context),
-                Features(theirs, other),
-                previous_from_current,
-                K,
-                single_depth,
-            )
+            images = torch.cat([current, *(view.image for view in views)])
+            maps = [m.chunk(1 + len(views)) for m in self.multi_frame.features(images)]
+            mine, *others = (Features(*pair) for pair in zip(*maps, strict=True))
+            lookups = [
+                Lookup(features.matching, view.motion, view.valid)
+                for features, view in zip(others, views, strict=True)
+            ]
+            return self.multi_frame.match_many(mine, lookups, K, single_depth)
+
+
+def share(system: System, samples: int | None) -> int | None:
+    """How many of a batch's first samples belong to this process; None: all."""
+    return None if samples is None else system.processes.part(samples)
+
+
+def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dict[str, Any]:
+    """What `build_multi_frame` builds from, for an input of ``size`` (W, H)."""
+    architecture: dict[str, Any] = {
+        "kind": settings.kind,
+        "size": [size[1], size[0]],
+        "hypotheses": settings.hypotheses,
+    }
+    if settings.kind == "pads":
+        architecture |= settings.model_dump(include={"range_mode", "delta_init", "delta_mode"})
+    return architecture
 
 
 def supervised_loss(
-    system: System, batch: PairBatch, gradient_weight: float, multi_batch: int | None
+    system: System,
+    batch: PairBatch,
+    *,
+    gradient_weight: float,
+    multi_batch: int | None,
+    pose_weight: float = 10.0,
+    predicted_pose: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """All three networks against exact depth and motion."""
+    """All three networks against exact depth and motion.
+
+    Args:
+        system: the networks.
+        batch: synthetic pairs.
+        gradient_weight: of the loss on differences of log depth.
+        multi_batch: samples that M sees; None: all, 0: none.
+        pose_weight: of the motion's loss.
+        predicted_pose: share of M's samples that are matched with the predicted motion.
+    """
     previous, current = batch.inputs.unbind(1)
-    _, depth = disparity_to_depth(system.single(current)[0])
-    pose = system.motion(previous, current)
+    depth = system.single_depth(current)
+    pose = system.motion(previous, current).inverse()
     truth = batch.previous_from_current
-    n = slice(multi_batch)
-    multi = system.multi(current[n], previous[n], Pose(truth.matrix[n]), batch.K[n], depth[n])
-    if system.multi_frame.training:
-        system.multi_frame.update_delta(multi.depth.detach(), depth[n].detach())
     parts = {
         "single": log_depth_loss(depth, batch.depth),
         "single_gradient": log_gradient_loss(depth, batch.depth),
-        "multi": log_depth_loss(multi.depth, batch.depth[n]),
-        "multi_gradient": log_gradient_loss(multi.depth, batch.depth[n]),
-        "pose": pose_loss(pose.inverse(), truth),
+        "pose": pose_loss(pose, truth),
     }
-    loss = parts["single"] + parts["multi"] + 10 * parts["pose"]
-    loss = loss + gradient_weight * (parts["single_gradient"] + parts["multi_gradient"])
+    loss = parts["single"] + pose_weight * parts["pose"]
+    loss = loss + gradient_weight * parts["single_gradient"]
+    if multi_batch != 0:
+        n = slice(multi_batch)
+        single = depth[n].detach()
+        view = View(previous[n], Pose(truth.matrix[n]))
+        if predicted_pose:
+            guess = system.aligned(
+                current[n], View(previous[n], Pose(pose.matrix[n])), batch.K[n], single
+            )
+            count = len(single)
+            chosen = system.processes.draw(count, lambda k: torch.rand(k)) < predicted_pose
+            chosen = chosen.to(single.device)[:, None, None]
+            view = replace(
+                view, motion=Pose(torch.where(chosen, guess.motion.matrix, view.motion.matrix))
+            )
+        multi = system.multi(current[n], [view], batch.K[n], single)
+        if system.multi_frame.training:
+            system.multi_frame.observe(multi.depth.detach(), single, system.processes.gather)
+        parts["multi"] = log_depth_loss(multi.depth, batch.depth[n])
+        parts["multi_gradient"] = log_gradient_loss(multi.depth, batch.depth[n])
+        loss = loss + parts["multi"] + gradient_weight * parts["multi_gradient"]
     return loss, {f"synthetic/{name}": value.item() for name, value in parts.items()}
 
 

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from depth_prior_ros.geometry import Pose
+from training.data.triplets import TripletBatch, TripletSource
 from training.evaluation_sets import EvaluationError
+from training.losses.photometric import Target, identity_error, minimum_error
+from training.losses.views import Views
 from training.quick_evaluation import (
     cached_set,
     colour_inverse_depth,
@@ -15,6 +21,10 @@ from training.quick_evaluation import (
     predict_inverse_depth,
 )
 from training.stages.system import System
+
+#: Photometric error on the triplets that a split holds out.
+HELD_OUT = "held_out"
+_HELD_OUT_BATCHES, _HELD_OUT_SIZE = 8, 6
 
 # Frames of a set that are pictured, evenly spaced: the same ones each time.
 _PICTURED = 6
@@ -64,3 +74,27 @@ class Validation:
             ]
             result[f"depth/{name}"] = np.vstack(rows)
         return result
+
+
+@torch.no_grad()
+def held_out_error(system: System, triplets: TripletSource) -> float:
+    """Mean photometric error of the student's depth and motion on fixed held-out triplets."""
+    errors = []
+    for number in range(_HELD_OUT_BATCHES):
+        rng = np.random.default_rng([17, number])
+        batch = triplets.batch(_HELD_OUT_SIZE, rng).to(system.device)
+        before, now, after = batch.images.unbind(1)
+        sources, target = torch.stack([before, after]), Target.of(now)
+        poses = neighbour_motions(system, batch)
+        rebuilt = Views.of(sources, batch.K, poses).rebuild(system.single_depth(now))
+        identity = identity_error(sources, target, torch.default_generator)
+        errors.append(minimum_error(rebuilt, target, identity).mean().item())
+    return float(np.mean(errors))
+
+
+def neighbour_motions(system: System, batch: TripletBatch) -> Tensor:
+    """Motions to previous and next from current by the pose network (2, B, 4, 4), as recorded."""
+    before, now, after = batch.images.unbind(1)
+    both = system.motion(torch.cat([before, now]), torch.cat([now, after])).matrix
+    now_from_before, after_from_now = both.chunk(2)
+    return torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])

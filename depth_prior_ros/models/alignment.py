@@ -1,0 +1,155 @@
+"""Direct image alignment: the motion between two frames, refined against a depth map.
+
+A pose network guesses how long a step was from the looks of two images, and is easily a third off
+on a road it has not seen. Cost volumes do not forgive that: hypotheses lie around the single-frame
+depth, and only a motion in the unit of that depth puts the true match among them. So the network's
+pose is only the start, and a few Gauss-Newton steps make the previous frame, warped by the
+single-frame depth, look like the current one (dense visual odometry: Kerl et al., ICRA 2013;
+refining the pose beside the depth: DualRefine, CVPR 2023, section 3.3). It has no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from depth_prior_ros.geometry import Pose, project, rays, warp
+
+# Levels of the pyramid, coarse to fine: (reduction of the input, iterations).
+LEVELS = ((4, 6), (2, 4))
+_HUBER = 0.05  # grey levels in [0, 1]; beyond, a pixel counts as an outlier
+_NEAREST = 0.02  # network units: points closer to the previous camera are not used
+_OVERLAP = 0.25  # of the pixels have to be seen by both frames
+_DAMPING = 1e-3
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One pyramid level: (B, 1, h, w) current grey image, (B, 3, h, w) previous grey image and its
+    gradients, (B, 3, h, w) points of the current view, intrinsics (B, 3, 3)."""
+
+    current: Tensor
+    previous: Tensor
+    points: Tensor
+    K: Tensor
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """Where a motion puts the points, how the images differ there, and what that costs (B,)."""
+
+    points: Tensor
+    gradient: Tensor
+    difference: Tensor
+    weight: Tensor
+    cost: Tensor
+
+
+@torch.no_grad()
+def align_motion(
+    current: Tensor,
+    previous: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    previous_from_current: Pose,
+    levels: tuple[tuple[int, int], ...] = LEVELS,
+) -> Pose:
+    """Refine a motion so that the previous image explains the current one; no gradient.
+
+    A step is kept only where it lowers the robust photometric cost of that sample, so that a motion
+    never leaves worse than it came; without texture or overlap it stays what it was. A change of
+    brightness common to all pixels is taken out.
+
+    Args:
+        current: image (B, 3, H, W) in [0, 1].
+        previous: image of the frame before, same shape.
+        depth: of the current view (B, 1, H, W), network units; it decides the motion's scale.
+        K: intrinsics (B, 3, 3) in pixels of the full image.
+        previous_from_current: the motion to begin with (B, 4, 4), network units.
+        levels: (reduction, iterations) from coarse to fine.
+
+    Returns:
+        The refined motion (B, 4, 4), float32.
+    """
+    with torch.autocast(device_type=current.device.type, enabled=False):
+        pose = Pose(previous_from_current.matrix.detach().float())
+        for reduction, iterations in levels:
+            level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
+            pose = _align_level(level, pose, iterations)
+    return pose
+
+
+def _level(current: Tensor, previous: Tensor, depth: Tensor, K: Tensor, reduction: int) -> _Level:
+    def grey(image: Tensor) -> Tensor:
+        return F.avg_pool2d(image.mean(1, keepdim=True), reduction)
+
+    here, there = grey(current), grey(previous)
+    inverse = F.avg_pool2d(1 / depth, reduction)
+    small = K / reduction
+    # Averaging r pixels puts pixel i at r i + (r - 1) / 2 of the full image.
+    small[:, :2, 2] = (K[:, :2, 2] - (reduction - 1) / 2) / reduction
+    small[:, 2, 2] = 1
+    dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
+    dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
+    points = rays(small, *here.shape[-2:]) / inverse
+    return _Level(here, torch.cat([there, dx, dy], dim=1), points, small)
+
+
+def _align_level(level: _Level, pose: Pose, iterations: int) -> Pose:
+    best = _residual(level, pose)
+    damping = best.cost.new_full((len(best.cost), 1, 1), _DAMPING)
+    for _ in range(iterations):
+        tried = _step(level, best, damping) @ pose
+        after = _residual(level, tried)
+        # False for NaN, too. A motion without overlap has no gradient that could be trusted.
+        better = (after.cost < best.cost) & best.cost.isfinite()
+        pose = Pose(torch.where(better[:, None, None], tried.matrix, pose.matrix))
+        damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
+        best = _Residual(
+            *(
+                torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old)
+                for new, old in zip(vars(after).values(), vars(best).values(), strict=True)
+            )
+        )
+    return pose
+
+
+def _residual(level: _Level, pose: Pose) -> _Residual:
+    batch, _, height, width = level.points.shape
+    moved = pose.transform(level.points.reshape(batch, 3, -1)).reshape(batch, 3, height, width)
+    pixels, z = project(moved, level.K)
+    x, y = pixels[:, :1], pixels[:, 1:]
+    seen = (z > _NEAREST) & (x >= 1) & (x <= width - 2) & (y >= 1) & (y <= height - 2)
+    sampled = warp(level.previous, pixels)
+    count = seen.sum((1, 2, 3), keepdim=True)
+    difference = sampled[:, :1] - level.current
+    brightness = (difference * seen).sum((1, 2, 3), keepdim=True) / count.clamp(min=1)
+    difference = difference - brightness
+    size = difference.abs()
+    robust = torch.where(size < _HUBER, size * size / 2, _HUBER * (size - _HUBER / 2))
+    cost = (robust * seen).sum((1, 2, 3)) / count.flatten().clamp(min=1)
+    few = count.flatten() < _OVERLAP * height * width
+    cost = torch.where(few, torch.full_like(cost, torch.inf), cost)
+    weight = seen / (size / _HUBER).clamp(min=1)
+    return _Residual(moved, sampled[:, 1:], difference, weight, cost)
+
+
+def _step(level: _Level, at: _Residual, damping: Tensor) -> Pose:
+    """A Levenberg-Marquardt step, as the motion (B, 4, 4) to put in front of the current one."""
+    fx, fy = level.K[:, 0, 0].view(-1, 1, 1), level.K[:, 1, 1].view(-1, 1, 1)
+    x, y, z = at.points.unbind(1)
+    z = z.clamp(min=_NEAREST)
+    along_x, along_y = at.gradient[:, 0] * fx / z, at.gradient[:, 1] * fy / z
+    along_z = -(along_x * x + along_y * y) / z
+    turn = (along_z * y - along_y * z, along_x * z - along_z * x, along_y * x - along_x * y)
+    jacobian = torch.stack([along_x, along_y, along_z, *turn], dim=1).flatten(2)
+    weighted = jacobian * at.weight.flatten(2)
+    normal = weighted @ jacobian.transpose(1, 2)
+    gradient = (weighted * at.difference.flatten(2)).sum(-1, keepdim=True)
+    diagonal = torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
+    floor = 1e-6 * torch.eye(6, dtype=normal.dtype, device=normal.device)
+    change = -torch.linalg.solve(normal + damping * diagonal + floor, gradient)[..., 0]
+    return Pose.from_axis_angle(change[:, 3:], change[:, :3])

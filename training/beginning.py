@@ -1,0 +1,72 @@
+"""What networks begin with: random numbers, ImageNet weights, or another run's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from training.config import Recipe, RecipeError
+from training.errors import TrainingError
+from training.stages.system import System
+
+
+def begin(system: System, recipe: Recipe) -> str:
+    """Load what ``start`` or ``init`` of a recipe name; says in words what was done.
+
+    Raises:
+        RecipeError: a file is missing, damaged, or made for other networks.
+    """
+    if recipe.start is not None:
+        start_from(Path(recipe.start), system)
+        return f"the networks begin with {recipe.start}"
+    from training.image_weights import read_image_weights
+
+    files = {name: path for name, path in recipe.init if path is not None}
+    for name, path in files.items():
+        network = system.networks[name]
+        try:
+            network.load_image_weights(read_image_weights(Path(path)))  # type: ignore[operator]
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"init.{name}: {error}") from error
+    rest = [name for name in system.networks if name not in files]
+    if not files:
+        return "no trained weights to begin with (init, start): the networks start at random"
+    return f"ImageNet weights for {', '.join(files)}; {', '.join(rest)} start at random"
+
+
+def start_from(path: Path, system: System) -> None:
+    """Load all networks from a checkpoint (last.safetensors); buffers it lacks stay as they are.
+
+    Raises:
+        RecipeError: the file cannot be read or belongs to other networks.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"start: checkpoint {path} cannot be read: {error}") from error
+    for name, network in system.networks.items():
+        prefix = f"net.{name}."
+        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        _load(network, own, f"start: checkpoint {path}, network '{name}'")
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    try:
+        missing, unknown = network.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise RecipeError(f"{where} has other shapes than the recipe's: {error}") from error
+    parameters = {name for name, _ in network.named_parameters()}
+    lost = [name for name in missing if name in parameters] + unknown
+    if lost:
+        raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")
+
+
+def load_without_fusion(target: nn.Module, source: nn.Module) -> None:
+    """Copy a student's weights into one that has a fusion besides."""
+    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
+    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
+    if lost:
+        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")

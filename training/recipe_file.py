@@ -1,0 +1,101 @@
+"""Recipes as YAML files: ``extends:`` another file, and ``key=value`` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from training.config import Recipe
+from training.config_base import RecipeError
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply ``key.sub=value`` overrides (lists by index: ``stages.0.steps=9``).
+
+    ``extends: FILE`` (relative to the recipe) takes over that recipe's keys; sections are merged
+    key by key, lists and values are replaced.
+
+    Raises:
+        RecipeError: file missing or not YAML, unknown key, wrong type or value, a circle of
+            ``extends``; the message names the file and every offending key.
+    """
+    values = read_values(Path(path))
+    for override in overrides or []:
+        _set(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {_plain(e)}" for e in error.errors()]
+        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
+
+
+def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a recipe and of those that it extends, as plain values."""
+    if path.resolve() in seen:
+        raise RecipeError(f"recipe {seen[0]}: extends leads back to {path}")
+    values = _read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise RecipeError(f"recipe {path}: extends must name one file, got {parent!r}")
+    return _merge(read_values(path.parent / parent, (*seen, path.resolve())), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        sections = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if sections else value  # type: ignore[arg-type]
+    return merged
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise RecipeError(f"override '{override}' is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override '{override}': the value is not YAML: {error}") from error
+    *parents, last = key.split(".")
+    target: Any = values
+    for name in parents:
+        if isinstance(target, list):
+            target = target[_index(target, name, override)]
+        else:
+            target = target.setdefault(name, {})
+        if not isinstance(target, (dict, list)):
+            raise RecipeError(f"override '{override}': '{name}' is a value, not a section")
+    target[_index(target, last, override) if isinstance(target, list) else last] = value
+
+
+def _index(target: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(target):
+        raise RecipeError(
+            f"override '{override}': '{name}' is no place in a list of {len(target)}, count from 0"
+        )
+    return int(name)
+
+
+def _plain(error: Any) -> str:
+    place = ".".join(map(str, error["loc"])) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {place}"
+    return f"{place}: {error['msg']}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} holds no keys")
+    return values

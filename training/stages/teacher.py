@@ -1,0 +1,104 @@
+"""The teacher: student, pose and multi-frame network jointly (MISM, 4.4; ManyDepth, 2.3 to 2.5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depth_prior_ros.models.cost_volume import CostVolumeOutput
+from training.config import Teacher
+from training.losses.consistency import (
+    Rectangle,
+    masked_input_consistency,
+    reliable_matches,
+    single_frame_consistency,
+)
+from training.losses.masked import masked_mean
+from training.losses.photometric import minimum_error
+from training.losses.smoothness import edge_aware_smoothness
+from training.losses.views import Views
+from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage, aligned_views
+from training.stages.system import View
+
+
+class TeacherStage(SelfSupervisedStage):
+    """S, Pose and M on real triplets.
+
+    M with PADS: photometric over all pixels, and agreement with itself when a part of the image is
+    hidden. M as ManyDepth's cost volume: photometric where matching agrees with S, S itself
+    elsewhere; some samples lose their previous frame, or see it stand still.
+    """
+
+    schedule: Teacher
+
+    def at_step(self, step: int) -> None:
+        """Freeze S and Pose for the last part, as ManyDepth does."""
+        if self.schedule.freeze_at is None or step < self.schedule.freeze_at * self.schedule.steps:
+            return
+        for network in (self.system.student, self.system.pose):
+            network.requires_grad_(False).eval()
+
+    def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
+        if "multi_frame" not in self.schedule.train:
+            return scene.depth.new_zeros(()), {}
+        scene = self._part(scene)
+        views = aligned_views(self.system, scene)
+        seen, augmented = self._lookups(scene, views)
+        multi = self._match(scene, seen)
+        if isinstance(multi, CostVolumeOutput):
+            error, smooth, extra, logs = self._many_depth(scene, views, multi, augmented)
+        else:
+            error, smooth = self._multi_errors(scene, views, multi.depth)
+            extra, logs = self._hidden(scene, seen, multi.depth)
+        loss = error + self.schedule.smoothness * smooth + extra
+        return loss, self._multi_logs(multi, error, smooth) | logs
+
+    def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
+        """What M compares with, and which samples were changed (B,): ManyDepth, 2.5."""
+        schedule, count = self.schedule, len(scene.depth)
+        u = self.system.processes.draw(count, lambda k: torch.rand(k)).to(scene.depth.device)
+        still = u < schedule.static_camera
+        missing = ~still & (u < schedule.static_camera + schedule.missing_frame)
+        seen = self._seen(scene, views)
+        if schedule.static_camera or schedule.missing_frame:
+            now = scene.target.image
+            seen = [
+                replace(
+                    view,
+                    image=torch.where(still[:, None, None, None], now, view.image),
+                    valid=~missing,
+                )
+                for view in seen
+            ]
+        return seen, still | missing
+
+    def _hidden(self, scene: Scene, seen: list[View], depth: Tensor) -> tuple[Tensor, Logs]:
+        """M's agreement with itself on an image of which a rectangle is hidden (MISM, 4.4)."""
+        if not self.schedule.masked_consistency:
+            return depth.new_zeros(()), {}
+        height, width = depth.shape[-2:]
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))  # alike in all processes
+        rectangle = Rectangle.draw(height, width, rng)
+        current = rectangle.hide(scene.batch.inputs[:, 1])
+        hidden = self.system.multi(current, seen, scene.batch.K, scene.depth)
+        loss = masked_input_consistency(hidden.depth, depth, rectangle)
+        return self.schedule.masked_consistency * loss, {"multi/masked_consistency": loss.item()}
+
+    def _many_depth(
+        self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Logs]:
+        """Reprojection error where reliable, smoothness, L1 to S elsewhere (ManyDepth, 2.3)."""
+        reliable = reliable_matches(multi.lowest_cost, scene.depth, multi.confidence, augmented)
+        poses = torch.stack([view.motion.matrix for view in views])
+        rebuilt = Views.of(scene.sources, scene.batch.K, poses).rebuild(multi.depth)
+        error = masked_mean(minimum_error(rebuilt, scene.target), reliable)
+        smooth = edge_aware_smoothness(1 / multi.depth, scene.target.image)
+        agreement = single_frame_consistency(multi.depth, scene.depth, reliable)
+        logs = {
+            "multi/reliable": reliable.float().mean().item(),
+            "multi/consistency": agreement.item(),
+        }
+        return error, smooth, self.schedule.consistency * agreement, logs
