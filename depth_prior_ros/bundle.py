@@ -48,7 +48,7 @@ from depth_prior_ros.bundle_manifest import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from depth_prior_ros.models.multi_frame import MultiFrameNet
+    from depth_prior_ros.models.multi_frame import AnyMultiFrame
     from depth_prior_ros.models.pose import PoseNet
     from depth_prior_ros.models.prior_fusion import Prior
     from depth_prior_ros.models.student import Student
@@ -94,7 +94,7 @@ class Bundle:
         """The single-frame network in eval mode, on the CPU, in float32."""
         return self._network("student")
 
-    def multi_frame(self) -> MultiFrameNet:
+    def multi_frame(self) -> AnyMultiFrame:
         """The multi-frame network in eval mode, on the CPU, in float32."""
         return self._network("multi_frame")
 

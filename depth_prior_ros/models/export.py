@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from depth_prior_ros.geometry import disparity_to_depth
 from depth_prior_ros.models.confidence import single_frame_confidence
 from depth_prior_ros.models.matching import STRIDE
-from depth_prior_ros.models.multi_frame import Features, MultiFrameNet
+from depth_prior_ros.models.multi_frame import AnyMultiFrame
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import Prior, ProjectedPrior
 from depth_prior_ros.models.student import Student
+from depth_prior_ros.models.teacher import Features
 
 
 class StudentRunner(nn.Module):
@@ -74,12 +75,12 @@ class StudentRunner(nn.Module):
 
 
 class FeatureRunner(nn.Module):
-    """image (B, 3, H, W) -> matching (B, 32, H / 4, W / 4), context (B, 32, H / 4, W / 4)."""
+    """image (B, 3, H, W) -> matching and context, (B, C, h, w) as `feature_shapes` says."""
 
     INPUTS: ClassVar = ("image",)
     OUTPUTS: ClassVar = ("matching", "context")
 
-    def __init__(self, multi_frame: MultiFrameNet) -> None:
+    def __init__(self, multi_frame: AnyMultiFrame) -> None:
         super().__init__()
         self.multi_frame = multi_frame.eval()
 
@@ -108,7 +109,7 @@ class PoseRunner(nn.Module):
 class MultiFrameRunner(nn.Module):
     """Features of both frames, motion, intrinsics, single-frame depth -> depth and confidence.
 
-    In: matching_current, context_current, matching_previous (B, 32, H / 4, W / 4),
+    In: matching_current, context_current, matching_previous (shapes as `feature_shapes` says),
     previous_from_current (B, 4, 4), K (B, 3, 3) in pixels of the full input, single_depth
     (B, 1, H, W) in network units. Out: depth (B, 1, H, W) in network units, confidence
     (B, 1, H, W) in [0, 1], repeated from a quarter of the resolution.
@@ -124,7 +125,7 @@ class MultiFrameRunner(nn.Module):
     )
     OUTPUTS: ClassVar = ("depth", "confidence")
 
-    def __init__(self, multi_frame: MultiFrameNet) -> None:
+    def __init__(self, multi_frame: AnyMultiFrame) -> None:
         super().__init__()
         self.multi_frame = multi_frame.eval()
 
@@ -146,4 +147,7 @@ class MultiFrameRunner(nn.Module):
             single_depth,
         )
         confidence = F.interpolate(output.confidence, scale_factor=float(STRIDE), mode="nearest")
+        if torch.jit.is_tracing() and not self.multi_frame.uses_single_depth:
+            # An exported graph must have all inputs, also the one this network leaves alone.
+            return output.depth + 0 * single_depth, confidence
         return output.depth, confidence

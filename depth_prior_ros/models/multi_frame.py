@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose
+from depth_prior_ros.models.cost_volume import CostVolumeNet
+from depth_prior_ros.models.decoder import check_scales
 from depth_prior_ros.models.inputs import check_image, check_size
 from depth_prior_ros.models.matching import (
     STRIDE,
@@ -27,19 +28,9 @@ from depth_prior_ros.models.matching import (
     sample_hypotheses,
     within,
 )
-from depth_prior_ros.models.residual import initialise_convolutions
+from depth_prior_ros.models.matching_nets import FEATURE_CHANNELS, FeatureNet, Regulariser
 from depth_prior_ros.models.search_range import WINDOW, PadsMap, TrackedRange
 from depth_prior_ros.models.teacher import Features, Gather, Lookup, check_tap
-
-FEATURE_CHANNELS = 32
-_SETTINGS = (
-    "hypotheses",
-    "groups",
-    "range_mode",
-    "delta_init",
-    "delta_mode",
-    "window",
-)
 
 
 class MultiFrameOutput(NamedTuple):
@@ -65,88 +56,10 @@ class MultiFrameOutput(NamedTuple):
         """(B, 1, h, w) index of the likeliest hypothesis."""
         return self.probability.argmax(dim=1, keepdim=True)
 
-
-def _conv2d(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _down(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        _conv2d(inputs, outputs, kernel=5, stride=2),
-        _conv2d(outputs, outputs),
-        _conv2d(outputs, outputs),
-    )
-
-
-class FeatureNet(nn.Module):
-    """Feature pyramid from scratch: 0.186 M parameters (MISM, M-DepthNet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv0 = nn.Sequential(_conv2d(3, 8), _conv2d(8, 8))
-        self.conv1 = _down(8, 16)
-        self.conv2 = _down(16, FEATURE_CHANNELS)
-        self.conv3 = _down(FEATURE_CHANNELS, 64)
-        self.lateral = nn.Conv2d(FEATURE_CHANNELS, 64, 1)
-        self.out = nn.Conv2d(64, FEATURE_CHANNELS, 3, padding=1, bias=False)
-        initialise_convolutions(self)
-
-    def forward(self, image: Tensor) -> Features:
-        """(B, 3, H, W), RGB in [0, 1] -> features at (H / 4, W / 4)."""
-        context = self.conv2(self.conv1(self.conv0(image)))
-        deep = F.interpolate(
-            self.conv3(context), scale_factor=2.0, mode="bilinear", align_corners=True
-        )
-        return Features(self.out(self.lateral(context) + deep), context)
-
-
-def _conv3d(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm3d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _up3d(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ConvTranspose3d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False),
-        nn.BatchNorm3d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-class Regulariser(nn.Module):
-    """3-D U-Net over the cost volume: 1.170 M parameters (MISM, M-DepthNet).
-
-    Hypotheses are the last dimension: with them first, PyTorch's heuristics take a slow kernel for
-    a batch of one on a CPU (measured: 8.5 times as slow at 640x192).
-    """
-
-    def __init__(self, groups: int, base: int = 16) -> None:
-        super().__init__()
-        self.conv0 = _conv3d(groups, base)
-        self.down1 = nn.Sequential(_conv3d(base, 2 * base, 2), _conv3d(2 * base, 2 * base))
-        self.down2 = nn.Sequential(_conv3d(2 * base, 4 * base, 2), _conv3d(4 * base, 4 * base))
-        self.down3 = nn.Sequential(_conv3d(4 * base, 8 * base, 2), _conv3d(8 * base, 8 * base))
-        self.up3 = _up3d(8 * base, 4 * base)
-        self.up2 = _up3d(4 * base, 2 * base)
-        self.up1 = _up3d(2 * base, base)
-        self.logits = nn.Conv3d(base, 1, 3, padding=1, bias=False)
-
-    def forward(self, cost: Tensor) -> Tensor:
-        """(B, groups, h, w, D), h, w and D multiples of eight -> logits (B, D, h, w)."""
-        x0 = self.conv0(cost)
-        x1 = self.down1(x0)
-        x2 = self.down2(x1)
-        x = self.up3(self.down3(x2)) + x2
-        x = self.up2(x) + x1
-        x = self.up1(x) + x0
-        return self.logits(x).squeeze(1).permute(0, 3, 1, 2)
+    @property
+    def depths(self) -> dict[int, Tensor]:
+        """scale -> depth: there is scale 0 only."""
+        return {0: self.depth}
 
 
 class MultiFrameNet(PadsMap):
@@ -169,6 +82,11 @@ class MultiFrameNet(PadsMap):
     Raises:
         ValueError: a size, count or name that the network can't take.
     """
+
+    uses_single_depth = True
+    lookup_gradient = True
+    #: The scales that `match_many` can return.
+    scales: tuple[int, ...] = (0,)
 
     def __init__(
         self,
@@ -267,7 +185,12 @@ class MultiFrameNet(PadsMap):
         return self.match_many(current, [lookup], K, single_depth)
 
     def match_many(
-        self, current: Features, lookups: Sequence[Lookup], K: Tensor, single_depth: Tensor
+        self,
+        current: Features,
+        lookups: Sequence[Lookup],
+        K: Tensor,
+        single_depth: Tensor,
+        scales: Sequence[int] = (0,),
     ) -> MultiFrameOutput:
         """Depth from several frames, past or future: their correlations are averaged.
 
@@ -279,10 +202,12 @@ class MultiFrameNet(PadsMap):
             lookups: the other frames; at least one, which may be missing for some samples.
             K: intrinsics (B, 3, 3) in pixels of the full input.
             single_depth: (B, 1, H, W) of the single-frame network, network units.
+            scales: 0 alone.
 
         Raises:
-            ValueError: no lookup frame.
+            ValueError: no lookup frame, or other scales.
         """
+        check_scales(scales, self.scales)
         if not lookups:
             raise ValueError("the multi-frame network needs at least one lookup frame")
         # Coordinates need more than the eight bits of bfloat16's mantissa.
@@ -354,20 +279,37 @@ class MultiFrameNet(PadsMap):
         raise ValueError("the PADS network has no ImageNet weights: it starts from scratch")
 
 
-def build_multi_frame(architecture: Mapping[str, Any]) -> MultiFrameNet:
-    """Build a randomly initialised network from {"size": [H, W], "hypotheses", ...}.
+AnyMultiFrame = MultiFrameNet | CostVolumeNet
+_KINDS: dict[str, tuple[type[MultiFrameNet] | type[CostVolumeNet], tuple[str, ...]]] = {
+    "pads": (
+        MultiFrameNet,
+        ("hypotheses", "groups", "range_mode", "delta_init", "delta_mode", "window"),
+    ),
+    "cost_volume": (CostVolumeNet, ("hypotheses", "window")),
+}
+
+
+def build_multi_frame(architecture: Mapping[str, Any]) -> AnyMultiFrame:
+    """Build a randomly initialised network from {"kind", "size": [H, W], "hypotheses", ...}.
+
+    `kind` is "pads" (the default: bundles from before there were kinds) or "cost_volume".
 
     Raises:
-        ValueError: an unknown key, a missing size, or a value the network can't take.
+        ValueError: an unknown kind or key, a missing size, or a value the network can't take.
     """
-    unknown = sorted(set(architecture) - {"kind", "size", *_SETTINGS})
-    if unknown:
-        raise ValueError(f"unknown multi-frame settings: {unknown}")
-    if "size" not in architecture:
-        raise ValueError("the multi-frame network needs its input size [H, W]")
     values = dict(architecture)
     kind = values.pop("kind", "pads")
-    if kind != "pads":
-        raise ValueError(f"unknown kind of multi-frame network {kind!r}: choose 'pads'")
+    if kind not in _KINDS:
+        raise ValueError(
+            f"unknown kind of multi-frame network {kind!r}: choose one of {sorted(_KINDS)}"
+        )
+    network, settings = _KINDS[kind]
+    unknown = sorted(set(values) - {"size", *settings})
+    if unknown:
+        raise ValueError(
+            f"unknown multi-frame settings: {unknown}; kind {kind!r} has {sorted(settings)}"
+        )
+    if "size" not in values:
+        raise ValueError("the multi-frame network needs its input size [H, W]")
     height, width = values.pop("size")
-    return MultiFrameNet((height, width), **values)
+    return network((height, width), **values)

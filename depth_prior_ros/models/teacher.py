@@ -14,7 +14,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 
-#: (b, ...) of this process -> the same of all processes after each other, (processes * b, ...).
+#: (b, ...) of this process -> all processes' (processes * b, ...), in the global batch's order.
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -69,6 +69,10 @@ class TeacherOutput(Protocol):
         """(B, 1, H / 4, W / 4) index of the best matching hypothesis; at 0 or D - 1 the range is
         too narrow."""
 
+    @property
+    def depths(self) -> dict[int, Tensor]:
+        """scale -> depth (B, 1, H / 2**scale, W / 2**scale), of the scales that were asked for."""
+
 
 class Teacher(Protocol):
     """A network that refines a single-frame depth by comparing frames.
@@ -79,12 +83,21 @@ class Teacher(Protocol):
         training_buffers: names in the state dict that training needs to go on and a bundle does
             not keep.
         tap_channels: stride -> channels of the features that `tap` returns.
+        uses_single_depth: whether hypotheses lie around the single-frame depth.
+        lookup_gradient: whether lookup frames' features learn; where not, compute them under
+            `torch.no_grad()`.
     """
 
     size: tuple[int, int]
     architecture: dict[str, Any]
     training_buffers: tuple[str, ...]
     tap_channels: Mapping[int, int]
+    uses_single_depth: bool
+    lookup_gradient: bool
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales that `match_many` can return."""
 
     def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """(C, h, w) of `Features.matching` and of `Features.context`."""
@@ -103,12 +116,20 @@ class Teacher(Protocol):
         """Depth from the frame before: its matching features and the motion (B, 4, 4)."""
 
     def match_many(
-        self, current: Features, lookups: Sequence[Lookup], K: Tensor, single_depth: Tensor
+        self,
+        current: Features,
+        lookups: Sequence[Lookup],
+        K: Tensor,
+        single_depth: Tensor,
+        scales: Sequence[int] = (0,),
     ) -> TeacherOutput:
         """Depth from several frames, each present or missing for each sample."""
 
     def tap(self, current: Features, output: Any, stride: int) -> Tensor:
         """Features (B, C, H / stride, W / stride) of the current frame, C of `tap_channels`."""
+
+    def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load ImageNet weights by timm's names. Raises ValueError where they do not fit."""
 
     def observe(
         self, multi_depth: Tensor, single_depth: Tensor, gather: Gather | None = None
