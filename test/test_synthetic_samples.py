@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -11,21 +12,14 @@ import numpy as np
 import pytest
 
 from depth_prior_ros.recordings.synthetic import samples
+from depth_prior_ros.recordings.synthetic.choice import open_renderer
+from depth_prior_ros.recordings.synthetic.pairs import iterate
 from depth_prior_ros.recordings.synthetic.patches import tone_quantiles
-from depth_prior_ros.recordings.synthetic.renderer import Renderer, RendererUnavailableError
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 from depth_prior_ros.recordings.synthetic.world import KINDS, StreetWorld, random_spec
 
 SIZE = (160, 48)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _egl() -> None:
-    try:
-        Renderer(shadow_size=16).release()
-    except RendererUnavailableError as error:
-        pytest.skip(str(error))  # names the Debian packages libegl1 and libgl1-mesa-dri
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +104,73 @@ def test_more_pairs_keep_those_that_are_there(
 def test_other_arguments_are_refused(written: Path, frames: list[Path]) -> None:
     with pytest.raises(ValueError, match="other seed"):
         write_samples(written, 8, SIZE, 6, frames, progress=False)
+
+
+def test_several_processes_write_the_same_files(
+    written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 4)
+    write_samples(tmp_path, 8, SIZE, 5, frames, progress=False, processes=2)
+    assert _hashes(tmp_path) == _hashes(written)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_goes_on_with_the_renderer_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 1)
+    write_samples(tmp_path, 1, (64, 32), 5, progress=False, renderer="raycast")
+    assert json.loads((tmp_path / "manifest.json").read_text())["renderer"] == "raycast"
+    write_samples(tmp_path, 2, (64, 32), 5, progress=False)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["renderer"] == "raycast" and manifest["count"] == 2
+    with pytest.raises(ValueError, match="other renderer"):
+        write_samples(tmp_path, 2, (64, 32), 5, progress=False, renderer="gl")
+    with pytest.raises(ValueError, match="other schema, dense_traffic"):
+        write_samples(tmp_path, 2, (64, 32), 5, progress=False, dense=0.5)
+
+
+def test_a_manifest_of_before_is_of_opengl_and_has_no_dense_traffic(
+    written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 4)
+    shutil.copytree(written, tmp_path / "old")
+    manifest = json.loads((written / "manifest.json").read_text())
+    for key in ("renderer", "dense_traffic"):
+        del manifest[key]
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    write_samples(tmp_path / "old", 8, SIZE, 5, frames, progress=False)
+    with pytest.raises(ValueError, match="dense"):
+        write_samples(tmp_path / "old", 8, SIZE, 5, frames, progress=False, dense=1.0)
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="processes"):
+        write_samples(tmp_path, 1, SIZE, progress=False, processes=0)
+    with pytest.raises(ValueError, match="dense between 0 and 1"):
+        write_samples(tmp_path, 1, SIZE, progress=False, dense=2.0)
+
+
+def test_dense_traffic_is_near_and_slow() -> None:
+    renderer = open_renderer("auto", 64)[0]
+    pairs = list(iterate(renderer, 0, 12, (64, 32), 9, dense=1.0))
+    renderer.release()
+    steps = np.array([np.linalg.norm(p.previous_from_current[:3, 3]) for p in pairs])
+    assert steps.max() < 0.4 and (steps < 1e-6).any() and (steps > 0.1).any()
+    # Straight ahead, at the height of the camera, there is a vehicle and not an empty street.
+    ahead = np.array([np.median(p.depth[1, 13:18, 28:35]) for p in pairs])
+    assert (ahead < 20).mean() > 0.7 and ahead.min() > 3
+    assert np.mean([p.moving.mean() for p in pairs]) > 0.08
+
+
+@pytest.mark.slow
+def test_the_other_streets_do_not_depend_on_dense_traffic(frames: list[Path]) -> None:
+    renderer = open_renderer("auto", 64)[0]
+    plain = list(iterate(renderer, 0, 24, (64, 32), 9))
+    mixed = list(iterate(renderer, 0, 24, (64, 32), 9, dense=0.5))
+    renderer.release()
+    same = [any(np.array_equal(p.images, q.images) for q in mixed) for p in plain]
+    assert 0 < sum(same) < 24
 
 
 def test_exact_depth_and_pose_explain_the_previous_frame(written: Path) -> None:

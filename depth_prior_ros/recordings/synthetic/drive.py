@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.recordings.base import Frame, Skipped
 from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
-from depth_prior_ros.recordings.synthetic.develop import Development, develop
+from depth_prior_ros.recordings.synthetic.develop import (
+    Development,
+    automatic_exposure,
+    develop,
+)
 from depth_prior_ros.recordings.synthetic.drive_plan import (
     EMBEDDED,
     START,
@@ -19,7 +23,7 @@ from depth_prior_ros.recordings.synthetic.drive_plan import (
     dense_drive,
     plan_world,
 )
-from depth_prior_ros.recordings.synthetic.light import sun_at
+from depth_prior_ros.recordings.synthetic.light import random_light, sun_at
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.pairs import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.renderer import Light
@@ -44,7 +48,8 @@ class SyntheticDrive:
     """A `Recording` whose frames are rendered when they are read; same seed, same pictures.
 
     `renderer`: auto, gl or raycast (see `open_renderer`); where auto has to do without OpenGL,
-    `notes` says so once a frame was read. `street` and `traffic`: see `plan_world`.
+    `notes` says so once a frame was read. `street` and `traffic`: see `plan_world`; other streets
+    than the embedded one have random weather.
     """
 
     seed: int = 8
@@ -73,6 +78,12 @@ class SyntheticDrive:
         )
         self.bank = TextureBank(self.seed)
         self.world = plan_world(self.seed, self.bank, self.spec, self.street, self.traffic)
+        self._exposure: float | None = None
+        if self.street == EMBEDDED:
+            self._light = replace(_LIGHT, cloud_layer=self.bank.kinds["clouds"][0])
+            self._exposure = 1.0
+        else:
+            self._light = random_light(np.random.default_rng([self.seed, 5]), self.bank)
         self._renderer: WorldRenderer | None = None
         self._last: tuple[int, Rendered] | None = None
         self.frames: Sequence[Frame] = [self._frame(i) for i in range(self.spec.frames)]
@@ -120,7 +131,10 @@ class SyntheticDrive:
             return self._last[1]
         radiance, depth, moving = self.render_linear(i)
         rng = np.random.default_rng([self.seed, i])
-        image = develop(radiance, _CAMERA, rng, 1.0)
+        if self._exposure is None:  # the first frame's, so that pictures do not depend on order
+            first = radiance if i == 0 else self.render_linear(0)[0]
+            self._exposure = automatic_exposure(first, _CAMERA.target)
+        image = develop(radiance, _CAMERA, rng, self._exposure)
         frame = Rendered(image, np.where(depth > FARTHEST, np.float32(0.0), depth), moving)
         self._last = (i, frame)
         return frame
@@ -132,7 +146,7 @@ class SyntheticDrive:
         renderer = self._renderer or self._open()
         pose, time = self.pose(self.time(i)), self.time(i)
         s = START + self.spec.travel(time)
-        light = replace(_LIGHT, cloud_layer=self.bank.kinds["clouds"][0])
+        light = self._light
         movers, waiting = self.world.moving(time, (s - 50.0, s + 180.0))
         # The shadow map moves on in leaps, so that shadows' edges do not crawl along.
         leap = 40.0 * max(np.ceil((s - 50.0) / 40.0), 0.0)

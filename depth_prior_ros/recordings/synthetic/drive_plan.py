@@ -209,8 +209,9 @@ def _traffic(world: StreetWorld, spec: DriveSpec, seed: int) -> list[Mover]:
     movers: list[Mover] = []
 
     def add(s: float, d: float, speed: float, yaw: float, side: float = 0.0) -> Mover:
-        maker = (vehicles.van, vehicles.truck)[rng.integers(2)] if rng.random() < 0.25 else None
-        body = (maker or vehicles.car)(rng, world.bank)
+        # A lorry that crosses would hide the whole street.
+        large = vehicles.truck if rng.random() < 0.5 and not side else vehicles.van
+        body = (large if rng.random() < 0.25 else vehicles.car)(rng, world.bank)
         movers.append(Mover(body.mesh, s, d, speed, body.length, yaw, side))
         return movers[-1]
 
