@@ -18,7 +18,8 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
             sent to its processes already. Otherwise the second one does not wait for the step.
     """
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # None: set by a library in C, which Python cannot set again.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
 
     def restore() -> None:
         for number, handler in before.items():
