@@ -238,7 +238,8 @@ class SelfSupervisedStage:
     def _match(self, scene: Scene, seen: list[View]) -> TeacherOutput:
         """M's depth of a part of the batch; its range follows."""
         system, batch = self.system, scene.batch
-        multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth)
+        scales = self.schedule.scales
+        multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
         if system.multi_frame.training:
             system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
         return multi

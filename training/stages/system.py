@@ -140,11 +140,20 @@ class System:
         motion = align_motion(current, view.image, single_depth.detach(), K, view.motion)
         return replace(view, motion=motion)
 
-    def multi(self, current: Tensor, views: Sequence[View], K: Tensor, single_depth: Tensor) -> Any:
+    def multi(
+        self,
+        current: Tensor,
+        views: Sequence[View],
+        K: Tensor,
+        single_depth: Tensor,
+        scales: tuple[int, ...] = (0,),
+    ) -> Any:
         """Multi-frame depth of ``current`` (B, 3, H, W), a TeacherOutput.
 
-        The hypotheses lie around ``single_depth``; motions are used as they are given.
+        The hypotheses lie around ``single_depth``; motions are used as they are given. A cost
+        volume network gives its depth at all ``scales``.
         """
+        more = {} if isinstance(self.multi_frame, PadsMap) else {"scales": scales}
         with self.autocast():
             images = torch.cat([current, *(view.image for view in views)])
             maps = [m.chunk(1 + len(views)) for m in self.multi_frame.features(images)]
@@ -153,7 +162,7 @@ class System:
                 Lookup(features.matching, view.motion, view.valid)
                 for features, view in zip(others, views, strict=True)
             ]
-            return self.multi_frame.match_many(mine, lookups, K, single_depth)
+            return self.multi_frame.match_many(mine, lookups, K, single_depth, **more)
 
 
 def share(system: System, samples: int | None) -> int | None:

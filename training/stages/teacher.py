@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from depth_prior_ros.geometry import disparity_to_depth
 from depth_prior_ros.models.cost_volume import CostVolumeOutput
 from training.config import Teacher
 from training.losses.consistency import (
@@ -91,14 +93,22 @@ class TeacherStage(SelfSupervisedStage):
         self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Logs]:
         """Reprojection error where reliable, smoothness, L1 to S elsewhere (ManyDepth, 2.3)."""
+        target, size = scene.target, scene.depth.shape[-2:]
         reliable = reliable_matches(multi.lowest_cost, scene.depth, multi.confidence, augmented)
         poses = torch.stack([view.motion.matrix for view in views])
-        rebuilt = Views.of(scene.sources, scene.batch.K, poses).rebuild(multi.depth)
-        error = masked_mean(minimum_error(rebuilt, scene.target), reliable)
-        smooth = edge_aware_smoothness(1 / multi.depth, scene.target.image)
-        agreement = single_frame_consistency(multi.depth, scene.depth, reliable)
+        neighbours = Views.of(scene.sources, scene.batch.K, poses)
+        error = smooth = agreement = scene.depth.new_zeros(())
+        for scale, disparity in multi.disparity.items():
+            full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
+            inverse, depth = disparity_to_depth(full)
+            errors = minimum_error(neighbours.rebuild(depth), target)
+            error = error + masked_mean(errors, reliable)
+            smooth = smooth + edge_aware_smoothness(inverse, target.image) / 2**scale
+            agreement = agreement + single_frame_consistency(depth, scene.depth, reliable)
+        count = len(multi.disparity)
         logs = {
             "multi/reliable": reliable.float().mean().item(),
-            "multi/consistency": agreement.item(),
+            "multi/consistency": agreement.item() / count,
         }
-        return error, smooth, self.schedule.consistency * agreement, logs
+        extra = self.schedule.consistency * agreement / count
+        return error / count, smooth / count, extra, logs
