@@ -69,7 +69,7 @@ numbers = st.integers(0, 9999).map("{:04d}".format)
 views = st.builds(View, st.just("2011_09_26"), numbers, st.integers(0, 3))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(views, st.frozensets(st.integers(0, 9999), min_size=1), min_size=1))
 def test_what_is_written_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, frames: dict[View, frozenset[int]]
@@ -304,6 +304,7 @@ def test_the_split_by_rule_is_written_and_read_alike(kitti: Path, tmp_path: Path
     st.dictionaries(st.integers(0, 9999), st.integers(1, 50), min_size=1, max_size=40),
     st.floats(0, 0.9),
 )
+@settings(deadline=None)
 def test_whole_drives_of_about_the_share_are_held_out(counts: dict[int, int], share: float) -> None:
     drives = {("2011_09_26", f"{number:04d}"): count for number, count in counts.items()}
     held = hold_out(drives, share)

@@ -61,8 +61,8 @@ _PLAIN = _VALUES.astype(np.float32)
 def write_planes(picture: np.ndarray, out: np.ndarray, colours: Colours | None = None) -> None:
     """A picture (H, W, 3) uint8 to float32 planes ``out`` (3, H, W) in [0, 1], colours changed.
 
-    The same as `jitter` up to the rounding of the matrix's result to a whole grey value: matrix
-    and table work on bytes, a few times as fast.
+    The same as `jitter` but for the matrix's result, which is within one grey value of the exact
+    one: matrix and table work on bytes, many times as fast.
     """
     table = _PLAIN
     if colours is not None:
