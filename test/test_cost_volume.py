@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_manifest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +18,6 @@ from depth_prior_ros.models.multi_frame import MultiFrameNet, build_multi_frame
 from depth_prior_ros.models.resnet import resnet18
 from depth_prior_ros.models.teacher import Features, Lookup, Teacher
 from depth_prior_ros.runtime import Networks
-from helpers import tiny_manifest
 
 H, W = 64, 96
 K = torch.tensor([[[60.0, 0, 47.5], [0, 60.0, 31.5], [0, 0, 1]]])

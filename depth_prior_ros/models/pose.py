@@ -73,6 +73,20 @@ class PoseNet(nn.Module):
         self.decoder: nn.Module = _resnet_head() if resnet else nn.Conv2d(256, 6, 1)
         self.architecture: dict[str, Any] = {"variant": variant}
 
+    def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load ImageNet weights of ResNet-18 by timm's names into the encoder.
+
+        conv1 is doubled for the two images and halved (monodepth2).
+
+        Raises:
+            ValueError: they do not fit, or this is the small variant, which starts from scratch.
+        """
+        if not isinstance(self.encoder, PairResNet18):
+            raise ValueError(
+                "the small pose network has no ImageNet weights: choose the variant resnet18"
+            )
+        self.encoder.load_weights(state)
+
     def forward(self, first: Tensor, second: Tensor) -> Pose:
         """Pose `second_from_first` (B, 4, 4) of two images (B, 3, H, W), RGB in [0, 1].
 
