@@ -37,11 +37,14 @@ OTHER_IMAGE = "prediction_for_another_image"
 Map = NDArray[np.floating[Any]]
 
 
-def baseline_maps(bundle: Bundle, data: Path) -> tuple[dict[str, Map], list[str]]:
+def baseline_maps(
+    bundle: Bundle, data: Path, *, prefer_stored: bool = False
+) -> tuple[dict[str, Map], list[str]]:
     """The three maps as depth (H, W), and notes on where they come from.
 
     They are computed from the data; where training drives or the LiDAR frames are not there, the
-    maps stored in the bundle take their place.
+    maps stored in the bundle take their place. `prefer_stored`: the bundle's own mean map is taken
+    as stored where it is, which saves running the network over its training drives.
     """
     width = bundle.manifest.input_size[0]
     stored = read_baselines(bundle)
@@ -53,15 +56,18 @@ def baseline_maps(bundle: Bundle, data: Path) -> tuple[dict[str, Map], list[str]
         wide = means.pixel.shape[1]
         maps[LIDAR_ROW] = as_depth(LIDAR_ROW, means.row, wide)
         maps[LIDAR_PIXEL] = as_depth(LIDAR_PIXEL, means.pixel, wide)
+    known = prefer_stored and OWN_MEAN in stored
     try:
-        own = baselines.own_mean(bundle, baselines.training_recordings(data, bundle))
+        recordings = [] if known else baselines.training_recordings(data, bundle)
+        own = baselines.own_mean(bundle, recordings)
         maps[OWN_MEAN] = as_depth(OWN_MEAN, own, width)
     except EvaluationError:
         pass
     for name in COUNTED:
         if name not in maps and name in stored:
             maps[name] = as_depth(name, stored[name], width)
-            notes.append(f"{name}: as stored in the bundle (its data are not in {data})")
+            if not (known and name == OWN_MEAN):
+                notes.append(f"{name}: as stored in the bundle (its data are not in {data})")
         elif name not in maps:
             notes.append(f"{name}: not judged, neither its data in {data} nor a map in the bundle")
     return {name: maps[name] for name in COUNTED if name in maps}, notes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,8 +110,12 @@ def _blur(values: NDArray[np.float64], spread: float) -> NDArray[np.float64]:
     return blurred
 
 
+@lru_cache(maxsize=1)
 def kitti_lidar_means(data: Path) -> LidarMeans | None:
-    """The means over drive 0039's LiDAR frames below `data`; None where it is not there."""
+    """The means over drive 0039's LiDAR frames below `data`; None where it is not there.
+
+    Read once in a process.
+    """
     found = lidar_training_set(data)
     if found is None:
         return None

@@ -20,6 +20,7 @@ PROTOCOL_NAMES = (
     "nuscenes",
     "drive",
 )
+SET_NAMES = ("kitti_2015", "drives", "synthetic")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     _add_inspect(commands)
     return parser
 
@@ -91,6 +93,48 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.set_defaults(handler=_evaluate)
 
 
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="one table of many bundles: spread over seeds, paired differences",
+        description="Judge bundles on the same frames of KITTI 2015, the Eigen test drives and "
+        "synthetic drives, and write a table with the spread over seeds and the differences "
+        "paired by seed, beside predictors that do not look at the image. The same command again "
+        "judges only what is new.",
+    )
+    add = compare.add_argument
+    add(
+        "listing",
+        nargs="?",
+        type=Path,
+        help="YAML file with rows, against, pairs, synthetic, sets, in place of the options",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME=BUNDLE[@SEED],...",
+        help="a row: bundles (or folders of runs), one per seed. NAME S gives the rows 'S' and 'S "
+        "multi-frame', S:M names the two, 'S:' and ':M' leave one out",
+    )
+    add("--against", metavar="NAME", help="row that the others are compared with (default: first)")
+    add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
+    add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
+    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all)")
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/comparison"),
+        metavar="DIR",
+        help="folder of comparison.md, comparison.json and what was judged already "
+        "(default: runs/comparison)",
+    )
+    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    compare.set_defaults(handler=_compare)
+
+
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspect = commands.add_parser(
         "inspect",
@@ -138,6 +182,31 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         for picture in write_pictures(report, arguments.pictures):
             print(f"pictures: {picture}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from training.compare import FIGURES, TABLE, compare
+    from training.compare_rows import Listing, parse_spec, read_listing
+    from training.evaluation_progress import ProgressBar
+
+    listing = read_listing(arguments.listing) if arguments.listing else Listing()
+    listing.specs += [parse_spec(text) for text in arguments.rows]
+    listing.against = arguments.against or listing.against
+    listing.pairs += arguments.pairs
+    listing.synthetic += arguments.synthetic
+    listing.sets = arguments.sets or listing.sets
+    with ProgressBar() as progress:
+        compare(
+            listing,
+            arguments.out,
+            arguments.data,
+            backend=arguments.backend,
+            device=arguments.device,
+            progress=progress,
+        )
+    print((arguments.out / TABLE).read_text(encoding="utf-8"), end="")
+    print(f"table: {arguments.out / TABLE}\nfigures: {arguments.out / FIGURES}")
     return 0
 
 
