@@ -9,9 +9,9 @@ With sums over 3x3 windows s(.) instead of means, SSIM of x and y is n1 n2 / (d1
     n1 = 2 s(x) s(y) + c1         n2 = 18 s(pq) - 2 s(p) s(q) + c2
     d1 = s(x)^2 + s(y)^2 + c1     d2 = 9 s(p^2) - s(p)^2 + 9 s(q^2) - s(q)^2 + c2
 
-with p = x - 1/2 and q = y - 1/2 (a shift changes no variance, and smaller numbers cancel less), and
-the constants are 81 times the usual ones. The derivatives of SSIM by s(p), s(p^2) and s(pq) are the
-three maps; the transposed window sum brings them back to the pixels.
+with p = x - m and q = y - m, m being the mean of y (a shift changes no variance, and smaller
+numbers cancel less); the constants are 81 times the usual ones. The derivatives of SSIM by s(p),
+s(p^2) and s(pq) are the three maps; the transposed window sum brings them back to the pixels.
 """
 
 from __future__ import annotations
@@ -153,11 +153,12 @@ def _buffer(maps: int, piece: Piece, like: Tensor) -> Tensor:
 class Statistics:
     """What the error needs of the target image, all (B, C, H, W); names as in the module's text.
 
-    image: y. centred: q. double: 2 s(y). double_centred: 2 s(q). d1: s(y)^2 + c1.
-    d2: 9 s(q^2) - s(q)^2 + c2.
+    image: y. centre: m, (B, C, 1, 1). centred: q. double: 2 s(y). double_centred: 2 s(q).
+    d1: s(y)^2 + c1. d2: 9 s(q^2) - s(q)^2 + c2.
     """
 
     image: Tensor
+    centre: Tensor
     centred: Tensor
     double: Tensor
     double_centred: Tensor
@@ -168,7 +169,8 @@ class Statistics:
     def of(cls, image: Tensor) -> Statistics:
         """From an image (B, C, H, W)."""
         image = image.detach().contiguous()
-        centred = image - 0.5
+        centre = image.mean((2, 3), keepdim=True)
+        centred = image - centre
         sums, squares = torch.empty_like(image), torch.empty_like(image)
         for piece in pieces(image, image.shape[0]):
             buffer = _buffer(2, piece, image)
@@ -179,8 +181,8 @@ class Statistics:
             sums[piece.views, :, piece.rows] = total[0]
             squares[piece.views, :, piece.rows] = total[1]
         d2 = (9 * squares).addcmul_(sums, sums, value=-1).add_(C2)
-        full = sums + 4.5  # of nine halves
-        return cls(image, centred, 2 * full, 2 * sums, full * full + C1, d2)
+        full = sums + 9 * centre
+        return cls(image, centre, centred, 2 * full, 2 * sums, full * full + C1, d2)
 
 
 class PhotometricError(torch.autograd.Function):
@@ -228,8 +230,7 @@ class PhotometricError(torch.autograd.Function):
             x = views[piece.views, :, piece.rows]
             part = (x - target.image[piece.targets, :, piece.rows]).sign_()
             part.mul_(l1_weight[piece.views, :, piece.rows]).add_(by_sum)
-            # By s(p^2), less a factor of -9: p + p = 2 x - 1.
-            part.addcmul_(by_square, x, value=-18).add_(by_square, alpha=9)
+            part.addcmul_(by_square, x - target.centre[piece.targets], value=-18)
             part.addcmul_(by_product, target.centred[piece.targets, :, piece.rows], value=18)
             out[piece.views, :, piece.rows] = part
         return out, None
@@ -242,11 +243,12 @@ def _ssim(views: Tensor, target: Statistics, piece: Piece, maps: Tensor | None) 
     """
     buffer = _buffer(3, piece, views)
     p, pp, pq = buffer[:, :, :, piece.inner]
-    torch.sub(views[piece.views, :, piece.around], 0.5, out=p)
+    centre = target.centre[piece.targets]
+    torch.sub(views[piece.views, :, piece.around], centre, out=p)
     torch.mul(p, p, out=pp)
     torch.mul(p, target.centred[piece.targets, :, piece.around], out=pq)
     sums, squares, products = window_sum(buffer, piece)
-    full = sums + 4.5
+    full = sums + 9 * centre
 
     rows = (piece.targets, slice(None), piece.rows)
     double, double_centred = target.double[rows], target.double_centred[rows]
