@@ -13,6 +13,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_resume import recipe
 
 from depth_prior_ros.geometry import Pose
 from training.distributed import ALONE, Processes, start_processes
@@ -20,6 +21,8 @@ from training.errors import TrainingError
 
 # Relative, after ten steps of Adam: what summing in another order leaves.
 TOLERANCE = {"double": 1e-12, "single": 1e-5}
+# Losses of a recipe, in float32: the noise that breaks ties is drawn per process there.
+RECIPE_TOLERANCE = 3e-4
 
 
 @dataclass
@@ -93,18 +96,23 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         start_processes(torch.device("cuda"))
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def start(script: str, arguments: list[str], processes: int) -> subprocess.CompletedProcess:
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, "--nproc-per-node", "2", worker.__file__, str(folder)],
+        [sys.executable, *(several if processes > 1 else []), script, *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-5000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    start(worker.__file__, [str(folder)], processes=2)
     return folder
 
 
@@ -127,15 +135,19 @@ def losses(folder: Path) -> list[float]:
     return [v["loss"] for v in lines if "loss" in v]
 
 
+def worst_loss(a: Path, b: Path) -> float:
+    pairs = list(zip(losses(a), losses(b), strict=True))
+    assert len(pairs) == worker.STEPS and pairs[0] != pairs[-1]
+    return max(abs(one - two) / abs(one) for one, two in pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [("double", torch.float64), ("single", torch.float32)])
 def test_two_processes_equal_one(
     two_processes: Path, tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
     worker.train(tmp_path, ALONE, worker.TinyTeacher(ALONE, dtype))
-    one, two = losses(tmp_path), losses(two_processes / name)
-    assert len(one) == worker.STEPS and one[-1] != one[0]
-    worst = max(abs(a - b) / abs(a) for a, b in zip(one, two, strict=True))
+    worst = worst_loss(tmp_path, two_processes / name)
     weights = largest_difference(tmp_path, two_processes / name)
     print(f"{name}: losses within {worst:.1e}, weights within {weights:.1e}")
     assert worst < TOLERANCE[name] and weights < TOLERANCE[name]
@@ -158,3 +170,26 @@ def test_a_loss_that_is_not_finite_stops_all_and_keeps_every_batch(two_processes
         path = two_processes / "failed" / f"{name}.safetensors"
         assert f"loss is inf at step {worker.ONE_PROCESS_FAILS}" in said and str(path) in said
         assert load_file(path)["images"].shape[0] == worker.BATCH // 2
+
+
+@pytest.mark.slow
+def test_a_recipe_on_two_processes_equals_one(tmp_path: Path) -> None:
+    """The whole way, `depth_train run` with the project's networks, BatchNorm frozen."""
+    overrides = [f"stages.{i}.{key}" for i in range(2) for key in ("batch=4", "steps=10")]
+    # Refining the motion of untrained networks goes anywhere from any rounding.
+    overrides.append("networks.multi_frame.align_motion=false")
+    arguments = ["run", str(recipe(tmp_path)), *overrides, "--out"]
+    script = str(Path(__file__).with_name("frozen_statistics.py"))
+    start(script, [*arguments, str(tmp_path / "one")], processes=1)
+    done = start(script, [*arguments, str(tmp_path / "two")], processes=2)
+    assert done.stderr.count("step 1 of 10") == 2, "two stages, told by one process"
+    for stage in ("0_self_supervised", "1_prior"):
+        worst = worst_loss(tmp_path / "one" / stage, tmp_path / "two" / stage)
+        print(f"{stage}: losses within {worst:.1e}")
+        assert worst < RECIPE_TOLERANCE
+    (entry,) = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert entry["processes"] == 2
+    names = [
+        sorted(f.name for f in (tmp_path / run / "bundle").iterdir()) for run in ("one", "two")
+    ]
+    assert names[0] == names[1]

@@ -20,7 +20,7 @@ def test_versions_commit_and_seed_are_kept(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "environment.json"
     keep_environment(path, 7, CPU)
     (entry,) = json.loads(path.read_text())
-    assert entry["seed"] == 7 and entry["device"] == "cpu"
+    assert entry["seed"] == 7 and entry["device"] == "cpu" and entry["processes"] == 1
     # The build (+cpu, +cu130) is in the metadata of some wheels only.
     assert torch.__version__.startswith(entry["packages"]["torch"])
     assert any(name.startswith("opencv") for name in entry["packages"])

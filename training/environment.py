@@ -24,14 +24,14 @@ _PACKAGES = (
 )
 
 
-def keep_environment(path: Path, seed: int, device: torch.device, processes: int = 1) -> None:
+def keep_environment(path: Path, seed: int, device: torch.device) -> None:
     """Note in a JSON file what this start of a run is made with.
 
     The file holds a list: a run that goes on with other versions, another commit or on another
     machine adds an entry, so that a difference in its figures can be explained.
     """
     entries = _entries(path)
-    entry = environment(seed, device, processes)
+    entry = environment(seed, device)
     if entries[-1:] == [entry]:
         return
     temporary = path.with_suffix(".partial")
@@ -47,7 +47,7 @@ def _entries(path: Path) -> list[Any]:
     return entries if isinstance(entries, list) else []
 
 
-def environment(seed: int, device: torch.device, processes: int = 1) -> dict[str, Any]:
+def environment(seed: int, device: torch.device) -> dict[str, Any]:
     """Commit, seed, versions and machine as plain values."""
     cuda = device.type == "cuda"
     return {
@@ -56,10 +56,14 @@ def environment(seed: int, device: torch.device, processes: int = 1) -> dict[str
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "processes": processes,
+        "processes": torch.distributed.get_world_size() if _several() else 1,
         "threads": torch.get_num_threads(),
         "packages": {name: v for name in _PACKAGES if (v := _version(name))},
     }
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _version(package: str) -> str | None:
