@@ -224,13 +224,14 @@ def test_poses_lead_from_the_current_frame_to_its_neighbours(
 
     monkeypatch.setattr(nets, "motion", drives_ahead)
     batch = triplets.batch(2, np.random.default_rng(0))
-    poses, error = stage._poses(batch)
+    poses, predicted, error = stage._poses(batch)
     assert poses[0, :, 2, 3].tolist() == [1.0, 1.0]
     assert poses[1, :, 2, 3].tolist() == [-1.0, -1.0]
     assert error == 0, "nothing is known of this drive"
     batch.known[1] = True
     batch.poses[1, :, 0, 3] = 7.0
-    poses, error = stage._poses(batch)
+    poses, predicted, error = stage._poses(batch)
+    assert predicted[0, :, 2, 3].tolist() == [1.0, 1.0]
     assert poses[:, 1, 0, 3].tolist() == [7.0, 7.0], "a recorded pose replaces the predicted one"
     assert error > 0
 

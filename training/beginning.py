@@ -36,8 +36,10 @@ def begin(system: System, recipe: Recipe) -> str:
     return f"ImageNet weights for {', '.join(files)}; {', '.join(rest)} start at random"
 
 
-def start_from(path: Path, system: System) -> None:
+def start_from(path: Path, system: System, key: str = "start") -> None:
     """Load all networks from a checkpoint (last.safetensors); buffers it lacks stay as they are.
+
+    ``key`` of the recipe names the file in errors.
 
     Raises:
         RecipeError: the file cannot be read or belongs to other networks.
@@ -46,11 +48,11 @@ def start_from(path: Path, system: System) -> None:
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise RecipeError(f"start: checkpoint {path} cannot be read: {error}") from error
+        raise RecipeError(f"{key}: checkpoint {path} cannot be read: {error}") from error
     for name, network in system.networks.items():
         prefix = f"net.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-        _load(network, own, f"start: checkpoint {path}, network '{name}'")
+        _load(network, own, f"{key}: checkpoint {path}, network '{name}'")
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

@@ -140,8 +140,7 @@ class Recipe(Strict):
             distils = isinstance(stage, Distil) and stage.fresh_from is not None
             if distils and stage.fresh_from >= number:  # type: ignore[union-attr]
                 raise ValueError(f"{place}: fresh_from has to name a stage before")
-            if isinstance(stage, Distil) and not (
-                self.start or any(isinstance(s, Teacher) for s in self.stages[:number])
-            ):
-                raise ValueError(f"{place} needs a teacher stage before it, or start")
+            taught = any(isinstance(s, (Teacher, SelfSupervised)) for s in self.stages[:number])
+            if isinstance(stage, Distil) and stage.teacher is None and not taught:
+                raise ValueError(f"{place} needs a teacher: a stage before it, or a checkpoint")
         return self

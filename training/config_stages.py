@@ -155,6 +155,11 @@ class Distil(SelfSupervised):
     masked: bool = Field(
         True, description="only where the teacher explains the frame better than the student"
     )
+    teacher: str | None = Field(
+        None,
+        description="checkpoint of a teacher that was trained in another run (last.safetensors), "
+        "with the recipe's networks; default: the stage before",
+    )
     fresh_from: int | None = Field(
         None,
         ge=-1,

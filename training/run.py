@@ -20,7 +20,7 @@ from rich.console import Console
 
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
-from training.beginning import begin, load_without_fusion
+from training.beginning import begin, load_without_fusion, start_from
 from training.checkpoint import load_checkpoint
 from training.config import (
     Distil,
@@ -151,7 +151,10 @@ class Run:
         return system
 
     def _fresh_student(self, teacher: System, schedule: Distil, number: int) -> System:
-        """A student and pose network as before the teacher, beside the teacher's M."""
+        """A student and pose network as before the teacher, beside the teacher's M.
+
+        In the second round of a mutual stage the teacher is what the first round left.
+        """
         fresh = self._beginning()
         source = schedule.fresh_from
         if source is None:
@@ -159,6 +162,9 @@ class Run:
             source = teachers[-1] - 1 if teachers else -1
         if source >= 0:
             load_checkpoint(self._done[source], fresh.networks)
+        if schedule.teacher is not None and number not in self._done:
+            teacher = System.build(self.recipe, self.device, processes=self.processes)
+            start_from(Path(schedule.teacher), teacher, "teacher")
         fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
         fresh.teacher = teacher.frozen_copy()
         return fresh
@@ -218,6 +224,8 @@ class Run:
     def _check_folders(self) -> None:
         """What only a later stage reads is looked for now, not after hours."""
         data, scale = self.recipe.data, self.recipe.output.scale_drive
+        if data.recorded:
+            plan_data(self.root, data)
         wanted = {}
         for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
             wanted[f"data.synthetic.textures.{i}"] = path
@@ -226,8 +234,6 @@ class Run:
         for key, path in wanted.items():
             if not (self.root / path).exists():
                 raise RecipeError(f"{key}: {self.root / path} does not exist")
-        if data.recorded:
-            plan_data(self.root, data)
         if scale is not None:
             check_scale_drive(self.root / scale)
 
