@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "load_triplets",
 ]
 
+_Key = tuple[int, int]  # a drive by number, and a position in it
 _LARGEST_REDRAW = 50
 _UNUSED = 4  # batches of frames that were asked for in advance and never fetched
 
@@ -90,7 +91,7 @@ class TripletSource:
 
     def __post_init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._coming: dict[tuple[int, int], Future[Picture]] = {}
+        self._coming: dict[_Key, Future[Picture]] = {}
         self._read: set[tuple[int, int]] = set()
         self._corrupt: dict[tuple[int, int], str] = {}
 
@@ -126,19 +127,23 @@ class TripletSource:
         Raises:
             RecipeError: too many frames cannot be read.
         """
+        coming = _of_next_step(rng) if self.workers else None
         samples = self._draw(size, rng)[part]
-        self._request(samples)
-        found = [self._readable(sample) for sample in samples]
+        decoding = self._request(samples)
+        if coming is not None:
+            self._expect(self._draw(size, coming)[part], decoding)
+        found = [self._readable(sample, decoding) for sample in samples]
         return self._assemble(samples, found)
 
     def prefetch(self, size: int, rng: np.random.Generator, part: slice = slice(None)) -> None:
         """Begin to decode what ``batch`` will need with a generator in the same state.
 
         A call with another state does no harm, but decodes in vain. Without ``workers``, or where
-        frames are kept in memory, nothing happens.
+        frames are kept in memory, nothing happens. ``batch`` calls it for the next step by itself
+        where it is the first to draw from ``default_rng([..., step])``, as the engine makes them.
         """
         if self.workers:
-            self._request(self._draw(size, rng)[part])
+            self._expect(self._draw(size, rng)[part], {})
 
     def _draw(self, size: int, rng: np.random.Generator) -> list[_Sample]:
         weights = np.array([s.weight for s in self.sequences])
@@ -149,39 +154,50 @@ class TripletSource:
         columns = zip(chosen.tolist(), triplets, mirrored.tolist(), colours, strict=True)
         return [_Sample(*row) for row in columns]
 
-    def _request(self, samples: Sequence[_Sample]) -> None:
-        """Let the workers decode what lies neither in memory nor in a cache."""
+    def _expect(self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Picture]]) -> None:
+        """Decode for a batch to come; what nobody fetched for long is given up."""
+        self._coming |= self._request(samples, decoding)
+        while len(self._coming) > _UNUSED * 3 * len(samples):
+            self._coming.pop(next(iter(self._coming)))
+
+    def _request(
+        self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Picture]] | None = None
+    ) -> dict[_Key, Future[Picture]]:
+        """Let the workers decode what lies neither in memory nor in a cache.
+
+        Frames that were asked for before, or are among ``decoding``, are not decoded once more.
+        """
         if not self.workers:
-            return
+            return {}
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="frames")
-        wanted = [
-            (sample.drive, position)
-            for sample in samples
-            if self.sequences[sample.drive].images.slow
-            for position in self.sequences[sample.drive].triplets[sample.triplet]
-        ]
-        for key in wanted:
-            if key not in self._coming:
-                self._coming[key] = self._pool.submit(self.sequences[key[0]].picture, key[1])
-        while len(self._coming) > _UNUSED * max(1, len(wanted)):
-            self._coming.pop(next(iter(self._coming))).cancel()
+        futures: dict[_Key, Future[Picture]] = {}
+        for sample in samples:
+            sequence = self.sequences[sample.drive]
+            for position in sequence.triplets[sample.triplet] if sequence.images.slow else ():
+                key = (sample.drive, position)
+                if key not in futures:
+                    before = self._coming.pop(key, None) or (decoding or {}).get(key)
+                    futures[key] = before or self._pool.submit(sequence.picture, position)
+        return futures
 
-    def _picture(self, drive: int, position: int) -> Picture:
+    def _picture(
+        self, drive: int, position: int, decoding: Mapping[_Key, Future[Picture]]
+    ) -> Picture:
         self._read.add((drive, position))
-        future = self._coming.pop((drive, position), None)
-        if future is None:
-            return self.sequences[drive].picture(position)
-        return future.result()
+        future = decoding.get((drive, position))
+        return self.sequences[drive].picture(position) if future is None else future.result()
 
-    def _readable(self, sample: _Sample) -> tuple[Triplet, list[Picture]]:
+    def _readable(
+        self, sample: _Sample, decoding: Mapping[_Key, Future[Picture]]
+    ) -> tuple[Triplet, list[Picture]]:
         """The sample's frames, or those of the first readable triplet drawn in its place."""
         triplets = self.sequences[sample.drive].triplets
         redraw = np.random.default_rng([sample.drive, sample.triplet])
         frames = triplets[sample.triplet]
         for _ in range(_LARGEST_REDRAW):
             try:
-                return frames, [self._picture(sample.drive, i) for i in frames]
+                return frames, [self._picture(sample.drive, i, decoding) for i in frames]
             except CorruptFrameError as error:
                 self._note_corrupt(sample.drive, frames, error)
             frames = triplets[redraw.integers(len(triplets))]
@@ -238,6 +254,16 @@ class TripletSource:
             torch.tensor(known),
             torch.tensor(travel, dtype=torch.float32),
         )
+
+
+def _of_next_step(rng: np.random.Generator) -> np.random.Generator | None:
+    """The next step's generator, where ``rng`` is a fresh ``default_rng([..., step])``."""
+    key = getattr(getattr(rng.bit_generator, "seed_seq", None), "entropy", None)
+    if not isinstance(key, list | tuple) or not key:
+        return None
+    if np.random.default_rng(key).bit_generator.state != rng.bit_generator.state:
+        return None
+    return np.random.default_rng([*key[:-1], int(key[-1]) + 1])
 
 
 def load_triplets(
