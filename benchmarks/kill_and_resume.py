@@ -114,7 +114,7 @@ def last_step(path: Path) -> int:
 def stages_of(run: Path) -> dict[str, int]:
     """The stage folders of a finished run and the steps of each, in order."""
     folders = [f for f in run.iterdir() if (f / CHECKPOINTS[0]).is_file()]
-    folders.sort(key=lambda f: int(f.name.split("_")[0]))
+    folders.sort(key=lambda f: (int(f.name.split("_")[0]), f.name))
     return {f.name: last_step(f / "metrics.jsonl") for f in folders}
 
 
@@ -168,13 +168,19 @@ def differences(whole: Path, broken: Path) -> dict[str, list[str]]:
         for name in CHECKPOINTS:
             if (a / name).is_file() or (b / name).is_file():
                 found[stage] += _checkpoint_differences(a / name, b / name)
-    files = {f.name for f in (whole / "bundle").iterdir()} - set(NOT_COMPARED)
-    found["bundle"] = [
-        name
-        for name in sorted(files)
-        if (whole / "bundle" / name).read_bytes() != (broken / "bundle" / name).read_bytes()
-    ]
+        if (a / "bundle").is_dir():
+            found[stage] += _bundle_differences(a / "bundle", b / "bundle")
+    found["bundle"] = _bundle_differences(whole / "bundle", broken / "bundle")
     return found
+
+
+def _bundle_differences(a: Path, b: Path) -> list[str]:
+    names = {f.name for bundle in (a, b) for f in bundle.glob("*")} - set(NOT_COMPARED)
+    return [name for name in sorted(names) if _bytes(a / name) != _bytes(b / name)]
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _checkpoint_differences(a: Path, b: Path) -> list[str]:
