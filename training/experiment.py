@@ -26,6 +26,7 @@ from rich.console import Console
 from depth_prior_ros.bundle import MANIFEST_NAME
 from training.config_base import RecipeError, Strict
 from training.errors import TrainingError
+from training.recipe_file import load_recipe
 
 
 class Series(Strict):
@@ -253,3 +254,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(text)
         except ValueError:  # being written
             continue
+
+
+def run_experiment(path: Path, out: Path, workers: int) -> Plan:
+    """Carry out what is missing of an experiment; the plan says what to compare.
+
+    Args:
+        path: the experiment's file.
+        out: its run folders lie below.
+        workers: runs at a time.
+
+    Raises:
+        RecipeError: the experiment or one of its recipes is not valid.
+        TrainingError: a run failed.
+    """
+    made = plan(read_experiment(path), path, out)
+    for job in made.jobs:  # a typo in the last one is told before the first is trained
+        load_recipe(job.recipe, list(job.overrides))
+    Runner(workers).run(made.jobs)
+    return made
