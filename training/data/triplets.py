@@ -198,15 +198,15 @@ class TripletSource:
         for _ in range(_LARGEST_REDRAW):
             try:
                 return frames, [self._picture(sample.drive, i, decoding) for i in frames]
-            except CorruptFrameError as error:
-                self._note_corrupt(sample.drive, frames, error)
+            except CorruptFrameError:
+                self._note_corrupt(sample.drive, frames)
             frames = triplets[redraw.integers(len(triplets))]
         raise RecipeError(
             f"{self.sequences[sample.drive].name}: {_LARGEST_REDRAW} triplets drawn one after the "
             f"other cannot be read ({'; '.join(self.skipped[-3:])})"
         )
 
-    def _note_corrupt(self, drive: int, frames: Triplet, error: CorruptFrameError) -> None:
+    def _note_corrupt(self, drive: int, frames: Triplet) -> None:
         sequence = self.sequences[drive]
         for position in frames:
             why = sequence.images.corrupt.get(position)
