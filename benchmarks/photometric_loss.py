@@ -293,7 +293,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The photometric loss against its textbook form.")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", default="640x192", help="width x height, multiples of 64")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from loss_twins import assert_equals_twin, assert_mean_of_images, random
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose, view_synthesis
+from depth_prior_ros.geometry import (
+    Pose,
+    backproject,
+    normalise_pixels,
+    project,
+    view_synthesis,
+)
 from training.losses import photometric_kernel
 from training.losses.photometric import (
     Target,
@@ -343,3 +349,30 @@ def test_views_refuse_what_does_not_belong_together() -> None:
         Views.of(sources, K[:1], _poses(turn, shift))
     with pytest.raises(ValueError, match="expected depth"):
         Views.of(sources, K, _poses(turn, shift)).rebuild(depth[..., :-1])
+
+
+def test_places_equal_the_geometry_where_points_are_held_before_the_camera() -> None:
+    _, depth, K, turn, shift = _scene()
+    shift = shift.clone()
+    shift[:, 2] = -2.5
+    weights = random(28, 2, 4, 6, 2)
+
+    def geometry(d: Tensor, t: Tensor) -> Tensor:
+        points = backproject(d, K)
+        motion = Pose(_poses(turn, t)[0])
+        pixels, z = project(motion.transform(points.flatten(2)).reshape(points.shape), K)
+        assert 0 < int((z < 0).sum()) < z.numel()
+        return (normalise_pixels(pixels, 4, 6) * weights).sum()
+
+    def ours(d: Tensor, t: Tensor) -> Tensor:
+        views = Views.of(random(1, 1, 2, 3, 4, 6), K, _poses(turn, t)[:1])
+        places = views.places(d)
+        return (places * weights).sum()
+
+    leaves = [depth.requires_grad_(), shift.requires_grad_()]
+    for got, wanted in zip(
+        torch.autograd.grad(ours(*leaves), leaves),
+        torch.autograd.grad(geometry(*leaves), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

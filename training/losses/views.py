@@ -60,7 +60,7 @@ class _SamplingGrid(torch.autograd.Function):
             to_points = torch.empty_like(rays[i])
             xy = torch.mul(gradient[i], inverse, out=to_points[:, :2])
             z = torch.sum((grid[i] + 1).mul_(xy), 1, keepdim=True, out=to_points[:, 2:])
-            z.neg_().masked_fill_(inverse * _MIN_Z >= 1, 0)  # where z was held
+            z.neg_().masked_fill_(inverse * _MIN_Z > 1 - 1e-6, 0)  # where z was held
             torch.sum(to_points, 2, keepdim=True, out=to_shift[i])
             torch.matmul(to_points * depth[j], pixels.T, out=to_turn[i])
             to_depth[j] += to_points.mul_(rays[i]).sum(1, keepdim=True)
@@ -128,18 +128,27 @@ class Views:
         Args:
             depth: of the targets (B, 1, H, W), in the unit of the poses.
         """
-        count, batch, _, *size = self.sources.shape
+        sampled = F.grid_sample(
+            self.sources.flatten(0, 1),
+            self.places(depth),
+            padding_mode="border",
+            align_corners=True,
+        )
+        return sampled.unflatten(0, self.sources.shape[:2])
+
+    def places(self, depth: Tensor) -> Tensor:
+        """Where the sources show the target's pixels: (S x B, H, W, 2), [-1, 1] in the image.
+
+        ``depth`` as in :meth:`rebuild`. Points behind a source are projected as geometry does it.
+        """
+        batch, size = self.sources.shape[1], self.sources.shape[3:]
         if depth.shape != (batch, 1, *size):
             raise ValueError(f"expected depth {(batch, 1, *size)}, got {tuple(depth.shape)}")
         grid: Tensor = _SamplingGrid.apply(
             depth.flatten(2), self.turn, self.shift, self.rays, self.pixels
         )
         # Bilinear sampling reads coordinates stored plane by plane just as fast.
-        places = grid.unflatten(2, size).permute(0, 2, 3, 1)
-        sampled = F.grid_sample(
-            self.sources.flatten(0, 1), places, padding_mode="border", align_corners=True
-        )
-        return sampled.unflatten(0, (count, batch))
+        return grid.unflatten(2, size).permute(0, 2, 3, 1)
 
 
 def _normalised_pixels(height: int, width: int, like: Tensor) -> Tensor:
