@@ -60,15 +60,17 @@ class Command:
     def kill_in(self, stage: str, step: int, delay: float) -> int:
         """`kill -9` once this start has logged `step` of `stage`; returns the last step logged."""
         assert self.process is not None
-        path, before = self.out / stage / "metrics.jsonl", self._number
+        path, before, size = self.out / stage / "metrics.jsonl", self._number, -1
         while True:
             if self.process.poll() is not None:
                 self.end()
                 raise RuntimeError(f"{self.out}: the run ended before step {step} of {stage}")
             # Each start rewrites the file: the lines of the start before do not count.
-            if _number(path) != before.get(stage) and last_step(path) >= step:
-                break
-            time.sleep(0.003)
+            if _number(path) != before.get(stage) and path.stat().st_size != size:
+                size = path.stat().st_size
+                if last_step(path) >= step:
+                    break
+            time.sleep(0.005)
         time.sleep(delay)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
