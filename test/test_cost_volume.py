@@ -251,6 +251,16 @@ def test_range_follows_the_single_frame_depth_in_training() -> None:
     assert net.range.min_depth.item() == pytest.approx(0.099 + 0.045, rel=1e-5)
 
 
+def test_float32_depth_under_autocast() -> None:
+    net = _net(hypotheses=8).train()
+    images = torch.rand(2, 2, 3, H, W)
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = net.features(images[0]), net.features(images[1])
+        output = net(a, b, _ahead(2), K.expand(2, 3, 3), _single(2))
+    assert output.depth.dtype == output.cost.dtype == output.confidence.dtype == torch.float32
+    assert output.depth.isfinite().all()
+
+
 def test_shapes_taps_and_interface() -> None:
     net = _net(hypotheses=32)
 

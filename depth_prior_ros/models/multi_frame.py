@@ -83,7 +83,6 @@ class MultiFrameNet(PadsMap):
         ValueError: a size, count or name that the network can't take.
     """
 
-    uses_single_depth = True
     lookup_gradient = True
     #: The scales that `match_many` can return.
     scales: tuple[int, ...] = (0,)
@@ -120,6 +119,7 @@ class MultiFrameNet(PadsMap):
             nn.Conv2d(64, 9 * STRIDE**2, 1),
         )
         self.range = TrackedRange(window=window) if range_mode == "tracked" else None
+        self.uses_single_depth = self.range is None
         self.architecture: dict[str, Any] = {
             "kind": "pads",
             "size": [height, width],
