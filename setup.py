@@ -34,7 +34,14 @@ EXTRAS = {
     "cpu": ["openvino>=2024.0", "onnx>=1.14", "onnxruntime>=1.15"],
     "render": ["moderngl>=5.8"],
     "test": TEST,
-    "dev": [*TEST, "import-linter>=2.1,<3", "mypy==2.4.1", "ruff==0.17.6", "types-PyYAML"],
+    "dev": [
+        *TEST,
+        "import-linter>=2.1,<3",
+        "mypy==2.4.1",
+        "pillow",  # benchmarks/loader.py compares with it
+        "ruff==0.17.6",
+        "types-PyYAML",
+    ],
 }
 
 

@@ -345,8 +345,7 @@ class DepthPipeline:
         K = self._matching_matrix(current.framed.camera)
         with clock("pose"):
             pose = self.networks.pose(previous.native, current.native)
-            if np.isfinite(pose).all():
-                pose = self.networks.align(previous.native, current.native, pose, K, inverse)
+            pose = self.networks.align(previous.native, current.native, pose, K, inverse)
         self._check_pose(pose, speed, (current.stamp_ns - previous.stamp_ns) * 1e-9)
         with clock("multi"):
             return self.networks.multi(

@@ -115,11 +115,11 @@ class Networks:
         K: NDArray[np.float64],
         single_inverse: Native,
     ) -> NDArray[np.float64]:
-        """The motion (4, 4) refined against single-frame depth, where the bundle asks for it.
+        """The motion (4, 4) refined against single-frame depth, if the bundle asks for it.
 
         Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
         """
-        if not self._aligns:
+        if not self._aligns or not np.isfinite(current_from_previous).all():
             return current_from_previous
         import torch
 

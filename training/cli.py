@@ -9,6 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.compare_rows import Listing
 
 # Kept here as plain words, so that --help needs no import; a test compares them.
 PROTOCOL_NAMES = (
@@ -34,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_evaluate(commands)
     _add_compare(commands)
+    _add_experiment(commands)
     _add_inspect(commands)
     return parser
 
@@ -135,6 +140,23 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.set_defaults(handler=_compare)
 
 
+def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    experiment = commands.add_parser(
+        "experiment",
+        help="all runs that a table needs, then the table",
+        description="Train all runs that an experiment names, several at a time, and compare "
+        "them. Runs that are finished are kept, so the same command goes on where it was.",
+    )
+    add = experiment.add_argument
+    add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
+    add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
+    add(
+        "--jobs", type=int, default=1, help="runs at a time, each on a core of its own (default: 1)"
+    )
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    experiment.set_defaults(handler=_experiment)
+
+
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspect = commands.add_parser(
         "inspect",
@@ -186,9 +208,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from training.compare import FIGURES, TABLE, compare
     from training.compare_rows import Listing, parse_spec, read_listing
-    from training.evaluation_progress import ProgressBar
 
     listing = read_listing(arguments.listing) if arguments.listing else Listing()
     listing.specs += [parse_spec(text) for text in arguments.rows]
@@ -196,18 +216,35 @@ def _compare(arguments: argparse.Namespace) -> int:
     listing.pairs += arguments.pairs
     listing.synthetic += arguments.synthetic
     listing.sets = arguments.sets or listing.sets
-    with ProgressBar() as progress:
-        compare(
-            listing,
-            arguments.out,
-            arguments.data,
-            backend=arguments.backend,
-            device=arguments.device,
-            progress=progress,
-        )
-    print((arguments.out / TABLE).read_text(encoding="utf-8"), end="")
-    print(f"table: {arguments.out / TABLE}\nfigures: {arguments.out / FIGURES}")
+    _table(listing, arguments.out, arguments.data, arguments.backend, arguments.device)
     return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    from training.experiment import run_experiment
+
+    out = arguments.out or Path("runs") / arguments.file.stem
+    listing = run_experiment(arguments.file, out, arguments.jobs, arguments.data)
+    if listing is not None:
+        _table(listing, out / arguments.file.stem, arguments.data)
+    return 0
+
+
+def _table(
+    listing: Listing,
+    out: Path,
+    data: Path | None,
+    backend: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Compare, and print the table."""
+    from training.compare import FIGURES, TABLE, compare
+    from training.evaluation_progress import ProgressBar
+
+    with ProgressBar() as progress:
+        compare(listing, out, data, backend=backend, device=device, progress=progress)
+    print((out / TABLE).read_text(encoding="utf-8"), end="")
+    print(f"table: {out / TABLE}\nfigures: {out / FIGURES}")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

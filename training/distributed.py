@@ -65,6 +65,11 @@ class Processes:
             )
         return size // self.count
 
+    def slice(self, size: int) -> slice:
+        """Which of ``size`` samples of the global batch are this process's; see `part`."""
+        self.part(size)
+        return slice(self.rank, None, self.count)
+
     def take(self, batch: T) -> T:
         """This process's share of a global batch.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,7 +26,11 @@ from rich.console import Console
 from depth_prior_ros.bundle import MANIFEST_NAME
 from training.config_base import RecipeError, Strict
 from training.errors import TrainingError
+from training.evaluation_sets import DATA_VARIABLE
 from training.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from training.compare_rows import Listing
 
 
 class Series(Strict):
@@ -39,15 +43,25 @@ class Series(Strict):
     )
 
 
-class Experiment(Strict):
-    """Runs by name, and the rows of the table that compares them.
+class Table(Strict):
+    """What `depth_train compare` is told."""
 
-    Attributes of ``compare``: what `depth_train compare` reads, where a row's bundle is the name of
-    a series, or ``NAME/FOLDER`` for a bundle inside its runs; every seed of it is meant.
-    """
+    rows: tuple[str, ...] = Field(
+        min_length=1,
+        description="NAME=SERIES, or NAME=SERIES/FOLDER for a bundle inside its runs; every seed "
+        "of the series is meant",
+    )
+    against: str | None = None
+    pairs: tuple[str, ...] = ()
+    synthetic: tuple[str, ...] = ()
+    sets: list[str] | None = None
+
+
+class Experiment(Strict):
+    """Runs by name, and the table that compares them."""
 
     runs: dict[str, Series] = Field(min_length=1)
-    compare: dict[str, Any] = Field(default_factory=dict)
+    compare: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,10 @@ class Job:
 
 @dataclass
 class Plan:
-    """All jobs of an experiment, and its comparison with the names of series replaced."""
+    """All jobs of an experiment, and its table with bundles in place of series."""
 
     jobs: list[Job]
-    listing: dict[str, Any] = field(default_factory=dict)
+    table: Table | None = None
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -105,8 +119,11 @@ def plan(experiment: Experiment, path: Path, out: Path) -> Plan:
             recipe = path.parent / series.recipe
             needs = frozenset(known.used - {folder})
             jobs.append(Job(name, seed, folder, recipe, (f"seed={seed}", *overrides), needs))
-    rows = [_row(str(text), experiment, out) for text in experiment.compare.get("rows", ())]
-    return Plan(jobs, {**experiment.compare, "rows": rows} if rows else {})
+    table = experiment.compare
+    if table is not None:
+        rows = tuple(_row(text, experiment, out) for text in table.rows)
+        table = table.model_copy(update={"rows": rows})
+    return Plan(jobs, table)
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
@@ -256,20 +273,30 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def run_experiment(path: Path, out: Path, workers: int) -> Plan:
-    """Carry out what is missing of an experiment; the plan says what to compare.
+def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None) -> Listing | None:
+    """Carry out what is missing of an experiment; returns what is to be compared.
 
     Args:
         path: the experiment's file.
         out: its run folders lie below.
         workers: runs at a time.
+        data: the data root, where a recipe does not say; default: $DEPTH_PRIOR_DATA.
 
     Raises:
         RecipeError: the experiment or one of its recipes is not valid.
         TrainingError: a run failed.
     """
+    from training.compare_rows import Listing, parse_spec
+
+    if data is not None:
+        os.environ[DATA_VARIABLE] = str(data)
     made = plan(read_experiment(path), path, out)
     for job in made.jobs:  # a typo in the last one is told before the first is trained
         load_recipe(job.recipe, list(job.overrides))
+    table = made.table
     Runner(workers).run(made.jobs)
-    return made
+    if table is None:
+        return None
+    specs = [parse_spec(text) for text in table.rows]
+    synthetic = [Path(bag) for bag in table.synthetic]
+    return Listing(specs, table.against, list(table.pairs), synthetic, table.sets)

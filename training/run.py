@@ -224,8 +224,7 @@ class Run:
     def _check_folders(self) -> None:
         """What only a later stage reads is looked for now, not after hours."""
         data, scale = self.recipe.data, self.recipe.output.scale_drive
-        if data.recorded:
-            plan_data(self.root, data)
+        plan_data(self.root, data)
         wanted = {}
         for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
             wanted[f"data.synthetic.textures.{i}"] = path

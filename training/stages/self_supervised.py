@@ -101,17 +101,18 @@ class SelfSupervisedStage:
             if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
                 network.eval()
         processes, device = self.system.processes, self.system.device
-        drawn = self.triplets.batch(self.schedule.batch, rng)
-        batch: TripletBatch = processes.take(drawn).to(device)
+        size = self.schedule.batch
+        batch = self.triplets.batch(size, rng, part=processes.slice(size)).to(device)
         self.last_batch = {"images": batch.images, "K": batch.K, "poses": batch.poses}
         scene, loss, values = self._student(batch)
         further, logs = self._further(scene)
         loss, values = loss + further, values | logs
         if self.pairs is not None and self.schedule.synthetic_batch:
-            pairs = self.pairs.batch(self.schedule.synthetic_batch, rng)
+            size = self.schedule.synthetic_batch
+            pairs = self.pairs.batch(size, rng, part=processes.slice(size))
             rehearsal, logs = supervised_loss(
                 self.system,
-                processes.take(pairs).to(device),
+                pairs.to(device),
                 gradient_weight=self.schedule.gradient_weight,
                 multi_batch=self._rehearsed_by_multi(),
                 pose_weight=self.schedule.pose_weight,
@@ -139,9 +140,7 @@ class SelfSupervisedStage:
         recorded = batch.poses.transpose(0, 1)
         if not batch.known.any():
             return predicted, predicted, predicted.new_zeros(())
-        # By the share of samples that are known: the mean over processes is that of the batch.
-        loss = pose_loss(Pose(predicted[:, batch.known]), Pose(recorded[:, batch.known]))
-        loss = loss * batch.known.float().mean()
+        loss = pose_loss(Pose(predicted), Pose(recorded), known=batch.known)
         known = batch.known[None, :, None, None]
         return torch.where(known, recorded, predicted), predicted, loss
 

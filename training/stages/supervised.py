@@ -40,8 +40,9 @@ class SupervisedStage:
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """One batch of pairs."""
         schedule = self.schedule
-        batch = self.pairs.batch(schedule.batch, rng, schedule.pairs).to(self.system.device)
-        batch = self.system.processes.take(batch)
+        batch = self.pairs.batch(
+            schedule.batch, rng, schedule.pairs, self.system.processes.slice(schedule.batch)
+        ).to(self.system.device)
         return supervised_loss(
             self.system,
             batch,
