@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,9 +61,12 @@ def street(count: int = 5, stop_after: int = 3) -> StoredRecording:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """Four systems: two seeds of two recipes."""
+    """Two seeds of two recipes; the second one's are copies of the first one's, exchanged."""
     root = tmp_path_factory.mktemp("bundles")
-    made = [make_tiny_bundle(root / f"b{i}", seed=i) for i in range(4)]
+    made = [make_tiny_bundle(root / f"b{i}", seed=i) for i in range(2)]
+    for i in (2, 3):
+        copied = shutil.copytree(made[i - 2].path, root / f"b{i}")
+        made.append(Bundle(Path(copied), made[i - 2].manifest))
     seeds = [7, 8, 8, 7]
     provenance = [
         b.manifest.provenance.model_dump() | {"seed": s} for b, s in zip(made, seeds, strict=True)

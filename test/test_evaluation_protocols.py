@@ -75,7 +75,9 @@ def test_nuscenes_has_predecessors_where_the_sweeps_are_there(tmp_path: Path, bu
     write_nuscenes(tmp_path)
     (one,) = evaluate(bundle, tmp_path, "nuscenes", backend="torch", device="cpu").sets
     numbers = {n: [f.position for f in frames] for n, frames in one.rows.items()}
-    assert numbers == {"all": [0, 3, 6, 9], "single_frame": [3, 9], "multi_frame": [3, 9]}
+    every = [0, 3, 6, 9]
+    expected = {"all": every, "single_frame": [3, 9], "single_frame_all": every}
+    assert numbers == expected | {"multi_frame": [3, 9]}
     assert {f.model for f in one.rows["multi_frame"]} == {"multi_frame"}
     # A 16:9 image loses rows above and below, as in a vehicle.
     assert one.rows["all"][0].region == (0, 18, 160, 53)
@@ -110,6 +112,8 @@ def test_all_drives_of_a_protocol_are_summed_up(tmp_path: Path, bundle: Bundle):
     assert names == [OTHER_DRIVE, TEST_DRIVE, "eigen (all)"]
     counts = [len(one.rows["single_frame"]) for one in report.sets]
     assert counts[2] == counts[0] + counts[1] > 0
+    # The papers' figure is over every listed frame, also the first of a drive.
+    assert [len(one.rows["single_frame_all"]) for one in report.sets] == [2, 3, 5]
     content = as_json(report)
     assert "depth" not in content and "eigen (all)" in content["data_sets"]
     assert content["data_sets"]["eigen (all)"]["baselines"]["constant_depth"]["frames"] == 5

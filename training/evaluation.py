@@ -3,7 +3,8 @@
 Three kinds of rows, as in metrics.json: ``all`` is what the node would have published,
 ``single_frame`` and ``multi_frame`` are that model forced on the frames that have a predecessor.
 Separate scenes have no predecessors: there ``all`` and ``single_frame`` are the same and
-``multi_frame`` has no frames.
+``multi_frame`` has no frames. Sets that papers quote by a list of frames have a fourth row:
+``single_frame_all``, that model on every frame of the list, with or without a predecessor.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, Model
 
 ALL, SINGLE, MULTI = "all", "single_frame", "multi_frame"
+SINGLE_ALL = "single_frame_all"
 MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
 # A bundle counts as looking at the image where its AbsRel on KITTI 2015 is at most this fraction
 # of the best image-independent predictor's.
@@ -179,10 +181,13 @@ def evaluate_set(
             report.rows[MULTI] = []
             report.notes.append("the bundle has no multi-frame network")
             continue
-        positions = chosen.judged if model is None else followed
-        report.rows[model or ALL] = run_model(
-            pipeline, chosen, model, positions, progress, what, keep=keep
-        )
+        listed = chosen.listed and model == "single_frame"
+        positions = chosen.judged if model is None or listed else followed
+        rows = run_model(pipeline, chosen, model, positions, progress, what, keep=keep)
+        report.rows[model or ALL] = rows
+        if listed:
+            report.rows[SINGLE] = [frame for frame in rows if frame.position in set(followed)]
+            report.rows[SINGLE_ALL] = rows
     fallen = [f for f in report.rows.get(MULTI, []) if f.model != "multi_frame"]
     if fallen:
         reasons = sorted({frame.reason for frame in fallen})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.bundle_baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
 from training.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
-from training.evaluation import NEEDED, Report, SetReport, verdict
+from training.evaluation import ALL, NEEDED, SINGLE, SINGLE_ALL, Report, SetReport, verdict
 from training.evaluation_frames import PARTS, JudgedFrame, cut, row_entry, scaled_window
 from training.evaluation_pose import PoseReport, SnippetErrors
 
@@ -189,7 +189,7 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
             # Of summed sets nobody knows which recording a frame is of.
             if not frames or not one.judged.judged:
                 continue
-            if name == "single_frame" and frames is one.rows.get("all"):
+            if name == SINGLE_ALL or (name == SINGLE and frames is one.rows.get(ALL)):
                 continue
             ranked = sorted(frames, key=lambda frame: frame.errors.abs_rel)
             chosen = ranked[:count] + ranked[max(count, len(ranked) - count) :]

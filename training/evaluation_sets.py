@@ -94,7 +94,8 @@ class EvaluationSet:
     """Frames with depth and the protocol they are judged by.
 
     `judged` holds the positions in ``recording.frames`` whose depth counts; the frames between
-    them are still shown to a multi-frame model, in order.
+    them are still shown to a multi-frame model, in order. `listed`: the frames are those that
+    papers quote, so that a figure over every one of them is wanted.
     """
 
     name: str
@@ -102,6 +103,7 @@ class EvaluationSet:
     recording: StoredRecording
     judged: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    listed: bool = False
 
     def followed(self) -> list[int]:
         """The judged positions whose frame directly follows the one before."""
@@ -151,7 +153,7 @@ def _named_set(data: Path, name: str, is_it: Callable[[Path], bool]) -> list[Eva
         if folder.is_dir() and is_it(folder):
             recording = open_recording(folder)
             judged = frames_with_depth(recording)
-            return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged)]
+            return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged, listed=True)]
     return []
 
 
@@ -280,7 +282,9 @@ def eigen_drive_sets(
             notes = (f"{len(judged)} of the {len(wanted)} listed frames are there with depth",)
         if judged:
             sets.append(
-                EvaluationSet(recording.name, PROTOCOLS[protocol], recording, judged, notes)
+                EvaluationSet(
+                    recording.name, PROTOCOLS[protocol], recording, judged, notes, listed_only
+                )
             )
     return sets
 
