@@ -82,7 +82,10 @@ def random_run(path: Path, overrides: list[str]) -> Any:
         def __len__(self) -> int:
             return TRIPLETS
 
-        def batch(self, size: int, rng: np.random.Generator, *_: Any) -> TripletBatch:
+        def batch(
+            self, size: int, rng: np.random.Generator, part: slice = slice(None)
+        ) -> TripletBatch:
+            size = len(range(size)[part])
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
             coarse = torch.rand(3 * size, 3, height // 8, width // 8, generator=generator)
             images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
@@ -91,7 +94,7 @@ def random_run(path: Path, overrides: list[str]) -> Any:
             known = torch.zeros(size, dtype=torch.bool)
             return TripletBatch(images, images, K, torch.eye(4).repeat(size, 2, 1, 1), known)
 
-        def prefetch(self, *_: Any) -> None:
+        def prefetch(self, *_: Any, **__: Any) -> None:
             """Nothing to read in advance."""
 
     class RandomRun(Run):
