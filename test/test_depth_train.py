@@ -41,7 +41,7 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["run", "evaluate", "compare", "inspect"])
 def test_every_command_has_help(command: str, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

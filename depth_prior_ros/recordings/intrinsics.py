@@ -83,9 +83,7 @@ def read_intrinsics(path: Path, size: tuple[int, int]) -> Camera:
     content = _read(path)
     unknown = sorted(set(content) - set(_KEYS))
     if unknown:
-        raise RecordingError(
-            f"{path}: {unknown[0]!r} is unknown; known are {', '.join(_KEYS)}"
-        )
+        raise RecordingError(f"{path}: {unknown[0]!r} is unknown; known are {', '.join(_KEYS)}")
     missing = [name for name in ("units", *_VALUES) if name not in content]
     if missing:
         raise RecordingError(f"{path}: {', '.join(missing)} missing")
