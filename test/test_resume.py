@@ -25,7 +25,7 @@ STEPS = 12
 
 
 def recipe(folder: Path) -> Path:
-    """A run of two stages on twelve small textured frames, with a checkpoint every other step."""
+    """A run of all real-frame stages on twelve small textured frames, a checkpoint every two steps."""
     drive = write_drive(folder / "data", list(range(12)))
     texture = np.random.default_rng(0).integers(0, 255, (20, 80, 3), np.uint8)
     texture = cv2.resize(texture, (200, 38), interpolation=cv2.INTER_CUBIC)
@@ -37,7 +37,8 @@ def recipe(folder: Path) -> Path:
         "size": [64, 32],
         "data": {"root": str(folder / "data"), "drives": [{"path": str(drive)}]},
         "stages": [
-            {"kind": "self_supervised", "steps": STEPS} | stage,
+            {"kind": "teacher", "steps": STEPS, "multi_batch": 1} | stage,
+            {"kind": "mutual", "steps": STEPS, "rounds": 2} | stage,
             {"kind": "prior", "steps": STEPS, "references": 32, "per_image": 4} | stage,
         ],
         "output": {"name": "tiny", "licence": "Apache-2.0"},
