@@ -155,14 +155,23 @@ class System:
         """
         more = {} if isinstance(self.multi_frame, PadsMap) else {"scales": scales}
         with self.autocast():
-            images = torch.cat([current, *(view.image for view in views)])
-            maps = [m.chunk(1 + len(views)) for m in self.multi_frame.features(images)]
-            mine, *others = (Features(*pair) for pair in zip(*maps, strict=True))
+            mine, *others = self._features([current, *(view.image for view in views)])
             lookups = [
                 Lookup(features.matching, view.motion, view.valid)
                 for features, view in zip(others, views, strict=True)
             ]
             return self.multi_frame.match_many(mine, lookups, K, single_depth, **more)
+
+    def _features(self, images: Sequence[Tensor]) -> list[Features]:
+        """M's features of several frames; of lookup frames without gradient where M cuts it."""
+        if self.multi_frame.lookup_gradient:  # one batch, one set of batch statistics
+            maps = [
+                m.chunk(len(images)) for m in self.multi_frame.features(torch.cat(list(images)))
+            ]
+            return [Features(*pair) for pair in zip(*maps, strict=True)]
+        mine = self.multi_frame.features(images[0])
+        with torch.no_grad():
+            return [mine, *(self.multi_frame.features(image) for image in images[1:])]
 
 
 def share(system: System, samples: int | None) -> int | None:
