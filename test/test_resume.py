@@ -25,7 +25,7 @@ STEPS = 12
 
 
 def recipe(folder: Path) -> Path:
-    """A run of all real-frame stages on twelve small textured frames, a checkpoint every two steps."""
+    """All stages on real frames, twelve small textured ones, with a checkpoint every two steps."""
     drive = write_drive(folder / "data", list(range(12)))
     texture = np.random.default_rng(0).integers(0, 255, (20, 80, 3), np.uint8)
     texture = cv2.resize(texture, (200, 38), interpolation=cv2.INTER_CUBIC)

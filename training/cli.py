@@ -6,6 +6,7 @@ Only the parser lives at import time: `depth_train --help` loads none of the lib
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from training.run import run_recipe
 
     bundle = run_recipe(arguments.recipe, arguments.overrides, arguments.out)
-    print(f"bundle: {bundle}")
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
+        print(f"bundle: {bundle}")
     return 0
 
 

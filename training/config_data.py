@@ -116,6 +116,11 @@ class Synthetic(Strict):
     textures: tuple[str, ...] = Field(
         (), description="drives, relative to the data root, whose frames give textures"
     )
+    dense: float = Field(0.0, ge=0, le=1, description="share of streets with dense, slow traffic")
+    renderer: Literal["auto", "gl", "raycast"] = Field(
+        "auto", description="auto: OpenGL where there is one, otherwise the slower ray caster"
+    )
+    processes: int = Field(1, ge=1, description="that render; the pairs do not depend on it")
 
 
 class Data(Strict):

@@ -22,7 +22,16 @@ def ensure_samples(
     folder = Path(synthetic.folder)
     wanted = min(count or synthetic.count, synthetic.count)
     try:
-        write_samples(folder, wanted, size=size, seed=synthetic.seed, texture_images=textures)
+        write_samples(
+            folder,
+            wanted,
+            size=size,
+            seed=synthetic.seed,
+            texture_images=textures,
+            processes=synthetic.processes,
+            dense=synthetic.dense,
+            renderer=synthetic.renderer,
+        )
     except (RendererUnavailableError, ValueError) as error:
         raise RecipeError(f"data.synthetic: {error}") from error
     return folder
