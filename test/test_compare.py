@@ -415,3 +415,17 @@ def test_a_set_that_is_not_there_is_named(tmp_path: Path):
 
 def test_set_names_of_the_command_line():
     assert cli.SET_NAMES == compare_sets.SETS
+
+
+def test_what_is_kept_belongs_to_the_way_a_bundle_is_run(bundles: list[Bundle]):
+    from training.compare import _bundle_key
+
+    manifest = bundles[0].manifest
+    aligned = manifest.architecture.model_copy(update={"align_motion": True})
+    other = Bundle(bundles[0].path, manifest.model_copy(update={"architecture": aligned}))
+    keys = {
+        _bundle_key(bundles[0], "torch", "cpu"),
+        _bundle_key(bundles[0], "openvino", "cpu"),
+        _bundle_key(other, "torch", "cpu"),
+    }
+    assert len(keys) == 3

@@ -193,15 +193,21 @@ def _batches(
 
 
 def baseline_arrays(
-    bundle: Bundle, data: str | Path | None = None, *, stride: int = 10, device: str = "cpu"
+    bundle: Bundle,
+    data: str | Path | None = None,
+    *,
+    stride: int = 10,
+    device: str = "cpu",
+    recordings: Sequence[StoredRecording] = (),
 ) -> dict[str, NDArray[np.float32]]:
     """The maps at the bundle's input size, for its file baselines.safetensors.
 
-    own_mean_inverse_depth (H, W) in network units; where drive 0039 is below `data` also
-    lidar_row_log_depth (H,) and lidar_pixel_log_depth (H, W) in log metres.
+    own_mean_inverse_depth (H, W) in network units, over `recordings` (those that the bundle was
+    trained on where there are none); where drive 0039 is below `data` also lidar_row_log_depth (H,)
+    and lidar_pixel_log_depth (H, W) in log metres.
     """
     folder = data_folder(data)
-    recordings = training_recordings(folder, bundle)
+    recordings = recordings or training_recordings(folder, bundle)
     arrays = {OWN_MEAN: own_mean(bundle, recordings, stride, device)}
     means = kitti_lidar_means(folder)
     if means is not None:
@@ -214,9 +220,18 @@ def baseline_arrays(
     return arrays
 
 
-def write_baselines(bundle: str | Path, data: str | Path | None = None, stride: int = 10) -> Bundle:
-    """Compute the maps and add them to a bundle on disk, so that they are there without data."""
+def write_baselines(
+    bundle: str | Path,
+    data: str | Path | None = None,
+    stride: int = 10,
+    recordings: Sequence[StoredRecording] = (),
+) -> Bundle:
+    """Compute the maps and add them to a bundle on disk, so that they are there without data.
+
+    `recordings` are those that it was trained on; without them they are looked for below `data`.
+    """
     from depth_prior_ros.bundle import load_bundle
 
     loaded = load_bundle(bundle)
-    return add_baselines(loaded, baseline_arrays(loaded, data, stride=stride))
+    arrays = baseline_arrays(loaded, data, stride=stride, recordings=recordings)
+    return add_baselines(loaded, arrays)

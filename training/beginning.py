@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from depth_prior_ros.models.search_range import PadsMap
 from training.config import Recipe, RecipeError
 from training.errors import TrainingError
 from training.stages.system import System
@@ -39,7 +40,8 @@ def begin(system: System, recipe: Recipe) -> str:
 def start_from(path: Path, system: System, key: str = "start") -> None:
     """Load all networks from a checkpoint (last.safetensors); buffers it lacks stay as they are.
 
-    ``key`` of the recipe names the file in errors.
+    A PADS map belongs to its input size: with ``start``, one of another size is left out, and the
+    map begins anew. ``key`` of the recipe names the file in errors.
 
     Raises:
         RecipeError: the file cannot be read or belongs to other networks.
@@ -52,7 +54,17 @@ def start_from(path: Path, system: System, key: str = "start") -> None:
     for name, network in system.networks.items():
         prefix = f"net.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        if key == "start" and isinstance(network, PadsMap):
+            own = _of_this_size(own, network)
         _load(network, own, f"{key}: checkpoint {path}, network '{name}'")
+
+
+def _of_this_size(tensors: dict[str, Tensor], network: PadsMap) -> dict[str, Tensor]:
+    """Without the PADS map and what is collected for its next step, if it has another size."""
+    if "delta" not in tensors or tensors["delta"].shape == network.delta.shape:
+        return tensors
+    map_of_size = ("delta", *network.training_buffers)
+    return {name: tensor for name, tensor in tensors.items() if name not in map_of_size}
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

@@ -193,7 +193,8 @@ def _judge_bundle(
     work: _Work, bundle: Bundle, one: PreparedSet, models: Sequence[Model], what: str
 ) -> dict[str, Any]:
     """What is kept of a bundle on a set, with the models that were missing judged and added."""
-    path = work.out / CACHE / f"{_bundle_key(bundle)[:20]}_{one.fingerprint[:20]}.json"
+    key = _bundle_key(bundle, work.backend, work.device)
+    path = work.out / CACHE / f"{key[:20]}_{one.fingerprint[:20]}.json"
     entry = _read(path) or {
         "version": CACHE_VERSION,
         "bundle": {"name": bundle.manifest.name, "path": str(bundle.path)},
@@ -237,10 +238,17 @@ def _judge_kept_map(work: _Work, depth: Map, one: PreparedSet) -> list[dict[str,
     return frames
 
 
-def _bundle_key(bundle: Bundle) -> str:
-    """All of a bundle that its depth depends on: weights, input, range."""
+def _bundle_key(bundle: Bundle, backend: str, device: str) -> str:
+    """All that a bundle's depth depends on: weights, how they are used, input, range, backend."""
     manifest = bundle.manifest
-    plain = [bundle.digest, asdict(manifest.camera), manifest.depth.model_dump()]
+    parts = (manifest.architecture, manifest.depth)
+    plain = [
+        bundle.digest,
+        asdict(manifest.camera),
+        *(part.model_dump(mode="json") for part in parts),
+        backend,
+        device,
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

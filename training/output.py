@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from depth_prior_ros.bundle import (
@@ -15,13 +16,19 @@ from depth_prior_ros.bundle import (
     save_bundle,
 )
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings import StoredRecording
 from training.baselines import write_baselines
-from training.config import Recipe
+from training.config import Drive, Recipe, RecipeError
+from training.data.drives import network_camera, open_drive
+from training.data.frames import Window
+from training.data.sources import plan_data
 from training.environment import git_hash
 from training.metric_scale import fit_metres_per_unit
 from training.stages.prior import NOTE
 from training.stages.system import System
+
+# For the mean of the student's own output: so many drives and frames, evenly spaced, are enough.
+_DRIVES, _FRAMES = 20, 400
 
 
 def write_bundle(
@@ -34,7 +41,11 @@ def write_bundle(
 ) -> Path:
     """Write the finished system, and maps that do not look at the image, as a bundle.
 
-    Without ``with_multi`` it is a student alone.
+    Without ``with_multi`` it is a student alone. ``path`` appears when all of it is there.
+
+    Raises:
+        BundleError: it cannot be written.
+        OSError: ``path`` is a folder with other things in it.
     """
     for network in system.networks.values():
         network.eval()
@@ -47,6 +58,7 @@ def write_bundle(
             f"photometric fit of the student's depth to the camera poses of "
             f"{recipe.output.scale_drive} (interquartile range over frames {spread:.1%})"
         )
+    seen = _trained_on(recipe, root)
     manifest = Manifest(
         name=recipe.output.name,
         architecture=Architecture(
@@ -56,7 +68,7 @@ def write_bundle(
             align_motion=system.align and with_multi,
         ),
         input_size=recipe.size,
-        training_camera=CameraSpec.of(_training_camera(recipe, root)),
+        training_camera=CameraSpec.of(_training_camera(recipe, seen)),
         depth=DepthSpec(metres_per_unit=factor, metres_per_unit_source=source),
         licence=recipe.output.licence,
         provenance=Provenance(
@@ -75,28 +87,49 @@ def write_bundle(
         ),
         metrics={p["part"]: p.get("validation", {}) for p in progress},
     )
-    save_bundle(
-        path,
-        manifest,
-        student=system.student,
-        prior=system.prior,
-        multi_frame=system.multi_frame if with_multi else None,
-        pose=system.pose if with_multi else None,
-    )
-    if recipe.data.recorded:
-        write_baselines(path, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A bundle without its maps would pass for a finished one after a kill in between.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        save_bundle(
+            whole,
+            manifest,
+            student=system.student,
+            prior=system.prior,
+            multi_frame=system.multi_frame if with_multi else None,
+            pose=system.pose if with_multi else None,
+        )
+        if seen:
+            recordings = [recording for _, recording in seen]
+            stride = max(10, sum(len(r.frames) for r in recordings) // _FRAMES)
+            write_baselines(whole, root, stride, recordings)
+        whole.rename(path)
     return path
+
+
+def _trained_on(recipe: Recipe, root: Path) -> list[tuple[Drive, StoredRecording]]:
+    """Some of the recordings that a recipe trains on, opened as training opens them."""
+    if not recipe.data.recorded:
+        return []
+    entries = plan_data(root, recipe.data).training
+    seen = []
+    for entry in entries[:: -(-len(entries) // _DRIVES)]:
+        try:
+            seen.append((entry.drive, open_drive(root, entry.drive)))
+        except RecipeError:
+            if entry.named:
+                raise  # otherwise it was left out of the training, too
+    return seen
 
 
 def _without_size(architecture: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in architecture.items() if key != "size"}
 
 
-def _training_camera(recipe: Recipe, root: Path) -> Camera:
+def _training_camera(recipe: Recipe, seen: list[tuple[Drive, StoredRecording]]) -> Camera:
     """The camera of the first drive at the input size; KITTI's where nothing real was seen."""
+    if seen:
+        drive, recording = seen[0]
+        return network_camera(recording, Window(recipe.size, drive.crop))
     width, height = recipe.size
-    if recipe.data.drives:
-        return (
-            open_recording(root / recipe.data.drives[0].path).frames[0].camera.scaled(*recipe.size)
-        )
     return Camera(0.58 * width, 1.92 * height, 0.49 * width, 0.46 * height, width, height)

@@ -183,9 +183,18 @@ def _matrix(recording: Recording, window: Window) -> np.ndarray:
     """Intrinsics (3, 3) of the cropped and resized pictures."""
     if not len(recording.frames):
         return np.eye(3)
+    return network_camera(recording, window).matrix()
+
+
+def network_camera(recording: Recording, window: Window) -> Camera:
+    """The camera of a recording's cropped and resized pictures, by its first frame.
+
+    Raises:
+        RecipeError: nothing sensible is left by the crop.
+    """
     camera = recording.frames[0].camera
     try:
-        return camera.cropped(*window.box(*camera.size)).scaled(*window.size).matrix()
+        return camera.cropped(*window.box(*camera.size)).scaled(*window.size)
     except InvalidCameraError as error:
         raise RecipeError(f"{recording.name}: crop: {error}") from error
 
