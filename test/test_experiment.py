@@ -12,7 +12,7 @@ from depth_prior_ros.bundle import MANIFEST_NAME
 from depth_prior_ros.share import share_dir
 from training.config_base import RecipeError
 from training.errors import TrainingError
-from training.experiment import Job, Runner, plan, read_experiment
+from training.experiment import Job, Runner, is_of_another_recipe, plan, read_experiment
 from training.recipe_file import load_recipe
 
 RECIPE = share_dir() / "config" / "training" / "small_teacher.yaml"
@@ -84,6 +84,19 @@ def test_needs_come_first_and_finished_runs_are_left_alone(
     ran.clear()
     Runner(2).run(both)
     assert ran == []
+
+
+def test_a_finished_run_of_another_recipe_is_noticed(tmp_path: Path) -> None:
+    job = jobs(tmp_path)[0]
+    now = load_recipe(RECIPE)
+    assert not is_of_another_recipe(job, now), "not finished: the run itself refuses"
+    finish(job)
+    kept = job.folder / "recipe.yaml"
+    kept.write_text(yaml.safe_dump(now.model_dump(mode="json")))
+    assert not is_of_another_recipe(job, now)
+    assert is_of_another_recipe(job, load_recipe(RECIPE, ["stages.0.steps=9"]))
+    kept.unlink()
+    assert is_of_another_recipe(job, now)
 
 
 def test_a_failed_run_names_its_log_and_stops_the_rest(

@@ -31,6 +31,7 @@ from training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from training.compare_rows import Listing
+    from training.config import Recipe
 
 
 class Series(Strict):
@@ -273,6 +274,16 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def is_of_another_recipe(job: Job, recipe: Recipe) -> bool:
+    """Whether a finished run was made by another recipe than the one it would have now."""
+    if not job.finished:
+        return False
+    try:
+        return load_recipe(job.folder / "recipe.yaml").model_dump() != recipe.model_dump()
+    except RecipeError:  # of another version
+        return True
+
+
 def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None) -> Listing | None:
     """Carry out what is missing of an experiment; returns what is to be compared.
 
@@ -291,10 +302,17 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
     if data is not None:
         os.environ[DATA_VARIABLE] = str(data)
     made = plan(read_experiment(path), path, out)
+    runner = Runner(workers)
     for job in made.jobs:  # a typo in the last one is told before the first is trained
-        load_recipe(job.recipe, list(job.overrides))
+        if is_of_another_recipe(job, load_recipe(job.recipe, list(job.overrides))):
+            runner.console.print(
+                f"{job.folder.name}: finished with another recipe or other overrides than now (see "
+                "recipe.yaml there), and kept as it is; remove the folder to train it anew",
+                markup=False,
+                highlight=False,
+            )
     table = made.table
-    Runner(workers).run(made.jobs)
+    runner.run(made.jobs)
     if table is None:
         return None
     specs = [parse_spec(text) for text in table.rows]
