@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from depth_prior_ros.share import share_dir
-from training.config import RecipeError
+from training.config import RecipeError, Teacher
+from training.config_stages import in_steps
 from training.recipe_file import load_recipe
 from training.run import run_recipe
 
@@ -132,3 +133,89 @@ def test_missing_folders_are_named_before_anything_is_trained(
         run_recipe(write(tmp_path, values | {"data": data}), [], tmp_path / "run")
     assert str(tmp_path / "drive") in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+# --- files that extend each other -----------------------------------------------------------------
+
+
+def chain(folder: Path, *levels: dict[str, object]) -> Path:
+    """Files that extend each other, the first one at the bottom; returns the last."""
+    for number, values in enumerate(levels):
+        below = {"extends": f"level{number - 1}.yaml"} if number else {}
+        text = yaml.safe_dump(below | values)
+        (folder / f"level{number}.yaml").write_text(text)
+    return folder / f"level{len(levels) - 1}.yaml"
+
+
+def test_sections_merge_and_lists_are_replaced(tmp_path: Path) -> None:
+    below = {"networks": {"trunk": "resnet18", "pose": "resnet18"}, "seed": 5}
+    stages = [{"kind": "teacher", "steps": 7}]
+    above = {"networks": {"decoder": "monodepth2"}, "stages": stages}
+    recipe = load_recipe(chain(tmp_path, MINIMAL | below, above), ["networks.pose=small"])
+    assert (recipe.networks.trunk, recipe.networks.decoder) == ("resnet18", "monodepth2")
+    assert recipe.networks.pose == "small" and recipe.seed == 5
+    assert [stage.steps for stage in recipe.stages] == [7]
+
+
+def test_a_circle_of_recipes_is_refused(tmp_path: Path) -> None:
+    path = chain(tmp_path, MINIMAL, {"seed": 2})
+    (tmp_path / "level0.yaml").write_text("extends: level1.yaml\n")
+    with pytest.raises(RecipeError, match="leads back to"):
+        load_recipe(path)
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("extends: nowhere.yaml\n")
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "stages.0.lerning_rate=1",
+            r"stages\.0\.teacher\.lerning_rate; did you mean learning_rate",
+        ),
+        ("stages.0.lerning_rate=1", "Allowed there: .*masked_consistency"),
+        ("data.drves=1", r"data\.drves; did you mean drives"),
+        ("networks.multi_frame.hypothesis=8", r"did you mean hypotheses\? .*delta_init"),
+    ],
+)
+def test_a_typo_is_told_what_was_meant(tmp_path: Path, override: str, words: str) -> None:
+    path = share_dir() / "config" / "training" / "small_teacher.yaml"
+    with pytest.raises(RecipeError, match=words) as caught:
+        load_recipe(path, [override])
+    assert "should have at least" not in str(caught.value), "no error that only follows"
+
+
+def test_shipped_recipes_are_valid() -> None:
+    folder = share_dir() / "config" / "training"
+    names = {path.stem for path in folder.glob("*.yaml") if load_recipe(path)}
+    wanted = {"monodepth2", "diffnet", "teacher", "teacher_hr", "manydepth_hr", "mutual"}
+    assert {f"kitti_{name}" for name in wanted} <= names
+
+
+def test_a_student_needs_a_teacher(tmp_path: Path) -> None:
+    stages = [{"kind": "distil", "steps": 1}]
+    path = chain(tmp_path, {**MINIMAL, "data": {"drives": [{"path": "x"}]}, "stages": stages})
+    with pytest.raises(RecipeError, match="needs a teacher"):
+        load_recipe(path)
+    load_recipe(path, ["stages.0.teacher=some/last.safetensors"])
+
+
+def test_epochs_become_steps() -> None:
+    stage = Teacher(kind="teacher", epochs=3, batch=4)
+    assert in_steps(stage, 10).steps == 7
+    assert in_steps(Teacher(kind="teacher", steps=5), 10).steps == 5
+    for wrong in ({}, {"steps": 1, "epochs": 1}):
+        with pytest.raises(ValueError, match="either steps or epochs"):
+            Teacher(kind="teacher", **wrong)
+
+
+def test_the_learning_rate_falls_in_a_step() -> None:
+    stage = Teacher(
+        kind="teacher", steps=20, learning_rate=1.0, warm_up=0, decay="step", step_at=0.75
+    )
+    assert [stage.rate(step) for step in (0, 14, 15, 19)] == [1.0, 1.0, 0.1, 0.1]

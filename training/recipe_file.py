@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from training.config import Recipe
-from training.config_base import RecipeError
+from training.config_base import RecipeError, Strict
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -28,7 +30,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {_plain(e)}" for e in error.errors()]
+        found = error.errors()
+        # A list that lost its wrong entry is then too short; only the entry is of interest.
+        causes = [
+            e
+            for e in found
+            if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)
+        ]
+        lines = [f"  {_plain(e)}" for e in causes]
         raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
 
 
@@ -84,9 +93,37 @@ def _index(target: list[Any], name: str, override: str) -> int:
 
 def _plain(error: Any) -> str:
     place = ".".join(map(str, error["loc"])) or "recipe"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {place}"
-    return f"{place}: {error['msg']}"
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}"
+    allowed = _keys_at(error["loc"][:-1])
+    close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"unknown key {place}{hint} Allowed there: {', '.join(allowed)}"
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at ``place``; in lists of stages the kind stands behind the number."""
+    sections: list[type[Strict]] = [Recipe]
+    for part in place:
+        if isinstance(part, int):
+            continue
+        kinds = [s for s in sections if part in _literals(s.model_fields.get("kind"))]
+        if kinds:
+            sections = kinds
+            continue
+        fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+        sections = [s for field in fields for s in _sections(field.annotation)]
+    return sorted({key for section in sections for key in section.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[Strict]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _literals(field: FieldInfo | None) -> tuple[Any, ...]:
+    return () if field is None else get_args(field.annotation)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
