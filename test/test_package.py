@@ -24,7 +24,10 @@ EXECUTABLES = {
 
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {
-    "lightning_fabric": "lightning-fabric","cv2": "opencv-python-headless", "yaml": "PyYAML"}
+    "lightning_fabric": "lightning-fabric",
+    "cv2": "opencv-python-headless",
+    "yaml": "PyYAML",
+}
 # Import name -> key of package.xml. None: rosdep has no key for it.
 ROSDEP_KEYS = {
     "lightning_fabric": None,

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from training.config_base import RecipeError, Strict
 from training.config_data import Data, Drive, Synthetic
 from training.config_stages import (
+    AnyStage,
     Distil,
     Mutual,
     NetworkName,
@@ -61,8 +62,19 @@ class MultiFrame(Strict):
     delta_init: float = Field(1.0, gt=0, description="PADS map at the beginning")
     delta_mode: Literal["adaptive", "fixed"] = "adaptive"
     lookup: tuple[Literal[-1, 1], ...] = Field(
-        (-1,), min_length=1, description="frames that are matched: previous, next"
+        (-1,),
+        min_length=1,
+        description="frames that are matched in training: previous, next. On a vehicle there is "
+        "only the previous one",
     )
+
+    @field_validator("lookup")
+    @classmethod
+    def _previous(cls, lookup: tuple[int, ...]) -> tuple[int, ...]:
+        if -1 not in lookup or len(set(lookup)) != len(lookup):
+            raise ValueError(f"must be [-1] or [-1, 1], got {list(lookup)}")
+        return lookup
+
     align_motion: bool = Field(
         True, description="refine the pose network's motion against the single-frame depth"
     )
@@ -78,6 +90,13 @@ class Networks(Strict):
     far_disparity: float = Field(
         0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
     )
+
+
+def teaches_multi(stage: AnyStage) -> bool:
+    """Whether a stage trains the multi-frame network."""
+    if isinstance(stage, Supervised):
+        return stage.multi_batch != 0
+    return "multi_frame" in stage.train
 
 
 class Output(Strict):
@@ -112,6 +131,14 @@ class Recipe(Strict):
     validate_every: int = Field(1000, ge=1, description="steps")
     log_every: int = Field(20, ge=1, description="steps")
 
+    @property
+    def has_multi_frame(self) -> bool:
+        """Whether the multi-frame network that comes out was trained, and is not a student's."""
+        last = self.stages[-1]
+        if isinstance(last, Distil):
+            return isinstance(last, Mutual)
+        return self.start is not None or any(map(teaches_multi, self.stages))
+
     @field_validator("size")
     @classmethod
     def _multiple_of_32(cls, size: tuple[int, int]) -> tuple[int, int]:
@@ -140,7 +167,18 @@ class Recipe(Strict):
             distils = isinstance(stage, Distil) and stage.fresh_from is not None
             if distils and stage.fresh_from >= number:  # type: ignore[union-attr]
                 raise ValueError(f"{place}: fresh_from has to name a stage before")
-            taught = any(isinstance(s, (Teacher, SelfSupervised)) for s in self.stages[:number])
+            taught = self.start is not None or any(map(teaches_multi, self.stages[:number]))
             if isinstance(stage, Distil) and stage.teacher is None and not taught:
-                raise ValueError(f"{place} needs a teacher: a stage before it, or a checkpoint")
+                raise ValueError(
+                    f"{place} needs a teacher: a stage before it that trains multi_frame, start, "
+                    "or a checkpoint (teacher)"
+                )
+            primed = any(isinstance(s, Prior) for s in self.stages[:number])
+            if isinstance(stage, Distil) and primed:
+                raise ValueError(f"{place}: a fresh student has no prior; put prior stages last")
+            if isinstance(stage, Prior) and self.networks.multi_frame.kind != "pads":
+                raise ValueError(f"{place} needs networks.multi_frame.kind: pads")
+            one_scale = self.networks.decoder == "ra_depth"
+            if isinstance(stage, SelfSupervised) and one_scale and set(stage.scales) != {0}:
+                raise ValueError(f"{place}: the decoder ra_depth has scale 0 only")
         return self

@@ -138,6 +138,8 @@ class Teacher(SelfSupervised):
     def _shares(self) -> Teacher:
         if self.static_camera + self.missing_frame > 1:
             raise ValueError("static_camera and missing_frame together are more than 1")
+        if self.freeze_at is not None and "multi_frame" not in self.train:
+            raise ValueError("freeze_at freezes all but multi_frame, which train does not name")
         if (self.static_camera or self.missing_frame) and not self.consistency:
             raise ValueError("static_camera and missing_frame need consistency above 0")
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -63,6 +64,10 @@ class Experiment(Strict):
 
     runs: dict[str, Series] = Field(min_length=1)
     compare: Table | None = None
+
+
+# A series in braces; YAML's own braces hold more than a name.
+_NAME = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,8 @@ class _Folders(dict[str, str]):
 
 def _fill(text: str, folders: _Folders, place: str) -> str:
     try:
-        return text.format_map(folders)
-    except (KeyError, ValueError, IndexError) as error:
+        return _NAME.sub(lambda name: folders[name[1]], text)
+    except KeyError as error:
         raise RecipeError(
             f"{place}: '{text}' names a series that is not there ({error})"
         ) from error

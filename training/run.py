@@ -31,6 +31,7 @@ from training.config import (
     SelfSupervised,
     Supervised,
     Teacher,
+    teaches_multi,
 )
 from training.config_stages import AnyStage, in_steps
 from training.data.pairs import PairSource
@@ -106,7 +107,7 @@ class Run:
             done = Engine(stage, folder, settings, self.console, self.processes).run()
             progress.append({"part": part.folder, **done})
             self._done[part.stage] = folder / LAST
-            if isinstance(part.schedule, Teacher) and part.stage + 1 < len(self.recipe.stages):
+            if type(part.schedule) is Teacher and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
         return self._write(bundle, system, progress)
 
@@ -124,9 +125,9 @@ class Run:
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
         if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
-            last = self.recipe.stages[-1]
-            alone = type(last) is Distil and path == self.folder / "bundle"
-            write_bundle(path, self.recipe, system, progress, self.root, with_multi=not alone)
+            final = path == self.folder / "bundle"
+            with_multi = self.recipe.has_multi_frame if final else True
+            write_bundle(path, self.recipe, system, progress, self.root, with_multi)
         self.processes.barrier()
         return path
 
@@ -158,7 +159,12 @@ class Run:
         fresh = self._beginning()
         source = schedule.fresh_from
         if source is None:
-            teachers = [i for i, s in enumerate(self.recipe.stages[:number]) if _is_teacher(s)]
+            before = self.recipe.stages[:number]
+            teachers = [
+                i
+                for i, s in enumerate(before)
+                if isinstance(s, SelfSupervised) and teaches_multi(s)
+            ]
             source = teachers[-1] - 1 if teachers else -1
         if source >= 0:
             load_checkpoint(self._done[source], fresh.networks)
@@ -274,11 +280,6 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     resolved = load_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
     return Run(resolved, folder).carry_out()
-
-
-def _is_teacher(schedule: AnyStage) -> bool:
-    """Whether a stage trains a multi-frame network on real frames."""
-    return isinstance(schedule, SelfSupervised) and "multi_frame" in schedule.train
 
 
 def _device(name: str) -> torch.device:

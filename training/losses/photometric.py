@@ -70,15 +70,21 @@ def view_errors(views: Tensor, target: Target) -> Tensor:
     return photometric_error(views.flatten(0, 1), target).unflatten(0, views.shape[:2])
 
 
-def identity_error(sources: Tensor, target: Target, generator: torch.Generator) -> Tensor:
+def identity_error(sources: Tensor, target: Target, noise: torch.Generator | Tensor) -> Tensor:
     """Error of the unwarped sources (S, B, C, H, W), smallest over S: (B, 1, H, W).
 
     A little noise breaks ties with an equally good reprojection (monodepth2's code). It does not
     depend on depth: compute it once for all scales.
+
+    Args:
+        sources: the images.
+        target: the target image.
+        noise: standard normal numbers (S, B, 1, H, W), or where to draw them from.
     """
     errors = view_errors(sources, target)
-    noise = torch.randn(errors.shape, generator=generator).to(errors) * 1e-5
-    return (errors + noise).amin(0)
+    if isinstance(noise, torch.Generator):
+        noise = torch.randn(errors.shape, generator=noise)
+    return (errors + noise.to(errors) * 1e-5).amin(0)
 
 
 def minimum_error(warped: Tensor, target: Target, identity: Tensor | None = None) -> Tensor:

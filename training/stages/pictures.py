@@ -39,6 +39,8 @@ def multi_depth(system: System, batch: TripletBatch) -> tuple[Tensor, Tensor, Te
 @torch.no_grad()
 def system_pictures(system: System, triplets: TripletSource) -> dict[str, np.ndarray]:
     """Image, S, M and the nearest hypothesis side by side; and the PADS map."""
+    if not system.matches:
+        return {}
     batch = fixed_batch(system, triplets)
     single, multi, nearest = multi_depth(system, batch)
     size = (batch.images.shape[-1], batch.images.shape[-2])

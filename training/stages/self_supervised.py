@@ -152,20 +152,20 @@ class SelfSupervisedStage:
         poses, predicted, pose_error = self._poses(batch)
         views = Views.of(sources, batch.K, poses)
         with torch.no_grad():
-            identity = identity_error(sources, target, torch.default_generator)
+            identity = identity_error(sources, target, self._noise(batch))
         reprojection = smooth = poses.new_zeros(())
         disparities = self.system.single(batch.inputs[:, 1], schedule.scales)
         scene, explained = None, 0.0
         for scale in sorted(disparities):
             disparity, size = disparities[scale], now.shape[-2:]
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
-            inverse, depth = disparity_to_depth(full)
+            _, depth = disparity_to_depth(full)
             rebuilt = views.rebuild(depth)
             error, mask = minimum_reprojection(
                 rebuilt, target, identity, "kept" if schedule.kept_pixels_only else "all"
             )
             reprojection = reprojection + error / len(disparities)
-            smooth = smooth + edge_aware_smoothness(inverse, now) / 2**scale / len(disparities)
+            smooth = smooth + scale_smoothness(disparity, now, scale) / len(disparities)
             if scene is None:  # scale 0, the finest
                 scene = Scene(batch, sources, target, poses, identity, depth, rebuilt)
                 explained = mask.float().mean().item()
@@ -176,7 +176,9 @@ class SelfSupervisedStage:
             "explained": explained,
             "pose": pose_error.item(),
             "depth_mean": scene.depth.mean().item(),
-            "translation": poses[0, :, :3, 3].norm(dim=-1).mean().item(),
+            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean().item(),
+            "disparity_mean": disparities[0].mean().item(),
+            "disparity_spread": disparities[0].std((1, 2, 3)).mean().item(),
         }
         loss = reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
@@ -197,6 +199,14 @@ class SelfSupervisedStage:
             self.metres_per_unit,
         )
         return error, {"travel_error": error.item()}
+
+    def _noise(self, batch: TripletBatch) -> Tensor:
+        """Standard normal numbers (2, B, 1, H, W), the same whatever the number of processes."""
+        height, width = batch.images.shape[-2:]
+        drawn = self.system.processes.draw(
+            len(batch.images), lambda count: torch.randn(count, 2, 1, height, width)
+        )
+        return drawn.transpose(0, 1)
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
         """What this kind of stage adds: here, the plain loss of M where it learns."""
@@ -239,7 +249,7 @@ class SelfSupervisedStage:
         system, batch = self.system, scene.batch
         scales = self.schedule.scales
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
-        if system.multi_frame.training:
+        if system.multi_frame.training and system.student.training:  # not once S is frozen
             system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
         return multi
 
@@ -252,13 +262,20 @@ class SelfSupervisedStage:
         error, _ = minimum_reprojection(rebuilt, scene.target, None)
         return error, edge_aware_smoothness(1 / depth, scene.target.image)
 
-    def _multi_logs(self, multi: TeacherOutput, error: Tensor, smooth: Tensor) -> Logs:
+    def _multi_logs(
+        self, multi: TeacherOutput, error: Tensor, smooth: Tensor, changed: Tensor | None = None
+    ) -> Logs:
+        """What to log of M; samples that ``changed`` (B,) names do not count for its range."""
         best, last = multi.best, multi.hypotheses.shape[1] - 1
+        counted = (multi.confidence > 0).float()
+        if changed is not None:
+            counted = counted * ~changed.view(-1, 1, 1, 1)
+        at_end = (((best == 0) | (best == last)) * counted).sum() / counted.sum().clamp(min=1)
         values = {
             "multi/photometric": error.item(),
             "multi/smoothness": smooth.item(),
             "multi/depth_mean": multi.depth.mean().item(),
-            "multi/at_range_end": ((best == 0) | (best == last)).float().mean().item(),
+            "multi/at_range_end": at_end.item(),
         }
         return values | range_figures(self.system.multi_frame)
 
@@ -273,6 +290,13 @@ class SelfSupervisedStage:
         """Depth of fixed frames, the multi-frame network's range and map."""
         pictures = self.validation.pictures(self.system)
         return pictures | system_pictures(self.system, self.triplets)
+
+
+def scale_smoothness(disparity: Tensor, image: Tensor, scale: int) -> Tensor:
+    """Smoothness of a disparity (B, 1, H / 2**scale, W / 2**scale) at its own size (monodepth2)."""
+    inverse, _ = disparity_to_depth(disparity)
+    small = image if scale == 0 else F.avg_pool2d(image, 2**scale)
+    return edge_aware_smoothness(inverse, small) / 2**scale
 
 
 def aligned_views(system: System, scene: Scene) -> list[View]:

@@ -19,7 +19,7 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.models.teacher import Features, Lookup
-from training.config import MultiFrame, Recipe
+from training.config import MultiFrame, Recipe, teaches_multi
 from training.data.pairs import PairBatch
 from training.distributed import ALONE, Processes
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
@@ -44,7 +44,7 @@ class System:
 
     ``align``: motions for M are refined against S's depth (`models.alignment`). ``lookup``: the
     frames that M compares with, -1 previous and 1 next. ``teacher``: the frozen system that a
-    distilled student learns from.
+    distilled student learns from. ``matches``: M is more than random numbers.
     """
 
     student: Student
@@ -57,6 +57,7 @@ class System:
     lookup: tuple[int, ...] = (-1,)
     processes: Processes = field(default=ALONE, repr=False)
     teacher: System | None = field(default=None, repr=False)
+    matches: bool = True
 
     @classmethod
     def build(
@@ -80,6 +81,7 @@ class System:
             align=nets.multi_frame.align_motion,
             lookup=nets.multi_frame.lookup,
             processes=processes,
+            matches=recipe.start is not None or any(map(teaches_multi, recipe.stages)),
         )
         for network in system.networks.values():
             network.to(device)

@@ -20,9 +20,14 @@ from training.losses.consistency import (
 )
 from training.losses.masked import masked_mean
 from training.losses.photometric import minimum_error
-from training.losses.smoothness import edge_aware_smoothness
 from training.losses.views import Views
-from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage, aligned_views
+from training.stages.self_supervised import (
+    Logs,
+    Scene,
+    SelfSupervisedStage,
+    aligned_views,
+    scale_smoothness,
+)
 from training.stages.system import View
 
 
@@ -56,7 +61,7 @@ class TeacherStage(SelfSupervisedStage):
             error, smooth = self._multi_errors(scene, views, multi.depth)
             extra, logs = self._hidden(scene, seen, multi.depth)
         loss = error + self.schedule.smoothness * smooth + extra
-        return loss, self._multi_logs(multi, error, smooth) | logs
+        return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
         """What M compares with, and which samples were changed (B,): ManyDepth, 2.5."""
@@ -100,10 +105,10 @@ class TeacherStage(SelfSupervisedStage):
         error = smooth = agreement = scene.depth.new_zeros(())
         for scale, disparity in multi.disparity.items():
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
-            inverse, depth = disparity_to_depth(full)
+            _, depth = disparity_to_depth(full)
             errors = minimum_error(neighbours.rebuild(depth), target)
             error = error + masked_mean(errors, reliable)
-            smooth = smooth + edge_aware_smoothness(inverse, target.image) / 2**scale
+            smooth = smooth + scale_smoothness(disparity, target.image, scale)
             agreement = agreement + single_frame_consistency(depth, scene.depth, reliable)
         count = len(multi.disparity)
         logs = {
