@@ -37,6 +37,26 @@ def begin(system: System, recipe: Recipe) -> str:
     return f"ImageNet weights for {', '.join(files)}; {', '.join(rest)} start at random"
 
 
+def look_for(key: str, path: str) -> None:
+    """Refuse a checkpoint that is not there, with what would be one.
+
+    Raises:
+        RecipeError: names the key of the recipe and the file.
+    """
+    file = Path(path)
+    if file.is_file():
+        return
+    bundle = "; a bundle is rounded and cannot be trained on" if file.is_dir() else ""
+    parts = file.parts
+    run = (
+        f"; run that recipe first ({parts[1]})" if parts[:1] == ("runs",) and len(parts) > 2 else ""
+    )
+    raise RecipeError(
+        f"{key}: {path} is not a checkpoint: the last.safetensors of a stage of another run is "
+        f"wanted{bundle}{run}; {key}=null goes without"
+    )
+
+
 def start_from(path: Path, system: System, key: str = "start") -> None:
     """Load all networks from a checkpoint (last.safetensors); buffers it lacks stay as they are.
 

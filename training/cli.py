@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_plain(error):
             raise
-        print(f"depth_train: error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"depth_train: error: {error}", file=sys.stderr)
         return 1
 
 

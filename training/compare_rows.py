@@ -51,6 +51,23 @@ class Listing:
     sets: list[str] | None = None
 
 
+def check_listing(listing: Listing) -> None:
+    """Names that are told before anything is trained for them; bundles need not exist yet.
+
+    Raises:
+        EvaluationError: an unknown row in `against` or `pairs`, or a bag that is not there.
+    """
+    names = [name for spec in listing.specs for name in (spec.single, spec.multi) if name]
+    names += [f"{spec.single} multi-frame" for spec in listing.specs if spec.multi is None]
+    if listing.against is not None and listing.against not in names:
+        raise EvaluationError(f"against: no row '{listing.against}': {', '.join(names)}")
+    for pair in listing.pairs:
+        resolve_pair(pair, names)
+    for bag in listing.synthetic:
+        if not bag.exists():
+            raise EvaluationError(f"synthetic: {bag} is not there (depth_bag render makes one)")
+
+
 def parse_spec(text: str) -> Spec:
     """`NAME=BUNDLE[@SEED][,BUNDLE[@SEED]...]`; NAME is one of these:
 

@@ -110,6 +110,8 @@ def find_sets(
         if not sets and name != "synthetic":
             raise EvaluationError(f"{data}: no {name} there; leave it out of the sets")
         found += sets
+    if not found:
+        raise EvaluationError("nothing to judge on: name a bag with --synthetic, or other sets")
     return found
 
 

@@ -242,7 +242,9 @@ class Runner:
             stop.set()
         minutes = (time.monotonic() - started) / 60
         if code:
-            return f"{job.folder.name} failed with status {code}, see {log}"
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            said = f" ({last[0]})" if last else ""
+            return f"{job.folder.name} failed with status {code}, see {log}{said}"
         self.console.print(f"{job.folder.name}: finished in {minutes:.1f} minutes")
         return None
 
@@ -302,8 +304,10 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
         RecipeError: the experiment or one of its recipes is not valid.
         TrainingError: a run failed.
     """
-    from training.compare_rows import Listing, parse_spec
+    from training.compare_rows import Listing, check_listing, parse_spec
 
+    if workers < 1:
+        raise RecipeError(f"{workers} jobs at a time: at least one is needed")
     if data is not None:
         os.environ[DATA_VARIABLE] = str(data)
     made = plan(read_experiment(path), path, out)
@@ -316,10 +320,12 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
                 markup=False,
                 highlight=False,
             )
-    table = made.table
+    listing = None
+    if made.table is not None:
+        table = made.table
+        specs = [parse_spec(text) for text in table.rows]
+        synthetic = [Path(bag) for bag in table.synthetic]
+        listing = Listing(specs, table.against, list(table.pairs), synthetic, table.sets)
+        check_listing(listing)
     runner.run(made.jobs)
-    if table is None:
-        return None
-    specs = [parse_spec(text) for text in table.rows]
-    synthetic = [Path(bag) for bag in table.synthetic]
-    return Listing(specs, table.against, list(table.pairs), synthetic, table.sets)
+    return listing

@@ -38,7 +38,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)
         ]
         lines = [f"  {_plain(e)}" for e in causes]
-        raise RecipeError(f"recipe {path} is not valid:\n" + "\n".join(lines)) from error
+        raise RecipeError(f"{_kind(Path(path))}:\n" + "\n".join(lines)) from error
 
 
 def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _plain(error: Any) -> str:
         return f"{place}: {error['msg']}"
     allowed = _keys_at(error["loc"][:-1])
     close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}?" if close else "."
     return f"unknown key {place}{hint} Allowed there: {', '.join(allowed)}"
 
 
@@ -124,6 +124,13 @@ def _sections(annotation: Any) -> list[type[Strict]]:
 
 def _literals(field: FieldInfo | None) -> tuple[Any, ...]:
     return () if field is None else get_args(field.annotation)
+
+
+def _kind(path: Path) -> str:
+    base = (
+        " (files below base/ are parts of recipes, not runs)" if path.parent.name == "base" else ""
+    )
+    return f"recipe {path} is not valid{base}"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

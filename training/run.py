@@ -20,7 +20,7 @@ from rich.console import Console
 
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
-from training.beginning import begin, load_without_fusion, start_from
+from training.beginning import begin, load_without_fusion, look_for, start_from
 from training.checkpoint import load_checkpoint
 from training.config import (
     Distil,
@@ -90,7 +90,8 @@ class Run:
         with self.processes.first_goes_ahead():
             if self.processes.is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _keep_recipe(self.folder / "recipe.yaml", self.recipe)
+                begun = any(self.folder.glob(f"*/{LAST}"))
+                _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
         if (bundle / MANIFEST_NAME).is_file():
             self.console.print(f"finished already; remove {bundle} to write it once more")
             return load_bundle(bundle).path
@@ -159,11 +160,10 @@ class Run:
         fresh = self._beginning()
         source = schedule.fresh_from
         if source is None:
-            before = self.recipe.stages[:number]
             teachers = [
-                i
-                for i, s in enumerate(before)
-                if isinstance(s, SelfSupervised) and teaches_multi(s)
+                place
+                for place, stage in enumerate(self.recipe.stages[:number])
+                if isinstance(stage, SelfSupervised) and teaches_multi(stage)
             ]
             source = teachers[-1] - 1 if teachers else -1
         if source >= 0:
@@ -231,6 +231,12 @@ class Run:
         """What only a later stage reads is looked for now, not after hours."""
         data, scale = self.recipe.data, self.recipe.output.scale_drive
         plan_data(self.root, data)
+        for number, stage in enumerate(self.recipe.stages):
+            teacher = stage.teacher if isinstance(stage, Distil) else None
+            if teacher is not None:
+                look_for(f"stages.{number}.teacher", teacher)
+        if self.recipe.start is not None:
+            look_for("start", self.recipe.start)
         wanted = {}
         for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
             wanted[f"data.synthetic.textures.{i}"] = path
@@ -293,9 +299,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _keep_recipe(path: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe; a folder that holds another recipe's run is refused."""
-    if path.is_file():
+def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
+    """Write the resolved recipe; a folder where another recipe's run has begun is refused."""
+    if path.is_file() and begun:
         kept = _read_kept(path)
         if kept is None or kept.model_dump() != recipe.model_dump():
             raise RecipeError(
