@@ -25,7 +25,7 @@ PROTOCOL_NAMES = (
     "nuscenes",
     "drive",
 )
-SET_NAMES = ("kitti_2015", "drives", "synthetic")
+SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
 
@@ -126,7 +126,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--against", metavar="NAME", help="row that the others are compared with (default: first)")
     add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
     add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
-    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all)")
+    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
         "--out",

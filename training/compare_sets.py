@@ -38,6 +38,7 @@ from training.evaluation_sets import (
     drive_key,
     drive_set,
     eigen_drive_sets,
+    lidar_training_set,
     kitti_2015_set,
     quiet,
 )
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 ERRORS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
 PART_ERRORS = ("abs_rel", "sq_rel", "rmse", "d1")
 SETS = ("kitti_2015", "drives", "synthetic")
+# Frames of a training drive that recipes keep out (keep_out: depth); only when asked for.
+KEPT_OUT = "kept_out"
 PARTS = ("moving", "static")
 
 
@@ -85,7 +88,8 @@ class PreparedSet:
 def find_sets(
     data: Path, synthetic: Sequence[Path], wanted: Sequence[str] = SETS
 ) -> list[tuple[str, EvaluationSet]]:
-    """(group, set): KITTI 2015, each Eigen test drive, the bags of synthetic drives together.
+    """(group, set): KITTI 2015, each Eigen test drive, the bags of synthetic drives together, and
+    if asked for the LiDAR frames of drive 0039, which the small recipes keep out of training.
 
     Raises:
         EvaluationError: an unknown name, or a wanted set that is not there.
@@ -100,13 +104,16 @@ def find_sets(
             for chosen in eigen_drive_sets(data, listed_only=False):
                 key = drive_key(Path(chosen.name))
                 sets.append((f"drive_{key[1]}" if key else chosen.name, chosen))
+        elif name == KEPT_OUT:
+            kept = lidar_training_set(data)
+            sets = [("drive_0039_kept_out", kept)] if kept else []
         elif name == "synthetic":
             sets = [(name, drive_set(path)) for path in synthetic]
             for path, (_, chosen) in zip(synthetic, sets, strict=True):
                 if chosen.recording.depth_source != "exact":
                     raise EvaluationError(f"{path}: not a synthetic drive, its depth is not exact")
         else:
-            raise EvaluationError(f"unknown set '{name}': {', '.join(SETS)}")
+            raise EvaluationError(f"unknown set '{name}': {', '.join([*SETS, KEPT_OUT])}")
         if not sets and name != "synthetic":
             raise EvaluationError(f"{data}: no {name} there; leave it out of the sets")
         found += sets
