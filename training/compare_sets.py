@@ -38,8 +38,8 @@ from training.evaluation_sets import (
     drive_key,
     drive_set,
     eigen_drive_sets,
-    lidar_training_set,
     kitti_2015_set,
+    lidar_training_set,
     quiet,
 )
 
