@@ -21,7 +21,7 @@ from training.errors import TrainingError
 
 # Relative, after ten steps of Adam: what summing in another order leaves.
 TOLERANCE = {"double": 1e-12, "single": 1e-5}
-# Losses of a recipe, in float32: the noise that breaks ties is drawn per process there.
+# Losses of a recipe, in float32.
 RECIPE_TOLERANCE = 1e-5
 
 
