@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -259,6 +259,7 @@ def test_most_of_a_cut_off_mcap_can_be_recovered_and_the_error_says_how(tmp_path
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@example(at=0.804202768632186, value=95)  # the name of a field in a definition
 @given(at=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_damaged_mcap_gives_a_recording_or_an_error_of_ours(
     tmp_path: Path, at: float, value: int

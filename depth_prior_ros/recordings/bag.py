@@ -156,10 +156,13 @@ def open_bag(
     bag = BagFile(path)
     there = bag.topics()
     chosen = find_topics(there, topics or BagTopics(), path)
-    contents = _scan(bag, chosen)
-    skipped: list[Skipped] = []
     notes: list[str] = []
-    camera = camera or _camera(contents, chosen, path, notes)
+    try:
+        contents = _scan(bag, chosen)
+        camera = camera or _camera(contents, chosen, path, notes)
+    except AttributeError as error:  # definitions in the file are not those of their types
+        raise RecordingError(_cannot_open(path, error)) from error
+    skipped: list[Skipped] = []
     images = _ordered(contents.images, skipped)
     if not images:
         raise RecordingError(f"{path}: no image of {chosen.image} is usable")
