@@ -92,10 +92,18 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     path, out = recipe(tmp_path), tmp_path / "run"
-    out.mkdir()
+    (out / "0_teacher").mkdir(parents=True)
+    (out / "0_teacher" / "last.safetensors").touch()
     (out / "recipe.yaml").write_text("seed: 9\n")
     with pytest.raises(RecipeError, match="another recipe"):
         run_recipe(path, [], out)
+
+
+def test_a_run_that_never_began_leaves_its_folder_free(tmp_path: Path) -> None:
+    path, out = recipe(tmp_path), tmp_path / "run"
+    for start in ("nowhere.safetensors", "elsewhere.safetensors"):
+        with pytest.raises(RecipeError, match=f"start: {start} is not a checkpoint"):
+            run_recipe(path, [f"start={start}"], out)
 
 
 class _Nets:
