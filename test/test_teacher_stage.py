@@ -101,6 +101,16 @@ def test_student_and_pose_freeze_late(tall: TripletSource, tmp_path: Path) -> No
     assert not nets.student.training and nets.multi_frame.training
 
 
+def test_the_map_follows_real_frames_beside_a_student_that_does_not_learn(
+    triplets: TripletSource, tmp_path: Path
+) -> None:
+    nets = build()
+    schedule = Teacher(kind="teacher", steps=4, batch=3, train=("multi_frame",))
+    stage = TeacherStage(schedule, nets, triplets, None, nothing(tmp_path))
+    assert learning(stage) == {"multi_frame"}
+    assert int(nets.multi_frame.window_seen) == 3
+
+
 # --- distillation ---------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from training.losses.views import Views
 from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
 from training.stages.system import System, View
-from training.stages.validation import neighbour_motions
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class DistilStage(SelfSupervisedStage):
     def _mask(self, batch: TripletBatch) -> Tensor:
         before, now, after = batch.images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
-        poses = neighbour_motions(self.system, batch)
+        poses = self.system.neighbour_motions(batch.images)
         rebuilt = Views.of(sources, batch.K, poses).rebuild(self.system.single_depth(now))
         identity = identity_error(sources, target, torch.default_generator)
         own = minimum_error(rebuilt, target, identity)
@@ -86,7 +85,7 @@ def teach(teacher: System, batch: TripletBatch, sources: Tensor, target: Target)
     single = teacher.single_depth(now)
     views = [
         teacher.aligned(now, View(image, Pose(pose)), batch.K, single)
-        for image, pose in zip(sources, neighbour_motions(teacher, batch), strict=True)
+        for image, pose in zip(sources, teacher.neighbour_motions(batch.images), strict=True)
     ]
     seen = [v for place, v in zip((-1, 1), views, strict=True) if place in teacher.lookup]
     depth = teacher.multi(now, seen, batch.K, single).depth.float()

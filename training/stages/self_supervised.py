@@ -133,10 +133,7 @@ class SelfSupervisedStage:
     def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Motions to previous and next from current (2, B, 4, 4), recorded where they are known;
         the same as predicted; and the loss of these where known."""
-        before, now, after = batch.inputs.unbind(1)
-        later_from_earlier = self.system.motion(torch.cat([before, now]), torch.cat([now, after]))
-        now_from_before, after_from_now = later_from_earlier.matrix.chunk(2)
-        predicted = torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])
+        predicted = self.system.neighbour_motions(batch.inputs)
         recorded = batch.poses.transpose(0, 1)
         if not batch.known.any():
             return predicted, predicted, predicted.new_zeros(())
@@ -249,7 +246,9 @@ class SelfSupervisedStage:
         system, batch = self.system, scene.batch
         scales = self.schedule.scales
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
-        if system.multi_frame.training and system.student.training:  # not once S is frozen
+        # Not once S, which was learning, is frozen (ManyDepth).
+        frozen = "student" in self.schedule.train and not system.student.training
+        if system.multi_frame.training and not frozen:
             system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
         return multi
 

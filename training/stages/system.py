@@ -135,6 +135,13 @@ class System:
             pose = self.pose(first, second)
         return Pose(pose.matrix.float())
 
+    def neighbour_motions(self, images: Tensor) -> Tensor:
+        """Motions to previous and next from current (2, B, 4, 4) of triplets (B, 3, 3, H, W)."""
+        before, now, after = images.unbind(1)
+        later_from_earlier = self.motion(torch.cat([before, now]), torch.cat([now, after]))
+        now_from_before, after_from_now = later_from_earlier.matrix.chunk(2)
+        return torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])
+
     def aligned(self, current: Tensor, view: View, K: Tensor, single_depth: Tensor) -> View:
         """The view with its motion refined against the single-frame depth; no gradient."""
         if not self.align:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from depth_prior_ros.geometry import Pose
-from training.data.triplets import TripletBatch, TripletSource
+from training.data.triplets import TripletSource
 from training.evaluation_sets import EvaluationError
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.losses.views import Views
@@ -85,16 +83,8 @@ def held_out_error(system: System, triplets: TripletSource) -> float:
         batch = triplets.batch(_HELD_OUT_SIZE, rng).to(system.device)
         before, now, after = batch.images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
-        poses = neighbour_motions(system, batch)
+        poses = system.neighbour_motions(batch.images)
         rebuilt = Views.of(sources, batch.K, poses).rebuild(system.single_depth(now))
         identity = identity_error(sources, target, torch.default_generator)
         errors.append(minimum_error(rebuilt, target, identity).mean().item())
     return float(np.mean(errors))
-
-
-def neighbour_motions(system: System, batch: TripletBatch) -> Tensor:
-    """Motions to previous and next from current by the pose network (2, B, 4, 4), as recorded."""
-    before, now, after = batch.images.unbind(1)
-    both = system.motion(torch.cat([before, now]), torch.cat([now, after])).matrix
-    now_from_before, after_from_now = both.chunk(2)
-    return torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])
