@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.cli_prior import add_prior_commands
+
 if TYPE_CHECKING:
     from training.compare_rows import Listing
 
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_experiment(commands)
     _add_inspect(commands)
+    add_prior_commands(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""The rich-resource prior (RPrDepth): reference pixels of a teacher, chosen and looked up."""
