@@ -10,6 +10,9 @@ from torch import Tensor
 
 from training.config_base import RecipeError
 
+#: What stands before the name or folder of a model of Hugging Face.
+HUGGING_FACE = "hf:"
+
 
 class TeacherError(RecipeError):
     """A teacher that cannot be one; the message says why and what to do."""
@@ -95,18 +98,56 @@ def open_teacher(
     tap: int | None = None,
     lookup: tuple[int, ...] = (-1, 1),
     device: str = "cpu",
+    metres_per_unit: float | None = None,
     size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    fetch: bool = False,
+    metric: bool = False,
 ) -> RichTeacher:
-    """Open a bundle (folder or name) or, as "hf:NAME", a depth model of Hugging Face.
+    """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
 
     Args:
         spec: which.
-        tap: stride of the features; default: the finest that it has.
+        tap: stride of the features; default: 4 of a bundle, of other models the finest they have.
         lookup: frames that a bundle's multi-frame network compares with.
         device: where it runs.
-        size: (W, H) of the input of a foundation model; default: its own.
+        metres_per_unit: unit of all that goes in and out; default: the bundle's own. Of other
+            models it counts where they are ``metric``.
+        size: (W, H) of the input of a foundation model; default: its own. A bundle has one size.
+        precision: "fp32", or "bf16" for autocast.
+        fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
+        metric: a foundation model's depth is in metres and stays so; otherwise it is relative, and
+            the median of every image's inverse depth becomes 1.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
     """
-    raise NotImplementedError
+    if not spec.strip():
+        raise TeacherError("no teacher: name a bundle, or hf:NAME for a model of Hugging Face")
+    if spec.startswith(HUGGING_FACE):
+        from training.prior.foundation import open_foundation_teacher
+
+        return open_foundation_teacher(
+            spec.removeprefix(HUGGING_FACE),
+            tap=tap,
+            device=device,
+            metres_per_unit=metres_per_unit,
+            size=size,
+            precision=precision,
+            fetch=fetch,
+            metric=metric,
+        )
+    from training.prior.bundle_teacher import open_bundle_teacher
+
+    teacher = open_bundle_teacher(
+        spec,
+        tap=tap,
+        lookup=lookup,
+        device=device,
+        metres_per_unit=metres_per_unit,
+        precision=precision,
+    )
+    if size is not None and tuple(size) != teacher.identity.size:
+        has, asked = ("x".join(map(str, s)) for s in (teacher.identity.size, size))
+        raise TeacherError(f"teacher {spec}: its input is {has} and cannot be {asked}")
+    return teacher
