@@ -93,7 +93,8 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     except RuntimeError as error:
         raise RecipeError(f"{where} has other shapes than the recipe's: {error}") from error
     parameters = {name for name, _ in network.named_parameters()}
-    lost = [name for name in missing if name in parameters] + unknown
+    # A prior's fusion may be new: it begins as a part that changes nothing.
+    lost = [n for n in missing if n in parameters and not n.startswith("fusion.")] + unknown
     if lost:
         raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")
 

@@ -8,23 +8,25 @@ from pydantic import Field, field_validator, model_validator
 
 from training.config_base import RecipeError, Strict
 from training.config_data import Data, Drive, Synthetic
+from training.config_prior import FineTune, Fusion, Reference, Rich, Select, Student
 from training.config_stages import (
-    AnyStage,
     Distil,
     Mutual,
     NetworkName,
     Prior,
     Schedule,
     SelfSupervised,
-    Stage,
     Supervised,
     Teacher,
 )
+from training.config_steps import AnyStage, Stage
 
 __all__ = [
     "Data",
     "Distil",
     "Drive",
+    "FineTune",
+    "Fusion",
     "MultiFrame",
     "Mutual",
     "NetworkName",
@@ -33,9 +35,13 @@ __all__ = [
     "Prior",
     "Recipe",
     "RecipeError",
+    "Reference",
+    "Rich",
     "Schedule",
+    "Select",
     "SelfSupervised",
     "Stage",
+    "Student",
     "Supervised",
     "Synthetic",
     "Teacher",
@@ -87,6 +93,7 @@ class Networks(Strict):
     decoder: Literal["diffnet", "light", "ra_depth", "monodepth2"] = "light"
     pose: Literal["resnet18", "small"] = "small"
     multi_frame: MultiFrame = MultiFrame()
+    fusion: Fusion | None = Field(None, description="reads a prior; default: a plain student")
     far_disparity: float = Field(
         0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
     )
@@ -96,7 +103,7 @@ def teaches_multi(stage: AnyStage) -> bool:
     """Whether a stage trains the multi-frame network."""
     if isinstance(stage, Supervised):
         return stage.multi_batch != 0
-    return "multi_frame" in stage.train
+    return isinstance(stage, SelfSupervised) and "multi_frame" in stage.train
 
 
 class Output(Strict):
@@ -107,6 +114,12 @@ class Output(Strict):
     provenance: tuple[str, ...] = ()
     scale_drive: str | None = Field(
         None, description="drive with metric poses on which the metric factor is fitted"
+    )
+    multi_frame: bool | None = Field(
+        None, description="whether it holds the multi-frame network; default: where it was trained"
+    )
+    teacher: bool = Field(
+        True, description="a copy of the prior's teacher goes with it, which `adapt` needs"
     )
 
 
@@ -121,6 +134,7 @@ class Recipe(Strict):
     start: str | None = Field(
         None, description="checkpoint of another run (last.safetensors) to begin with"
     )
+    rich: Rich | None = None
     data: Data
     stages: tuple[Stage, ...] = Field(min_length=1)
     output: Output
@@ -135,6 +149,8 @@ class Recipe(Strict):
     def has_multi_frame(self) -> bool:
         """Whether the multi-frame network that comes out was trained, and is not a student's."""
         last = self.stages[-1]
+        if self.output.multi_frame is not None:
+            return self.output.multi_frame
         if isinstance(last, Distil):
             return isinstance(last, Mutual)
         return self.start is not None or any(map(teaches_multi, self.stages))
@@ -153,11 +169,37 @@ class Recipe(Strict):
             if isinstance(stage, Supervised):
                 if self.data.synthetic is None:
                     raise ValueError(f"{place} needs data.synthetic")
-            elif not self.data.drives and self.data.kitti_raw is None:
+            elif (
+                not isinstance(stage, Select)
+                and not self.data.drives
+                and self.data.kitti_raw is None
+            ):
                 raise ValueError(f"{place} needs data.drives or data.kitti_raw")
             pixels = self.size[0] * self.size[1] // 16  # reference pixels lie in a quarter map
             if isinstance(stage, Prior) and stage.per_image > pixels:
                 raise ValueError(f"{place}: per_image {stage.per_image} is more than {pixels}")
+        return self
+
+    @model_validator(mode="after")
+    def _prior_stages_follow(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            place, before = f"stages.{number} ({stage.kind})", self.stages[:number]
+            if not isinstance(stage, Reference | Select | Student):
+                continue
+            fuses = self.networks.fusion is not None
+            asks = not isinstance(stage, Student) or fuses or stage.asks_teacher
+            if self.rich is None and (asks or stage.view == "rich"):  # type: ignore[union-attr]
+                raise ValueError(f"{place} needs rich.teacher, whose pixels or depth it uses")
+            extracted = any(isinstance(s, Reference) for s in before)
+            selected = any(isinstance(s, Select) for s in before)
+            if isinstance(stage, Select) and not (fuses and extracted):
+                raise ValueError(f"{place} needs networks.fusion and a reference stage before")
+            if isinstance(stage, Student) and stage.auxiliary and not fuses:
+                raise ValueError(f"{place}: auxiliary needs networks.fusion")
+            if isinstance(stage, FineTune) and fuses and not selected:
+                raise ValueError(f"{place} needs a select stage before")
+            if isinstance(stage, Student) and fuses and not (extracted or selected):
+                raise ValueError(f"{place} needs a reference stage before")
         return self
 
     @model_validator(mode="after")
@@ -178,6 +220,8 @@ class Recipe(Strict):
                 raise ValueError(f"{place}: a fresh student has no prior; put prior stages last")
             if isinstance(stage, Prior) and self.networks.multi_frame.kind != "pads":
                 raise ValueError(f"{place} needs networks.multi_frame.kind: pads")
+            if isinstance(stage, Distil | Prior) and self.networks.fusion is not None:
+                raise ValueError(f"{place} does not go with networks.fusion: use student stages")
             one_scale = self.networks.decoder == "ra_depth"
             if isinstance(stage, SelfSupervised) and one_scale and set(stage.scales) != {0}:
                 raise ValueError(f"{place}: the decoder ra_depth has scale 0 only")

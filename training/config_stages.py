@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -196,15 +196,3 @@ class Prior(SelfSupervised):
     train: tuple[NetworkName, ...] = ("fusion",)
     references: int = Field(8192, ge=1)
     per_image: int = Field(64, ge=1)
-
-
-AnyStage = Supervised | SelfSupervised | Teacher | Distil | Mutual | Prior
-Stage = Annotated[AnyStage, Field(discriminator="kind")]
-
-
-def in_steps(stage: AnyStage, samples: int) -> AnyStage:
-    """The stage with its length in steps; an epoch sees as many triplets as there are."""
-    if not stage.epochs:
-        return stage
-    steps = max(1, stage.epochs * samples // stage.batch)
-    return stage.model_copy(update={"steps": steps, "epochs": 0})

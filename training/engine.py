@@ -120,7 +120,7 @@ class Engine:
         else:
             self.console = Console(quiet=True)
         self.processes.barrier()
-        optimiser = torch.optim.Adam(self.stage.trained, lr=self.stage.schedule.learning_rate)
+        optimiser = torch.optim.Adam(_groups(self.stage), lr=self.stage.schedule.learning_rate)
         progress = self._resume(optimiser)
         if progress["step"] < self.stage.schedule.steps:
             self._train(optimiser, progress)
@@ -176,7 +176,7 @@ class Engine:
         for network in stage.networks.values():
             network.train()
         for group in optimiser.param_groups:
-            group["lr"] = stage.schedule.rate(step)
+            group["lr"] = stage.schedule.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
         if (at_step := getattr(stage, "at_step", None)) is not None:
             at_step(step)
@@ -263,3 +263,9 @@ class Engine:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
+
+
+def _groups(stage: TrainingStage) -> list[dict[str, Any]]:
+    """What learns, with a ``factor`` of the learning rate where the stage asks for one."""
+    groups: list[dict[str, Any]] | None = getattr(stage, "parameter_groups", None)
+    return [{"params": stage.trained}] if groups is None else groups

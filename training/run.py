@@ -28,12 +28,15 @@ from training.config import (
     Prior,
     Recipe,
     RecipeError,
+    Reference,
+    Select,
     SelfSupervised,
+    Student,
     Supervised,
     Teacher,
     teaches_multi,
 )
-from training.config_stages import AnyStage, in_steps
+from training.config_steps import AnyStage, TrainedStage, in_steps
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
 from training.distributed import Processes, start_processes
@@ -42,10 +45,12 @@ from training.environment import keep_environment
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.metric_scale import check_scale_drive
 from training.output import write_bundle
+from training.prior.steps import PriorWork
 from training.recipe_file import load_recipe
 from training.stages.distil import DistilStage
 from training.stages.prior import random_prior
 from training.stages.self_supervised import SelfSupervisedStage
+from training.stages.student import StudentStage
 from training.stages.supervised import SupervisedStage
 from training.stages.system import System
 from training.stages.teacher import TeacherStage
@@ -82,6 +87,9 @@ class Run:
         self.validation = Validation(self.root, self.recipe.size)
         self._data: LoadedData | None = None
         self._done: dict[int, Path] = {}  # stage number -> its checkpoint
+        self.prior = PriorWork(
+            self.recipe, self.folder, self.device, self.processes, self.console, self.data
+        )
 
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
@@ -102,6 +110,12 @@ class Run:
         progress: list[dict[str, Any]] = []
         for part in self._parts():
             folder = self.folder / part.folder
+            if isinstance(part.schedule, Reference):
+                self.prior.extract(part.schedule, folder)
+                continue
+            if isinstance(part.schedule, Select):
+                self.prior.select(part.schedule, folder, system)
+                continue
             system = self._prepare(system, part)
             stage = self._stage(system, part.schedule)
             settings = self._settings(part.number)
@@ -121,20 +135,25 @@ class Run:
                 yield Part(number + 100 * turn, folder, self._in_steps(schedule), number)
 
     def _in_steps(self, schedule: AnyStage) -> AnyStage:
-        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
+        if isinstance(schedule, Reference | Select) or not schedule.epochs:
+            return schedule
+        return in_steps(schedule, len(self.data().training))
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
         if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
             final = path == self.folder / "bundle"
             with_multi = self.recipe.has_multi_frame if final else True
-            write_bundle(path, self.recipe, system, progress, self.root, with_multi)
+            write_bundle(
+                path, self.recipe, system, progress, self.root, with_multi, self.prior.chosen
+            )
         self.processes.barrier()
         return path
 
     def _beginning(self, announce: bool = False) -> System:
         """The networks as the run starts: random, with ImageNet weights, or from another run."""
-        system = System.build(self.recipe, self.device, processes=self.processes)
+        fusion = self.prior.fusion()
+        system = System.build(self.recipe, self.device, fusion, processes=self.processes)
         note = begin(system, self.recipe)
         first = next(iter(self._parts()))
         if announce and not (self.folder / first.folder / LAST).is_file():
@@ -191,7 +210,7 @@ class Run:
         fused.prior = prior
         return fused
 
-    def _stage(self, system: System, schedule: AnyStage) -> TrainingStage:
+    def _stage(self, system: System, schedule: TrainedStage) -> TrainingStage:
         if isinstance(schedule, Supervised):
             pairs = self.pairs(schedule.pairs)
             assert pairs is not None  # the recipe was checked
@@ -201,16 +220,19 @@ class Run:
             Distil: DistilStage,
             Mutual: DistilStage,
         }
-        return kinds.get(type(schedule), SelfSupervisedStage)(
-            schedule,
-            system,
-            self.data().training,
-            self.pairs(),
-            self.validation,
-            name=schedule.kind.replace("_", "-"),
-            metres_per_unit=self.recipe.metres_per_unit,
-            held_out=self.data().validation,
-        )
+        common = {
+            "triplets": self.data().training,
+            "pairs": self.pairs(),
+            "validation": self.validation,
+            "name": schedule.kind.replace("_", "-"),
+            "metres_per_unit": self.recipe.metres_per_unit,
+            "held_out": self.data().validation,
+        }
+        if isinstance(schedule, Student):
+            references = self.prior.references if self.prior.chosen is None else None
+            outputs = self.prior.outputs if schedule.asks_teacher else None
+            return StudentStage(schedule, system, **common, references=references, outputs=outputs)
+        return kinds.get(type(schedule), SelfSupervisedStage)(schedule, system, **common)
 
     def _settings(self, number: int) -> Settings:
         r = self.recipe
@@ -253,7 +275,9 @@ class Run:
         if self._data is None:
             r = self.recipe
             with self.processes.first_goes_ahead():  # it fills the cache
-                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit)
+                self._data = load_data(
+                    self.root, r.data, r.size, r.metres_per_unit, self.prior.size()
+                )
             training = self._data.training
             for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)

@@ -38,7 +38,9 @@ class Scene:
     sources: previous and next frame as recorded (2, B, 3, H, W). target: the frame between.
     poses: previous_from_current and next_from_current (2, B, 4, 4). identity: error of the
     unwarped sources (B, 1, H, W). depth: the student's, with gradient (B, 1, H, W). rebuilt: the
-    target from the sources by that depth (2, B, 3, H, W). Units are the network's.
+    target from the sources by that depth (2, B, 3, H, W). prior_inverse_depth: what the student
+    looked up (B, 1, h, w), None without a prior. Units are the network's; H and W are those of the
+    frames that are explained, which a stage may choose larger than the student's input.
     """
 
     batch: TripletBatch
@@ -48,6 +50,7 @@ class Scene:
     identity: Tensor
     depth: Tensor
     rebuilt: Tensor
+    prior_inverse_depth: Tensor | None = None
 
 
 @dataclass
@@ -144,14 +147,16 @@ class SelfSupervisedStage:
     def _student(self, batch: TripletBatch) -> tuple[Scene, Tensor, Logs]:
         """Photometric loss and smoothness of the student's depth, at every scale asked for."""
         schedule = self.schedule
-        before, now, after = batch.images.unbind(1)
+        images, K = self._explained(batch)
+        before, now, after = images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
         poses, predicted, pose_error = self._poses(batch)
-        views = Views.of(sources, batch.K, poses)
+        views = Views.of(sources, K, poses)
         with torch.no_grad():
-            identity = identity_error(sources, target, self._noise(batch))
+            identity = identity_error(sources, target, self._noise(images))
         reprojection = smooth = poses.new_zeros(())
-        disparities = self.system.single(batch.inputs[:, 1], schedule.scales)
+        output = self.system.look(batch.inputs[:, 1], schedule.scales)
+        disparities = output.disparity
         scene, explained = None, 0.0
         for scale in sorted(disparities):
             disparity, size = disparities[scale], now.shape[-2:]
@@ -162,9 +167,20 @@ class SelfSupervisedStage:
                 rebuilt, target, identity, "kept" if schedule.kept_pixels_only else "all"
             )
             reprojection = reprojection + error / len(disparities)
-            smooth = smooth + scale_smoothness(disparity, now, scale) / len(disparities)
+            smooth = smooth + scale_smoothness(disparity, batch.images[:, 1], scale) / len(
+                disparities
+            )
             if scene is None:  # scale 0, the finest
-                scene = Scene(batch, sources, target, poses, identity, depth, rebuilt)
+                scene = Scene(
+                    batch,
+                    sources,
+                    target,
+                    poses,
+                    identity,
+                    depth,
+                    rebuilt,
+                    output.prior_inverse_depth,
+                )
                 explained = mask.float().mean().item()
         assert scene is not None  # the recipe was checked
         values = {
@@ -177,7 +193,7 @@ class SelfSupervisedStage:
             "disparity_mean": disparities[0].mean().item(),
             "disparity_spread": disparities[0].std((1, 2, 3)).mean().item(),
         }
-        loss = reprojection + schedule.smoothness * smooth
+        loss = self._photometric_weight * reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
         if schedule.velocity_weight:
             travel, logs = self._travel_error(batch, predicted)
@@ -197,11 +213,21 @@ class SelfSupervisedStage:
         )
         return error, {"travel_error": error.item()}
 
-    def _noise(self, batch: TripletBatch) -> Tensor:
-        """Standard normal numbers (2, B, 1, H, W), the same whatever the number of processes."""
-        height, width = batch.images.shape[-2:]
+    @property
+    def _photometric_weight(self) -> float:
+        """Of the student's photometric loss."""
+        return 1.0
+
+    def _explained(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
+        """The frames (B, 3, 3, H, W) that the student's depth has to explain, and their K."""
+        return batch.images, batch.K
+
+    def _noise(self, images: Tensor) -> Tensor:
+        """Standard normal numbers (2, B, 1, H, W) for images (B, 3, 3, H, W), the same whatever
+        the number of processes."""
+        height, width = images.shape[-2:]
         drawn = self.system.processes.draw(
-            len(batch.images), lambda count: torch.randn(count, 2, 1, height, width)
+            len(images), lambda count: torch.randn(count, 2, 1, height, width)
         )
         return drawn.transpose(0, 1)
 

@@ -17,7 +17,7 @@ from depth_prior_ros.models.multi_frame import build_multi_frame
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
-from depth_prior_ros.models.student import Student
+from depth_prior_ros.models.student import Student, StudentOutput
 from depth_prior_ros.models.teacher import Features, Lookup
 from training.config import MultiFrame, Recipe, teaches_multi
 from training.data.pairs import PairBatch
@@ -120,10 +120,15 @@ class System:
 
     def single(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> dict[int, Tensor]:
         """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, fp32."""
+        return self.look(image, scales).disparity
+
+    def look(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
+        """All that the student says of images (B, 3, H, W), with the prior if there is one."""
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             output = self.student(image, self.prior, scales=scales)
-        return {scale: d.float() for scale, d in output.disparity.items()}
+        disparity = {scale: d.float() for scale, d in output.disparity.items()}
+        return replace(output, disparity=disparity)
 
     def single_depth(self, image: Tensor) -> Tensor:
         """Depth (B, 1, H, W) of images (B, 3, H, W), network units."""

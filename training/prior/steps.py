@@ -1,0 +1,167 @@
+"""What a run does about its prior between the stages that train: extract, select, look up."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from depth_prior_ros.models.prior_fusion import FusionConfig
+from training.config import Recipe, Reference, Select, Student
+from training.data.sources import LoadedData
+from training.data.triplets import TripletSource
+from training.distributed import Processes
+from training.prior.chosen import FILE, ChosenPrior
+from training.prior.extraction import extract_reference_set
+from training.prior.reference_set import ReferenceSet
+from training.prior.selection import select
+from training.prior.teacher_outputs import TeacherOutputs
+from training.prior.teachers import RichTeacher, open_teacher
+from training.stages.system import System
+
+
+def rich_size(recipe: Recipe, teacher: RichTeacher) -> tuple[int, int] | None:
+    """The second size (W, H) that triplets are needed at; None where no stage asks for one."""
+    for stage in recipe.stages:
+        student = isinstance(stage, Student) and (stage.asks_teacher or stage.view == "rich")
+        if student or isinstance(stage, Reference):
+            return teacher.identity.size
+    return None
+
+
+@dataclass
+class PriorWork:
+    """The prior of one run in ``folder``; ``data`` loads its triplets."""
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    processes: Processes
+    console: Console
+    data: Callable[[], LoadedData]
+    references: ReferenceSet | None = field(default=None, init=False)
+    chosen: ChosenPrior | None = field(default=None, init=False)
+
+    @cached_property
+    def teacher(self) -> RichTeacher:
+        """The recipe's teacher, opened once."""
+        rich = self.recipe.rich
+        assert rich is not None  # the recipe was checked
+        return open_teacher(
+            rich.teacher,
+            tap=rich.tap,
+            lookup=rich.lookup,
+            device=str(self.device),
+            size=rich.size,
+            metres_per_unit=self.recipe.metres_per_unit,
+            fetch=rich.fetch,
+        )
+
+    @cached_property
+    def outputs(self) -> TeacherOutputs:
+        """The teacher's depth and motions of all training triplets."""
+        cache = self.recipe.rich.cache if self.recipe.rich else None
+        source = self.data().training
+        if cache is None:
+            return TeacherOutputs.open(None, self.teacher, source)
+        with _alone(Path(cache)), self.processes.first_goes_ahead():
+            return TeacherOutputs.open(Path(cache), self.teacher, source)
+
+    def size(self) -> tuple[int, int] | None:
+        """See `rich_size`."""
+        return None if self.recipe.rich is None else rich_size(self.recipe, self.teacher)
+
+    def fusion(self) -> FusionConfig | None:
+        """Sizes of the student's fusion; the teacher says how wide the references are."""
+        settings = self.recipe.networks.fusion
+        if settings is None:
+            return None
+        return FusionConfig(
+            reference_channels=self.teacher.identity.channels, **settings.model_dump()
+        )
+
+    def extract(self, stage: Reference, folder: Path) -> None:
+        """Make the reference set, or go on with it; one process at a time in a shared folder."""
+        folder = folder if stage.folder is None else Path(stage.folder)
+        with _alone(folder):
+            self.references = extract_reference_set(
+                self.teacher,
+                self.data().training,
+                folder,
+                triplets=stage.triplets,
+                per_image=stage.per_image,
+                seed=self.recipe.seed if stage.seed is None else stage.seed,
+                shard_images=stage.shard_images,
+                processes=self.processes,
+            )
+
+    def select(self, stage: Select, folder: Path, system: System) -> None:
+        """Choose the prior, or read what was chosen before; from now on the system looks it up."""
+        path = folder / FILE
+        with self.processes.first_goes_ahead():
+            if not path.is_file():
+                self._choose(stage, system).save(path)
+        self.chosen = ChosenPrior.load(path)
+        system.prior = self.chosen.prior.to(system.device)
+        about = self.chosen.selection
+        self.console.print(
+            f"select: {about['kept']} of {about['out_of']} reference pixels by {about['method']}"
+        )
+
+    def _choose(self, stage: Select, system: System) -> ChosenPrior:
+        references = self.references
+        assert references is not None  # the recipe was checked
+        data = self.data()
+        source = data.validation or data.training
+        images = list(spread_images(source, stage.images))
+        system.student.eval()
+        found = select(
+            system.student,
+            references,
+            [image.to(system.device) for image in images],
+            keep=len(references) if stage.method == "all" else stage.keep,
+            method=stage.method,
+            seed=self.recipe.seed,
+        )
+        image, pixel = references.sources(found.indices)
+        used, place = np.unique(image, return_inverse=True)
+        return ChosenPrior(
+            references.rows(found.indices),
+            references.identity,
+            place.astype(np.int32),
+            pixel.astype(np.int32),
+            [references.images[i] for i in used],
+            {
+                "method": stage.method,
+                "kept": len(found.indices),
+                "out_of": len(references),
+                "images": len(images),
+                "seed": self.recipe.seed,
+            },
+        )
+
+
+def spread_images(source: TripletSource, count: int) -> Iterator[Tensor]:
+    """``count`` middle frames (3, H, W), evenly spaced over all triplets, as recorded."""
+    places = source.index
+    step = max(1.0, len(places) / count)
+    for i in range(min(count, len(places))):
+        batch = source.triplet(*places[int(i * step)])
+        yield batch.images[0, 1]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other run on this machine makes something in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,140 @@
+"""A student that reads a prior, is guided by the prior's teacher, or both (RPrDepth)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import Student
+from training.data.triplets import TripletBatch
+from training.losses.distillation import distillation_mask, log_ratio_distillation
+from training.losses.guided import (
+    auxiliary_loss,
+    gradient_consistency,
+    resize_depth,
+    value_consistency,
+)
+from training.losses.photometric import minimum_error
+from training.losses.views import Views
+from training.prior.reference_set import ReferenceSet
+from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
+
+# The part of the reference set that stands for all of it while the student is validated.
+_SHOWN_SEED = 17
+
+
+class Outputs(Protocol):
+    """A frozen teacher's word on triplets; see `training.prior.teacher_outputs`."""
+
+    def of(self, batch: TripletBatch) -> tuple[Tensor, Tensor | None]:
+        """Depth (B, 1, H, W) and motions (2, B, 4, 4) or None, network units."""
+
+
+@dataclass
+class StudentStage(SelfSupervisedStage):
+    """S and Pose on real triplets with a prior to look up and its teacher's depth beside them.
+
+    references: the set of which every step draws a part; None: the system's prior, if it has one,
+    stays as it is. outputs: what the teacher says, where ``schedule.asks_teacher``.
+    """
+
+    schedule: Student
+    references: ReferenceSet | None = None
+    outputs: Outputs | None = None
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The fusion, which is new, may learn faster than the rest."""
+        fusion = self.system.student.fusion
+        new = {id(p) for p in fusion.parameters()} if fusion is not None else set()
+        rest = [p for p in self.trained if id(p) not in new]
+        own = [p for p in self.trained if id(p) in new]
+        groups = [{"params": rest}, {"params": own, "factor": self.schedule.fusion_rate}]
+        return [group for group in groups if group["params"]]
+
+    def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
+        """One batch with another part of the reference set."""
+        if self.references is not None:
+            # A generator of its own: with a prior or without, the same triplets are drawn.
+            drawn = self.references.sample(rng.spawn(1)[0], self.schedule.references)
+            self.system.prior = drawn.to(self.system.device)
+        return super().loss(rng)
+
+    def validate(self) -> Logs:
+        """As before, with a part of the reference set that is always the same."""
+        self._show_fixed()
+        return super().validate()
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """As before."""
+        self._show_fixed()
+        return super().pictures()
+
+    def _show_fixed(self) -> None:
+        if self.references is not None:
+            fixed = np.random.default_rng(_SHOWN_SEED)
+            prior = self.references.sample(fixed, self.schedule.references)
+            self.system.prior = prior.to(self.system.device)
+
+    @property
+    def _photometric_weight(self) -> float:
+        return self.schedule.photometric_weight
+
+    def _explained(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
+        if self.schedule.view == "own":
+            return super()._explained(batch)
+        assert batch.rich is not None  # the run asked for them
+        assert batch.rich_K is not None
+        return batch.rich, batch.rich_K
+
+    def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
+        """Agreement with the teacher, and of the looked-up depth with it."""
+        schedule, loss = self.schedule, scene.depth.new_zeros(())
+        if not schedule.asks_teacher:
+            return loss, {}
+        assert self.outputs is not None  # the run made them
+        depth, motions = self.outputs.of(scene.batch)
+        depth = resize_depth(depth.to(scene.depth), scene.depth.shape[-2:])
+        values: Logs = {}
+        if schedule.consistency:
+            mask = self._trusted(scene, depth, motions)
+            error = self._consistency(scene.depth, depth, mask)
+            loss = loss + schedule.consistency * error
+            values["rich/consistency"] = error.item()
+            if mask is not None:
+                values["rich/mask_share"] = mask.float().mean().item()
+        if schedule.auxiliary:
+            assert scene.prior_inverse_depth is not None  # the recipe was checked
+            error = auxiliary_loss(scene.prior_inverse_depth, depth)
+            loss = loss + schedule.auxiliary * error
+            values["rich/auxiliary"] = error.item()
+            values["rich/prior_spread"] = scene.prior_inverse_depth.detach().log().std().item()
+        return loss, values
+
+    def _consistency(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        kind = self.schedule.consistency_of
+        if kind == "log_ratio":
+            everywhere = torch.ones_like(student, dtype=torch.bool)
+            return log_ratio_distillation(student, teacher, everywhere if mask is None else mask)
+        if self.schedule.consistency_on == "inverse_depth":
+            student, teacher = 1 / student, 1 / teacher
+        measure = gradient_consistency if kind == "gradients" else value_consistency
+        return measure(student, teacher, mask)
+
+    @torch.no_grad()
+    def _trusted(self, scene: Scene, depth: Tensor, motions: Tensor | None) -> Tensor | None:
+        """Where the teacher explains the frame better than the student, by its own motions."""
+        if not self.schedule.masked:
+            return None
+        if motions is None:  # a teacher of single images: the student's motions, its scale
+            factor = (scene.depth / depth).flatten(1).median(dim=1).values
+            depth, motions = depth * factor[:, None, None, None], scene.poses.detach()
+        _, K = self._explained(scene.batch)
+        rebuilt = Views.of(scene.sources, K, motions.to(depth)).rebuild(depth)
+        error = minimum_error(rebuilt, scene.target)
+        own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
+        return distillation_mask(error, own)
