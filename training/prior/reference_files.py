@@ -1,0 +1,361 @@
+"""The files of a reference set: reference.yaml and its shards, written whole or not at all.
+
+A folder::
+
+    reference.yaml            who taught, settings, images, shards with sha256; sealed on its last
+                              line. `finished: false` until every shard is there
+    shards/00000.safetensors  features (n, C) f16, inverse_depth (n,) f16, image (n,) i32 (into the
+                              manifest's images), pixel (n,) i32 (row-major in the tap map)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.errors import TrainingError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "reference.yaml"
+SHARDS = "shards"
+#: Smallest inverse depth that is stored: half precision's smallest number of full precision.
+SMALLEST_INVERSE_DEPTH = float(np.finfo(np.float16).tiny)
+
+_SEAL = "sha256: "
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "features": np.dtype("<f2"),
+    "inverse_depth": np.dtype("<f2"),
+    "image": np.dtype("<i4"),
+    "pixel": np.dtype("<i4"),
+}
+_NAMES = {"<f2": "F16", "<i4": "I32"}
+_AGAIN = "remove it, and the command that made the set extracts it again"
+
+
+class ReferenceSetError(TrainingError):
+    """A reference set that cannot be used or written; the message names the file and the cause."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path}: {cause}")
+        self.path = path
+        self.cause = cause
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Settings(_Strict):
+    """What, beside the teacher, decides a reference set's contents.
+
+    Attributes:
+        triplets: images that were asked for.
+        per_image: reference pixels of an image.
+        shard_images: images of a shard.
+        seed: decides images and pixels.
+        metres_per_unit: unit of the recorded motions that the teacher saw.
+        data: hash over the chosen frames.
+    """
+
+    triplets: int = Field(ge=1)
+    per_image: int = Field(ge=1)
+    shard_images: int = Field(ge=1)
+    seed: int
+    metres_per_unit: float = Field(gt=0)
+    data: str = ""
+
+
+class ShardEntry(_Strict):
+    """A shard as the manifest lists it."""
+
+    file: str
+    rows: int = Field(ge=0)
+    bytes: int = Field(gt=0)
+    sha256: str
+
+
+class ReferenceManifest(_Strict):
+    """reference.yaml. ``images`` and ``shards`` are empty until the set is finished.
+
+    An image is {"drive", "frame", "index", "pixels", "median_inverse_depth"}: position and number
+    of its middle frame; of one that had to be left out, pixels is 0, the median None, and
+    "left_out" says why.
+    """
+
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, alias="schema")
+    finished: bool
+    command: str = Field("", description="what finishes it")
+    teacher: dict[str, Any]
+    settings: Settings
+    shard_count: int = Field(ge=1)
+    notes: list[str] = Field(default_factory=list)
+    shards: list[ShardEntry] = Field(default_factory=list)
+    images: list[dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """A hash of teacher and settings; every shard carries it."""
+        about = {"teacher": self.teacher, "settings": self.settings.model_dump()}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, relative to the set's folder."""
+    return f"{SHARDS}/{number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """An opened shard: columns mapped from the file, and what its header says.
+
+    Attributes:
+        columns: features (n, C), inverse_depth (n,), image (n,) and pixel (n,), read-only.
+        images: records of the images that it holds, by number.
+        key: of the set that it belongs to.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    images: dict[int, dict[str, Any]]
+    key: str
+
+    @property
+    def rows(self) -> int:
+        """Reference pixels in it."""
+        return len(self.columns["image"])
+
+
+# -- manifest ------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> ReferenceManifest:
+    """Read and check reference.yaml.
+
+    Raises:
+        ReferenceSetError: missing, cut off, altered, or of a newer version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ReferenceSetError(path, "missing: this folder is no reference set") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReferenceSetError(path, f"cannot be read: {error}") from error
+    body, _, seal = text.rpartition(_SEAL)
+    whole = seal == hashlib.sha256(body.encode()).hexdigest() + "\n"
+    try:
+        data = yaml.load(body or text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        data = None
+    version = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ReferenceSetError(
+            path,
+            f"written by a newer version (schema {version}, this one reads up to "
+            f"{SCHEMA_VERSION}): update the package",
+        )
+    if not whole:
+        raise ReferenceSetError(path, "cut off or altered: its sha256 does not match; extract anew")
+    try:
+        return ReferenceManifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "manifest"
+        raise ReferenceSetError(path, f"{place}: {first['msg']}") from error
+
+
+def write_manifest(folder: Path, manifest: ReferenceManifest) -> None:
+    """Write reference.yaml, sealed. Raises ReferenceSetError."""
+    body = yaml.dump(
+        manifest.model_dump(by_alias=True, mode="json"),
+        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=1 << 16,
+    )
+    seal = hashlib.sha256(body.encode()).hexdigest()
+    _write(folder / MANIFEST_NAME, f"{body}{_SEAL}{seal}\n".encode())
+
+
+# -- shards --------------------------------------------------------------------------------------
+
+
+def write_shard(
+    path: Path,
+    columns: Mapping[str, NDArray[Any]],
+    images: Mapping[int, Mapping[str, Any]],
+    key: str,
+) -> None:
+    """Write a shard, so that the file is there whole or not at all.
+
+    Args:
+        path: the file.
+        columns: features (n, C), inverse_depth (n,), image (n,), pixel (n,).
+        images: records of its images, by number.
+        key: of the set.
+
+    Raises:
+        ReferenceSetError: a value is not finite or does not fit half precision, an inverse depth
+            is not positive, or the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    stored = {name: _stored(path, name, columns[name]) for name in _DTYPES}
+    records = json.dumps({str(number): dict(record) for number, record in images.items()})
+    _write(path, save(stored, {"key": key, "images": records}))
+
+
+def _stored(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """A column as it is written; inverse depth not below `SMALLEST_INVERSE_DEPTH`."""
+    problem = _problem(name, values)
+    if problem:
+        raise ReferenceSetError(path, f"{problem}; nothing was written")
+    if name == "inverse_depth":
+        values = np.maximum(values, SMALLEST_INVERSE_DEPTH)
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(values, _DTYPES[name])
+    if not np.isfinite(stored).all():
+        raise ReferenceSetError(path, f"{name} exceeds 65504 and does not fit half precision")
+    return stored
+
+
+def _problem(name: str, values: NDArray[Any]) -> str | None:
+    """What is wrong with a column's values, in words."""
+    if name == "features" and not np.isfinite(values).all():
+        bad = int((~np.isfinite(values).all(1)).sum())
+        return f"features of {bad} of {len(values)} reference pixels are not finite (NaN or Inf)"
+    if name == "inverse_depth":
+        fine = np.isfinite(values) & (values > 0)
+        if not fine.all():
+            bad = int((~fine).sum())
+            return f"inverse depth of {bad} of {len(values)} pixels is not finite and positive"
+    return None
+
+
+def open_shard(path: Path, channels: int, size: int | None = None) -> ShardFile:
+    """Map a shard; reads its header only.
+
+    Args:
+        path: the file.
+        channels: width of the features.
+        size: bytes that it has to have; default: whatever its header says.
+
+    Raises:
+        ReferenceSetError: missing, cut off, of another width, or no shard at all.
+    """
+    header, start = _header(path)
+    try:
+        about = header.pop("__metadata__")
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+        rows = int(header["image"]["shape"][0])
+        images = {int(number): record for number, record in json.loads(about["images"]).items()}
+        key = str(about["key"])
+        width = int(header["features"]["shape"][1])
+        shapes = {name: (tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ReferenceSetError(path, f"is no shard of a reference set ({error})") from error
+    needed, found = start + max(ends), path.stat().st_size
+    if found < needed or (size is not None and found != size):
+        cause = f"cut off ({found} of {size or needed} bytes); {_AGAIN}"
+        raise ReferenceSetError(path, cause)
+    if width != channels:
+        cause = f"features have {width} channels, the set's teacher has {channels}; {_AGAIN}"
+        raise ReferenceSetError(path, cause)
+    for name, dtype in _DTYPES.items():
+        shape = (rows, channels) if name == "features" else (rows,)
+        if shapes.get(name) != (shape, _NAMES[dtype.str]):
+            raise ReferenceSetError(path, f"{name} is not {_NAMES[dtype.str]} of shape {shape}")
+    data = np.memmap(path, np.uint8, "r") if rows else np.zeros(needed, np.uint8)
+    columns = {}
+    for name, dtype in _DTYPES.items():
+        first, last = header[name]["data_offsets"]
+        flat = data[start + first : start + last].view(dtype)
+        columns[name] = flat.reshape(header[name]["shape"])
+    return ShardFile(columns, images, key)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begin."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= path.stat().st_size - 8:
+                raise ReferenceSetError(path, f"cut off or no safetensors file; {_AGAIN}")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ReferenceSetError(
+            path, "missing: the command that made the set extracts it again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ReferenceSetError(path, f"cannot be read: {error}; {_AGAIN}") from error
+    if not isinstance(header, dict):
+        raise ReferenceSetError(path, f"is no safetensors file; {_AGAIN}")
+    return header, 8 + length
+
+
+def verify_shard(path: Path, shard: ShardFile, sha256: str | None = None) -> None:
+    """Read a shard through: its hash, and that all values are legal.
+
+    Raises:
+        ReferenceSetError: names what is wrong.
+    """
+    if sha256 is not None and file_hash(path) != sha256:
+        raise ReferenceSetError(path, f"altered: its sha256 is not the manifest's; {_AGAIN}")
+    for name in ("features", "inverse_depth"):
+        problem = _problem(name, shard.columns[name])
+        if problem:
+            raise ReferenceSetError(path, f"{problem}; {_AGAIN}")
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file beside its place, then move it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ReferenceSetError(
+            path,
+            f"cannot be written: {error.strerror or error}; once that is mended (a full disk?) the "
+            "same command goes on where it was",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written."""
+    for place in (folder, folder / SHARDS):
+        for file in place.glob(".*.partial"):
+            if re.fullmatch(r"\..*\.\d+\.partial", file.name):
+                with contextlib.suppress(OSError):
+                    file.unlink()
