@@ -29,7 +29,9 @@ def test_padded_attention_equals_explicit_softmax(reference_channels: int, width
     net = _fusion(reference_channels=reference_channels, width=width)
     prior = _prior(57, reference_channels)
     features = torch.randn(2, 12, 3, 5)
-    reference, inverse_depth = net._pixel_wise(features, net.project(prior))
+    reference, inverse_depth = net._pixel_wise(
+        net.scaled_queries(features)[0], net.project(prior), features.shape[2:]
+    )
 
     weight, bias = net.query.weight[:, :, 0, 0].double(), net.query.bias.double()
     q = torch.einsum("bchw,kc->bhwk", features.double(), weight) + bias
@@ -52,7 +54,7 @@ def test_hint_equals_explicit_multi_head_attention(heads: int) -> None:
     net = _fusion(heads=heads, width=16)
     prior = _prior(33, 32)
     features = torch.randn(2, 12, 3, 5)
-    found = net._hint(features, net.project(prior))
+    found = net._hint(net.scaled_queries(features)[1], net.project(prior), features.shape[2:])
     q = net.hint_query(features).double()
     k = prior.features.double() @ net.hint_key.weight.double().T
     v = prior.features.double() @ net.hint_value.weight.double().T

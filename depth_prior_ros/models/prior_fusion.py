@@ -6,12 +6,15 @@ multi-head attention. The result is added to the student's features through a co
 starts at zero, so that a fresh fusion changes nothing.
 
 What the attentions leave out, exactly: a bias on the keys adds the same value to all scores of a
-query and softmax ignores it; the values' bias and the output projection of multi-head attention are
-linear and fold into the convolution that follows.
+query and softmax ignores it; the output projection of multi-head attention is linear and folds into
+the convolution that follows; weights of a softmax sum to one, so that a bias of the values, or of
+the output projection, is a constant added to the values. `folded_fusion` goes further for a prior
+that no longer changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,25 +24,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depth_prior_ros.models.attention import attend, pad_channels, split_heads
+
 # Inverse depth below this (network units) is treated as this before its logarithm is taken.
 _MIN_INVERSE_DEPTH = 1e-3
 # Attention kernels want widths that are multiples of this.
 _WIDTH_MULTIPLE = 8
 # Queries per block when the entropy needs the explicit weights; bounds the memory to block x N.
 _ENTROPY_BLOCK = 256
+TAPS = (4, 8, 16, 32)
+DEPTH_INPUTS = ("log", "inverse", "none")
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Sizes of the prior fusion; the paper names none of them, so all are settings.
+    """Settings of the prior fusion; the paper names none of them, so none is fixed.
 
     Attributes:
-        tap: stride of the student's features that are fused, 16 (cheap) or 8.
-        reference_channels: channels of the prior's features.
-        width: channels of queries and keys, and of the depth-hint branch.
-        heads: heads of the depth-hint attention; divides `width`.
-        depth_input: "log" feeds the logarithm of the reference inverse depth D_c to the fusion
-            beside F_s, F_c and F_d; "none" leaves it to an auxiliary loss.
+        tap: stride of the student's features that are fused: 4, 8, 16 or 32. Default 16: at 25,000
+            references and 640x192 an attention costs 1.5 GMAC there, 6.1 at 8 and 24.6 at 4, and
+            the whole DIFFNet 11.8.
+        reference_channels: channels of the prior's features, which its teacher decides.
+        width: channels of queries and keys, and of the depth-hint branch. Default 64: about what
+            the taps of a W18 have, and more than the 32 channels of the PADS teacher.
+        heads: heads of the depth-hint attention; divides `width`. Default 4: every head takes as
+            many exponentials as the whole pixel-wise branch.
+        depth_input: what the convolution sees of the reference inverse depth D_c beside F_s, F_c
+            and F_d: its logarithm ("log", default: errors of depth are relative, and near and far
+            weigh alike), itself ("inverse"), or nothing ("none": it serves an auxiliary loss only).
+        temperature: what the scores of the pixel-wise branch are divided by, besides sqrt(width);
+            below one the affinity is sharper. Default 1, the scaling of every attention. If it is
+            learned this is where it starts.
+        learn_temperature: whether it is learned. Default: yes; how sharply to look up depends on
+            how many references there are, and training sees fewer than the whole set.
+        pixel_wise: use the pixel-wise branch, F_c and D_c; off for ablations.
+        depth_hint: use the depth-hint branch, F_d; off for ablations. One of the two must be on.
     """
 
     tap: int = 16
@@ -47,16 +66,31 @@ class FusionConfig:
     width: int = 64
     heads: int = 4
     depth_input: str = "log"
+    temperature: float = 1.0
+    learn_temperature: bool = True
+    pixel_wise: bool = True
+    depth_hint: bool = True
 
     def __post_init__(self) -> None:
-        if self.tap not in (4, 8, 16, 32):
+        if self.tap not in TAPS:
             raise ValueError(f"fusion tap {self.tap}: must be 4, 8, 16 or 32")
         if min(self.reference_channels, self.width, self.heads) < 1:
             raise ValueError("fusion reference_channels, width and heads must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"fusion width {self.width} is no multiple of {self.heads} heads")
-        if self.depth_input not in ("log", "none"):
-            raise ValueError(f"fusion depth_input {self.depth_input!r}: must be 'log' or 'none'")
+        if self.depth_input not in DEPTH_INPUTS:
+            raise ValueError(
+                f"fusion depth_input {self.depth_input!r}: must be one of {', '.join(DEPTH_INPUTS)}"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"fusion temperature {self.temperature}: must be positive")
+        if not (self.pixel_wise or self.depth_hint):
+            raise ValueError("fusion with neither pixel_wise nor depth_hint: switch one on")
+
+    @property
+    def feeds_depth(self) -> bool:
+        """Whether the convolution sees the reference depth."""
+        return self.pixel_wise and self.depth_input != "none"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FusionConfig:
@@ -98,7 +132,7 @@ class Prior:
 
 
 class ProjectedPrior(NamedTuple):
-    """Keys and values of a prior for one fusion, projected once.
+    """Keys and values of a prior for one fusion, projected once; None: that branch is off.
 
     Attributes:
         keys: (1, 1, N, P) of the pixel-wise branch, zero padded to P channels.
@@ -107,10 +141,10 @@ class ProjectedPrior(NamedTuple):
         hint_values: (1, heads, N, width / heads).
     """
 
-    keys: Tensor
-    values: Tensor
-    hint_keys: Tensor
-    hint_values: Tensor
+    keys: Tensor | None
+    values: Tensor | None
+    hint_keys: Tensor | None
+    hint_values: Tensor | None
 
 
 class FusionOutput(NamedTuple):
@@ -118,18 +152,15 @@ class FusionOutput(NamedTuple):
 
     Attributes:
         features: (B, C, h, w), the student's features plus what the prior adds.
-        inverse_depth: (B, 1, h, w) reference inverse depth D_c, network units, float32.
+        inverse_depth: (B, 1, h, w) reference inverse depth D_c, network units, float32; None
+            without the pixel-wise branch.
         entropy: (B, 1, h, w) entropy of the affinity divided by log N, in [0, 1]; None unless asked
-            for.
+            for, or without the pixel-wise branch.
     """
 
     features: Tensor
-    inverse_depth: Tensor
+    inverse_depth: Tensor | None
     entropy: Tensor | None
-
-
-def _pad(x: Tensor, width: int) -> Tensor:
-    return F.pad(x, (0, width - x.shape[-1]))
 
 
 class PriorFusion(nn.Module):
@@ -137,8 +168,11 @@ class PriorFusion(nn.Module):
 
     Args:
         channels: channels of the student's concatenated features at the tap.
-        config: sizes.
+        config: sizes, and which branches there are.
     """
+
+    #: The layers whose weights decide what a reference pixel means to this fusion.
+    READERS = ("key.weight", "log_temperature", "hint_key.weight", "hint_value.weight")
 
     def __init__(self, channels: int, config: FusionConfig) -> None:
         super().__init__()
@@ -149,18 +183,40 @@ class PriorFusion(nn.Module):
         # materialises all scores.
         widest = max(width, c + 1)
         self.padded_width = math.ceil(widest / _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-        self.query = nn.Conv2d(channels, width, 1)
-        self.key = nn.Linear(c, width, bias=False)
-        self.log_temperature = nn.Parameter(torch.zeros(()))
-        self.hint_query = nn.Conv2d(channels, width, 1)
-        self.hint_key = nn.Linear(c, width, bias=False)
-        self.hint_value = nn.Linear(c, width, bias=False)
-        depth = 1 if config.depth_input == "log" else 0
-        self.merge = nn.Conv2d(channels + c + width + depth, width, 3, padding=1)
+        merged = channels
+        if config.pixel_wise:
+            self.query = nn.Conv2d(channels, width, 1)
+            self.key = nn.Linear(c, width, bias=False)
+            self._add_temperature()
+            merged += c + config.feeds_depth
+        if config.depth_hint:
+            self.hint_query = nn.Conv2d(channels, width, 1)
+            self.hint_key = nn.Linear(c, width, bias=False)
+            self.hint_value = nn.Linear(c, width, bias=False)
+            merged += width
+        self.merge = nn.Conv2d(merged, width, 3, padding=1)
         self.out = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
+
+    def _add_temperature(self) -> None:
+        # Called after its inverse's logarithm, a name that stored weights have.
+        value = torch.tensor(-math.log(self.config.temperature))
+        if self.config.learn_temperature:
+            self.log_temperature = nn.Parameter(value)
+        else:
+            self.register_buffer("log_temperature", value)
+
+    @property
+    def pixel_scale(self) -> Tensor:
+        """What the scores of the pixel-wise branch are multiplied by."""
+        return self.log_temperature.exp() / math.sqrt(self.config.width)
+
+    @property
+    def hint_scale(self) -> float:
+        """What the scores of the depth-hint branch are multiplied by."""
+        return 1 / math.sqrt(self.config.width // self.config.heads)
 
     def project(self, prior: Prior) -> ProjectedPrior:
         """Project a prior's keys and values; do it once where the weights no longer change.
@@ -168,19 +224,77 @@ class PriorFusion(nn.Module):
         Raises:
             ValueError: the prior's features have other channels than the fusion was built for.
         """
-        if prior.features.shape[1] != self.config.reference_channels:
+        self.check(prior.features)
+        pixel_keys, hint_keys = self.project_keys(prior.features)
+        keys = values = hint_values = None
+        if pixel_keys is not None:
+            depth = prior.inverse_depth[:, None].to(prior.features.dtype)
+            both = torch.cat([prior.features, depth], dim=1)
+            keys = pad_channels(pixel_keys, self.padded_width)[None]
+            values = pad_channels(both, self.padded_width)[None, None]
+        if hint_keys is not None:
+            hint_keys = hint_keys[None]
+            hint_values = split_heads(self.hint_value(prior.features), self.config.heads)[None]
+        return ProjectedPrior(keys, values, hint_keys, hint_values)
+
+    def check(self, features: Tensor) -> None:
+        """Raise ValueError unless reference features (n, C) have this fusion's channels."""
+        if features.shape[1] != self.config.reference_channels:
             raise ValueError(
-                f"the prior has {prior.features.shape[1]} channels: this student's fusion was "
+                f"the prior has {features.shape[1]} channels: this student's fusion was "
                 f"built for {self.config.reference_channels}"
             )
-        f = prior.features
-        values = torch.cat([f, prior.inverse_depth[:, None].to(f.dtype)], dim=1)
-        return ProjectedPrior(
-            keys=_pad(self.key(f), self.padded_width)[None, None],
-            values=_pad(values, self.padded_width)[None, None],
-            hint_keys=self._split_heads(self.hint_key(f)),
-            hint_values=self._split_heads(self.hint_value(f)),
-        )
+
+    def scaled_queries(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Queries of both branches whose products with `project_keys` are the scores.
+
+        Args:
+            features: the student's features F_s at the tap, (B, C, h, w).
+
+        Returns:
+            Pixel-wise (B, 1, h * w, width) and depth hint (B, heads, h * w, width / heads), row
+            by row of the map, scaled by temperature and width; None where that branch is off.
+            Weights are ``softmax(queries @ keys.transpose(-2, -1), dim=-1)``.
+        """
+        pixel_wise = hint = None
+        if self.config.pixel_wise:
+            pixel_wise = self.query(features).flatten(2).transpose(1, 2)[:, None] * self.pixel_scale
+        if self.config.depth_hint:
+            queries = self.hint_query(features).flatten(2)
+            hint = queries.unflatten(1, (self.config.heads, -1)).transpose(2, 3) * self.hint_scale
+        return pixel_wise, hint
+
+    def project_keys(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Keys of both branches for reference features (n, C).
+
+        Returns:
+            Pixel-wise (1, n, width) and depth hint (heads, n, width / heads); None where that
+            branch is off.
+
+        Raises:
+            ValueError: other channels than the fusion was built for.
+        """
+        self.check(features)
+        pixel_wise = self.key(features)[None] if self.config.pixel_wise else None
+        hint = None
+        if self.config.depth_hint:
+            hint = split_heads(self.hint_key(features), self.config.heads)
+        return pixel_wise, hint
+
+    def alignment_hash(self) -> str:
+        """A sha256 in hex of the layers that read the prior.
+
+        A prior was chosen with these; with others its keys mean something else. The weights are
+        rounded to half precision as in a bundle, so that saving and loading leaves the hash alone.
+        """
+        digest = hashlib.sha256()
+        state = self.state_dict()
+        for name in self.READERS:
+            if name in state:
+                half = state[name].detach().cpu().to(torch.float16).contiguous()
+                digest.update(f"{name} {tuple(half.shape)}\n".encode())
+                digest.update(half.numpy().astype("<f2").tobytes())
+        return digest.hexdigest()
 
     def forward(
         self, features: Tensor, prior: Prior | ProjectedPrior, *, entropy: bool = False
@@ -193,52 +307,51 @@ class PriorFusion(nn.Module):
             entropy: compute the entropy of the affinity, too (slower: needs explicit weights).
         """
         projected = prior if isinstance(prior, ProjectedPrior) else self.project(prior)
-        reference, inverse_depth = self._pixel_wise(features, projected)
-        parts = [features, reference, self._hint(features, projected)]
-        if self.config.depth_input == "log":
-            parts.append(inverse_depth.clamp(min=_MIN_INVERSE_DEPTH).log().to(reference.dtype))
+        queries, hint_queries = self.scaled_queries(features)
+        size = features.shape[-2:]
+        parts, inverse_depth, spread = [features], None, None
+        if queries is not None:
+            reference, inverse_depth = self._pixel_wise(queries, projected, size)
+            parts.append(reference)
+            spread = self._entropy(queries, projected, size) if entropy else None
+        if hint_queries is not None:
+            parts.append(self._hint(hint_queries, projected, size))
+        if inverse_depth is not None and self.config.feeds_depth:
+            parts.append(depth_input(inverse_depth, self.config.depth_input))
         added = self.out(F.relu(self.merge(torch.cat([p.to(features.dtype) for p in parts], 1))))
-        spread = self._entropy(features, projected) if entropy else None
         return FusionOutput(features + added, inverse_depth, spread)
 
-    def _queries(self, features: Tensor) -> Tensor:
-        """Scaled queries of the pixel-wise branch, (B, 1, h * w, padded width)."""
-        scale = self.log_temperature.exp() / math.sqrt(self.config.width)
-        queries = self.query(features).flatten(2).transpose(1, 2) * scale
-        return _pad(queries, self.padded_width)[:, None]
-
-    def _pixel_wise(self, features: Tensor, prior: ProjectedPrior) -> tuple[Tensor, Tensor]:
+    def _pixel_wise(
+        self, queries: Tensor, prior: ProjectedPrior, size: torch.Size
+    ) -> tuple[Tensor, Tensor]:
         """F_c (B, C_r, h, w) and D_c (B, 1, h, w): one attention over [features, inverse depth]."""
-        batch, _, height, width = features.shape
-        queries = self._queries(features)
-        keys, values = (t.expand(batch, -1, -1, -1).to(queries.dtype) for t in prior[:2])
-        mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        assert prior.keys is not None
+        assert prior.values is not None
+        mixed = attend(pad_channels(queries, self.padded_width), prior.keys, prior.values)
         c = self.config.reference_channels
-        mixed = mixed[:, 0, :, : c + 1].transpose(1, 2).reshape(batch, c + 1, height, width)
+        mixed = mixed[:, 0, :, : c + 1].transpose(1, 2).unflatten(2, size)
         return mixed[:, :c], mixed[:, c:].float()
 
-    def _hint(self, features: Tensor, prior: ProjectedPrior) -> Tensor:
+    def _hint(self, queries: Tensor, prior: ProjectedPrior, size: torch.Size) -> Tensor:
         """F_d (B, width, h, w): multi-head attention of the features over the prior."""
-        batch, _, height, width = features.shape
-        heads, size = self.config.heads, self.config.width // self.config.heads
-        queries = self.hint_query(features).reshape(batch, heads, size, height * width)
-        queries = queries.transpose(2, 3)
-        keys, values = (t.expand(batch, -1, -1, -1).to(queries.dtype) for t in prior[2:])
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
-        return mixed.transpose(2, 3).reshape(batch, heads * size, height, width)
+        assert prior.hint_keys is not None
+        assert prior.hint_values is not None
+        mixed = attend(queries, prior.hint_keys, prior.hint_values)
+        return mixed.transpose(2, 3).flatten(1, 2).unflatten(2, size)
 
-    def _entropy(self, features: Tensor, prior: ProjectedPrior) -> Tensor:
-        batch, _, height, width = features.shape
-        queries = self._queries(features)[:, 0].float()
-        keys = prior.keys[0, 0].float()
+    def _entropy(self, queries: Tensor, prior: ProjectedPrior, size: torch.Size) -> Tensor:
+        assert prior.keys is not None
+        keys = prior.keys[0, 0, :, : queries.shape[-1]].float()
         blocks = []
-        for block in queries.split(_ENTROPY_BLOCK, dim=1):
+        for block in queries[:, 0].float().split(_ENTROPY_BLOCK, dim=1):
             logs = torch.log_softmax(block @ keys.T, dim=-1)
             blocks.append(-(logs.exp() * logs).sum(-1))
         total = torch.cat(blocks, dim=1) / math.log(max(keys.shape[0], 2))
-        return total.reshape(batch, 1, height, width)
+        return total.unflatten(1, size)[:, None]
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(N, width) -> (1, heads, N, width / heads)."""
-        heads = self.config.heads
-        return x.reshape(x.shape[0], heads, -1).transpose(0, 1)[None]
+
+def depth_input(inverse_depth: Tensor, kind: str) -> Tensor:
+    """What the fusion's convolution sees of inverse depth (B, 1, h, w): see `FusionConfig`."""
+    if kind == "log":
+        return inverse_depth.clamp(min=_MIN_INVERSE_DEPTH).log()
+    return inverse_depth

@@ -42,7 +42,7 @@ class StudentOutput:
         disparity: scale -> sigmoid disparity (B, 1, H / 2**scale, W / 2**scale) in [0, 1], float32;
             `geometry.disparity_to_depth` makes depth of it.
         prior_inverse_depth: (B, 1, h, w) reference inverse depth of the prior at the tap, network
-            units; None where no prior was fused.
+            units; None where no prior was fused, or without the pixel-wise branch.
         entropy: (B, 1, h, w) normalised entropy of the affinity; None unless asked for.
     """
 
@@ -67,7 +67,7 @@ class Student(nn.Module):
         far_bias: logit that the disparity heads start with.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a tap of the fusion that the trunk has not.
     """
 
     def __init__(
@@ -83,14 +83,18 @@ class Student(nn.Module):
         self.trunk = build_trunk(trunk)
         self.decoder = DECODERS[decoder](self.trunk.channels, far_bias=far_bias)
         # Last, so that one seed gives the same trunk and decoder with fusion and without.
-        self.fusion = (
-            None if fusion is None else PriorFusion(sum(self.trunk.channels[fusion.tap]), fusion)
-        )
+        self.fusion = None if fusion is None else self._build_fusion(fusion, trunk)
         self.architecture: dict[str, Any] = {
             "trunk": trunk,
             "decoder": decoder,
             "fusion": None if fusion is None else fusion.to_dict(),
         }
+
+    def _build_fusion(self, config: FusionConfig, trunk: str) -> PriorFusion:
+        if config.tap not in self.trunk.channels:
+            strides = ", ".join(str(stride) for stride in sorted(self.trunk.channels))
+            raise ValueError(f"{trunk} has no features at stride {config.tap}: only {strides}")
+        return PriorFusion(sum(self.trunk.channels[config.tap]), config)
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -130,13 +134,32 @@ class Student(nn.Module):
         features = self.trunk(image)
         if prior is None:
             return StudentOutput(self.decoder(features, scales))
+        fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)
+        mixed = self.with_tap(features, fused.features)
+        return StudentOutput(self.decoder(mixed, scales), fused.inverse_depth, fused.entropy)
+
+    def fusion_features(self, image: Tensor) -> Tensor:
+        """F_s (B, C, h, w) of `image` (B, 3, H, W) at the fusion's tap: what looks up the prior.
+
+        Raises:
+            ValueError: an image of a wrong shape, or a student without fusion.
+        """
+        self._fusion()
+        return self.at_tap(self.trunk(image))
+
+    def at_tap(self, features: Features) -> Tensor:
+        """The trunk's features at the fusion's tap in one tensor (B, C, h, w)."""
+        return torch.cat(features[self._fusion().config.tap], dim=1)
+
+    def with_tap(self, features: Features, fused: Tensor) -> Features:
+        """The trunk's features with `fused` (B, C, h, w) in place of those at the tap."""
+        tap = self._fusion().config.tap
+        return {**features, tap: list(fused.split(self.trunk.channels[tap], dim=1))}
+
+    def _fusion(self) -> PriorFusion:
         if self.fusion is None:
             raise ValueError("this student has no prior fusion: build it with one, or pass none")
-        tap = self.fusion.config.tap
-        fused = self.fusion(torch.cat(features[tap], dim=1), prior, entropy=entropy)
-        sizes = self.trunk.channels[tap]
-        mixed: Features = {**features, tap: list(fused.features.split(sizes, dim=1))}
-        return StudentOutput(self.decoder(mixed, scales), fused.inverse_depth, fused.entropy)
+        return self.fusion
 
 
 def build_trunk(name: str) -> Trunk:
