@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.recordings.base import Frame
 from training.data.drives import DriveFrames
 from training.data.frames import MemoryFrames
+from training.data.static import Travel
 from training.data.triplets import TripletSource
 from training.prior.reference_files import (
     ReferenceManifest,
@@ -67,15 +71,25 @@ class PictureTeacher:
 
 
 def drive(
-    name: str, frames: int, size: tuple[int, int] = SIZE, weight: float = 1.0, seed: int = 0
+    name: str, count: int, size: tuple[int, int] = SIZE, weight: float = 1.0, seed: int = 0
 ) -> DriveFrames:
     """Random pictures; every three that follow each other are a triplet."""
     rng = np.random.default_rng([seed, len(name), *name.encode()])
     pictures = {
-        i: rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for i in range(frames)
+        i: rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) for i in range(count)
     }
-    triplets = [(i - 1, i, i + 1) for i in range(1, frames - 1)]
-    return DriveFrames(weight, MemoryFrames(pictures), np.eye(3), {}, triplets, name)
+    triplets = [(i - 1, i, i + 1) for i in range(1, count - 1)]
+    frames = tuple(
+        Frame(
+            i,
+            i * 100_000_000,
+            Camera(20.0, 20.0, size[0] / 2, size[1] / 2, *size),
+            partial(pictures.get, i),
+        )
+        for i in range(count)
+    )
+    K = frames[0].camera.matrix()
+    return DriveFrames(weight, MemoryFrames(pictures), K, {}, triplets, name, Travel(frames), size)
 
 
 def source(*drives: DriveFrames) -> TripletSource:

@@ -307,11 +307,12 @@ class _Job:
     ) -> dict[str, Any]:
         sequence = self.source.sequences[drive]
         frame = sequence.triplets[triplet][1]
-        frames = sequence.travel.frames
+        recorded = sequence.travel.frames[frame]
         return {
             "drive": sequence.name,
             "frame": frame,
-            "index": frames[frame].index if frame < len(frames) else frame,
+            "index": recorded.index,
+            "stamp_ns": recorded.stamp_ns,
             "pixels": pixels,
             "median_inverse_depth": median,
         }

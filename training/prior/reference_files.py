@@ -89,9 +89,9 @@ class ShardEntry(_Strict):
 class ReferenceManifest(_Strict):
     """reference.yaml. ``images`` and ``shards`` are empty until the set is finished.
 
-    An image is {"drive", "frame", "index", "pixels", "median_inverse_depth"}: position and number
-    of its middle frame; of one that had to be left out, pixels is 0, the median None, and
-    "left_out" says why.
+    An image is {"drive", "frame", "index", "stamp_ns", "pixels", "median_inverse_depth"}: position,
+    number and stamp of its middle frame; of one that had to be left out, pixels is 0, the median
+    None, and "left_out" says why.
     """
 
     schema_version: Literal[1] = Field(SCHEMA_VERSION, alias="schema")
