@@ -32,7 +32,7 @@ class Rich(Strict):
 
 
 class Fusion(Strict):
-    """How the student reads the prior (RPrDepth, prior depth fusion); the paper names none of these sizes."""
+    """How the student reads the prior (RPrDepth, prior depth fusion); the paper names no sizes."""
 
     tap: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
     width: int = Field(64, ge=1, description="channels of queries, keys and the depth hint")

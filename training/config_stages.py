@@ -24,6 +24,12 @@ class Schedule(Strict):
     step_at: float = Field(0.75, gt=0, lt=1)
     step_factor: float = Field(0.1, gt=0, le=1)
     clip: float = Field(10.0, gt=0, description="largest gradient norm")
+    draws: int | None = Field(
+        None,
+        ge=0,
+        description="number that decides its random draws; default: how many stages train before "
+        "it. Runs whose stages share it see the same batches",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:

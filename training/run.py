@@ -127,17 +127,21 @@ class Run:
         return self._write(bundle, system, progress)
 
     def _parts(self) -> Iterator[Part]:
+        trained = 0
         for number, schedule in enumerate(self.recipe.stages):
             stage = f"{number}_{schedule.kind}"
+            if isinstance(schedule, Reference | Select):
+                yield Part(number, stage, schedule, number)
+                continue
+            draws = trained if schedule.draws is None else schedule.draws
             rounds = schedule.rounds if isinstance(schedule, Mutual) else 1
             for turn in range(rounds):
                 folder = stage if rounds == 1 else f"{stage}_round{turn + 1}"
-                yield Part(number + 100 * turn, folder, self._in_steps(schedule), number)
+                yield Part(draws + 100 * turn, folder, self._in_steps(schedule), number)
+            trained += 1
 
-    def _in_steps(self, schedule: AnyStage) -> AnyStage:
-        if isinstance(schedule, Reference | Select) or not schedule.epochs:
-            return schedule
-        return in_steps(schedule, len(self.data().training))
+    def _in_steps(self, schedule: TrainedStage) -> TrainedStage:
+        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
