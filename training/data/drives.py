@@ -12,7 +12,7 @@ from torch import Tensor
 
 from depth_prior_ros.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings import is_bag, open_recording
-from depth_prior_ros.recordings.base import Recording, RecordingError, StoredRecording
+from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from training.config_base import RecipeError
 from training.config_data import Drive
@@ -24,13 +24,16 @@ from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 CORRUPT_SHARE = 0.05
 CORRUPT_ALLOWED = 3  # in a small set, this many are no reason to stop
 
+Views = tuple[Picture, Picture | None]  # a frame at the network's size, and at the second one
+
 
 @dataclass
 class DriveFrames:
     """One drive at the network's size.
 
     K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
-    current, next). travel: metres between frames.
+    current, next). travel: metres between frames. size: width and height of the pictures. rich: the
+    same frames at a second, larger size, rich_K their intrinsics; None where there is none.
     """
 
     weight: float
@@ -40,6 +43,23 @@ class DriveFrames:
     triplets: list[Triplet]
     name: str = ""
     travel: Travel = field(default_factory=lambda: Travel(()))
+    size: tuple[int, int] = (0, 0)
+    rich: FrameStore | None = None
+    rich_K: np.ndarray | None = None  # noqa: N815  as K
+
+    @property
+    def slow(self) -> bool:
+        """Whether a frame is decoded each time it is asked for."""
+        return self.images.slow or (self.rich is not None and self.rich.slow)
+
+    def views(self, position: int) -> Views:
+        """One image at each size, (H, W, 3) uint8 RGB; raises CorruptFrameError."""
+        return self.images[position], None if self.rich is None else self.rich[position]
+
+    def why_corrupt(self, position: int) -> str | None:
+        """Why a frame cannot be read; None where it can, as far as known."""
+        why = self.images.corrupt.get(position)
+        return why if why or self.rich is None else self.rich.corrupt.get(position)
 
     def picture(self, position: int) -> Picture:
         """One image (H, W, 3) uint8 RGB; raises CorruptFrameError."""
@@ -63,13 +83,23 @@ class DriveFrames:
         return self.travel.metres(before, current), self.travel.metres(current, after)
 
 
+def drive_path(root: Path, name: str) -> Path:
+    """Where a recipe's drive lies: below the data root, else below the working directory.
+
+    An absolute path is what it is. Where nothing lies in either place, the one below the data root.
+    """
+    path = Path(name).expanduser()
+    below = root / path
+    return path if not below.exists() and path.exists() else below
+
+
 def open_drive(root: Path, drive: Drive) -> StoredRecording:
     """Open the recording of a recipe's drive, with the camera that the recipe gives it.
 
     Raises:
         RecipeError: it cannot be opened, or its intrinsics are impossible.
     """
-    path = root / drive.path
+    path = drive_path(root, drive.path)
     options: dict[str, object] = {}
     if is_image_folder(path):
         options["rate"] = drive.rate
@@ -175,15 +205,48 @@ def load_sequence(
         for i, frame in enumerate(recording.frames)
         if frame.pose is not None and usable[i]
     }
-    K = _matrix(recording, Window(size, drive.crop))
-    return DriveFrames(drive.weight, images, K, poses, moving, recording.name, travel), skipped
+    K = _matrix(recording.frames, recording.name, Window(size, drive.crop))
+    name = recording.name
+    return DriveFrames(drive.weight, images, K, poses, moving, name, travel, size), skipped
 
 
-def _matrix(recording: Recording, window: Window) -> np.ndarray:
+def add_rich(
+    sequence: DriveFrames,
+    drive: Drive,
+    stores: FrameStores,
+    path: Path | None = None,
+) -> list[str]:
+    """Give a sequence the pictures of a second size: those of its triplets' frames.
+
+    Args:
+        sequence: of `load_sequence`; triplets with a frame that cannot be read lose it.
+        drive: how it was read.
+        stores: where pictures of the second size are kept.
+        path: where the recording lies (for the cache).
+
+    Returns:
+        What was left out, as text.
+
+    Raises:
+        RecipeError: too many frames cannot be read, or the cache cannot be written.
+    """
+    frames, name = sequence.travel.frames, sequence.name
+    sequence.rich_K = _matrix(frames, name, Window(stores.size, drive.crop))
+    if stores.size == sequence.size:
+        sequence.rich = sequence.images
+        return []
+    needed = sorted({position for triplet in sequence.triplets for position in triplet})
+    sequence.rich = stores.open(path or Path(name), frames, needed, drive.crop)
+    corrupt = {p: why for p, why in sequence.rich.corrupt.items() if p in needed}
+    left_out = [f"{name}: {why}" for why in corrupt.values()]
+    refuse_broken(len(corrupt), len(needed), left_out)
+    sequence.triplets = [t for t in sequence.triplets if not corrupt.keys() & set(t)]
+    return left_out
+
+
+def _matrix(frames: Sequence[Frame], name: str, window: Window) -> np.ndarray:
     """Intrinsics (3, 3) of the cropped and resized pictures."""
-    if not len(recording.frames):
-        return np.eye(3)
-    return network_camera(recording, window).matrix()
+    return _camera(frames[0].camera, name, window).matrix() if len(frames) else np.eye(3)
 
 
 def network_camera(recording: Recording, window: Window) -> Camera:
@@ -192,11 +255,14 @@ def network_camera(recording: Recording, window: Window) -> Camera:
     Raises:
         RecipeError: nothing sensible is left by the crop.
     """
-    camera = recording.frames[0].camera
+    return _camera(recording.frames[0].camera, recording.name, window)
+
+
+def _camera(camera: Camera, name: str, window: Window) -> Camera:
     try:
         return camera.cropped(*window.box(*camera.size)).scaled(*window.size)
     except InvalidCameraError as error:
-        raise RecipeError(f"{recording.name}: crop: {error}") from error
+        raise RecipeError(f"{name}: crop: {error}") from error
 
 
 def refuse_broken(corrupt: int, frames: int, named: Sequence[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +62,24 @@ class Window:
 def reader(frames: Sequence[Frame], window: Window) -> Read:
     """A function that decodes, crops and resizes a frame; it raises CorruptFrameError."""
     return lambda position: window.apply(frames[position].image())
+
+
+class LastImage(threading.local):
+    """The image that a thread decoded last."""
+
+    frame: Frame | None = None
+    image: Picture | None = None
+
+    def of(self, frame: Frame) -> Picture:
+        """The frame's image; decoded unless it is the last one. Raises CorruptFrameError."""
+        if self.image is None or self.frame is not frame:
+            self.image = None
+            self.frame, self.image = frame, frame.image()
+        return self.image
+
+    def decode_once(self, frames: Sequence[Frame]) -> list[Frame]:
+        """The same frames; pictures of two sizes made in a row take one decoding."""
+        return [replace(frame, load_image=partial(self.of, frame)) for frame in frames]
 
 
 def read_all(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from depth_prior_ros.recordings import is_bag
 from training.config_base import RecipeError
 from training.config_data import Data, Drive, KittiRaw
-from training.data.drives import DriveFrames, load_sequence, open_drive
-from training.data.frames import FrameStores
+from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
+from training.data.frames import FrameStores, LastImage
 from training.data.splits import (
     DriveKey,
     Frames,
@@ -117,17 +117,21 @@ def _plan_drive(
     plan: Plan, root: Path, data: Data, drive: Drive, place: str, test: set[DriveKey]
 ) -> None:
     if not any(sign in drive.path for sign in "*?["):
-        path, key = root / drive.path, drive_of(root / drive.path)
+        path = drive_path(root, drive.path)
+        key = drive_of(path)
         if not path.exists():
-            raise RecipeError(f"{place}.path: {path} does not exist")
+            raise RecipeError(f"{place}.path: {_nowhere(root, drive.path)}")
         if key is not None:
             what = f"{place}: {drive.path} is test data (data.split.test: {data.split.test})"
             _refuse_leak(data, {key}, test, what)
         plan.training.append(Entry(drive, place, key, named=True))
         return
-    found = sorted(p for p in root.glob(drive.path) if p.is_dir() or is_bag(p))
+    found = _fitting(root, drive.path)
     if not found:
-        raise RecipeError(f"{place}.path: nothing below {root} fits '{drive.path}'")
+        raise RecipeError(
+            f"{place}.path: nothing below {root}, nor below the working directory {Path.cwd()}, "
+            f"fits '{drive.path}'"
+        )
     keys = {path: drive_of(path) for path in found}
     # Whoever names no drive cannot mean a test drive: it is left out, and named.
     left_out = {key for key in keys.values() if key in test} if not data.split.allow_leak else set()
@@ -137,8 +141,32 @@ def _plan_drive(
     if not kept:
         raise RecipeError(f"{place}: only test drives fit '{drive.path}'")
     for path in kept:
-        one = drive.model_copy(update={"path": str(path.relative_to(root))})
+        inside = path.relative_to(root) if path.is_relative_to(root) else path.absolute()
+        one = drive.model_copy(update={"path": str(inside)})
         plan.training.append(Entry(one, place, keys[path]))
+
+
+def _fitting(root: Path, pattern: str) -> list[Path]:
+    """Recordings that fit, below the data root, else below the working directory."""
+    path = Path(pattern).expanduser()
+    starts = [Path(path.anchor)] if path.is_absolute() else [root, Path()]
+    relative = str(path.relative_to(path.anchor))
+    for start in starts:
+        found = sorted(p for p in start.glob(relative) if p.is_dir() or is_bag(p))
+        if found:
+            return found
+    return []
+
+
+def _nowhere(root: Path, name: str) -> str:
+    """That a drive is not there, and where it was looked for."""
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return f"{path} does not exist"
+    return (
+        f"{root / path} does not exist, nor does {Path.cwd() / path} (paths are relative to the "
+        "data root, or else to the working directory)"
+    )
 
 
 def _plan_kitti(plan: Plan, root: Path, data: Data, kitti: KittiRaw, test: set[DriveKey]) -> None:
@@ -234,7 +262,13 @@ def _refuse_shared_frames(train: Frames, held: Frames) -> None:
         )
 
 
-def load_data(root: Path, data: Data, size: tuple[int, int], metres_per_unit: float) -> LoadedData:
+def load_data(
+    root: Path,
+    data: Data,
+    size: tuple[int, int],
+    metres_per_unit: float,
+    rich_size: tuple[int, int] | None = None,
+) -> LoadedData:
     """All triplets that a data section asks for.
 
     Args:
@@ -242,6 +276,9 @@ def load_data(root: Path, data: Data, size: tuple[int, int], metres_per_unit: fl
         data: the section.
         size: width and height of the network's input.
         metres_per_unit: unit of the poses in a batch.
+        rich_size: width and height of a second picture of every frame to train on, made of the same
+            image; None: there is none. It changes no draw. ``data.memory`` is for both: pictures of
+            the second size get what those of the first leave. Held-out triplets have none.
 
     Raises:
         RecipeError: see `plan_data`; or no triplet is left, which says what was left out.
@@ -249,7 +286,8 @@ def load_data(root: Path, data: Data, size: tuple[int, int], metres_per_unit: fl
     plan = plan_data(root, data)
     cache = Path(data.cache).expanduser() if data.cache else None
     stores = FrameStores(size, cache, data.memory * 2**20, data.workers)
-    training, left_out = _load(root, data, plan.training, stores)
+    last = LastImage() if rich_size else None
+    training, left_out = _load(root, data, plan.training, stores, last)
     validation, _ = _load(root, data, plan.validation, stores)
     skipped = plan.skipped + left_out
     if plan.by_rule:
@@ -257,6 +295,8 @@ def load_data(root: Path, data: Data, size: tuple[int, int], metres_per_unit: fl
         if validation:
             names = name_drives({e.key for e, _ in validation if e.key})
             skipped.append(f"data.split: {names} held out for validation")
+    if rich_size is not None:
+        skipped += _load_rich(root, training, replace(stores, size=rich_size))
     sources = []
     for loaded in (training, validation):
         source = TripletSource([], metres_per_unit, skipped, data.workers)
@@ -273,9 +313,16 @@ _Loaded = list[tuple[Entry, DriveFrames]]
 
 
 def _load(
-    root: Path, data: Data, entries: Sequence[Entry], stores: FrameStores
+    root: Path,
+    data: Data,
+    entries: Sequence[Entry],
+    stores: FrameStores,
+    last: LastImage | None = None,
 ) -> tuple[_Loaded, list[str]]:
-    """Every entry's sequence, and what was left out of them."""
+    """Every entry's sequence, and what was left out of them.
+
+    With ``last``, an image of which pictures of two sizes are made is decoded once.
+    """
     loaded, skipped = [], []
     for entry in entries:
         kind = entry.drive.drop_static or data.drop_static
@@ -286,11 +333,13 @@ def _load(
                 raise
             skipped.append(str(error))
             continue
+        if last is not None:
+            recording = replace(recording, frames=last.decode_once(recording.frames))
         sequence, left_out = load_sequence(
             recording,
             entry.drive,
             stores.size,
-            path=root / entry.drive.path,
+            path=drive_path(root, entry.drive.path),
             stores=stores,
             rule=StaticRule(kind, data.static_speed, data.static_motion),
             targets=entry.targets,
@@ -298,6 +347,15 @@ def _load(
         loaded.append((entry, sequence))
         skipped += left_out
     return loaded, skipped
+
+
+def _load_rich(root: Path, loaded: _Loaded, stores: FrameStores) -> list[str]:
+    """Pictures of a second size for every sequence; what was left out of them."""
+    left_out = []
+    for entry, sequence in loaded:
+        path = drive_path(root, entry.drive.path)
+        left_out += add_rich(sequence, entry.drive, stores, path)
+    return left_out
 
 
 def _hold_out(loaded: _Loaded, share: float) -> tuple[_Loaded, _Loaded]:

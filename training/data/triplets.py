@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from depth_prior_ros.geometry import Pose
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.config_base import RecipeError
 from training.config_data import Drive
 from training.data.augmentation import Colours, mirror_intrinsics, mirror_pose, write_planes
+from training.data.batch import TripletBatch
 from training.data.drives import (
     DriveFrames,
+    Views,
+    add_rich,
     find_triplets,
     load_sequence,
     open_drive,
     refuse_broken,
 )
-from training.data.frames import Picture
+from training.data.frames import FrameStores
 from training.data.static import Triplet
 
 __all__ = [
@@ -36,35 +38,9 @@ __all__ = [
 ]
 
 _Key = tuple[int, int]  # a drive by number, and a position in it
+_Found = tuple[int, list[Views]]  # a triplet by number, and its pictures
 _LARGEST_REDRAW = 50
 _UNUSED = 4  # batches of frames that were asked for in advance and never fetched
-
-
-@dataclass
-class TripletBatch:
-    """A batch of triplets; image order is previous, current, next.
-
-    images: (B, 3, 3, H, W), as recorded; inputs: the same with changed colours, for the networks.
-    K: (B, 3, 3) in pixels. poses: previous_from_current and next_from_current (B, 2, 4, 4) in
-    network units, the identity where they were not recorded; known: (B,) whether they were.
-    travel: metres from previous to current and from current to next (B, 2), by recorded poses or
-    speeds; NaN where neither was recorded.
-    """
-
-    images: Tensor
-    inputs: Tensor
-    K: Tensor
-    poses: Tensor
-    known: Tensor
-    travel: Tensor = field(default_factory=lambda: torch.empty(0, 2))
-
-    def __post_init__(self) -> None:
-        if len(self.travel) != len(self.known):
-            self.travel = torch.full((len(self.known), 2), torch.nan, device=self.known.device)
-
-    def to(self, device: torch.device) -> TripletBatch:
-        """The same batch on another device."""
-        return TripletBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +57,8 @@ class _Sample:
 class TripletSource:
     """All triplets of the drives of a recipe. ``skipped`` names every frame left out.
 
-    ``workers`` threads decode the frames that are not kept in memory; they change no draw.
+    ``workers`` threads decode the frames that are not kept in memory; they change no draw. Where
+    every drive has pictures of a second size, a batch has them too.
     """
 
     sequences: list[DriveFrames]
@@ -91,12 +68,27 @@ class TripletSource:
 
     def __post_init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._coming: dict[_Key, Future[Picture]] = {}
+        self._coming: dict[_Key, Future[Views]] = {}
         self._read: set[tuple[int, int]] = set()
         self._corrupt: dict[tuple[int, int], str] = {}
 
     def __len__(self) -> int:
         return sum(len(s.triplets) for s in self.sequences)
+
+    @property
+    def index(self) -> list[tuple[int, int]]:
+        """Every triplet in order: number of the drive, number of the triplet in it."""
+        return [(d, t) for d, s in enumerate(self.sequences) for t in range(len(s.triplets))]
+
+    @property
+    def has_rich(self) -> bool:
+        """Whether every drive has pictures of a second size."""
+        return bool(self.sequences) and all(s.rich is not None for s in self.sequences)
+
+    def without_rich(self) -> TripletSource:
+        """The same triplets and the same draws, without decoding pictures of the second size."""
+        sequences = [replace(s, rich=None, rich_K=None) for s in self.sequences]
+        return TripletSource(sequences, self.metres_per_unit, self.skipped, self.workers)
 
     def add(self, sequence: DriveFrames, left_out: Sequence[str] = ()) -> None:
         """Add a drive and what was left out of it; one without triplets is named only."""
@@ -135,6 +127,23 @@ class TripletSource:
         found = [self._readable(sample, decoding) for sample in samples]
         return self._assemble(samples, found)
 
+    def triplet(self, drive: int, triplet: int) -> TripletBatch:
+        """One triplet by its number, as recorded: not mirrored, colours unchanged.
+
+        Raises:
+            CorruptFrameError: a frame of it cannot be read. It is not replaced, but named in
+                ``skipped``; no batch ever shows it.
+            RecipeError: too many frames cannot be read.
+        """
+        sample = _Sample(drive, triplet, mirrored=False, colours=None)
+        frames = self.sequences[drive].triplets[triplet]
+        try:
+            found = triplet, [self._views(drive, i, {}) for i in frames]
+        except CorruptFrameError:
+            self._note_corrupt(drive, frames)
+            raise
+        return self._assemble([sample], [found])
+
     def prefetch(self, size: int, rng: np.random.Generator, part: slice = slice(None)) -> None:
         """Begin to decode what ``batch`` will need with a generator in the same state.
 
@@ -154,15 +163,15 @@ class TripletSource:
         columns = zip(chosen.tolist(), triplets, mirrored.tolist(), colours, strict=True)
         return [_Sample(*row) for row in columns]
 
-    def _expect(self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Picture]]) -> None:
+    def _expect(self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Views]]) -> None:
         """Decode for a batch to come; what nobody fetched for long is given up."""
         self._coming |= self._request(samples, decoding)
         while len(self._coming) > _UNUSED * 3 * len(samples):
             self._coming.pop(next(iter(self._coming)))
 
     def _request(
-        self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Picture]] | None = None
-    ) -> dict[_Key, Future[Picture]]:
+        self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Views]] | None = None
+    ) -> dict[_Key, Future[Views]]:
         """Let the workers decode what lies neither in memory nor in a cache.
 
         Frames that were asked for before, or are among ``decoding``, are not decoded once more.
@@ -171,36 +180,33 @@ class TripletSource:
             return {}
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="frames")
-        futures: dict[_Key, Future[Picture]] = {}
+        futures: dict[_Key, Future[Views]] = {}
         for sample in samples:
             sequence = self.sequences[sample.drive]
-            for position in sequence.triplets[sample.triplet] if sequence.images.slow else ():
+            for position in sequence.triplets[sample.triplet] if sequence.slow else ():
                 key = (sample.drive, position)
                 if key not in futures:
                     before = self._coming.pop(key, None) or (decoding or {}).get(key)
-                    futures[key] = before or self._pool.submit(sequence.picture, position)
+                    futures[key] = before or self._pool.submit(sequence.views, position)
         return futures
 
-    def _picture(
-        self, drive: int, position: int, decoding: Mapping[_Key, Future[Picture]]
-    ) -> Picture:
+    def _views(self, drive: int, position: int, decoding: Mapping[_Key, Future[Views]]) -> Views:
         self._read.add((drive, position))
         future = decoding.get((drive, position))
-        return self.sequences[drive].picture(position) if future is None else future.result()
+        return self.sequences[drive].views(position) if future is None else future.result()
 
-    def _readable(
-        self, sample: _Sample, decoding: Mapping[_Key, Future[Picture]]
-    ) -> tuple[Triplet, list[Picture]]:
+    def _readable(self, sample: _Sample, decoding: Mapping[_Key, Future[Views]]) -> _Found:
         """The sample's frames, or those of the first readable triplet drawn in its place."""
         triplets = self.sequences[sample.drive].triplets
         redraw = np.random.default_rng([sample.drive, sample.triplet])
-        frames = triplets[sample.triplet]
+        number = sample.triplet
         for _ in range(_LARGEST_REDRAW):
+            frames = triplets[number]
             try:
-                return frames, [self._picture(sample.drive, i, decoding) for i in frames]
+                return number, [self._views(sample.drive, i, decoding) for i in frames]
             except CorruptFrameError:
                 self._note_corrupt(sample.drive, frames)
-            frames = triplets[redraw.integers(len(triplets))]
+            number = int(redraw.integers(len(triplets)))
         raise RecipeError(
             f"{self.sequences[sample.drive].name}: {_LARGEST_REDRAW} triplets drawn one after the "
             f"other cannot be read ({'; '.join(self.skipped[-3:])})"
@@ -209,23 +215,22 @@ class TripletSource:
     def _note_corrupt(self, drive: int, frames: Triplet) -> None:
         sequence = self.sequences[drive]
         for position in frames:
-            why = sequence.images.corrupt.get(position)
+            why = sequence.why_corrupt(position)
             if why is not None and (drive, position) not in self._corrupt:
                 self._corrupt[drive, position] = why
                 self.skipped.append(f"{sequence.name}: {why}")
         # Of few frames read so far, a share says nothing yet.
         refuse_broken(len(self._corrupt), max(len(self._read), 200), self.skipped)
 
-    def _assemble(
-        self, samples: Sequence[_Sample], found: Sequence[tuple[Triplet, list[Picture]]]
-    ) -> TripletBatch:
-        height, width = found[0][1][0].shape[:2]
+    def _assemble(self, samples: Sequence[_Sample], found: Sequence[_Found]) -> TripletBatch:
+        height, width = found[0][1][0][0].shape[:2]
         images = np.empty((len(samples), 3, 3, height, width), np.float32)
         inputs = np.empty_like(images)
         K, poses, known, travel = [], [], [], []
-        for i, (sample, (frames, pictures)) in enumerate(zip(samples, found, strict=True)):
+        for i, (sample, (number, views)) in enumerate(zip(samples, found, strict=True)):
             sequence = self.sequences[sample.drive]
-            for j, picture in enumerate(pictures):
+            frames = sequence.triplets[number]
+            for j, (picture, _) in enumerate(views):
                 if sample.mirrored:
                     picture = picture[:, ::-1]
                 write_planes(picture, images[i, j])
@@ -243,17 +248,41 @@ class TripletSource:
             travel.append(sequence.travels(frames))
         which = torch.tensor([sample.mirrored for sample in samples])
         relative = torch.from_numpy(np.stack(poses)).float()
-        intrinsics = torch.from_numpy(np.stack(K)).float()
-        mirrored_K = mirror_intrinsics(intrinsics, width)
         mirrored_poses = mirror_pose(Pose(relative)).matrix
+        rich, rich_K = self._rich(samples, found) if self.has_rich else (None, None)
         return TripletBatch(
             torch.from_numpy(images),
             torch.from_numpy(inputs),
-            torch.where(which[:, None, None], mirrored_K, intrinsics),
+            _intrinsics(K, which, width),
             torch.where(which[:, None, None, None], mirrored_poses, relative),
             torch.tensor(known),
             torch.tensor(travel, dtype=torch.float32),
+            torch.tensor([sample.drive for sample in samples]),
+            torch.tensor([number for number, _ in found]),
+            which,
+            rich,
+            rich_K,
         )
+
+    def _rich(
+        self, samples: Sequence[_Sample], found: Sequence[_Found]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pictures of the second size (B, 3, 3, H2, W2), and their intrinsics (B, 3, 3)."""
+        large = [[rich for _, rich in views if rich is not None] for _, views in found]
+        height, width = large[0][0].shape[:2]
+        images = np.empty((len(samples), 3, 3, height, width), np.float32)
+        for sample, pictures, out in zip(samples, large, images, strict=True):
+            for picture, planes in zip(pictures, out, strict=True):
+                write_planes(picture[:, ::-1] if sample.mirrored else picture, planes)
+        K = [self.sequences[sample.drive].rich_K for sample in samples]
+        which = torch.tensor([sample.mirrored for sample in samples])
+        return torch.from_numpy(images), _intrinsics([k for k in K if k is not None], which, width)
+
+
+def _intrinsics(K: Sequence[np.ndarray], mirrored: torch.Tensor, width: int) -> torch.Tensor:
+    """(B, 3, 3) in pixels of images ``width`` wide, of the mirrored image where it is."""
+    plain = torch.from_numpy(np.stack(K)).float()
+    return torch.where(mirrored[:, None, None], mirror_intrinsics(plain, width), plain)
 
 
 def _of_next_step(rng: np.random.Generator) -> np.random.Generator | None:
@@ -267,7 +296,11 @@ def _of_next_step(rng: np.random.Generator) -> np.random.Generator | None:
 
 
 def load_triplets(
-    root: Path, drives: Sequence[Drive], size: tuple[int, int], metres_per_unit: float
+    root: Path,
+    drives: Sequence[Drive],
+    size: tuple[int, int],
+    metres_per_unit: float,
+    rich_size: tuple[int, int] | None = None,
 ) -> TripletSource:
     """All triplets of ``drives`` below ``root``, in memory (a whole recipe: `load_data`).
 
@@ -276,6 +309,9 @@ def load_triplets(
     """
     source = TripletSource([], metres_per_unit)
     for drive in drives:
-        source.add(*load_sequence(open_drive(root, drive), drive, size))
+        sequence, left_out = load_sequence(open_drive(root, drive), drive, size)
+        if rich_size is not None:
+            left_out += add_rich(sequence, drive, FrameStores(rich_size))
+        source.add(sequence, left_out)
     source.refuse_empty()
     return source

@@ -1,0 +1,58 @@
+"""A batch of triplets, as the losses and the networks get it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+def _unknown() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
+
+
+@dataclass
+class TripletBatch:
+    """A batch of triplets; image order is previous, current, next.
+
+    images: (B, 3, 3, H, W), as recorded; inputs: the same with changed colours, for the networks.
+    K: (B, 3, 3) in pixels. poses: previous_from_current and next_from_current (B, 2, 4, 4) in
+    network units, the identity where they were not recorded; known: (B,) whether they were.
+    travel: metres from previous to current and from current to next (B, 2), by recorded poses or
+    speeds; NaN where neither was recorded.
+
+    drive and triplet: (B,) int64, which triplet of which drive of its source is shown (the one that
+    replaced a corrupt one); -1 where unknown. mirrored: (B,) bool, whether images, K and poses are
+    those of the mirrored scene. rich: (B, 3, 3, H2, W2), the same frames at a second, larger size,
+    as recorded (mirrored like ``images``), with rich_K (B, 3, 3) in its pixels; None where the
+    source has one size only.
+    """
+
+    images: Tensor
+    inputs: Tensor
+    K: Tensor
+    poses: Tensor
+    known: Tensor
+    travel: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    drive: Tensor = field(default_factory=_unknown)
+    triplet: Tensor = field(default_factory=_unknown)
+    mirrored: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    rich: Tensor | None = None
+    rich_K: Tensor | None = None  # noqa: N815  as K
+
+    def __post_init__(self) -> None:
+        count, device = len(self.known), self.known.device
+        if len(self.travel) != count:
+            self.travel = torch.full((count, 2), torch.nan, device=device)
+        if len(self.drive) != count:
+            self.drive = torch.full((count,), -1, device=device)
+        if len(self.triplet) != count:
+            self.triplet = torch.full((count,), -1, device=device)
+        if len(self.mirrored) != count:
+            self.mirrored = torch.zeros(count, dtype=torch.bool, device=device)
+
+    def to(self, device: torch.device) -> TripletBatch:
+        """The same batch on another device."""
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value.to(device) for name, value in there.items()})
