@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,15 @@ from training.data.triplets import TripletSource
 from training.distributed import ALONE, Processes
 from training.errors import TrainingError
 from training.prior.reference_files import (
-    MANIFEST_NAME,
     ReferenceManifest,
-    ReferenceSetError,
     Settings,
-    ShardEntry,
-    file_hash,
-    open_shard,
-    read_manifest,
-    remove_leftovers,
     shard_name,
-    write_manifest,
     write_shard,
 )
 from training.prior.reference_set import ReferenceSet
+from training.prior.reference_work import Progress, begin, claimed, finish, missing
 from training.prior.teachers import RichTeacher, TeacherIdentity
 
-Progress = Callable[[str, int, int], None]
 Key = tuple[int, int]  # a drive by number, and its triplet by number
 
 _CHOICE = 26_000  # separates the choice of triplets from that of pixels
@@ -135,17 +127,21 @@ def extract_reference_set(
         shard_count=-(-len(plan.chosen) // shard_images),
         notes=plan.notes,
     )
-    with processes.first_goes_ahead():
-        before = _begin(folder, begun, processes.is_first)
-        left = _missing(folder, begun)
-    if before.finished and not left:
-        return ReferenceSet.open(folder)
-    job = _Job(teacher, source, plan, settings, folder, begun.key)
-    job.run(left[processes.rank :: processes.count], progress)
-    processes.barrier()
-    if processes.is_first:
-        _finish(folder, begun)
-    processes.barrier()
+    with claimed(folder, processes, progress):
+        left: list[int] = []
+        whole = False
+        if processes.is_first:
+            whole = begin(folder, begun).finished
+            left = missing(folder, begun)
+        # Listed once: while another process looks, this one already writes.
+        left, whole = processes.broadcast((left, whole))
+        if left or not whole:
+            job = _Job(teacher, source, plan, settings, folder, begun.key)
+            job.run(left[processes.rank :: processes.count], progress)
+            processes.barrier()
+            if processes.is_first:
+                finish(folder, begun)
+            processes.barrier()
     return ReferenceSet.open(folder)
 
 
@@ -165,85 +161,6 @@ def _data_hash(source: TripletSource, chosen: list[Key]) -> str:
     """Of the frames that were chosen."""
     frames = [(source.sequences[d].name, source.sequences[d].triplets[t]) for d, t in chosen]
     return hashlib.sha256(json.dumps(frames).encode()).hexdigest()
-
-
-# -- the folder ----------------------------------------------------------------------------------
-
-
-def _begin(folder: Path, begun: ReferenceManifest, write: bool) -> ReferenceManifest:
-    """The manifest that is there, or a new one of an unfinished set."""
-    if (folder / MANIFEST_NAME).exists():
-        found = read_manifest(folder)
-        _refuse_other(folder, found, begun)
-        if write:
-            remove_leftovers(folder)
-        return found
-    if folder.exists() and not folder.is_dir():
-        raise ReferenceSetError(folder, "is a file; a reference set is a folder")
-    if folder.is_dir() and any(f.name[0] != "." for f in folder.iterdir()):
-        raise ReferenceSetError(
-            folder, f"holds other things and no {MANIFEST_NAME}; choose another folder"
-        )
-    if write:
-        write_manifest(folder, begun)
-    return begun
-
-
-def _refuse_other(folder: Path, found: ReferenceManifest, wanted: ReferenceManifest) -> None:
-    theirs, ours = found.teacher, wanted.teacher
-    if theirs.get("sha256") != ours["sha256"]:
-        raise ReferenceSetError(
-            folder,
-            f"holds the reference set of another teacher ({theirs.get('name')}, "
-            f"{str(theirs.get('sha256'))[:12]}..., not {ours['name']}, {ours['sha256'][:12]}...); "
-            "name another folder, or remove that one",
-        )
-    had, want = found.settings.model_dump(), wanted.settings.model_dump()
-    other = [f"{name} {had[name]}, not {want[name]}" for name in want if had[name] != want[name]]
-    if other:
-        text = "other frames" if len(other) == 1 and "data" in other[0] else "; ".join(other)
-        raise ReferenceSetError(
-            folder,
-            f"holds a reference set of other settings ({text}); name another folder, or remove "
-            "that one",
-        )
-
-
-def _missing(folder: Path, begun: ReferenceManifest) -> list[int]:
-    """Shards that are still to be made; a damaged one counts as missing."""
-    missing = []
-    for number in range(begun.shard_count):
-        try:
-            shard = open_shard(folder / shard_name(number), int(begun.teacher["channels"]))
-        except ReferenceSetError:
-            missing.append(number)
-            continue
-        if shard.key != begun.key:
-            missing.append(number)
-    return missing
-
-
-def _finish(folder: Path, begun: ReferenceManifest) -> None:
-    """Write the manifest of the whole set."""
-    entries, images, notes = [], {}, list(begun.notes)
-    for number in range(begun.shard_count):
-        path = folder / shard_name(number)
-        shard = open_shard(path, int(begun.teacher["channels"]))
-        images |= shard.images
-        entries.append(
-            ShardEntry(
-                file=shard_name(number),
-                rows=shard.rows,
-                bytes=path.stat().st_size,
-                sha256=file_hash(path),
-            )
-        )
-    out = [record for record in images.values() if not record["pixels"]]
-    if out:
-        notes.append(f"{len(out)} images left out: {out[0]['left_out']}")
-    records = [images[number] for number in sorted(images)]
-    changes = {"finished": True, "shards": entries, "images": records, "notes": notes}
-    write_manifest(folder, begun.model_copy(update=changes))
 
 
 # -- the work ------------------------------------------------------------------------------------
