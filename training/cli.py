@@ -278,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse takes no overrides behind an option: depth_train run FILE --out DIR seed=2
-    if rest and (arguments.command != "run" or any("=" not in r or r[0] == "-" for r in rest)):
+    takes = hasattr(arguments, "overrides")
+    if rest and (not takes or any("=" not in r or r[0] == "-" for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]

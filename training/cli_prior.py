@@ -6,6 +6,7 @@ As in `training.cli`, only the parsers live at import time.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 
@@ -24,17 +25,26 @@ def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "reference",
         help="extract a reference set by a recipe's teacher",
         description="Extract reference pixels of the recipe's teacher from its training triplets "
-        "(RPrDepth, 3.2). The same command again resumes.",
+        "(RPrDepth). The same command again resumes.",
     )
     add = parser.add_argument
     add("recipe", type=Path, help="YAML file, for example config/training/small_prior.yaml")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values to set in the recipe")
-    add("--out", type=Path, help="folder of the reference set (default: runs/NAME/reference)")
+    add(
+        "--out",
+        type=Path,
+        help="folder of the reference set (default: the stage's, else where depth_train run looks)",
+    )
     parser.set_defaults(handler=_reference)
 
 
 def _reference(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.prior.reference_command import reference_command, summary
+
+    found = reference_command(arguments.recipe, arguments.overrides, arguments.out)
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
+        print(summary(found))
+    return 0
 
 
 def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
