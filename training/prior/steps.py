@@ -19,10 +19,10 @@ from training.config import Recipe, Reference, Select, Student
 from training.data.sources import LoadedData
 from training.data.triplets import TripletSource
 from training.distributed import Processes
+from training.evaluation_progress import ProgressBar
 from training.prior.chosen import FILE, ChosenPrior
 from training.prior.extraction import extract_reference_set
 from training.prior.reference_set import ReferenceSet
-from training.prior.selection import select
 from training.prior.teacher_outputs import TeacherOutputs
 from training.prior.teachers import RichTeacher, open_teacher
 from training.stages.system import System
@@ -70,10 +70,11 @@ class PriorWork:
         """The teacher's depth and motions of all training triplets."""
         cache = self.recipe.rich.cache if self.recipe.rich else None
         source = self.data().training
-        if cache is None:
-            return TeacherOutputs.open(None, self.teacher, source)
-        with _alone(Path(cache)), self.processes.first_goes_ahead():
-            return TeacherOutputs.open(Path(cache), self.teacher, source)
+        folder = None if cache is None else Path(cache)
+        with _alone(folder, self.processes), ProgressBar() as progress:
+            return TeacherOutputs.open(
+                folder, self.teacher, source, processes=self.processes, progress=progress
+            )
 
     def size(self) -> tuple[int, int] | None:
         """See `rich_size`."""
@@ -91,7 +92,7 @@ class PriorWork:
     def extract(self, stage: Reference, folder: Path) -> None:
         """Make the reference set, or go on with it; one process at a time in a shared folder."""
         folder = folder if stage.folder is None else Path(stage.folder)
-        with _alone(folder):
+        with _alone(folder, self.processes), ProgressBar() as progress:
             self.references = extract_reference_set(
                 self.teacher,
                 self.data().training,
@@ -101,6 +102,7 @@ class PriorWork:
                 seed=self.recipe.seed if stage.seed is None else stage.seed,
                 shard_images=stage.shard_images,
                 processes=self.processes,
+                progress=progress,
             )
 
     def select(self, stage: Select, folder: Path, system: System) -> None:
@@ -117,6 +119,8 @@ class PriorWork:
         )
 
     def _choose(self, stage: Select, system: System) -> ChosenPrior:
+        from training.prior.selection import select
+
         references = self.references
         assert references is not None  # the recipe was checked
         data = self.data()
@@ -159,8 +163,11 @@ def spread_images(source: TripletSource, count: int) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path | None, processes: Processes) -> Iterator[None]:
     """Wait until no other run on this machine makes something in the folder."""
+    if folder is None or not processes.is_first:  # the first one of a run waits for all of them
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
