@@ -1,0 +1,356 @@
+"""How much of a student's attention falls on each reference pixel (RPrDepth, W_avg).
+
+The matrix of queries x references is never there: a first pass over the references finds every
+query's log-sum-exp, a second one sums the columns of exp(score - log-sum-exp). Scores are float32,
+in powers of two (exp2 costs a third of exp), and their shift is one more channel of the matrix
+product: what remains per score is exp2 and one addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+from training.errors import TrainingError
+from training.prior.sweep import Progress, sweep
+
+# References and queries (of all heads together) of a block of scores: 1 MiB, half of it in use at
+# a time, stays in a core's second-level cache; an accelerator wants much larger ones.
+_COLUMNS, _ROWS = 512, 512
+_DEVICE_COLUMNS, _DEVICE_ROWS = 8192, 4096
+_LOG2_E = math.log2(math.e)
+# exp2 of less is zero.
+_LOWEST = -200.0
+
+
+@dataclass(frozen=True)
+class PriorUsage:
+    """What a student looks up in a prior, over the queries of some images.
+
+    Attributes:
+        pixel_wise: (N,) float64, mean weight of each reference in the affinity; sums to 1. None
+            where the fusion has no such branch.
+        hint: the same of the depth-hint attention, mean over its heads.
+        pixel_wise_neighbours: (Q,) float64, effective number of neighbours of each query: exp of
+            the entropy of its weights, between 1 and N.
+        hint_neighbours: (heads, Q), the same of each head.
+    """
+
+    pixel_wise: Tensor | None
+    hint: Tensor | None
+    pixel_wise_neighbours: Tensor | None
+    hint_neighbours: Tensor | None
+
+    @property
+    def weights(self) -> Tensor:
+        """(N,) W_avg: the sum over the branches."""
+        found = [weights for weights in (self.pixel_wise, self.hint) if weights is not None]
+        return torch.stack(found).sum(0)
+
+    @property
+    def neighbours(self) -> float:
+        """Effective number of neighbours, mean over queries, of the branches together."""
+        found = (self.pixel_wise_neighbours, self.hint_neighbours)
+        return float(np.mean([float(n.mean()) for n in found if n is not None]))
+
+    def unused(self, below: float = 0.01) -> float:
+        """Share of references with less than ``below`` times the mean weight."""
+        weights = self.weights
+        return float((weights < below * weights.mean()).double().mean())
+
+
+def mean_weights(
+    fusion: PriorFusion,
+    query_maps: Iterable[Tensor],
+    references: Iterable[Prior],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """W_avg of RPrDepth's attention-guided feature selection.
+
+    The mean over images of affinity plus attention weights (mean over heads) of each reference,
+    mean over the queries of an image. Exact up to float32 scores.
+
+    Args:
+        fusion: `PriorFusion`; either branch may be switched off.
+        query_maps: the student's features at the fusion's tap, (C, h, w) or (B, C, h, w) each, of
+            any sizes; all queries are kept, projected.
+        references: chunks of the reference set; gone through twice.
+        threads: cores to use; default: as many as PyTorch may.
+        progress: is told of every chunk.
+
+    Returns:
+        (N,) float64 on the CPU, non-negative; sums to the number of branches.
+
+    Raises:
+        TrainingError: no image, no reference, or a value that is not finite.
+    """
+    found = _statistics(fusion, query_maps, references, threads, progress, entropy=False)
+    return torch.stack([weights for weights, _ in found if weights is not None]).sum(0)
+
+
+def prior_usage(
+    fusion: PriorFusion,
+    query_maps: Iterable[Tensor],
+    references: Iterable[Prior],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PriorUsage:
+    """As `mean_weights`, by branch, with the effective number of neighbours of every query."""
+    found = _statistics(fusion, query_maps, references, threads, progress, entropy=True)
+    (pixel_wise, near), (hint, hint_near) = found
+    return PriorUsage(pixel_wise, hint, None if near is None else near[0], hint_near)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of all images for each branch that is on.
+
+    Attributes:
+        branches: pixel-wise (1, Q, d) and depth hint (heads, Q, d'), float32, scores in powers of
+            two; None where a branch is off.
+        share: (Q,) float64, what each query counts in the mean over images; sums to 1.
+    """
+
+    branches: tuple[Tensor | None, Tensor | None]
+    share: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, fusion: PriorFusion, query_maps: Iterable[Tensor]) -> Queries:
+        """Project feature maps, (C, h, w) or (B, C, h, w) each.
+
+        Raises:
+            TrainingError: there are none, or they are not finite.
+        """
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        counts: list[int] = []
+        for maps in query_maps:
+            maps = maps if maps.dim() == 4 else maps[None]
+            counts += [maps[0, 0].numel()] * len(maps)
+            for part, queries in zip(parts, fusion.scaled_queries(maps), strict=True):
+                if queries is not None:  # (B, heads, Q, d)
+                    part.append(queries.float().transpose(0, 1).flatten(1, 2) * _LOG2_E)
+        if not counts:
+            raise TrainingError("no validation image: attention needs at least one to look at")
+        pixel_wise, hint = (torch.cat(part, dim=1) if part else None for part in parts)
+        for queries in (pixel_wise, hint):
+            if queries is not None and not bool(queries.isfinite().all()):
+                raise TrainingError("the student's features of a validation image are not finite")
+        share = torch.tensor([1 / (n * len(counts)) for n in counts], dtype=torch.float64)
+        return cls((pixel_wise, hint), share.repeat_interleave(torch.tensor(counts)))
+
+    @property
+    def operations(self) -> float:
+        """Operations of one pass per reference: two per channel of every score."""
+        return float(sum(2 * branch.numel() for branch in self.branches if branch is not None))
+
+
+class _Branch:
+    """One branch in one thread: its queries with a last channel that is added to the scores."""
+
+    def __init__(self, queries: Tensor, last: Tensor | float = 0.0) -> None:
+        heads, count, width = queries.shape
+        self.queries = queries.new_empty(heads, count, width + 1)
+        self.queries[..., :width] = queries
+        self.queries[..., width] = last
+        self._rows = max(1, _sizes(queries.device)[1] // heads)
+        self._buffer = queries.new_empty(0)
+
+    def scores(self, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks (heads, q, n) of scores of keys (heads, d + 1, n); the buffer is used again."""
+        heads, count, _ = self.queries.shape
+        for start in range(0, count, self._rows):
+            rows = slice(start, min(start + self._rows, count))
+            size = heads * (rows.stop - start) * keys.shape[2]
+            if self._buffer.numel() < size:
+                self._buffer = keys.new_empty(size)
+            block = self._buffer[:size].view(heads, rows.stop - start, keys.shape[2])
+            yield rows, torch.bmm(self.queries[:, rows], keys, out=block)
+
+
+class _LogSums:
+    """First pass, one thread: sums of 2 ** (score - shift), and with them times score - shift.
+
+    The shift of a query is its largest score among the first keys, and is raised only where a sum
+    would overflow: no block needs a maximum of its own.
+    """
+
+    def __init__(self, fusion: PriorFusion, queries: Queries, entropy: bool) -> None:
+        self._fusion = fusion
+        self._entropy = entropy
+        self._branches = [None if q is None else _Branch(q) for q in queries.branches]
+        self._sums = [
+            None if q is None else q.new_zeros(1 + entropy, *q.shape[:2], dtype=torch.float64)
+            for q in queries.branches
+        ]
+        self._begun = False
+
+    def __call__(self, offset: int, chunk: Prior) -> None:
+        for _, keys in _pieces(self._fusion, chunk):
+            for branch, sums, key in zip(self._branches, self._sums, keys, strict=True):
+                if branch is None or sums is None or key is None:
+                    continue
+                if not self._begun:
+                    self._raise_shift(branch, sums, key)
+                found = self._sum(branch, key)
+                if not bool(found.isfinite().all()):
+                    self._raise_shift(branch, sums, key)
+                    found = self._sum(branch, key)
+                sums += found
+            self._begun = True
+
+    def _sum(self, branch: _Branch, keys: Tensor) -> Tensor:
+        heads, count, _ = branch.queries.shape
+        found = keys.new_empty(1 + self._entropy, heads, count)
+        for rows, scores in branch.scores(keys):
+            if self._entropy:
+                weights = scores.exp2()
+                # What is zero counts nothing, however far below the shift.
+                torch.sum(weights * scores.clamp_(min=_LOWEST), -1, out=found[1, :, rows])
+            else:
+                weights = scores.exp2_()
+            found[0, :, rows] = weights.sum(-1)
+        return found
+
+    def _raise_shift(self, branch: _Branch, sums: Tensor, keys: Tensor) -> None:
+        """Shift so that no score of these keys is above zero; at first also downwards."""
+        for rows, scores in branch.scores(keys):
+            rise = scores.amax(-1)
+            if self._begun:
+                rise = rise.clamp(min=0)
+            branch.queries[:, rows, -1] -= rise
+            old, rise = sums[:, :, rows], rise.double()
+            if self._entropy:
+                old[1] -= rise * old[0]
+            old *= torch.exp2(-rise)
+
+    def results(self) -> list[tuple[Tensor, Tensor | None] | None]:
+        """By branch: log2 of the sums (heads, Q), and the mean score; of the keys seen here."""
+        out: list[tuple[Tensor, Tensor | None] | None] = []
+        for branch, sums in zip(self._branches, self._sums, strict=True):
+            if branch is None or sums is None:
+                out.append(None)
+                continue
+            shift = -branch.queries[..., -1].double()
+            log = shift + sums[0].log2()
+            out.append((log, shift + sums[1] / sums[0] if self._entropy else None))
+        return out
+
+
+class _Columns:
+    """Second pass, one thread: sums over queries of 2 ** (score - log-sum-exp), times share."""
+
+    def __init__(
+        self, fusion: PriorFusion, queries: Queries, logs: Sequence[Tensor | None], out: Tensor
+    ) -> None:
+        self._fusion = fusion
+        self._out = out  # (branches, N) float64 on the CPU
+        self._branches: list[_Branch | None] = []
+        for q, log in zip(queries.branches, logs, strict=True):
+            if q is None or log is None:
+                self._branches.append(None)
+                continue
+            share = queries.share.to(log.device).log2() - math.log2(len(q))
+            self._branches.append(_Branch(q, (share - log).float()))
+
+    def __call__(self, offset: int, chunk: Prior) -> None:
+        for start, keys in _pieces(self._fusion, chunk):
+            for branch, key, out in zip(self._branches, keys, self._out, strict=True):
+                if branch is None or key is None:
+                    continue
+                sums = key.new_zeros(key.shape[2], dtype=torch.float64)
+                for _, scores in branch.scores(key):
+                    sums += scores.exp2_().flatten(0, 1).sum(0)
+                out[offset + start : offset + start + len(sums)] = sums.cpu()
+
+
+_Found = tuple[Tensor | None, Tensor | None]
+
+
+def _statistics(
+    fusion: PriorFusion,
+    query_maps: Iterable[Tensor],
+    references: Iterable[Prior],
+    threads: int | None,
+    progress: Progress | None,
+    entropy: bool,
+) -> list[_Found]:
+    """By branch: mean weights (N,), and (heads, Q) exp of the entropy."""
+    queries = Queries.of(fusion, query_maps)
+    device = next(fusion.parameters()).device
+    count = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
+    operations = queries.operations
+
+    first = [_LogSums(fusion, queries, entropy) for _ in range(count)]
+    rows = sweep(
+        "attention, pass 1 of 2", references, first, operations=operations, progress=progress
+    )
+    if not rows:
+        raise TrainingError("the reference set is empty")
+    merged = [_merge(parts) for parts in zip(*(w.results() for w in first), strict=True)]
+    logs = [None if m is None else m[0] for m in merged]
+    if not all(bool(log.isfinite().all()) for log in logs if log is not None):
+        raise TrainingError(
+            "attention on the reference set is not finite: its features hold NaN, or the student's "
+            "fusion does; check the set (`ReferenceSet.open(..., verify=True)`) and the bundle"
+        )
+    out = torch.zeros(2, rows, dtype=torch.float64)
+    second = [_Columns(fusion, queries, logs, out) for _ in range(count)]
+    sweep("attention, pass 2 of 2", references, second, operations=operations, progress=progress)
+    return [
+        (None, None) if m is None else (weights, None if m[1] is None else m[1].cpu())
+        for m, weights in zip(merged, out, strict=True)
+    ]
+
+
+def _merge(
+    parts: Sequence[tuple[Tensor, Tensor | None] | None],
+) -> tuple[Tensor, Tensor | None] | None:
+    """Log-sum-exp of all threads, in powers of two, and exp of the entropy of the weights."""
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    logs = torch.stack([log for log, _ in found])
+    log = torch.logsumexp(logs / _LOG2_E, 0) * _LOG2_E
+    means = [mean for _, mean in found if mean is not None]
+    if not means:
+        return log, None
+    weights = torch.exp2(logs - log)
+    # A thread that saw no key has weight 0 and no mean.
+    mean = (weights * torch.stack(means).nan_to_num(0.0)).sum(0)
+    return log, torch.exp2(log - mean)
+
+
+def _pieces(
+    fusion: PriorFusion, chunk: Prior
+) -> Iterator[tuple[int, tuple[Tensor | None, Tensor | None]]]:
+    """Keys of a chunk, a block's width at a time: (heads, d + 1, n), the last channel one."""
+    device = next(fusion.parameters()).device
+    start = 0
+    for features in chunk.features.to(device).split(_sizes(device)[0]):
+        pixel_wise, hint = (_keys(keys) for keys in fusion.project_keys(features))
+        yield start, (pixel_wise, hint)
+        start += len(features)
+
+
+def _keys(keys: Tensor | None) -> Tensor | None:
+    if keys is None:
+        return None
+    heads, count, width = keys.shape
+    out = keys.new_ones(heads, width + 1, count, dtype=torch.float32)
+    out[:, :width] = keys.transpose(1, 2)
+    return out
+
+
+def _sizes(device: torch.device) -> tuple[int, int]:
+    """References, and queries of all heads together, of a block of scores."""
+    return (_COLUMNS, _ROWS) if device.type == "cpu" else (_DEVICE_COLUMNS, _DEVICE_ROWS)
