@@ -4,9 +4,11 @@ A bundle is a folder::
 
     bundle.yaml               the manifest (see `Manifest`), sealed by a checksum on its last line
     student.safetensors       the single-frame network, with its prior fusion where it has one
-    prior.safetensors         features (N, C) and inverse_depth (N,) of the reference pixels
+    prior.safetensors         features (N, C) and inverse_depth (N,) of the reference pixels, and
+                              where they come from (see `bundle_prior`)
     multi_frame.safetensors   the multi-frame network with its PADS map
     pose.safetensors          the pose network
+    teacher/                  the bundle that the prior came from
 
 Floating-point tensors are half precision on disk and single precision in memory. All but the
 student may be absent: then the manifest does not list them.
@@ -16,21 +18,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from depth_prior_ros.bundle_files import (
+    move_into_place,
+    open_tensors,
+    refuse_foreign,
+    sha256_of,
+    staging,
+    verify_hash,
+    write_tensors,
+)
 from depth_prior_ros.bundle_manifest import (
+    FILE_NAMES,
     MANIFEST_NAME,
     PARTS,
     SCHEMA_VERSION,
+    TEACHER_FOLDER,
+    TEACHER_NAME,
     Architecture,
     BundleError,
     CameraSpec,
@@ -38,11 +48,23 @@ from depth_prior_ros.bundle_manifest import (
     Manifest,
     Part,
     PriorSpec,
+    PriorTeacher,
     Provenance,
     file_name,
     read_manifest,
     validate_manifest,
     write_manifest,
+)
+from depth_prior_ros.bundle_prior import (
+    PriorSources,
+    compare_shapes,
+    copy_teacher,
+    match_prior,
+    read_prior,
+    read_sources,
+    verify_prior,
+    verify_teacher,
+    write_prior,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +72,7 @@ if TYPE_CHECKING:
 
     from depth_prior_ros.models.multi_frame import AnyMultiFrame
     from depth_prior_ros.models.pose import PoseNet
-    from depth_prior_ros.models.prior_fusion import Prior
+    from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
     from depth_prior_ros.models.student import Student
 
 __all__ = [
@@ -63,13 +85,16 @@ __all__ = [
     "CameraSpec",
     "DepthSpec",
     "Manifest",
+    "PriorSources",
     "PriorSpec",
+    "PriorTeacher",
     "Provenance",
     "build_network",
     "describe",
     "load_bundle",
     "rewrite_manifest",
     "save_bundle",
+    "seal_bundle",
 ]
 
 
@@ -104,10 +129,23 @@ class Bundle:
 
     def prior(self) -> Prior:
         """The reference pixels, float32."""
-        from depth_prior_ros.models.prior_fusion import Prior
+        return read_prior(self._file("prior"))
 
-        tensors = self._tensors("prior")
-        return Prior(features=tensors["features"], inverse_depth=tensors["inverse_depth"])
+    def prior_sources(self) -> PriorSources | None:
+        """Where the reference pixels come from; None where the bundle does not say."""
+        return read_sources(self._file("prior"))
+
+    def teacher(self) -> Bundle | None:
+        """The bundle that the prior came from, verified; None where it is not in here."""
+        if TEACHER_NAME not in self.manifest.files:
+            return None
+        return load_bundle(self.path / TEACHER_FOLDER)
+
+    def match_prior(self, student: Student) -> None:
+        """Check that the prior is this student's. Raises BundleError, which says what to do."""
+        if self.manifest.prior is None:
+            raise BundleError(self.path / MANIFEST_NAME, "has no `prior`")
+        match_prior(self._file("prior"), self.manifest.prior, student.fusion)
 
     def _network(self, part: Part) -> Any:
         net = build_network(self.manifest, part)
@@ -118,11 +156,14 @@ class Bundle:
     def _tensors(self, part: Part) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
+        tensors = load_file(self._file(part))
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+    def _file(self, part: Part) -> Path:
         path = self.path / file_name(part)
         if not self.has(part):
-            raise BundleError(path, f"this bundle has no {part} network")
-        tensors = load_file(path)
-        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+            raise BundleError(path, f"this bundle has no {part}")
+        return path
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
@@ -130,7 +171,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
     Checked are: schema version, the manifest's keys, types and seal, that every file is there and
     has the recorded sha256, that it is readable, and that the names and shapes of its tensors are
-    those of the architecture. Raises BundleError naming file and cause.
+    those of the architecture, and that the prior is the student's. Raises BundleError naming file
+    and cause.
     """
     from depth_prior_ros.share import bundle_path
 
@@ -142,9 +184,9 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     if file_name("student") not in manifest.files:
         raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
     for name, expected in manifest.files.items():
-        _verify_hash(path / name, expected)
+        verify_hash(path / name, expected)
     bundle = Bundle(path, manifest)
-    _verify_architecture(bundle)
+    _verify_content(bundle)
     return bundle
 
 
@@ -156,33 +198,64 @@ def save_bundle(
     prior: Prior | None = None,
     multi_frame: nn.Module | None = None,
     pose: nn.Module | None = None,
+    prior_sources: PriorSources | None = None,
+    teacher: str | Path | None = None,
+    identify: Callable[[Bundle], str] | None = None,
 ) -> Bundle:
     """Write a bundle; `manifest.files` is replaced by the hashes of what is written.
 
     Everything is written and verified beside `path` first, then renamed, so that `path` never
     holds half a bundle. An existing bundle is replaced; any other existing folder is refused.
-    Raises BundleError, also where a weight is not finite or does not fit half precision, or the
-    disk is full.
+
+    Args:
+        path: the folder.
+        manifest: `prior.alignment` is filled in where it is None.
+        student, multi_frame, pose: networks.
+        prior: reference pixels.
+        prior_sources: where they come from.
+        teacher: a bundle's folder or name, copied into this one: the prior's teacher.
+        identify: gives the sha256 of a bundle as a teacher (`manifest.prior.teacher.sha256`), to
+            make sure that `teacher` is the right one.
+
+    Raises:
+        BundleError: also where a weight is not finite or does not fit half precision, the prior
+            does not fit the student, or the disk is full.
     """
     path = Path(path)
-    _refuse_foreign(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    states: dict[Part, Mapping[str, Tensor]] = {"student": student.state_dict()}
+    refuse_foreign(path)
+    spec = manifest.prior
     if prior is not None:
-        states["prior"] = {"features": prior.features, "inverse_depth": prior.inverse_depth}
+        if spec is None:
+            raise BundleError(path, "a prior is given, but the manifest has no `prior`")
+        spec = aligned(spec, getattr(student, "fusion", None))
+    states: dict[Part, Mapping[str, Tensor]] = {"student": student.state_dict()}
     if multi_frame is not None:
         states["multi_frame"] = _stored(multi_frame)
     if pose is not None:
         states["pose"] = pose.state_dict()
-    with _staging(path) as folder:
-        files = {}
+    with staging(path) as folder:
         for part, state in states.items():
-            target = folder / file_name(part)
-            _write_tensors(target, state)
-            files[target.name] = _sha256(target)
-        write_manifest(folder / MANIFEST_NAME, manifest.model_copy(update={"files": files}))
-        load_bundle(folder)
-        _replace(folder, path)
+            write_tensors(folder / file_name(part), state)
+        if prior is not None and spec is not None:
+            write_prior(folder / file_name("prior"), prior, spec, prior_sources)
+        if teacher is not None:
+            copy_teacher(folder, load_bundle(teacher), spec, identify)
+        return seal_bundle(folder, path, manifest.model_copy(update={"prior": spec}))
+
+
+def seal_bundle(folder: Path, path: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest of the files in `folder`, verify it all and move it to `path`.
+
+    Raises BundleError; then `path` is as it was.
+    """
+    files = {n: sha256_of(folder / n) for n in FILE_NAMES if (folder / n).is_file()}
+    manifest = manifest.model_copy(update={"files": files, "schema_version": SCHEMA_VERSION})
+    try:
+        write_manifest(folder / MANIFEST_NAME, manifest)
+    except OSError as error:
+        raise BundleError(folder / MANIFEST_NAME, f"cannot be written: {error}") from error
+    load_bundle(folder)
+    move_into_place(folder, path)
     return Bundle(path, read_manifest(path / MANIFEST_NAME))
 
 
@@ -191,14 +264,14 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
 
     Raises BundleError where the result is not a valid bundle; then nothing was written.
     """
-    data = bundle.manifest.model_dump(by_alias=True, mode="json")
+    data = bundle.manifest.data()
     for name, value in changes.items():
         data[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     target = bundle.path / MANIFEST_NAME
     manifest = validate_manifest(target, data)
     if manifest.files != bundle.manifest.files:
         raise BundleError(target, "the hashes of files are not yours to change")
-    _verify_architecture(Bundle(bundle.path, manifest))
+    _verify_content(Bundle(bundle.path, manifest))
     temporary = target.with_suffix(".yaml.tmp")
     write_manifest(temporary, manifest)
     temporary.replace(target)
@@ -240,155 +313,67 @@ def describe(bundle: Bundle) -> str:
     """The bundle in words and figures, for people."""
     from depth_prior_ros.bundle_text import describe_manifest
 
-    sizes = {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files}
-    return describe_manifest(bundle.manifest, bundle.path, sizes)
+    sizes = {}
+    for name in bundle.manifest.files:
+        path = bundle.path / name
+        files = path.parent.rglob("*") if name == TEACHER_NAME else [path]
+        sizes[name] = sum(file.stat().st_size for file in files if file.is_file())
+    sources = bundle.prior_sources() if bundle.has("prior") else None
+    return describe_manifest(bundle.manifest, bundle.path, sizes, sources)
 
 
-# -- files -------------------------------------------------------------------------------------
+# -- checks --------------------------------------------------------------------------------------
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def aligned(spec: PriorSpec, fusion: PriorFusion | None) -> PriorSpec:
+    """The spec with the alignment hash of the fusion that reads the prior, if it has none yet."""
+    if spec.alignment is not None or fusion is None:
+        return spec
+    return spec.model_copy(update={"alignment": fusion.alignment_hash()})
 
 
-def _verify_hash(path: Path, expected: str) -> None:
-    try:
-        found = _sha256(path)
-    except FileNotFoundError:
-        raise BundleError(path, "missing: the manifest lists it") from None
-    except OSError as error:
-        raise BundleError(path, f"cannot be read: {error}") from error
-    if found == expected:
-        return
-    problem = _truncation(path) or "altered"
-    raise BundleError(
-        path, f"{problem}: sha256 is {found[:12]}..., the manifest says {expected[:12]}..."
-    )
-
-
-def _truncation(path: Path) -> str | None:
-    """In words, by how much a safetensors file is shorter than its header says."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        if size < 8:
-            return f"truncated ({size} bytes)"
-        header = int.from_bytes(file.read(8), "little")
-        if header > size - 8:
-            return f"truncated (its header alone needs {8 + header} bytes, it has {size})"
-        try:
-            entries = json.loads(file.read(header))
-            needed = 8 + header + max(e["data_offsets"][1] for e in entries.values())
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return None
-    return f"truncated ({size} of {needed} bytes)" if size < needed else None
-
-
-def _verify_tensors(bundle: Bundle, part: Part) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    path = bundle.path / file_name(part)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BundleError(path, f"not readable as safetensors: {error}") from error
-    _compare_shapes(path, found, _expected_shapes(bundle, part))
-
-
-def _verify_architecture(bundle: Bundle) -> None:
-    for part in PARTS:
-        if bundle.has(part):
-            _verify_tensors(bundle, part)
-
-
-def _expected_shapes(bundle: Bundle, part: Part) -> dict[str, list[int]]:
-    if part == "prior":
-        spec = bundle.manifest.prior
-        if spec is None:
+def _verify_content(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    fusion: PriorFusion | None = None
+    for part in PARTS:  # the student before the prior that it reads
+        if not bundle.has(part):
+            continue
+        path = bundle.path / file_name(part)
+        if part != "prior":
+            net = _verify_network(bundle, part)
+            fusion = _read_fusion(path, net) if part == "student" else fusion
+        elif manifest.prior is None:
             raise BundleError(bundle.path / MANIFEST_NAME, "lists a prior file but has no `prior`")
-        return {"features": [spec.pixels, spec.channels], "inverse_depth": [spec.pixels]}
+        else:
+            verify_prior(path, manifest.prior, fusion)
+    if TEACHER_NAME in manifest.files:
+        verify_teacher(bundle.path, manifest.prior)
+
+
+def _verify_network(bundle: Bundle, part: Part) -> nn.Module:
+    path = bundle.path / file_name(part)
+    with open_tensors(path) as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     try:
         net = build_network(bundle.manifest, part)
     except BundleError as error:
         raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
-    return {name: list(tensor.shape) for name, tensor in _stored(net).items()}
+    expected = {name: list(tensor.shape) for name, tensor in _stored(net).items()}
+    compare_shapes(path, found, expected)
+    return net
+
+
+def _read_fusion(path: Path, student: nn.Module) -> PriorFusion | None:
+    """The fusion of a student just built, with its weights from the file."""
+    fusion: PriorFusion | None = getattr(student, "fusion", None)
+    if fusion is not None:
+        with open_tensors(path) as file:
+            state = {name: file.get_tensor(f"fusion.{name}") for name in fusion.state_dict()}
+        fusion.load_state_dict(state)
+    return fusion
 
 
 def _stored(net: nn.Module, kept: bool = True) -> dict[str, Tensor]:
     """A network's state without what only a training run needs, or (`kept` false) just that."""
     training: tuple[str, ...] = getattr(net, "training_buffers", ())
     return {n: t for n, t in net.state_dict().items() if (n not in training) == kept}
-
-
-def _compare_shapes(
-    path: Path, found: dict[str, list[int]], expected: dict[str, list[int]]
-) -> None:
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(set(found) - set(expected))
-    if missing or unknown:
-        parts = [f"lacks {len(missing)} ({missing[0]}, ...)"] if missing else []
-        parts += [f"has {len(unknown)} unknown ({unknown[0]}, ...)"] if unknown else []
-        raise BundleError(path, f"tensors do not fit the architecture: {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise BundleError(
-                path, f"tensor {name} has shape {found[name]}, the architecture asks for {shape}"
-            )
-
-
-def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, tensor in state.items():
-        value = tensor.detach().cpu()
-        if value.is_floating_point():
-            half = value.to(torch.float16)
-            if not torch.isfinite(half).all():
-                cause = "is not finite" if not torch.isfinite(value).all() else "exceeds 65504"
-                raise BundleError(path, f"tensor {name} {cause} and cannot be stored")
-            value = half
-        tensors[name] = value.contiguous().clone()
-    try:
-        save_file(tensors, path)
-        path.chmod(0o644)  # safetensors' 0600 would lock other users out of an installed bundle
-    except (OSError, SafetensorError) as error:  # a full disk is the latter's
-        raise BundleError(path, f"cannot be written: {error}") from error
-
-
-def _refuse_foreign(path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST_NAME).is_file():
-        raise BundleError(path, "is a folder with other things in it; choose another place")
-    if path.exists() and not path.is_dir():
-        raise BundleError(path, "is a file; a bundle is a folder")
-
-
-@contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    folder.chmod(0o755)  # mkdtemp's 0700 would lock other users out of an installed bundle
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder: Path, path: Path) -> None:
-    """Move `folder` to `path`. A folder cannot be exchanged in one step: the old one waits."""
-    if not path.exists():
-        folder.rename(path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(old)
-    try:
-        folder.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -78,7 +78,7 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
         except (OSError, SafetensorError) as error:
             raise BundleError(target, f"cannot be written: {error}") from error
         digest = hashlib.sha256((copy / BASELINES_NAME).read_bytes()).hexdigest()
-        data = bundle.manifest.model_dump(by_alias=True, mode="json")
+        data = bundle.manifest.data()
         data["files"] = {**data["files"], BASELINES_NAME: digest}
         write_manifest(copy / MANIFEST_NAME, validate_manifest(target, data))
         read_baselines(load_bundle(copy))

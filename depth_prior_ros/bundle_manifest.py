@@ -13,14 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from depth_prior_ros.camera import Camera, InvalidCameraError
 
-SCHEMA_VERSION = 1
+# 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
+# A whole bundle inside a bundle: the teacher that its prior came from.
+TEACHER_FOLDER = "teacher"
+TEACHER_NAME = f"{TEACHER_FOLDER}/{MANIFEST_NAME}"
+FILE_NAMES = (*(f"{part}.safetensors" for part in PARTS), BASELINES_NAME, TEACHER_NAME)
 
 _SEAL = "sha256: "
+_HEX = "^[0-9a-f]{64}$"
 
 
 class BundleError(ValueError):
@@ -102,12 +108,59 @@ class Provenance(_Strict):
     note: str = ""
 
 
+class PriorTeacher(_Strict):
+    """The network that the reference pixels came from.
+
+    Attributes:
+        name: the bundle's name, or the model's on Hugging Face.
+        kind: "bundle" or "foundation".
+        sha256: of everything that decides its outputs.
+        tap: stride of the features at its input size.
+        channels: channels of the features.
+        size: (W, H) of its input.
+        licence: of its weights.
+    """
+
+    name: str = Field(min_length=1)
+    kind: Literal["bundle", "foundation"]
+    sha256: str = Field(pattern=_HEX)
+    tap: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    size: tuple[int, int]
+    licence: str = Field(min_length=1)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> PriorTeacher:
+        """From a mapping such as YAML or `dataclasses.asdict` gives. Raises ValueError."""
+        return cls.model_validate_json(json.dumps(dict(values)))
+
+    @property
+    def map_pixels(self) -> int:
+        """Pixels of one image's map of features."""
+        width, height = self.size
+        return (width // self.tap) * (height // self.tap)
+
+
 class PriorSpec(_Strict):
-    """What the reference pixels are; `note` is shown by `inspect`."""
+    """What the reference pixels are.
+
+    Attributes:
+        pixels: how many.
+        channels: width of their features.
+        note: shown by `inspect`.
+        teacher: what they came from; None in bundles that do not say.
+        alignment: hash of the student's layers that read the prior
+            (`PriorFusion.alignment_hash`); filled in by `save_bundle`.
+        selection: how they were chosen: `method`, from how many `pixels`, by how many `images`,
+            `seed`.
+    """
 
     pixels: int = Field(gt=0)
     channels: int = Field(gt=0)
     note: str
+    teacher: PriorTeacher | None = None
+    alignment: str | None = Field(default=None, pattern=_HEX)
+    selection: dict[str, Any] | None = None
 
 
 class Manifest(_Strict):
@@ -140,10 +193,14 @@ class Manifest(_Strict):
             camera.camera()
         except InvalidCameraError as error:
             raise ValueError(f"training_camera: {error}") from error
-        unknown = set(self.files) - {file_name(part) for part in PARTS} - {BASELINES_NAME}
+        unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
         return self
+
+    def data(self) -> dict[str, Any]:
+        """As plain data, of today's schema: for `validate_manifest`, after a change."""
+        return {**self.model_dump(by_alias=True, mode="json"), "schema": SCHEMA_VERSION}
 
     @property
     def camera(self) -> Camera:

@@ -65,7 +65,13 @@ class Networks:
         prior = bundle.prior() if bundle.has("prior") else None
         student_net = bundle.student()
         if student_net.fusion is not None and prior is None:
-            raise BundleError(bundle.path, "the student has a prior fusion, but there is no prior")
+            raise BundleError(
+                bundle.path,
+                "the student has a prior fusion, but there is no prior: choose one (depth_train "
+                "select)",
+            )
+        if prior is not None:
+            bundle.match_prior(student_net)
         student = StudentRunner(
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
