@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.models.search_range import PadsMap
 from training.config import Recipe, RecipeError
 from training.errors import TrainingError
@@ -22,6 +23,9 @@ def begin(system: System, recipe: Recipe) -> str:
     if recipe.start is not None:
         start_from(Path(recipe.start), system)
         return f"the networks begin with {recipe.start}"
+    if recipe.prior is not None:
+        _begin_with_bundle(system, load_bundle(recipe.prior))
+        return f"the networks begin with the bundle {recipe.prior}, which is rounded to half"
     from training.image_weights import read_image_weights
 
     files = {name: path for name, path in recipe.init if path is not None}
@@ -35,6 +39,14 @@ def begin(system: System, recipe: Recipe) -> str:
     if not files:
         return "no trained weights to begin with (init, start): the networks start at random"
     return f"ImageNet weights for {', '.join(files)}; {', '.join(rest)} start at random"
+
+
+def _begin_with_bundle(system: System, bundle: Bundle) -> None:
+    """The networks of a bundle; those that it lacks stay as they are."""
+    for part in ("student", "pose", "multi_frame"):
+        if bundle.has(part):  # type: ignore[arg-type]
+            state = getattr(bundle, part)().state_dict()
+            _load(system.networks[part], state, f"prior: bundle {bundle.path}, network '{part}'")
 
 
 def look_for(key: str, path: str) -> None:

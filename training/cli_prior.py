@@ -9,6 +9,9 @@ import argparse
 import os
 from pathlib import Path
 
+# Kept here as plain words, so that --help needs no import; a test compares them.
+SELECTION_METHODS = ("attention", "random", "k_means", "all")
+
 
 def add_prior_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add reference, select, fine-tune, adapt, explain and export."""
@@ -55,24 +58,72 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "student pays on validation images (RPrDepth, attention-guided feature selection), and "
         "write a new bundle with it.",
     )
+    add = parser.add_argument
+    add("bundle", help="name or folder of a bundle whose student was trained on the set")
+    add("--reference", type=Path, required=True, metavar="DIR", help="the reference set")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the new bundle")
+    add("--keep", type=int, default=25_000, help="reference pixels to keep (default: 25000)")
+    add(
+        "--method",
+        choices=SELECTION_METHODS,
+        default="attention",
+        help="attention: those that the student looks at most; random, k_means: as many, for "
+        "comparison; all: the whole set (default: attention)",
+    )
+    add("--images", type=int, default=64, metavar="N", help="validation images (default: 64)")
+    add(
+        "--images-from",
+        type=Path,
+        metavar="RECORDING",
+        help="drive, bag or folder to take the images from (default: what the bundle's recipe "
+        "holds out, else what it trains on)",
+    )
+    add("--data", type=Path, help="data root of the recipe (default: its own, $DEPTH_PRIOR_DATA)")
+    add("--seed", type=int, default=1, help="of random and k_means (default: 1)")
+    add("--device", default="auto", help="where the student runs (default: auto)")
     parser.set_defaults(handler=_select)
 
 
 def _select(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.prior.select_command import select_command
+
+    report = select_command(
+        arguments.bundle,
+        arguments.reference,
+        arguments.out,
+        keep=arguments.keep,
+        method=arguments.method,
+        images=arguments.images,
+        data=arguments.data,
+        images_from=arguments.images_from,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    print(report)
+    return 0
 
 
 def _add_fine_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "fine-tune",
         help="let a bundle's student settle on its prior",
-        description="Train a bundle's student on its prior by the fine_tune stage of a recipe.",
+        description="Train a bundle's student on its prior by the fine_tune stage of a recipe, "
+        "after depth_train select. The same command again resumes.",
     )
+    add = parser.add_argument
+    add("bundle", help="a bundle with a prior: its folder or name")
+    add("recipe", type=Path, help="YAML file with a stage of kind fine_tune")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="values to set in the recipe")
+    add("--out", type=Path, help="folder of the run (default: runs/NAME_fine_tune)")
     parser.set_defaults(handler=_fine_tune)
 
 
 def _fine_tune(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.prior.fine_tune import fine_tune
+
+    path = fine_tune(arguments.bundle, arguments.recipe, arguments.overrides, arguments.out)
+    print(f"bundle: {path}")
+    return 0
 
 
 def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

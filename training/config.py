@@ -135,6 +135,9 @@ class Recipe(Strict):
         None, description="checkpoint of another run (last.safetensors) to begin with"
     )
     rich: Rich | None = None
+    prior: str | None = Field(
+        None, description="bundle whose student and prior to begin with (depth_train fine-tune)"
+    )
     data: Data
     stages: tuple[Stage, ...] = Field(min_length=1)
     output: Output
@@ -181,6 +184,12 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _one_beginning(self) -> Recipe:
+        if self.prior is not None and self.start is not None:
+            raise ValueError("start and prior both say what to begin with: give one")
+        return self
+
+    @model_validator(mode="after")
     def _prior_stages_follow(self) -> Recipe:
         for number, stage in enumerate(self.stages):
             place, before = f"stages.{number} ({stage.kind})", self.stages[:number]
@@ -191,7 +200,7 @@ class Recipe(Strict):
             if self.rich is None and (asks or stage.view == "rich"):  # type: ignore[union-attr]
                 raise ValueError(f"{place} needs rich.teacher, whose pixels or depth it uses")
             extracted = any(isinstance(s, Reference) for s in before)
-            selected = any(isinstance(s, Select) for s in before)
+            selected = self.prior is not None or any(isinstance(s, Select) for s in before)
             if isinstance(stage, Select) and not (fuses and extracted):
                 raise ValueError(f"{place} needs networks.fusion and a reference stage before")
             if isinstance(stage, Student) and stage.auxiliary and not fuses:

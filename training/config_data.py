@@ -53,7 +53,8 @@ class Drive(Strict):
     """A recording to train on."""
 
     path: str = Field(
-        description="folder or bag, relative to the data root; with *, every one that fits"
+        description="folder or bag, relative to the data root or else to the working directory; "
+        "with *, every one that fits"
     )
     weight: float = Field(1.0, gt=0, description="how often it is drawn, relative to the others")
     stride: int = Field(1, ge=1, description="frames between neighbours")

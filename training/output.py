@@ -11,7 +11,9 @@ from depth_prior_ros.bundle import (
     CameraSpec,
     DepthSpec,
     Manifest,
+    PriorSources,
     PriorSpec,
+    PriorTeacher,
     Provenance,
     save_bundle,
 )
@@ -24,6 +26,7 @@ from training.data.frames import Window
 from training.data.sources import plan_data
 from training.environment import git_hash
 from training.metric_scale import fit_metres_per_unit
+from training.prior.chosen import ChosenPrior
 from training.stages.prior import NOTE
 from training.stages.system import System
 
@@ -38,10 +41,12 @@ def write_bundle(
     progress: list[dict[str, Any]],
     root: Path,
     with_multi: bool = True,
+    chosen: ChosenPrior | None = None,
 ) -> Path:
     """Write the finished system, and maps that do not look at the image, as a bundle.
 
-    Without ``with_multi`` it is a student alone. ``path`` appears when all of it is there.
+    Without ``with_multi`` it is a student alone. ``chosen`` tells where the system's prior comes
+    from. ``path`` appears when all of it is there.
 
     Raises:
         BundleError: it cannot be written.
@@ -78,13 +83,7 @@ def write_bundle(
             git=git_hash(),
             steps={p["part"]: p["step"] for p in progress},
         ),
-        prior=None
-        if system.prior is None
-        else PriorSpec(
-            pixels=system.prior.features.shape[0],
-            channels=system.prior.features.shape[1],
-            note=NOTE,
-        ),
+        prior=_prior_spec(system, chosen),
         metrics={p["part"]: p.get("validation", {}) for p in progress},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +95,10 @@ def write_bundle(
             manifest,
             student=system.student,
             prior=system.prior,
+            prior_sources=None
+            if chosen is None
+            else PriorSources(chosen.image, chosen.pixel, chosen.images),
+            teacher=_teacher(recipe, chosen),
             multi_frame=system.multi_frame if with_multi else None,
             pose=system.pose if with_multi else None,
         )
@@ -105,6 +108,29 @@ def write_bundle(
             write_baselines(whole, root, stride, recordings)
         whole.rename(path)
     return path
+
+
+def _prior_spec(system: System, chosen: ChosenPrior | None) -> PriorSpec | None:
+    if system.prior is None or system.student.fusion is None:
+        return None
+    pixels, channels = system.prior.features.shape
+    if chosen is None:
+        return PriorSpec(pixels=pixels, channels=channels, note=NOTE)
+    return PriorSpec(
+        pixels=pixels,
+        channels=channels,
+        note=f"{chosen.selection['method']}: {pixels} of {chosen.selection['out_of']} reference "
+        f"pixels of {chosen.teacher.name}",
+        teacher=PriorTeacher.of(chosen.teacher.to_dict()),
+        selection=chosen.selection,
+    )
+
+
+def _teacher(recipe: Recipe, chosen: ChosenPrior | None) -> str | None:
+    """The bundle that goes with the prior; a model of Hugging Face does not."""
+    if chosen is None or recipe.rich is None or not recipe.output.teacher:
+        return None
+    return recipe.rich.teacher if chosen.teacher.kind == "bundle" else None
 
 
 def _trained_on(recipe: Recipe, root: Path) -> list[tuple[Drive, StoredRecording]]:

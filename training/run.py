@@ -159,6 +159,8 @@ class Run:
         fusion = self.prior.fusion()
         system = System.build(self.recipe, self.device, fusion, processes=self.processes)
         note = begin(system, self.recipe)
+        if self.prior.chosen is not None:
+            system.prior = self.prior.chosen.prior.to(self.device)
         first = next(iter(self._parts()))
         if announce and not (self.folder / first.folder / LAST).is_file():
             self.console.print(note, markup=False, highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.models.prior_fusion import Prior
 from training.errors import TrainingError
 from training.prior.teachers import TeacherIdentity
@@ -62,7 +62,7 @@ class ChosenPrior:
                 temporary,
                 metadata={"about": json.dumps(about | {"selection": self.selection})},
             )
-            os.replace(temporary, path)
+            temporary.replace(path)
         except (OSError, SafetensorError) as error:  # a full disk is the latter's
             temporary.unlink(missing_ok=True)
             raise TrainingError(f"{path} cannot be written: {error}") from error
@@ -92,4 +92,26 @@ class ChosenPrior:
             pixel.numpy(),
             about["images"],
             about["selection"],
+        )
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> ChosenPrior:
+        """The prior of a bundle.
+
+        Raises:
+            TrainingError: it has none, or does not say where its prior comes from.
+        """
+        spec, sources = bundle.manifest.prior, bundle.prior_sources()
+        if spec is None or spec.teacher is None or sources is None:
+            raise TrainingError(
+                f"{bundle.path}: no prior that names its teacher and its images; depth_train "
+                "select makes one"
+            )
+        return cls(
+            bundle.prior(),
+            TeacherIdentity.from_dict(spec.teacher.model_dump()),
+            sources.image,
+            sources.pixel,
+            [dict(image) for image in sources.images],
+            dict(spec.selection or {}),
         )

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.config import Recipe, Reference, Select, Student
 from training.data.sources import LoadedData
@@ -49,6 +50,10 @@ class PriorWork:
     data: Callable[[], LoadedData]
     references: ReferenceSet | None = field(default=None, init=False)
     chosen: ChosenPrior | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.recipe.prior is not None:
+            self.chosen = ChosenPrior.of_bundle(load_bundle(self.recipe.prior))
 
     @cached_property
     def teacher(self) -> RichTeacher:
