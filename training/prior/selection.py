@@ -82,16 +82,9 @@ def select(
         TrainingError: there is no image, or a value that is not finite.
     """
     count = len(references)
-    if method not in METHODS:
-        raise SelectionError(f"method {method!r} is none of {', '.join(METHODS)}")
+    check(count, keep, method)
     if method == "all":
         return Selection(np.arange(count, dtype=np.int64), None)
-    if keep < 1:
-        raise SelectionError(f"keep {keep}: at least one reference pixel must be kept")
-    if keep > count:
-        raise SelectionError(
-            f"keep {keep}: the reference set has {count} pixels only; keep fewer, or extract more"
-        )
     if method == "random":
         chosen = np.random.default_rng([seed, count]).choice(count, keep, replace=False)
         return Selection(np.sort(chosen).astype(np.int64), None)
@@ -110,6 +103,20 @@ def select(
         progress=progress,
     ).numpy()
     return Selection(largest(weights, keep), weights)
+
+
+def check(count: int, keep: int, method: Method) -> None:
+    """Raise SelectionError where ``keep`` of ``count`` references cannot be chosen."""
+    if method not in METHODS:
+        raise SelectionError(f"method {method!r} is none of {', '.join(METHODS)}")
+    if method == "all":
+        return
+    if keep < 1:
+        raise SelectionError(f"keep {keep}: at least one reference pixel must be kept")
+    if keep > count:
+        raise SelectionError(
+            f"keep {keep}: the reference set has {count} pixels only; keep fewer, or extract more"
+        )
 
 
 def largest(weights: NDArray[np.float64], keep: int) -> NDArray[np.int64]:
