@@ -226,7 +226,7 @@ class Run:
             Distil: DistilStage,
             Mutual: DistilStage,
         }
-        common = {
+        common: dict[str, Any] = {
             "triplets": self.data().training,
             "pairs": self.pairs(),
             "validation": self.validation,
