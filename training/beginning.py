@@ -44,7 +44,7 @@ def begin(system: System, recipe: Recipe) -> str:
 def _begin_with_bundle(system: System, bundle: Bundle) -> None:
     """The networks of a bundle; those that it lacks stay as they are."""
     for part in ("student", "pose", "multi_frame"):
-        if bundle.has(part):  # type: ignore[arg-type]
+        if bundle.has(part):
             state = getattr(bundle, part)().state_dict()
             _load(system.networks[part], state, f"prior: bundle {bundle.path}, network '{part}'")
 

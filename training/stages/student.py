@@ -53,8 +53,8 @@ class StudentStage(SelfSupervisedStage):
         new = {id(p) for p in fusion.parameters()} if fusion is not None else set()
         rest = [p for p in self.trained if id(p) not in new]
         own = [p for p in self.trained if id(p) in new]
-        groups = [{"params": rest}, {"params": own, "factor": self.schedule.fusion_rate}]
-        return [group for group in groups if group["params"]]
+        faster = {"params": own, "factor": self.schedule.fusion_rate}
+        return [{"params": rest}, faster] if own else [{"params": rest}]
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
         """One batch with another part of the reference set."""
@@ -98,7 +98,8 @@ class StudentStage(SelfSupervisedStage):
             return loss, {}
         assert self.outputs is not None  # the run made them
         depth, motions = self.outputs.of(scene.batch)
-        depth = resize_depth(depth.to(scene.depth), scene.depth.shape[-2:])
+        height, width = scene.depth.shape[-2:]
+        depth = resize_depth(depth.to(scene.depth), (height, width))
         values: Logs = {}
         if schedule.consistency:
             mask = self._trusted(scene, depth, motions)
