@@ -145,13 +145,101 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "explain",
         help="show which reference pixels were looked up",
         description="For chosen pixels of an image, show which reference pixels the student "
-        "looked up; without an image, a report page of the whole prior.",
+        "looked up, as one picture; without an image, a page about the whole prior: where its "
+        "pixels come from, and how they are used.",
+    )
+    add = parser.add_argument
+    add("bundle", help="a bundle with a prior: its folder or name")
+    add("image", nargs="?", type=Path, help="JPEG or PNG, or a recording (see --frame)")
+    add(
+        "--pixels",
+        nargs="+",
+        type=_pixel,
+        default=[],
+        metavar="X,Y",
+        help="pixels of the image (default: road, ahead, left, right, far)",
+    )
+    add("--frame", type=int, metavar="N", help="frame of a recording (default: its middle)")
+    add(
+        "--branch",
+        help="pixel_wise (default), hint (the mean of its heads), or one head: hint:0, hint:1, ...",
+    )
+    add("--top", type=int, default=5, metavar="K", help="references to show a pixel (default: 5)")
+    add(
+        "--data",
+        type=Path,
+        help="folder in which the prior's recordings are looked for, and without --images-from "
+        "evaluation sets (default: $DEPTH_PRIOR_DATA)",
+    )
+    add("--report", type=Path, metavar="DIR", help="write the page of the whole prior into DIR")
+    add("--images", type=int, default=20, metavar="N", help="images of the page (default: 20)")
+    add(
+        "--images-from",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="images, folders or recordings for the page (default: KITTI 2015 and Eigen test "
+        "drives below the data folder)",
+    )
+    add(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="the set the prior was chosen from, to compare",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the picture, or without an image the page (default: runs/explain/NAME.png, .html)",
     )
     parser.set_defaults(handler=_explain)
 
 
+def _pixel(text: str) -> tuple[int, int]:
+    try:
+        x, y = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no pixel: X,Y in whole numbers") from None
+    return x, y
+
+
 def _explain(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.evaluation_progress import ProgressBar
+    from training.prior.explain import explain_image, explain_prior
+
+    folder, name = Path("runs/explain"), Path(arguments.bundle).resolve().name
+    image, page = arguments.image, None
+    if arguments.report or image is None:
+        page = arguments.report / "prior.html" if arguments.report else arguments.out
+        page = page or folder / f"{name}.html"
+    if image is not None:
+        picture = arguments.out or folder / f"{name}_{image.stem}.png"
+        words = explain_image(
+            arguments.bundle,
+            image,
+            picture,
+            pixels=arguments.pixels,
+            branch=arguments.branch,
+            data=arguments.data,
+            frame=arguments.frame,
+            top=arguments.top,
+        )
+        print(f"{words}\npicture: {picture}")
+    if page is not None:
+        with ProgressBar() as progress:
+            explain_prior(
+                arguments.bundle,
+                page,
+                data=arguments.data,
+                images=arguments.images_from,
+                count=arguments.images,
+                reference=arguments.reference,
+                progress=progress,
+            )
+        print(f"page: {page}")
+    return 0
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

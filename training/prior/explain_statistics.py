@@ -1,0 +1,206 @@
+"""The prior as a whole in figures: where its pixels come from, and how evenly they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.prior.explain_lookup import ExplainError, PriorReader
+from training.prior.explain_sources import Origins
+from training.prior.statistics import PriorUsage, prior_usage
+
+UNUSED = 0.01
+"""A reference counts as unused below this share of the mean weight."""
+
+# References in a cell of a map over the image, on average, at least.
+_PER_CELL = 8
+_WIDEST = 64
+
+
+@dataclass(frozen=True)
+class DriveShare:
+    """What one recording gave: references, images, and its share of the weight (None: unknown)."""
+
+    name: str
+    references: int
+    images: int
+    weight: float | None
+
+
+@dataclass(frozen=True)
+class Use:
+    """What some images looked up.
+
+    Attributes:
+        images: their names.
+        usage: weights and effective numbers of neighbours; queries image by image.
+        shape: (h, w) of the tap.
+        depths: the student's depth of all cells of all images, metres.
+    """
+
+    images: list[str]
+    usage: PriorUsage
+    shape: tuple[int, int]
+    depths: NDArray[np.float64] = field(repr=False)
+
+    def branches(self) -> dict[str, NDArray[np.float64]]:
+        """Mean weight of each reference (N,), of sum one, by branch."""
+        found = {"pixel-wise": self.usage.pixel_wise, "depth hint": self.usage.hint}
+        return {name: w.numpy() for name, w in found.items() if w is not None}
+
+    def neighbours(self) -> dict[str, NDArray[np.float64]]:
+        """Effective number of neighbours of each query (heads, images, h, w), by branch."""
+        found = {
+            "pixel-wise": self.usage.pixel_wise_neighbours,
+            "depth hint": self.usage.hint_neighbours,
+        }
+        shape = (-1, len(self.images), *self.shape)
+        return {name: n.numpy().reshape(shape) for name, n in found.items() if n is not None}
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Mean weight of each reference (N,) over the branches, of sum one."""
+        return np.mean(list(self.branches().values()), axis=0)
+
+
+def measure_use(
+    reader: PriorReader,
+    images: Iterable[tuple[str, NDArray[np.uint8]]],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Use:
+    """Let the student look at images (name, (H, W, 3) uint8 RGB) and sum up what it looks up.
+
+    Raises:
+        ExplainError: there are none, or one cannot be framed.
+    """
+    import torch
+
+    names: list[str] = []
+    maps, depths = [], []
+    with torch.no_grad():
+        for name, image in images:
+            seen = reader.see(image)
+            pixels = torch.from_numpy(seen.framed.tensor())
+            maps.append(reader.student.fusion_features(pixels))
+            h, w = maps[-1].shape[-2:]
+            rows = (np.arange(h) * 2 + 1) * seen.depth.shape[0] // (2 * h)
+            columns = (np.arange(w) * 2 + 1) * seen.depth.shape[1] // (2 * w)
+            depths.append(seen.depth[rows[:, None], columns].ravel())
+            names.append(name)
+            if progress is not None:
+                progress("looking at images", len(names), 0)
+        if not names:
+            raise ExplainError("no image to look at")
+        steps = None if progress is None else lambda what, n, of, _: progress(what, n, of)
+        usage = prior_usage(reader.fusion, maps, [reader.prior], progress=steps)
+    shape = (maps[0].shape[-2], maps[0].shape[-1])
+    return Use(names, usage, shape, np.concatenate(depths))
+
+
+def gini(values: NDArray[np.float64]) -> float:
+    """How unevenly a sum is spread: 0 all alike, towards 1 all in one."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    count, total = len(ordered), ordered.sum()
+    if total <= 0:
+        return 0.0
+    ranks = np.arange(1, count + 1)
+    return float(2 * (ranks * ordered).sum() / (count * total) - (count + 1) / count)
+
+
+def concentration(weights: NDArray[np.float64], points: int = 200) -> NDArray[np.float64]:
+    """Share of the weight on the most used share of the references: (points + 1, 2)."""
+    ordered = np.sort(weights)[::-1]
+    sums = np.concatenate([[0.0], np.cumsum(ordered)]) / max(float(weights.sum()), 1e-300)
+    # Denser at the beginning, where the curve is steep.
+    share = np.linspace(0, 1, points + 1) ** 2
+    return np.stack([share, np.interp(share * len(weights), np.arange(len(sums)), sums)], axis=1)
+
+
+def share_that_holds(weights: NDArray[np.float64], part: float) -> float:
+    """The smallest share of the references that holds this part of the weight."""
+    sums = np.cumsum(np.sort(weights)[::-1])
+    return float(np.searchsorted(sums, part * sums[-1]) + 1) / len(weights)
+
+
+def image_counts(origins: Origins) -> NDArray[np.int64]:
+    """References by image, of the images that gave any, largest first."""
+    counts = np.bincount(origins.image, minlength=len(origins.images))
+    return np.sort(counts[counts > 0])[::-1]
+
+
+def by_drive(origins: Origins, weights: NDArray[np.float64] | None) -> list[DriveShare]:
+    """What each recording gave, most references first."""
+    names = origins.drives
+    found = []
+    for name in np.unique(names):
+        mine = names == name
+        found.append(
+            DriveShare(
+                str(name),
+                int(mine.sum()),
+                len(np.unique(origins.image[mine])),
+                None if weights is None else float(weights[mine].sum() / weights.sum()),
+            )
+        )
+    return sorted(found, key=lambda drive: -drive.references)
+
+
+def top_images(
+    origins: Origins, values: NDArray[np.float64], count: int
+) -> Iterator[tuple[int, float]]:
+    """Images (place in the list) with the largest sum of ``values`` (N,), and that sum."""
+    sums = np.bincount(origins.image, values, minlength=len(origins.images))
+    for place in np.argsort(-sums, kind="stable")[:count]:
+        if sums[place] > 0:
+            yield int(place), float(sums[place])
+
+
+def map_cells(origins: Origins) -> tuple[int, int]:
+    """(columns, rows) of maps over the image that leave a few references to a cell."""
+    assert origins.map_size is not None
+    width, height = origins.map_size
+    cells = max(1.0, len(origins.image) / _PER_CELL)
+    columns = int(np.clip(np.sqrt(cells * width / height), 4, min(width, _WIDEST)))
+    return columns, int(np.clip(round(columns * height / width), 2, height))
+
+
+def _cells(origins: Origins, grid: tuple[int, int]) -> NDArray[np.int64]:
+    assert origins.x is not None and origins.y is not None
+    columns, rows = grid
+    return (origins.y * rows).astype(np.int64) * columns + (origins.x * columns).astype(np.int64)
+
+
+def density(
+    origins: Origins, grid: tuple[int, int], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """How many references (or how much weight) lie where, (rows, columns); 1: as if even."""
+    columns, rows = grid
+    sums = np.bincount(_cells(origins, grid), weights, minlength=columns * rows).astype(float)
+    return (sums * len(sums) / sums.sum()).reshape(rows, columns)
+
+
+def median_depth(
+    origins: Origins, grid: tuple[int, int], metres: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Median depth of the references in each cell, (rows, columns); NaN where there are none."""
+    columns, rows = grid
+    cells = _cells(origins, grid)
+    order = np.argsort(cells, kind="stable")
+    found = np.full(columns * rows, np.nan)
+    starts = np.searchsorted(cells[order], np.arange(columns * rows + 1))
+    for cell, (first, last) in enumerate(pairwise(starts)):
+        if last > first:
+            found[cell] = np.median(metres[order[first:last]])
+    return found.reshape(rows, columns)
+
+
+def shares(
+    values: Sequence[float] | NDArray[np.float64], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Shares of values by bars; the outer bars hold what is beyond."""
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    return np.bincount(place, minlength=len(edges) - 1) / max(1, len(place))
