@@ -1,0 +1,189 @@
+"""A run with a prior from end to end: reference set, student, selection, fine-tune, bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import make_tiny_bundle
+from test_stages import pair_folder  # noqa: F401  a fixture
+from training_files import write_moving_drive
+
+from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.runtime import compile_networks
+from training.config import RecipeError
+from training.engine import LAST
+from training.prior.chosen import ChosenPrior
+from training.prior.fine_tune import fine_tune
+from training.recipe_file import load_recipe
+from training.run import Run, run_recipe
+
+SIZE = [64, 32]
+STEP = {"steps": 2, "batch": 2, "synthetic_batch": 0, "warm_up": 0}
+GUIDED = {"view": "rich", "consistency": 0.1, "masked": True, "auxiliary": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drives, and a teacher whose input is larger than the student's."""
+    root = tmp_path_factory.mktemp("data")
+    write_moving_drive(root, numbers=range(8))
+    make_tiny_bundle(root / "teacher", (96, 64))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _data_root(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("DEPTH_PRIOR_DATA", str(data))
+    yield
+
+
+def recipe(data: Path, folder: Path, **changes: Any) -> Path:
+    content = {
+        "size": SIZE,
+        "networks": {"fusion": {"tap": 16, "width": 16, "heads": 2}},
+        "rich": {"teacher": str(data / "teacher")},
+        "data": {"drives": [{"path": "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"}]},
+        "stages": [
+            {"kind": "reference", "triplets": 4, "per_image": 50, "shard_images": 2},
+            {"kind": "student", **STEP, **GUIDED, "references": 30, "fusion_rate": 2.0},
+            {"kind": "select", "keep": 25, "images": 3},
+            {"kind": "fine_tune", **STEP, **GUIDED},
+        ],
+        "output": {"name": "tiny_prior", "licence": "Apache-2.0", "multi_frame": False},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEPTH_PRIOR_DATA", str(data))
+        run_recipe(recipe(data, folder / "recipes"), [], folder / "run")
+    return folder / "run"
+
+
+def test_the_bundle_holds_the_selected_prior_its_history_and_its_teacher(finished: Path) -> None:
+    bundle = load_bundle(finished / "bundle")
+    spec, sources = bundle.manifest.prior, bundle.prior_sources()
+    assert spec is not None and spec.teacher is not None and sources is not None
+    assert spec.pixels == 25
+    assert spec.selection == {"method": "attention", "kept": 25, "out_of": 200, "images": 3} | {
+        "seed": 1
+    }
+    assert spec.teacher.size == (96, 64)
+    assert bundle.teacher() is not None
+    assert {image["drive"] for image in sources.images} <= {"2011_09_26_drive_0001_sync"}
+    networks, _ = compile_networks(bundle, "torch", "cpu")
+    inverse, _ = networks.single(torch.rand(1, 3, 32, 64))
+    assert bool((inverse > 0).all())
+
+
+def test_the_prior_changes_what_the_student_says(finished: Path) -> None:
+    bundle = load_bundle(finished / "bundle")
+    student, prior = bundle.student().eval(), bundle.prior()
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        plain, fused = student(image).disparity[0], student(image, prior).disparity[0]
+    assert not torch.equal(plain, fused)
+
+
+def test_the_same_command_again_does_nothing_and_a_lost_stage_is_made_again(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    chosen = finished / "2_select" / "prior.safetensors"
+    before = chosen.read_bytes()
+    chosen.unlink()
+    shutil.rmtree(finished / "bundle")
+    run_recipe(recipe(data, tmp_path / "recipes"), [], finished)
+    assert chosen.read_bytes() == before
+    assert load_bundle(finished / "bundle").manifest.prior is not None
+
+
+def test_a_damaged_selection_says_what_to_do(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    path.write_bytes((finished / "2_select" / "prior.safetensors").read_bytes()[:-9])
+    with pytest.raises(RuntimeError, match="remove it"):
+        ChosenPrior.load(path)
+
+
+def test_what_was_chosen_comes_back_as_it_was(finished: Path, tmp_path: Path) -> None:
+    chosen = ChosenPrior.load(finished / "2_select" / "prior.safetensors")
+    chosen.save(tmp_path / "again.safetensors")
+    again = ChosenPrior.load(tmp_path / "again.safetensors")
+    assert torch.equal(chosen.prior.features, again.prior.features)
+    assert np.array_equal(chosen.pixel, again.pixel) and chosen.images == again.images
+    assert again.teacher == chosen.teacher
+
+
+def test_fine_tune_goes_on_from_a_bundle_with_its_prior(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    path = recipe(data, tmp_path / "recipes")
+    out = fine_tune(str(finished / "bundle"), path, ["stages.3.steps=1"], tmp_path / "tuned")
+    old, new = load_bundle(finished / "bundle"), load_bundle(out)
+    assert torch.equal(old.prior().features, new.prior().features)
+    before, after = (b.student().state_dict() for b in (old, new))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_with_a_prior_and_without_the_same_triplets_are_drawn(data: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for name, changes in (
+        ("fused", {}),
+        ("plain", {"networks": {}, "stages": [{"kind": "student", **STEP}]}),
+    ):
+        run = Run(load_recipe(recipe(data, tmp_path / name, **changes)), tmp_path / name / "run")
+        source = run.data().training
+        batches, real = [], source.batch
+
+        def spied(*args: Any, kept: list = batches, batch: Any = real, **more: Any) -> Any:
+            kept.append(batch(*args, **more))
+            return kept[-1]
+
+        source.batch = spied  # type: ignore[method-assign]
+        run.carry_out()
+        drawn[name] = [b.triplet.tolist() for b in batches[:2]]
+    assert drawn["fused"] == drawn["plain"]
+
+
+@pytest.mark.parametrize("loss", ["gradients", "values", "log_ratio"])
+def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss: str) -> None:
+    stage = {"kind": "student", **STEP, "consistency": 0.5, "consistency_of": loss, "masked": True}
+    path = recipe(data, tmp_path, networks={}, stages=[stage])
+    bundle = load_bundle(run_recipe(path, [], tmp_path / "run"))
+    assert bundle.manifest.prior is None
+    logs = (tmp_path / "run" / "0_student" / "metrics.jsonl").read_text().splitlines()
+    line = json.loads(logs[0])
+    assert 0 < line["rich/consistency"] and 0 <= line["rich/mask_share"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rich": None}, "rich.teacher"),
+        ({"networks": {}}, "auxiliary needs networks.fusion"),
+        ({"stages": [{"kind": "select"}]}, "reference stage before"),
+        ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),
+        ({"stages": [{"kind": "student", **STEP}]}, "reference stage before"),
+        ({"rich": {"teacher": "runs/none/bundle"}}, "runs/none/bundle"),
+        ({"networks": {"fusion": {"width": 10, "heads": 4}}}, "no multiple"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused_before_anything_is_trained(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run_recipe(recipe(data, tmp_path / "recipes", **changes), [], tmp_path / "run")
+    assert not list((tmp_path / "run").glob(f"*/{LAST}"))
