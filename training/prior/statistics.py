@@ -20,9 +20,9 @@ from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 from training.errors import TrainingError
 from training.prior.sweep import Progress, sweep
 
-# References and queries (of all heads together) of a block of scores: 1 MiB, half of it in use at
-# a time, stays in a core's second-level cache; an accelerator wants much larger ones.
-_COLUMNS, _ROWS = 512, 512
+# References and queries (of all heads together) of a block of scores: 2 MiB is small enough for the
+# caches and large enough for the calls not to count; an accelerator wants much larger ones.
+_COLUMNS, _ROWS = 512, 1024
 _DEVICE_COLUMNS, _DEVICE_ROWS = 8192, 4096
 _LOG2_E = math.log2(math.e)
 # exp2 of less is zero.
@@ -218,7 +218,7 @@ class _LogSums:
                 torch.sum(weights * scores.clamp_(min=_LOWEST), -1, out=found[1, :, rows])
             else:
                 weights = scores.exp2_()
-            found[0, :, rows] = weights.sum(-1)
+            torch.sum(weights, -1, out=found[0, :, rows])
         return found
 
     def _raise_shift(self, branch: _Branch, sums: Tensor, keys: Tensor) -> None:
@@ -267,10 +267,15 @@ class _Columns:
             for branch, key, out in zip(self._branches, keys, self._out, strict=True):
                 if branch is None or key is None:
                     continue
-                sums = key.new_zeros(key.shape[2], dtype=torch.float64)
-                for _, scores in branch.scores(key):
-                    sums += scores.exp2_().flatten(0, 1).sum(0)
-                out[offset + start : offset + start + len(sums)] = sums.cpu()
+                sums = self._sum(branch, key).cpu()
+                out[offset + start : offset + start + len(sums)] = sums
+
+    def _sum(self, branch: _Branch, keys: Tensor) -> Tensor:
+        """(n,) float64: blocks of queries are summed in float32, and those sums in float64."""
+        parts = []
+        for _, scores in branch.scores(keys):
+            parts.append(scores.exp2_().flatten(0, 1).sum(0))
+        return torch.stack(parts).sum(0, dtype=torch.float64)
 
 
 _Found = tuple[Tensor | None, Tensor | None]
@@ -305,7 +310,14 @@ def _statistics(
         )
     out = torch.zeros(2, rows, dtype=torch.float64)
     second = [_Columns(fusion, queries, logs, out) for _ in range(count)]
-    sweep("attention, pass 2 of 2", references, second, operations=operations, progress=progress)
+    again = sweep(
+        "attention, pass 2 of 2", references, second, operations=operations, progress=progress
+    )
+    if again != rows:
+        raise TrainingError(
+            f"the references gave {rows} rows first and {again} then: they have to be chunks that "
+            "can be gone through twice, such as ReferenceChunks"
+        )
     return [
         (None, None) if m is None else (weights, None if m[1] is None else m[1].cpu())
         for m, weights in zip(merged, out, strict=True)
