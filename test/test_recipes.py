@@ -9,7 +9,7 @@ import yaml
 
 from depth_prior_ros.share import share_dir
 from training.config import RecipeError, Teacher
-from training.config_stages import in_steps
+from training.config_steps import in_steps
 from training.recipe_file import load_recipe
 from training.run import run_recipe
 

@@ -203,8 +203,9 @@ class Recipe(Strict):
             selected = self.prior is not None or any(isinstance(s, Select) for s in before)
             if isinstance(stage, Select) and not (fuses and extracted):
                 raise ValueError(f"{place} needs networks.fusion and a reference stage before")
-            if isinstance(stage, Student) and stage.auxiliary and not fuses:
-                raise ValueError(f"{place}: auxiliary needs networks.fusion")
+            reads = fuses and self.networks.fusion.pixel_wise  # type: ignore[union-attr]
+            if isinstance(stage, Student) and stage.auxiliary and not reads:
+                raise ValueError(f"{place}: auxiliary needs networks.fusion with pixel_wise")
             if isinstance(stage, FineTune) and fuses and not selected:
                 raise ValueError(f"{place} needs a select stage before")
             if isinstance(stage, Student) and fuses and not (extracted or selected):

@@ -37,9 +37,17 @@ class Fusion(Strict):
     tap: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
     width: int = Field(64, ge=1, description="channels of queries, keys and the depth hint")
     heads: int = Field(4, ge=1, description="of the depth hint; divides width")
-    depth_input: Literal["log", "none"] = Field(
+    depth_input: Literal["log", "inverse", "none"] = Field(
         "log", description="what the fusion sees of the looked-up inverse depth D_c"
     )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="of the affinity, beside 1/sqrt(width); if learned, at first",
+    )
+    learn_temperature: bool = True
+    pixel_wise: bool = Field(True, description="features and depth by affinity (F_c, D_c)")
+    depth_hint: bool = Field(True, description="multi-head attention over the features (F_d)")
 
     @model_validator(mode="after")
     def _divides(self) -> Fusion:
