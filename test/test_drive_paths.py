@@ -114,16 +114,17 @@ def test_a_rendered_bag_of_the_working_directory_trains_with_its_motions(
     assert drive_of(bag) is None
     for path in ("runs/prior/drive_201.mcap", "runs/prior/drive_*.mcap"):
         data = Data.model_validate({"drives": [{"path": path}], "memory": 0})
-        source = load_data(root, data, SMALL, 10.0).training
-        (sequence,) = source.sequences
-        assert all(frame.has_depth for frame in sequence.travel.frames)
-        assert len(source) == len(sequence.travel.frames) - 2
-        assert not source.skipped
-        batch = source.batch(4, np.random.default_rng(0))
-        assert batch.known.all()
-        assert batch.travel.isfinite().all()
-        moved = batch.poses[..., :3, 3].norm(dim=-1) * 10
-        torch.testing.assert_close(moved, batch.travel, rtol=1e-4, atol=1e-5)
+        assert len(plan_data(root, data).training) == 1
+    source = load_data(root, data, SMALL, 10.0).training
+    (sequence,) = source.sequences
+    assert all(frame.has_depth for frame in sequence.travel.frames)
+    assert len(source) == len(sequence.travel.frames) - 2
+    assert not source.skipped
+    batch = source.batch(4, np.random.default_rng(0))
+    assert batch.known.all()
+    assert batch.travel.isfinite().all()
+    moved = batch.poses[..., :3, 3].norm(dim=-1) * 10
+    torch.testing.assert_close(moved, batch.travel, rtol=1e-4, atol=1e-5)
 
 
 def test_a_bag_and_a_folder_of_different_sizes_make_one_batch(root: Path, here: Path) -> None:

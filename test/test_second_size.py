@@ -24,7 +24,7 @@ from training.losses.views import Views
 ROOT = Path(__file__).resolve().parents[1]
 DRIVES = tuple(f"kitti_raw/2011_09_26/{name}" for name in TRAINING_NAMES)
 RICH = (2 * SMALL[0], 2 * SMALL[1])
-STORES: dict[str, dict[str, object]] = {
+STORES: dict[str, dict[str, Any]] = {
     "memory": {},
     "lazy": {"memory": 0},
     "cache": {"cache": "frames"},
@@ -187,7 +187,7 @@ def test_without_the_second_size_nothing_of_it_is_read(tmp_path: Path) -> None:
     light = source.without_rich()
     store = source.sequences[0].rich
     assert isinstance(store, LazyFrames)
-    store.read = lambda position: pytest.fail("read")  # type: ignore[assignment]
+    store.read = lambda position: pytest.fail("read")
     batch = light.batch(4, np.random.default_rng(3))
     assert batch.rich is None
     assert light.index == source.index

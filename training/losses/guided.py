@@ -67,7 +67,11 @@ def gradient_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None =
         teacher: (B, 1, H, W), the same quantity in any unit; gets no gradient.
         mask: (B, 1, H, W), bool: what the teacher may teach; what is left out has no influence.
             Default: every pixel. An image without a pixel adds 0.
+
+    Raises:
+        ValueError: the two are not of one size (see `resize_depth`).
     """
+    _refuse_sizes(student, teacher)
     keep = _all(student) if mask is None else mask
     difference = gradient_map(student, mask) - gradient_map(teacher.detach(), mask)
     return masked_mean(difference.abs(), gradient_mask(keep))
@@ -82,7 +86,11 @@ def value_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None = No
         student: (B, 1, H, W), positive: depth, inverse depth or disparity.
         teacher: (B, 1, H, W), the same quantity in any unit; gets no gradient.
         mask: (B, 1, H, W), bool: what counts, also in the medians; default: every pixel.
+
+    Raises:
+        ValueError: the two are not of one size (see `resize_depth`).
     """
+    _refuse_sizes(student, teacher)
     keep = _all(student) if mask is None else mask
     with torch.autocast(student.device.type, enabled=False):
         difference = _aligned(student, keep) - _aligned(teacher.detach(), keep)
@@ -134,6 +142,12 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """
     with torch.autocast(depth.device.type, enabled=False):
         return _resize(_full_precision(depth).reciprocal(), size).reciprocal()
+
+
+def _refuse_sizes(student: Tensor, teacher: Tensor) -> None:
+    mine, theirs = tuple(student.shape[-2:]), tuple(teacher.shape[-2:])
+    if mine != theirs:
+        raise ValueError(f"the student's depth is of {mine}, the teacher's of {theirs}")
 
 
 def _resize(values: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
