@@ -102,7 +102,9 @@ def write_random_set(
 ) -> None:
     """A finished set of random numbers, for speed and memory; one image a shard."""
     identity = TeacherIdentity("random", "bundle", "r" * 64, 4, channels, (1024, 320), "Apache-2.0")
-    settings = Settings(triplets=shards, per_image=rows, shard_images=1, seed=0, metres_per_unit=10)
+    settings = Settings(
+        triplets=shards, per_image=max(rows, 1), shard_images=1, seed=0, metres_per_unit=10
+    )
     manifest = ReferenceManifest(
         finished=False, teacher=identity.to_dict(), settings=settings, shard_count=shards
     )

@@ -213,8 +213,9 @@ def write_shard(
     from safetensors.numpy import save
 
     stored = {name: _stored(path, name, columns[name]) for name in _DTYPES}
-    records = json.dumps({str(number): dict(record) for number, record in images.items()})
-    _write(path, save(stored, {"key": key, "images": records}))
+    records = {str(number): dict(record) for number, record in images.items()}
+    # One entry: the order of several would differ from call to call.
+    _write(path, save(stored, {"about": json.dumps({"key": key, "images": records})}))
 
 
 def _stored(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
@@ -257,10 +258,10 @@ def open_shard(path: Path, channels: int, size: int | None = None) -> ShardFile:
     """
     header, start = _header(path)
     try:
-        about = header.pop("__metadata__")
+        about = json.loads(header.pop("__metadata__")["about"])
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
         rows = int(header["image"]["shape"][0])
-        images = {int(number): record for number, record in json.loads(about["images"]).items()}
+        images = {int(number): record for number, record in about["images"].items()}
         key = str(about["key"])
         width = int(header["features"]["shape"][1])
         shapes = {name: (tuple(e["shape"]), e["dtype"]) for name, e in header.items()}

@@ -81,9 +81,9 @@ def _refuse_other(folder: Path, found: ReferenceManifest, wanted: ReferenceManif
             "name another folder, or remove that one",
         )
     had, want = found.settings.model_dump(), wanted.settings.model_dump()
-    other = [f"{name} {had[name]}, not {want[name]}" for name in want if had[name] != want[name]]
-    if other:
-        text = "other frames" if len(other) == 1 and "data" in other[0] else "; ".join(other)
+    if had != want:
+        other = [f"{n} {had[n]}, not {want[n]}" for n in want if had[n] != want[n] and n != "data"]
+        text = "; ".join(other) or "other frames"
         raise ReferenceSetError(
             folder,
             f"holds a reference set of other settings ({text}); name another folder, or remove "
