@@ -29,9 +29,8 @@ def test_padded_attention_equals_explicit_softmax(reference_channels: int, width
     net = _fusion(reference_channels=reference_channels, width=width)
     prior = _prior(57, reference_channels)
     features = torch.randn(2, 12, 3, 5)
-    reference, inverse_depth = net._pixel_wise(
-        net.scaled_queries(features)[0], net.project(prior), features.shape[2:]
-    )
+    queries = net.lookup_queries(net.scaled_queries(features)[0])
+    reference, inverse_depth = net._pixel_wise(queries, net.project(prior), features.shape[2:])
 
     weight, bias = net.query.weight[:, :, 0, 0].double(), net.query.bias.double()
     q = torch.einsum("bchw,kc->bhwk", features.double(), weight) + bias

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry import disparity_to_depth
 from depth_prior_ros.models.confidence import single_frame_confidence
+from depth_prior_ros.models.folded_fusion import FoldedFusion, Precision
 from depth_prior_ros.models.matching import STRIDE
 from depth_prior_ros.models.multi_frame import AnyMultiFrame
 from depth_prior_ros.models.pose import PoseNet
-from depth_prior_ros.models.prior_fusion import Prior, ProjectedPrior
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.models.teacher import Features
 
@@ -28,9 +29,10 @@ class StudentRunner(nn.Module):
 
     Args:
         student: the network; it is set to eval mode.
-        prior: its prior, projected here once; required where the student has a fusion.
+        prior: its prior, projected and folded here once; required where the student has a fusion.
         min_depth: depth of sigmoid one, network units.
         max_depth: depth of sigmoid zero, network units.
+        precision: of the products with the prior, see `FoldedFusion`; "fp32" for export.
 
     Raises:
         ValueError: a fusion without a prior, or the reverse.
@@ -45,6 +47,7 @@ class StudentRunner(nn.Module):
         prior: Prior | None = None,
         min_depth: float = 0.1,
         max_depth: float = 100.0,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         if (student.fusion is None) != (prior is None):
@@ -55,23 +58,19 @@ class StudentRunner(nn.Module):
             )
         self.student = student.eval()
         self.min_depth, self.max_depth = min_depth, max_depth
-        self.has_prior = prior is not None
+        self.folded = None
         if student.fusion is not None and prior is not None:
-            with torch.no_grad():
-                projected = student.fusion.project(prior)
-            for name, tensor in zip(ProjectedPrior._fields, projected, strict=True):
-                self.register_buffer(f"prior_{name}", tensor)
+            self.folded = FoldedFusion(student.fusion, prior, precision)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1]."""
-        output = self.student(image, self._prior(), scales=(0,))
-        inverse, _ = disparity_to_depth(output.disparity[0], self.min_depth, self.max_depth)
+        features = self.student.trunk(image)
+        if self.folded is not None:
+            fused = self.folded(self.student.at_tap(features)).features
+            features = self.student.with_tap(features, fused)
+        disparity = self.student.decoder(features, (0,))[0]
+        inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)
         return inverse, single_frame_confidence(inverse)
-
-    def _prior(self) -> ProjectedPrior | None:
-        if not self.has_prior:
-            return None
-        return ProjectedPrior(*(getattr(self, f"prior_{n}") for n in ProjectedPrior._fields))
 
 
 class FeatureRunner(nn.Module):

@@ -8,8 +8,10 @@ starts at zero, so that a fresh fusion changes nothing.
 What the attentions leave out, exactly: a bias on the keys adds the same value to all scores of a
 query and softmax ignores it; the output projection of multi-head attention is linear and folds into
 the convolution that follows; weights of a softmax sum to one, so that a bias of the values, or of
-the output projection, is a constant added to the values. `folded_fusion` goes further for a prior
-that no longer changes.
+the output projection, is a constant added to the values. The keys of the pixel-wise branch are
+linear in the reference features: their layer is applied to the queries instead (`lookup_queries`),
+and the features themselves, which are the values anyhow, serve as keys. `folded_fusion` goes
+further where weights and prior no longer change.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from depth_prior_ros.models.attention import attend, pad_channels, split_heads
 
 # Inverse depth below this (network units) is treated as this before its logarithm is taken.
 _MIN_INVERSE_DEPTH = 1e-3
-# Attention kernels want widths that are multiples of this.
+# Attention kernels like widths that are multiples of this.
 _WIDTH_MULTIPLE = 8
 # Queries per block when the entropy needs the explicit weights; bounds the memory to block x N.
 _ENTROPY_BLOCK = 256
@@ -135,8 +137,8 @@ class ProjectedPrior(NamedTuple):
     """Keys and values of a prior for one fusion, projected once; None: that branch is off.
 
     Attributes:
-        keys: (1, 1, N, P) of the pixel-wise branch, zero padded to P channels.
-        values: (1, 1, N, P): features, inverse depth, zeros.
+        keys: (1, 1, N, P) of the pixel-wise branch, for `PriorFusion.lookup_queries`: the values.
+        values: (1, 1, N, P): features, inverse depth, zeros up to P = `PriorFusion.padded_width`.
         hint_keys: (1, heads, N, width / heads).
         hint_values: (1, heads, N, width / heads).
     """
@@ -181,8 +183,7 @@ class PriorFusion(nn.Module):
         c, width = config.reference_channels, config.width
         # Equal widths of queries, keys and values keep the attention out of the kernel that
         # materialises all scores.
-        widest = max(width, c + 1)
-        self.padded_width = math.ceil(widest / _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+        self.padded_width = math.ceil((c + 1) / _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
         merged = channels
         if config.pixel_wise:
             self.query = nn.Conv2d(channels, width, 1)
@@ -225,17 +226,16 @@ class PriorFusion(nn.Module):
             ValueError: the prior's features have other channels than the fusion was built for.
         """
         self.check(prior.features)
-        pixel_keys, hint_keys = self.project_keys(prior.features)
-        keys = values = hint_values = None
-        if pixel_keys is not None:
+        values = hint_keys = hint_values = None
+        if self.config.pixel_wise:
             depth = prior.inverse_depth[:, None].to(prior.features.dtype)
             both = torch.cat([prior.features, depth], dim=1)
-            keys = pad_channels(pixel_keys, self.padded_width)[None]
             values = pad_channels(both, self.padded_width)[None, None]
-        if hint_keys is not None:
-            hint_keys = hint_keys[None]
-            hint_values = split_heads(self.hint_value(prior.features), self.config.heads)[None]
-        return ProjectedPrior(keys, values, hint_keys, hint_values)
+        if self.config.depth_hint:
+            heads = self.config.heads
+            hint_keys = split_heads(self.hint_key(prior.features), heads)[None]
+            hint_values = split_heads(self.hint_value(prior.features), heads)[None]
+        return ProjectedPrior(values, values, hint_keys, hint_values)
 
     def check(self, features: Tensor) -> None:
         """Raise ValueError unless reference features (n, C) have this fusion's channels."""
@@ -281,6 +281,13 @@ class PriorFusion(nn.Module):
             hint = split_heads(self.hint_key(features), self.config.heads)
         return pixel_wise, hint
 
+    def lookup_queries(self, queries: Tensor) -> Tensor:
+        """Pixel-wise queries (B, 1, Q, width) for reference features as they are: (B, 1, Q, P).
+
+        q . (W f) = (W^T q) . f; the inverse depth behind the features meets a zero.
+        """
+        return pad_channels(queries @ self.key.weight, self.padded_width)
+
     def alignment_hash(self) -> str:
         """A sha256 in hex of the layers that read the prior.
 
@@ -308,14 +315,36 @@ class PriorFusion(nn.Module):
         """
         projected = prior if isinstance(prior, ProjectedPrior) else self.project(prior)
         queries, hint_queries = self.scaled_queries(features)
+        if queries is not None:
+            queries = self.lookup_queries(queries)
+        return self.look_up(features, queries, hint_queries, projected, entropy=entropy)
+
+    def look_up(
+        self,
+        features: Tensor,
+        queries: Tensor | None,
+        hint_queries: Tensor | None,
+        prior: ProjectedPrior,
+        *,
+        entropy: bool = False,
+    ) -> FusionOutput:
+        """The fusion behind the queries.
+
+        Args:
+            features: F_s (B, C, h, w).
+            queries: (B, 1, h * w, P), those of `lookup_queries`; None without that branch.
+            hint_queries: (B, heads, h * w, width / heads), scaled; None without that branch.
+            prior: the projected prior.
+            entropy: compute the entropy of the affinity, too.
+        """
         size = features.shape[-2:]
         parts, inverse_depth, spread = [features], None, None
         if queries is not None:
-            reference, inverse_depth = self._pixel_wise(queries, projected, size)
+            reference, inverse_depth = self._pixel_wise(queries, prior, size)
             parts.append(reference)
-            spread = self._entropy(queries, projected, size) if entropy else None
+            spread = self._entropy(queries, prior, size) if entropy else None
         if hint_queries is not None:
-            parts.append(self._hint(hint_queries, projected, size))
+            parts.append(self._hint(hint_queries, prior, size))
         if inverse_depth is not None and self.config.feeds_depth:
             parts.append(depth_input(inverse_depth, self.config.depth_input))
         added = self.out(F.relu(self.merge(torch.cat([p.to(features.dtype) for p in parts], 1))))
@@ -327,9 +356,9 @@ class PriorFusion(nn.Module):
         """F_c (B, C_r, h, w) and D_c (B, 1, h, w): one attention over [features, inverse depth]."""
         assert prior.keys is not None
         assert prior.values is not None
-        mixed = attend(pad_channels(queries, self.padded_width), prior.keys, prior.values)
         c = self.config.reference_channels
-        mixed = mixed[:, 0, :, : c + 1].transpose(1, 2).unflatten(2, size)
+        mixed = attend(queries, prior.keys, prior.values)[:, 0, :, : c + 1]
+        mixed = mixed.transpose(1, 2).unflatten(2, size)
         return mixed[:, :c], mixed[:, c:].float()
 
     def _hint(self, queries: Tensor, prior: ProjectedPrior, size: torch.Size) -> Tensor:
@@ -341,7 +370,7 @@ class PriorFusion(nn.Module):
 
     def _entropy(self, queries: Tensor, prior: ProjectedPrior, size: torch.Size) -> Tensor:
         assert prior.keys is not None
-        keys = prior.keys[0, 0, :, : queries.shape[-1]].float()
+        keys = prior.keys[0, 0].float()
         blocks = []
         for block in queries[:, 0].float().split(_ENTROPY_BLOCK, dim=1):
             logs = torch.log_softmax(block @ keys.T, dim=-1)
