@@ -36,7 +36,7 @@ def explain_image(
     Args:
         bundle: the bundle, its folder or name; with a prior.
         image: an image file, or a recording.
-        out: PNG to write.
+        out: PNG or JPEG to write.
         pixels: (x, y) in the image's own pixels; default: a handful spread over it.
         branch: see `PriorReader`.
         data: folder with the recordings that the prior came from; default: $DEPTH_PRIOR_DATA.
@@ -51,10 +51,13 @@ def explain_image(
         BundleError: the bundle is damaged.
         OSError: ``out`` cannot be written; nothing is left of it.
     """
-    from training.prior.explain_picture import Explanation, draw
+    from training.prior.explain_picture import KINDS, Explanation, draw
 
     if not 1 <= top <= 8:
         raise ExplainError(f"--top {top}: 1 to 8 references fit beside each other")
+    kind = out.suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise ExplainError(f"{out}: a picture's name ends in .{', .'.join(KINDS)}")
     reader = PriorReader(_opened(bundle), branch)
     name, picture = one_image(image, frame)
     seen = reader.see(picture)
@@ -63,7 +66,7 @@ def explain_image(
     sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data))
     title = f"What {reader.bundle.manifest.name} looks up in {name}"
     explanation = Explanation(picture, seen, lookups, title, names, top)
-    write(out, draw(explanation, reader, sources))
+    write(out, draw(explanation, reader, sources, kind))
     lines = [
         f"{number} {names.get(found.pixel, ''):6} pixel {found.pixel[0]},{found.pixel[1]}: looked "
         f"up {found.looked_up:.1f} m, predicted {found.predicted:.1f} m, "

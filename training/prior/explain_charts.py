@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.prior.explain_picture import colour_depth
+from training.prior.explain_scale import colour_depth
 from training.prior.explain_statistics import DriveShare
 
 LINES = ("#7aa2ff", "#f0a94b", "#4cd7a5", "#ff7d8f")
@@ -74,7 +74,7 @@ def distribution(
 
 
 def curves(
-    named: Sequence[tuple[str, NDArray[np.float64]]], across: str, up: str, size: int = 330
+    named: Sequence[tuple[str, NDArray[np.float64]]], across: str, up: str, size: int = 400
 ) -> str:
     """Curves (points, 2) in the unit square, with the diagonal."""
     left, base, side = 48, size - 40, size - 76
@@ -83,7 +83,7 @@ def curves(
     def place(x: float, y: float) -> str:
         return f"{left + side * x:.1f},{base - side * y:.1f}"
 
-    parts = [_svg(width, size)]
+    parts = [_svg(width, size, most=width)]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = left + side * share, base - side * share
         parts.append(
@@ -110,7 +110,7 @@ def curves(
 
 def drive_bars(drives: Sequence[DriveShare], total: int) -> str:
     """References by recording, with the share of the weight as a second, thinner bar."""
-    width, row, left, right = 1140, 34, 300, 230
+    width, row, left, right = 1140, 34, 270, 310
     largest = max(max(d.references / total, d.weight or 0.0) for d in drives)
     parts = [_svg(width, row * len(drives) + 34)]
     known = drives[0].weight is not None
@@ -190,8 +190,9 @@ def inferno(steps: int = 16) -> NDArray[np.uint8]:
     return np.asarray(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[:, 0, ::-1])
 
 
-def _svg(width: int, height: int) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img">'
+def _svg(width: int, height: int, most: int | None = None) -> str:
+    style = f' style="max-width:{most}px"' if most else ""
+    return f'<svg viewBox="0 0 {width} {height}" role="img"{style}>'
 
 
 def _line(points: Sequence[str], colour: str) -> str:

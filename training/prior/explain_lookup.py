@@ -1,12 +1,12 @@
 """What a student looks up in its prior: explicit weights, which the networks never form.
 
 The attentions of `PriorFusion` give sums over all references; here the weights themselves are
-wanted, so queries and keys are taken from the fusion and softmax is written out, in blocks.
+wanted, so queries and keys are taken from the fusion and softmax is written out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,8 +22,6 @@ from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.evaluation_sets import EvaluationError
 
 PIXEL_WISE, HINT = "pixel_wise", "hint"
-# Weights that are in memory at a time (float32): 64 MiB.
-_BLOCK = 1 << 24
 _SKY = 80.0  # metres
 
 
@@ -175,13 +173,6 @@ class PriorReader:
             scores = chosen @ self._keys.transpose(1, 2)
             weights: NDArray[np.float32] = torch.softmax(scores, dim=-1).mean(0).numpy()
         return weights
-
-    def all_weights(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
-        """The weights of all cells, in blocks (cells, N) of bounded memory."""
-        cells = np.arange(queries.shape[0] * queries.shape[1])
-        size = max(1, _BLOCK // (len(self) * len(self._keys)))
-        for start in range(0, len(cells), size):
-            yield self.weights(queries, cells[start : start + size])
 
     def look(self, seen: Seen, pixel: tuple[int, int]) -> Lookup:
         """What is looked up at a pixel (x, y) of the image.

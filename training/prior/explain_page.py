@@ -12,13 +12,16 @@ h2 { font-size:17px; margin:34px 0 4px; font-weight:600; }
 p { margin:0 0 10px; max-width:900px; }
 p.sub, .dim, figcaption { color:var(--dim); } p.sub { margin:0 0 20px; }
 p.dim { font-size:14px; }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(190px,1fr)); gap:12px; }
+.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(165px,1fr)); gap:12px; }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px;
         padding:12px 16px; }
 .card b { display:block; font-size:25px; font-weight:650; line-height:1.25; }
 .card span { color:var(--dim); font-size:13px; }
 .two { display:grid; grid-template-columns:1fr 1fr; gap:16px; align-items:start; }
 @media (max-width:800px) { .two { grid-template-columns:1fr; } }
+.maps { display:grid; grid-template-columns:repeat(auto-fit,minmax(340px,1fr)); gap:16px; }
+.pair { display:flex; flex-wrap:wrap; gap:24px; align-items:flex-start; }
+.pair > :first-child { flex:0 1 400px; } .pair > :last-child { flex:1 1 340px; }
 figure { margin:0 0 12px; } figcaption { font-size:13px; margin-top:4px; }
 img.map { width:100%; display:block; border-radius:6px; image-rendering:pixelated;
           border:1px solid var(--line); }
@@ -28,6 +31,7 @@ svg { width:100%; height:auto; display:block; background:var(--card);
       border:1px solid var(--line); border-radius:12px; margin-bottom:10px; }
 svg text { fill:var(--dim); font:12px system-ui, sans-serif; } svg text.ink { fill:var(--ink); }
 .tiles { display:grid; grid-template-columns:repeat(auto-fill,minmax(170px,1fr)); gap:12px; }
+.tiles.large { grid-template-columns:repeat(auto-fill,minmax(340px,1fr)); }
 .tile { font-size:12px; color:var(--dim); }
 .tile b { color:var(--ink); font-size:14px; margin-right:6px; }
 .tile img, .tile .none { width:100%; aspect-ratio:1.4; object-fit:cover; display:flex;

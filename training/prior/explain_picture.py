@@ -12,26 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.prior.explain_lookup import Lookup, PriorReader, Seen
+from training.prior.explain_scale import (
+    FAR,
+    NEAR,
+    colour_depth,
+    crop_around,
+    depth_edges,
+    depth_shares,
+    metres,
+    percent,
+)
 from training.prior.explain_sources import Source, SourcePictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NEAR, FAR = 2.0, 80.0
-"""Metres between which colours, and the axes of depth, run (logarithmic)."""
-
 BACK, CARD, LINE, INK, DIM = "#12141c", "#1b1f2b", "#2c3243", "#e8eaf0", "#9aa3b5"
 ACCENT, OURS = "#7aa2ff", "#f0a94b"
 QUERY_COLOURS = ("#ff5d73", "#ffd166", "#4cd7a5", "#5aa9ff", "#c792ff", "#ff9f5a", "#8ee3f5")
-BINS = 36
+KINDS = ("png", "jpg", "jpeg")
 
 _DPI = 110
 # Inches.
 _WIDTH, _MARGIN, _GAP, _TITLE, _TALLEST, _FOOT = 17.0, 0.3, 0.12, 0.75, 4.4, 0.5
 _ROW, _TILE, _WORDS, _CHART = 1.75, 1.78, 2.25, 3.3
-_CROP_SHARE = 0.34  # of the image's height, for the surroundings of a reference
-_CROP_LEAST = 48
 
 
 @dataclass
@@ -49,62 +54,10 @@ class Explanation:
     count: int = 5
 
 
-def colour_depth(metres: NDArray[Any]) -> NDArray[np.uint8]:
-    """Depth (...) in metres as RGB (..., 3): turbo over its logarithm, near is red."""
-    share = np.log(np.maximum(metres, 1e-6) / NEAR) / np.log(FAR / NEAR)
-    grey = np.rint(255 * (1 - np.clip(share, 0, 1))).astype(np.uint8)
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)
-    return np.ascontiguousarray(table[grey, 0][..., ::-1])
-
-
-def depth_edges() -> NDArray[np.float64]:
-    """Edges of the bars of every distribution over depth; the outer bars hold what is beyond."""
-    return np.geomspace(NEAR / 1.5, FAR * 1.5, BINS + 1)
-
-
-def depth_shares(metres: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights (N,) summed by depth (N,) into the bars of `depth_edges`; their sum is kept."""
-    edges = depth_edges()
-    place = np.searchsorted(edges, metres, side="right") - 1
-    return np.bincount(np.clip(place, 0, BINS - 1), weights, minlength=BINS)
-
-
-def percent(share: float) -> str:
-    """A share for people: 12 %, 3.4 %, 0.056 %."""
-    value = 100 * share
-    if value >= 10 or value == 0:
-        return f"{value:.0f} %"
-    digits = max(1, 1 - int(np.floor(np.log10(value)))) if value > 1e-4 else 6
-    return f"{value:.{digits}f} %"
-
-
-def metres(depth: float) -> str:
-    """A depth for people: 7.4 m, 31 m."""
-    if depth > 1.5 * FAR:
-        return f"> {1.5 * FAR:.0f} m"
-    return f"{depth:.1f} m" if depth < 10 else f"{depth:.0f} m"
-
-
-def crop_around(
-    image: NDArray[np.uint8], place: tuple[float, float], aspect: float
-) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """A window of width / height ``aspect`` around a place, inside the image, and the place in it.
-
-    Returns:
-        The window (h, w, 3), and (x, y) as shares of it.
-    """
-    height, width = image.shape[:2]
-    tall = min(height, max(_CROP_LEAST, round(_CROP_SHARE * height)))
-    wide = min(width, max(1, round(tall * aspect)))
-    tall = min(tall, max(1, round(wide / aspect)))
-    left = int(np.clip(round(place[0] - wide / 2), 0, width - wide))
-    top = int(np.clip(round(place[1] - tall / 2), 0, height - tall))
-    window = image[top : top + tall, left : left + wide]
-    return window, ((place[0] - left) / wide, (place[1] - top) / tall)
-
-
-def draw(explanation: Explanation, reader: PriorReader, sources: SourcePictures) -> bytes:
-    """The picture as PNG."""
+def draw(
+    explanation: Explanation, reader: PriorReader, sources: SourcePictures, kind: str = "png"
+) -> bytes:
+    """The picture as a file of one of `KINDS`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -125,7 +78,7 @@ def draw(explanation: Explanation, reader: PriorReader, sources: SourcePictures)
         y += _ROW + _GAP
     page.text(_MARGIN, total - 0.2, _legend(len(reader)), size=9.5, color=DIM)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", facecolor=BACK)
+    figure.savefig(stream, format=kind, facecolor=BACK)
     return stream.getvalue()
 
 

@@ -16,7 +16,7 @@ from training.prior import explain_charts as charts
 from training.prior import explain_statistics as statistics
 from training.prior.explain_lookup import PriorReader
 from training.prior.explain_page import PAGE, STYLE
-from training.prior.explain_picture import (
+from training.prior.explain_scale import (
     FAR,
     NEAR,
     colour_depth,
@@ -78,7 +78,7 @@ def render(report: PriorReport) -> str:
 def _subtitle(report: PriorReport) -> str:
     if report.use is None:
         return "no images were given, so how it is used is not known"
-    return f"used by {len(report.use.images)} images: {report.images}"
+    return f"used by {_many(len(report.use.images), 'image')}: {report.images}"
 
 
 def _cards(report: PriorReport) -> str:
@@ -139,24 +139,24 @@ def _places(report: PriorReport) -> str:
         return _NOT_KNOWN
     if origins.x is None or origins.map_size is None:
         return '<p class="dim">The size of the teacher\'s map is not recorded.</p>'
-    grid = statistics.map_cells(origins)
-    there = statistics.density(origins, grid)
+    grid = statistics.Grid.of(origins)
+    there = grid.density()
     high = float(np.percentile(there, 99))
     maps = [
         _map(charts.heat_map(there, high), origins, "references", high),
         _map(
-            charts.depth_map(statistics.median_depth(origins, grid, report.reader.metres)),
+            charts.depth_map(grid.median(report.reader.metres)),
             origins,
             "median depth of the references; grey: none",
             None,
         ),
     ]
     if report.use is not None:
-        used = statistics.density(origins, grid, report.use.weights)
+        used = grid.density(report.use.weights)
         high = float(np.percentile(used, 99))
         maps.append(_map(charts.heat_map(used, high), origins, "their weight", high))
     words = "Positions in the teacher's picture; 1 is as if they were spread evenly."
-    return f'<p class="dim">{words}</p><div class="two">{"".join(maps)}</div>'
+    return f'<p class="dim">{words}</p><div class="maps">{"".join(maps)}</div>'
 
 
 def _map(uri: str, origins: Origins, words: str, high: float | None) -> str:
@@ -177,7 +177,7 @@ def _scale(high: float | None, low: str = "0", unit: str = "× even") -> str:
         colours = colour_depth(np.geomspace(NEAR, FAR, 16))
         ends = (f"{NEAR:g} m", f"{FAR:g} m")
     else:
-        colours, ends = charts.inferno(), (low, f"{high:,.3g}{unit}")
+        colours, ends = charts.inferno(), (low, f"{high:,.{0 if high >= 100 else 1}f}{unit}")
     return (
         f'<span class="scale">{ends[0]}<i style="background:{charts.gradient(colours)}"></i>'
         f"{ends[1]}</span>"
@@ -217,7 +217,9 @@ def _top_images(report: PriorReport, origins: Origins, weights: NDArray[np.float
         number = f"{found:,.0f}" if weights is None else percent(found)
         label = f"{short(drive_name(entry))} · {entry.get('frame', '?')} · {len(mine):,} references"
         tiles.append(_tile(_whole(report, origins, mine), number, label, "wide"))
-    return f'<p class="dim">Images with the {what}:</p><div class="tiles">{"".join(tiles)}</div>'
+    return (
+        f'<p class="dim">Images with the {what}:</p><div class="tiles large">{"".join(tiles)}</div>'
+    )
 
 
 def _whole(report: PriorReport, origins: Origins, references: NDArray[np.int64]) -> str:
@@ -269,7 +271,7 @@ def _neighbours(report: PriorReport) -> str:
     return (
         f'<p class="dim">{words}</p>'
         + charts.distribution(edges, series, ticks, height=190)
-        + f'<div class="two">{"".join(maps)}</div>'
+        + f'<div class="maps">{"".join(maps)}</div>'
     )
 
 
@@ -288,7 +290,7 @@ def _use(report: PriorReport) -> str:
     top = np.argsort(-use.weights, kind="stable")[:_TILES]
     tiles = "".join(_reference_tile(report, int(reference)) for reference in top)
     return (
-        '<div class="two"><div>'
+        '<div class="pair"><div>'
         + charts.curves(named, "share of the references, most used first", "share of the weight")
         + f"</div><div><dl>{rows}</dl></div></div>"
         '<p class="dim">The references with the largest weight:</p>'
@@ -350,7 +352,8 @@ def _details(report: PriorReport) -> str:
     rows["trained on"] = escape("; ".join(manifest.provenance.data_sources) or "not stated")
     rows["metric factor"] = escape(manifest.depth.metres_per_unit_source)
     if missing := report.pictures.missing():
-        rows["recordings without pictures"] = _mapping(missing)
+        words = "; ".join(f"{name}: {why}" for name, why in missing.items())
+        rows["recordings without pictures"] = escape(words)
     return "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items()) + "</dl>"
 
 

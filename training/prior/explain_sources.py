@@ -19,7 +19,7 @@ from depth_prior_ros.bundle import Bundle, Manifest
 from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag, open_recording
 from training.config_base import RecipeError
 from training.config_data import Drive
-from training.data.drives import open_drive
+from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
 
 Crop = tuple[float, float, float, float]
@@ -181,11 +181,12 @@ class SourcePictures:
             return f"recording cannot be opened: {error}"
 
     def _candidates(self, drive: str, known: Drive | None) -> Iterator[Path]:
-        """Where a recording may lie: as it is named, as the recipe has it, anywhere below."""
-        paths = [Path(drive).expanduser()] + ([Path(known.path)] if known else [])
-        for path in paths:
-            if self._root is not None or path.is_absolute():
-                yield (self._root or Path()) / path
+        """Where a recording may lie: as the recipe has it, as it is named, anywhere below."""
+        if known is not None:
+            yield drive_path(self._root or Path(), known.path)
+        path = Path(drive).expanduser()
+        if self._root is not None or path.is_absolute():
+            yield (self._root or Path()) / path
         if self._root is not None:
             if self._below is None:
                 self._below = dict(_recordings_below(self._root))
@@ -232,7 +233,8 @@ def _recipe_drives(manifest: Manifest) -> Iterator[Drive]:
 def _recordings_below(root: Path) -> Iterator[tuple[str, Path]]:
     """Everything below a folder that could be a recording, by name; the nearest comes last."""
     found = []
-    for folder, folders, files in os.walk(root):
+    # Data sets are often linked into one folder; _LEVELS ends a circle of links.
+    for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         level = len(here.relative_to(root).parts)
         inside = level >= _LEVELS or here.name.startswith("image_")

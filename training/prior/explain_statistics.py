@@ -16,9 +16,8 @@ from training.prior.statistics import PriorUsage, prior_usage
 UNUSED = 0.01
 """A reference counts as unused below this share of the mean weight."""
 
-# References in a cell of a map over the image, on average, at least.
-_PER_CELL = 8
-_WIDEST = 64
+# References in a cell of a map over the image, on average: fewer, and chance is all it shows.
+_PER_CELL = 25
 
 
 @dataclass(frozen=True)
@@ -159,43 +158,64 @@ def top_images(
             yield int(place), float(sums[place])
 
 
-def map_cells(origins: Origins) -> tuple[int, int]:
-    """(columns, rows) of maps over the image that leave a few references to a cell."""
-    assert origins.map_size is not None
-    width, height = origins.map_size
-    cells = max(1.0, len(origins.image) / _PER_CELL)
-    columns = int(np.clip(np.sqrt(cells * width / height), 4, min(width, _WIDEST)))
-    return columns, int(np.clip(round(columns * height / width), 2, height))
+@dataclass(frozen=True)
+class Grid:
+    """Square cells over the teacher's map, of whole pixels: otherwise they would beat with them.
 
+    Attributes:
+        size: (width, height) of the map.
+        side: of a cell, in pixels of the map; cells at the right and lower edge may be smaller.
+        cell: (N,) cell of each reference, row-major.
+    """
 
-def _cells(origins: Origins, grid: tuple[int, int]) -> NDArray[np.int64]:
-    assert origins.x is not None and origins.y is not None
-    columns, rows = grid
-    return (origins.y * rows).astype(np.int64) * columns + (origins.x * columns).astype(np.int64)
+    size: tuple[int, int]
+    side: int
+    cell: NDArray[np.int64] = field(repr=False)
 
+    @classmethod
+    def of(cls, origins: Origins) -> Grid:
+        """Cells large enough to hold a few references each, on average."""
+        assert origins.map_size is not None and origins.x is not None and origins.y is not None
+        width, height = origins.map_size
+        pixels = _PER_CELL * width * height / len(origins.image)
+        side = int(np.clip(np.ceil(np.sqrt(pixels)), 1, min(width, height)))
+        x, y = (origins.x * width).astype(np.int64), (origins.y * height).astype(np.int64)
+        return cls((width, height), side, y // side * -(-width // side) + x // side)
 
-def density(
-    origins: Origins, grid: tuple[int, int], weights: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """How many references (or how much weight) lie where, (rows, columns); 1: as if even."""
-    columns, rows = grid
-    sums = np.bincount(_cells(origins, grid), weights, minlength=columns * rows).astype(float)
-    return (sums * len(sums) / sums.sum()).reshape(rows, columns)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return -(-self.size[1] // self.side), -(-self.size[0] // self.side)
 
+    def density(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """How many references (or how much weight) a pixel of the map holds; 1: as if even.
 
-def median_depth(
-    origins: Origins, grid: tuple[int, int], metres: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Median depth of the references in each cell, (rows, columns); NaN where there are none."""
-    columns, rows = grid
-    cells = _cells(origins, grid)
-    order = np.argsort(cells, kind="stable")
-    found = np.full(columns * rows, np.nan)
-    starts = np.searchsorted(cells[order], np.arange(columns * rows + 1))
-    for cell, (first, last) in enumerate(pairwise(starts)):
-        if last > first:
-            found[cell] = np.median(metres[order[first:last]])
-    return found.reshape(rows, columns)
+        Returns:
+            (height, width) of the map.
+        """
+        rows, columns = self.shape
+        sums = np.bincount(self.cell, weights, minlength=rows * columns).astype(float)
+        pixels = np.bincount(self._numbers().ravel(), minlength=rows * columns)
+        return self._spread(sums / pixels) * pixels.sum() / sums.sum()
+
+    def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Median of the references' values in each cell, as `density`; NaN where there are none."""
+        rows, columns = self.shape
+        found = np.full(rows * columns, np.nan)
+        order = np.argsort(self.cell, kind="stable")
+        starts = np.searchsorted(self.cell[order], np.arange(rows * columns + 1))
+        for place, (first, last) in enumerate(pairwise(starts)):
+            if last > first:
+                found[place] = np.median(values[order[first:last]])
+        return self._spread(found)
+
+    def _numbers(self) -> NDArray[np.int64]:
+        """The cell of every pixel of the map, (height, width)."""
+        y, x = np.mgrid[: self.size[1], : self.size[0]] // self.side
+        return np.asarray(y * self.shape[1] + x, np.int64)
+
+    def _spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(values[self._numbers()], np.float64)
 
 
 def shares(
