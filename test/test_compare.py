@@ -21,6 +21,7 @@ from rosbag_tools.writing import write_bag
 from training import cli, compare_sets
 from training.baseline_rows import CONSTANT, COUNTED, SET_MEAN
 from training.compare import CACHE, FIGURES, TABLE, compare
+from training.compare_cost import cost_table, measure_cost
 from training.compare_rows import (
     Listing,
     open_rows,
@@ -429,3 +430,21 @@ def test_what_is_kept_belongs_to_the_way_a_bundle_is_run(bundles: list[Bundle]):
         _bundle_key(other, "torch", "cpu"),
     }
     assert len(keys) == 3
+
+
+def test_cost_of_every_row(bundles: list[Bundle], tmp_path: Path):
+    rows, _ = open_rows([parse_spec(text) for text in row_texts(bundles)[:1]])
+    cost = measure_cost(rows, "torch", "cpu", rounds=2)
+    single, multi = (cost["rows"][row.name] for row in rows[:2])
+    assert single["milliseconds"] > 0 and cost["rows"][rows[0].name]["ratio"] == 1.0
+    assert (
+        multi["parameters"]
+        > single["parameters"]
+        == sum(p.numel() for p in bundles[0].student().parameters())
+    )
+    assert single["references"] == 16
+    student = (bundles[0].path / "student.safetensors").stat().st_size
+    prior = (bundles[0].path / "prior.safetensors").stat().st_size
+    assert single["megabytes"] == pytest.approx((student + prior) / 1e6)
+    text = "\n".join(cost_table(cost))
+    assert f"| {rows[0].name} | " in text and "torch" in text

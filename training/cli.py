@@ -130,6 +130,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
     add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
     add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
+    add("--cost", action="store_true", help="also time and size of every row")
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
         "--out",
@@ -221,6 +222,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     listing.pairs += arguments.pairs
     listing.synthetic += arguments.synthetic
     listing.sets = arguments.sets or listing.sets
+    listing.cost = arguments.cost or listing.cost
     _table(listing, arguments.out, arguments.data, arguments.backend, arguments.device)
     return 0
 

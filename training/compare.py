@@ -17,6 +17,7 @@ import numpy as np
 
 from depth_prior_ros.camera import Camera
 from training.baseline_rows import CONSTANT, SET_MEAN, Map, baseline_maps
+from training.compare_cost import measure_cost
 from training.compare_rows import Listing, Row, open_rows, resolve_pair
 from training.compare_sets import (
     SETS,
@@ -109,7 +110,7 @@ def compare(
     Returns:
         The content of comparison.json: `rows` by name (model and bundles), and `sets` by name,
         each with `views` ("all", "vehicle moves", "moving pixels", "static pixels") of `rows`,
-        `baselines`, `differences` and a `verdict`.
+        `baselines`, `differences` and a `verdict`; `cost` by row where the listing asks for it.
 
     Raises:
         EvaluationError: nothing to judge. Also BundleError, BackendError, RecordingError.
@@ -132,6 +133,8 @@ def compare(
         "rows": {row.name: _row_json(row) for row in rows},
         "sets": {one.name: set_json(one, against, list(dict.fromkeys(pairs))) for one in results},
     }
+    if listing.cost:
+        content["cost"] = measure_cost(rows, backend, device, progress=progress)
     write_content(content, out / FIGURES)
     write_text(markdown(content), out / TABLE)
     return content

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from depth_prior_ros.pipeline import Model
 
 _SEED = re.compile(r"^(?P<path>.+)@(?P<seed>\d+)$")
-_KEYS = ("rows", "against", "pairs", "synthetic", "sets")
+_KEYS = ("rows", "against", "pairs", "synthetic", "sets", "cost")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Listing:
     pairs: list[str] = field(default_factory=list)
     synthetic: list[Path] = field(default_factory=list)
     sets: list[str] | None = None
+    cost: bool = False
 
 
 def check_listing(listing: Listing) -> None:
@@ -119,6 +120,7 @@ def read_listing(path: Path) -> Listing:
         [str(pair) for pair in content.get("pairs", [])],
         [Path(bag) for bag in content.get("synthetic", [])],
         content.get("sets"),
+        bool(content.get("cost", False)),
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from training.compare_cost import cost_table
+
 METRICS = ("abs_rel", "sq_rel", "rmse", "d1")
 _HIGHER_IS_BETTER = ("d1",)
 _HEADS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "d1": "d1"}
@@ -161,6 +163,8 @@ def markdown(content: Mapping[str, Any]) -> str:
             lines += ["", f"## {title} ({found['frames']} frames)", ""]
             lines += _rows_table(found) + _verdict_lines(found) + _difference_table(found)
         lines += [f"- {note}" for note in one["notes"]]
+    if "cost" in content:
+        lines += cost_table(content["cost"])
     return "\n".join(lines) + "\n"
 
 

@@ -50,13 +50,14 @@ class Table(Strict):
 
     rows: tuple[str, ...] = Field(
         min_length=1,
-        description="NAME=SERIES, or NAME=SERIES/FOLDER for a bundle inside its runs; every seed "
-        "of the series is meant",
+        description="NAME=SERIES, or NAME=SERIES/FOLDER for a bundle inside its runs, every seed "
+        "of the series; or NAME=PATH@SEED,... for bundles of other runs",
     )
     against: str | None = None
     pairs: tuple[str, ...] = ()
     synthetic: tuple[str, ...] = ()
     sets: list[str] | None = None
+    cost: bool = Field(False, description="also time and size of every row")
 
 
 class Experiment(Strict):
@@ -166,9 +167,13 @@ def _fill(text: str, folders: _Folders, place: str) -> str:
 def _row(text: str, experiment: Experiment, out: Path) -> str:
     """``S:M=teacher`` as `depth_train compare` wants it: a bundle for each seed."""
     label, sign, name = text.partition("=")
-    series, _, inside = name.partition("/")
+    series, inner, inside = name.partition("/")
+    if sign and inner and series not in experiment.runs:  # other bundles, as compare takes them
+        return text
     if not sign or series not in experiment.runs:
-        raise RecipeError(f"compare.rows: '{text}' is not NAME=SERIES or NAME=SERIES/FOLDER")
+        raise RecipeError(
+            f"compare.rows: '{text}' is not NAME=SERIES, NAME=SERIES/FOLDER or NAME=PATH@SEED,..."
+        )
     bundles = (
         f"{run_folder(out, series, seed) / (inside or 'bundle')}@{seed}"
         for seed in experiment.runs[series].seeds
@@ -325,7 +330,8 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
         table = made.table
         specs = [parse_spec(text) for text in table.rows]
         synthetic = [Path(bag) for bag in table.synthetic]
-        listing = Listing(specs, table.against, list(table.pairs), synthetic, table.sets)
+        pairs = list(table.pairs)
+        listing = Listing(specs, table.against, pairs, synthetic, table.sets, table.cost)
         check_listing(listing)
     runner.run(made.jobs)
     return listing
