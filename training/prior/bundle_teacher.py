@@ -157,7 +157,7 @@ class BundleTeacher:
     def _single(self, image: Tensor) -> _Single:
         image = image.contiguous(memory_format=torch.channels_last)
         depth_range = self.bundle.manifest.depth
-        with self._system.autocast(), _outputs_of(self._student.trunk) as seen:
+        with self._system.autocast(), outputs_of(self._student.trunk) as seen:
             disparity = self._student(image, self._prior, scales=(0,)).disparity[0]
         _, depth = disparity_to_depth(
             disparity.float(), depth_range.min_units, depth_range.max_units
@@ -258,7 +258,7 @@ def _choose_tap(tap: int | None, channels: dict[int, int], name: str) -> int:
 
 
 @contextmanager
-def _outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
     """A list that gets what the module returns while the context is open."""
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))

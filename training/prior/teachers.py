@@ -102,22 +102,23 @@ def open_teacher(
     size: tuple[int, int] | None = None,
     precision: str = "fp32",
     fetch: bool = False,
-    metric: bool = False,
+    metric: bool | None = None,
 ) -> RichTeacher:
     """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
 
     Args:
         spec: which.
-        tap: stride of the features; default: 4 of a bundle, of other models the finest they have.
+        tap: stride of the features; default: 4.
         lookup: frames that a bundle's multi-frame network compares with.
         device: where it runs.
-        metres_per_unit: unit of all that goes in and out; default: the bundle's own. Of other
-            models it counts where they are ``metric``.
-        size: (W, H) of the input of a foundation model; default: its own. A bundle has one size.
+        metres_per_unit: unit of all that goes in and out; default: a bundle's own, metres of a
+            metric model. Relative models have no unit.
+        size: (W, H) of the pictures that a foundation model is shown; default: its own. A bundle
+            has one size.
         precision: "fp32", or "bf16" for autocast.
         fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
-        metric: a foundation model's depth is in metres and stays so; otherwise it is relative, and
-            the median of every image's inverse depth becomes 1.
+        metric: whether a foundation model's depth is kept in metres; if not, the median of every
+            image's inverse depth becomes 1. Default: where its config says that it is metric.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
