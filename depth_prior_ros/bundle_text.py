@@ -122,17 +122,21 @@ def _list_lines(key: str, values: Sequence[Any], level: int) -> list[str]:
     line = f"{indent}{key}: {', '.join(map(_plain, values))}"
     if not nested and len(line) <= _WIDTH and not any(" " in str(value) for value in values):
         return [line]
-    lines = [f"{indent}{key}:"]
+    return [f"{indent}{key}:", *_items(values, level + 1)]
+
+
+def _items(values: Sequence[Any], level: int) -> list[str]:
+    """A line `- value` for each; what has parts is indented below its first line."""
+    lines: list[str] = []
     for value in values:
         if isinstance(value, Mapping) and value:
-            inner = _lines(value, level + 2)
+            inner = _lines(value, level + 1)
         elif isinstance(value, list | tuple) and value:
-            inner = _list_lines("", value, level + 2)
+            inner = _items(value, level + 1)
         else:
-            lines.append(f"{indent}  - {_plain(value)}")
-            continue
+            inner = [_plain(value)]
         if inner:
-            lines += [f"{indent}  - {inner[0].strip().removeprefix(': ')}", *inner[1:]]
+            lines += [f"{'  ' * level}- {inner[0].strip()}", *inner[1:]]
     return lines
 
 

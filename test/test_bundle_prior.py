@@ -101,10 +101,22 @@ def original(tmp_path_factory: pytest.TempPathFactory, teacher: Bundle) -> Bundl
 
 
 @pytest.fixture
-def bundle(original: Bundle, tmp_path: Path) -> Bundle:
-    """A copy to break."""
+def taught(original: Bundle, tmp_path: Path) -> Bundle:
+    """A copy to break, with the teacher inside."""
     shutil.copytree(original.path, tmp_path / "b")
-    return load_bundle(tmp_path / "b")
+    return Bundle(tmp_path / "b", original.manifest)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return save(tmp_path_factory.mktemp("plain") / "b")
+
+
+@pytest.fixture
+def bundle(plain: Bundle, tmp_path: Path) -> Bundle:
+    """A copy to break, without a teacher inside."""
+    shutil.copytree(plain.path, tmp_path / "b")
+    return Bundle(tmp_path / "b", plain.manifest)
 
 
 def forge(
@@ -459,8 +471,8 @@ def test_the_teacher_comes_back_whole(original: Bundle, teacher: Bundle) -> None
 
 @pytest.mark.parametrize("file", ["bundle.yaml", "student.safetensors", "multi_frame.safetensors"])
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
-def test_a_damaged_teacher_is_refused(bundle: Bundle, file: str, damage: str) -> None:
-    path = bundle.path / "teacher" / file
+def test_a_damaged_teacher_is_refused(taught: Bundle, file: str, damage: str) -> None:
+    path = taught.path / "teacher" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "missing":
@@ -469,7 +481,7 @@ def test_a_damaged_teacher_is_refused(bundle: Bundle, file: str, damage: str) ->
         path.write_bytes(content if damage == "altered" else content[:-100])
     expected = "altered" if file == "bundle.yaml" and damage != "missing" else damage
     with pytest.raises(BundleError, match=expected) as caught:
-        load_bundle(bundle.path)
+        load_bundle(taught.path)
     assert caught.value.path == path
 
 
@@ -497,14 +509,14 @@ def test_a_teacher_of_another_prior_is_refused(tmp_path: Path, teacher: Bundle) 
     assert seen == [teacher.path]
 
 
-def test_a_teacher_exchanged_under_a_new_seal_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_teacher_exchanged_under_a_new_seal_is_refused(taught: Bundle, tmp_path: Path) -> None:
     other = make_tiny_bundle(tmp_path / "other", (96, 32))
-    shutil.rmtree(bundle.path / "teacher")
-    shutil.copytree(other.path, bundle.path / "teacher")
+    shutil.rmtree(taught.path / "teacher")
+    shutil.copytree(other.path, taught.path / "teacher")
     digest = hashlib.sha256((other.path / "bundle.yaml").read_bytes()).hexdigest()
-    forge(bundle, manifest=put("files", "teacher/bundle.yaml", value=digest))
+    forge(taught, manifest=put("files", "teacher/bundle.yaml", value=digest))
     with pytest.raises(BundleError, match=r"is tiny at \(96, 32\), the prior's teacher"):
-        load_bundle(bundle.path)
+        load_bundle(taught.path)
 
 
 def test_a_teachers_own_teacher_stays_outside(tmp_path: Path, original: Bundle) -> None:
