@@ -87,6 +87,8 @@ class _Timed:
 
     def once(self) -> float:
         """Seconds of one frame."""
+        from depth_prior_ros.runtime import inverse_pose
+
         networks = self.networks
         start = time.perf_counter()
         inverse, _ = networks.single(self.now)
@@ -94,7 +96,7 @@ class _Timed:
             mine = networks.features(self.now)
             pose = networks.pose(self.before, self.now)
             pose = networks.align(self.before, self.now, pose, self.K, inverse)
-            networks.multi(mine, self.kept, np.linalg.inv(pose), self.K, inverse)
+            networks.multi(mine, self.kept, inverse_pose(pose), self.K, inverse)
         networks.backend.synchronize()
         return time.perf_counter() - start
 
