@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,11 @@ TEACHER = PriorTeacher(
 
 
 def explained_bundle(
-    path: Path, *, sources: bool = True, crop: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    path: Path,
+    *,
+    sources: bool = True,
+    crop: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+    selection: dict[str, Any] | None = None,
 ) -> Bundle:
     """A student that looks up 40 random references: 30 of `DRIVE`, frames 1 to 3, 10 of `GONE`."""
     manifest = tiny_manifest()
@@ -47,7 +52,7 @@ def explained_bundle(
                 channels=32,
                 note="random numbers, for tests",
                 teacher=TEACHER if sources else None,
-                selection={"method": "random", "out_of": 99, "kept": REFERENCES},
+                selection=selection or {"method": "random", "out_of": 99, "kept": REFERENCES},
             ),
             "provenance": Provenance(data_sources=["random numbers"], recipe=recipe),
         }

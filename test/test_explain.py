@@ -202,6 +202,15 @@ def test_what_is_missing_or_damaged_is_said_and_no_error(bundle: Bundle, tmp_pat
     assert "no data folder" in nowhere[35].why
 
 
+def test_an_adapted_recording_is_framed_as_at_inference(data: Path, tmp_path: Path) -> None:
+    about = {"method": "attention", "adapt": {"recording": DRIVE}}
+    bundle = explained_bundle(tmp_path / "b", crop=(0.25, 0.0, 0.0, 0.0), selection=about)
+    found = SourcePictures(bundle, read_origins(bundle), data)[0]
+    column = int(bundle.prior_sources().pixel[0]) % MAP[0]
+    # 124x38 for a teacher of 96x32: 114 columns from the fifth, whatever training cut off.
+    assert found.place[0] == pytest.approx(5 + (column + 0.5) * 114 / MAP[0])
+
+
 def test_recordings_are_found_by_name_and_by_path(data: Path, tmp_path: Path) -> None:
     import dataclasses
 
@@ -215,6 +224,8 @@ def test_recordings_are_found_by_name_and_by_path(data: Path, tmp_path: Path) ->
         data / "kitti_raw" / "2011_09_26" / "calib_cam_to_cam.txt"
     )
     assert SourcePictures(bundle, origins, tmp_path)[0].image is not None
+    beside = SourcePictures(bundle, origins, None, [folder])
+    assert beside[0].image is not None and beside[35].image is None
     absolute = [{"drive": str(folder), "frame": 1}] * 4
     moved = dataclasses.replace(origins, images=absolute)
     assert SourcePictures(bundle, moved, None)[0].image is not None

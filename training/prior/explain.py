@@ -63,7 +63,7 @@ def explain_image(
     seen = reader.see(picture)
     names = {} if pixels else default_pixels(seen)
     lookups = [reader.look(seen, pixel) for pixel in (pixels or names)]
-    sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data))
+    sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data), [image])
     title = f"What {reader.bundle.manifest.name} looks up in {name}"
     explanation = Explanation(picture, seen, lookups, title, names, top)
     write(out, draw(explanation, reader, sources, kind))
@@ -114,7 +114,7 @@ def explain_prior(
         origin += f" ({len(examples.left_out)} could not be read and were left out)"
     origins = read_origins(reader.bundle)
     depths = None if reference is None else _reference_depths(reader, reference)
-    pictures = SourcePictures(reader.bundle, origins, root)
+    pictures = SourcePictures(reader.bundle, origins, root, images)
     page = render(PriorReport(reader, origins, pictures, use, origin, depths))
     write(out, page.encode())
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from depth_prior_ros.bundle import Bundle, Manifest
+from depth_prior_ros.framing import fit_region
 from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag, open_recording
 from training.config_base import RecipeError
 from training.config_data import Drive
 from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
+from training.evaluation_sets import drive_key
 
 Crop = tuple[float, float, float, float]
 
@@ -106,19 +108,28 @@ def _map_size(manifest: Manifest) -> tuple[int, int] | None:
 class SourcePictures:
     """Finds the recordings of a prior below a data folder and reads frames of them.
 
-    A recording is looked for at its path, where the bundle's recipe has it, and by name below the
-    folder. What is missing is told in the `Source`; it is no error.
+    A recording is looked for at its path, where the bundle's recipe has it, among recordings named
+    beside, and by name below the folder. What is missing is told in the `Source`; it is no error.
 
     Args:
         bundle: whose prior.
         origins: of that prior; None: every source says that none was recorded.
         root: the data folder; None: only absolute paths are found.
+        beside: recordings that may be among those of the prior.
     """
 
-    def __init__(self, bundle: Bundle, origins: Origins | None, root: Path | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        origins: Origins | None,
+        root: Path | None,
+        beside: Sequence[Path] = (),
+    ) -> None:
         self.origins = origins
         self._root = root
+        self._manifest = bundle.manifest
         self._recipe = list(_recipe_drives(bundle.manifest))
+        self._beside = {name: path for path in beside for name in _names(path)}
         self._opened: dict[str, StoredRecording | str] = {}
         self._below: dict[str, Path] | None = None
         self._picture = lru_cache(maxsize=_KEPT_PICTURES)(self._read)
@@ -135,8 +146,7 @@ class SourcePictures:
             return Source(label, None, why=found)
         if self.origins.x is None or self.origins.y is None:
             return Source(label, None, why="the size of the teacher's map is not recorded")
-        window = Window((1, 1), self._crop(entry))
-        x, y, width, height = window.box(found.shape[1], found.shape[0])
+        x, y, width, height = self._window(entry, found.shape[1], found.shape[0])
         u, v = float(self.origins.x[reference]), float(self.origins.y[reference])
         return Source(label, found, (x + u * width, y + v * height))
 
@@ -187,6 +197,8 @@ class SourcePictures:
         path = Path(drive).expanduser()
         if self._root is not None or path.is_absolute():
             yield (self._root or Path()) / path
+        if drive_name({"drive": drive}) in self._beside:
+            yield self._beside[drive_name({"drive": drive})]
         if self._root is not None:
             if self._below is None:
                 self._below = dict(_recordings_below(self._root))
@@ -200,10 +212,32 @@ class SourcePictures:
         fits = (d for d in self._recipe if any(fnmatch(name, n) for n in _names(Path(d.path))))
         return next(fits, None)
 
-    def _crop(self, entry: Mapping[str, Any]) -> Crop:
-        """What was cut off the recorded image before the teacher saw it."""
-        known = self._named(str(entry.get("drive", "?")))
-        return known.crop if known else _NO_CROP
+    def _window(
+        self, entry: Mapping[str, Any], width: int, height: int
+    ) -> tuple[int, int, int, int]:
+        """(x, y, width, height) of what the teacher saw of a recorded image.
+
+        Training crops as the recipe says and stretches the rest; a recording that a prior was
+        adapted to is framed as at inference.
+        """
+        name = drive_name(entry)
+        known = self._named(name)
+        if self._trained_on(name) and not self._adapted_to(name):
+            return Window((1, 1), known.crop if known else _NO_CROP).box(width, height)
+        spec = self._manifest.prior
+        size = spec.teacher.size if spec and spec.teacher else self._manifest.input_size
+        region = fit_region(width, height, size[0] / size[1])
+        return region.x, region.y, region.width, region.height
+
+    def _trained_on(self, name: str) -> bool:
+        data = self._manifest.provenance.recipe.get("data")
+        all_of_kitti = isinstance(data, dict) and data.get("kitti_raw") is not None
+        return self._named(name) is not None or (all_of_kitti and drive_key(Path(name)) is not None)
+
+    def _adapted_to(self, name: str) -> bool:
+        about = (self._manifest.prior and self._manifest.prior.selection) or {}
+        settings = about.get("adapt")
+        return isinstance(settings, dict) and settings.get("recording") == name
 
 
 def short(name: str) -> str:
