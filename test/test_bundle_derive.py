@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_tiny_bundle, tiny_manifest
-from test_bundle_prior import (
+from prior_bundles import (
     OTHER,
     PIXELS,
     save,
