@@ -130,14 +130,56 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "adapt",
         help="a prior from your own drive",
-        description="Extract a prior from a recording with the bundle's teacher and write a new "
-        "bundle; no network weight changes.",
+        description="Extract reference pixels of the first part of a recording with the teacher "
+        "of a bundle's prior, select by the student's attention, and write a new bundle; no "
+        "network weight changes. What it changes is measured on the rest of the recording. The "
+        "same command again resumes.",
     )
+    add = parser.add_argument
+    add("bundle", help="a bundle with a prior: its folder or name")
+    add("--bag", type=Path, required=True, metavar="RECORDING", help="bag, drive or image folder")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the new bundle, the reference set and the figures (default: "
+        "runs/adapt/NAME_RECORDING)",
+    )
+    add(
+        "--share",
+        type=float,
+        default=0.5,
+        help="of the frames, the first ones, that the prior is made of; the rest is held out "
+        "(default: 0.5)",
+    )
+    add("--keep", type=int, help="reference pixels (default: as many as the prior has now)")
+    add("--keep-old", action="store_true", help="choose among the pixels of the old prior, too")
+    add(
+        "--teacher",
+        metavar="BUNDLE",
+        help="where the prior's teacher lies (default: in the bundle); another one is refused",
+    )
+    add("--triplets", type=int, default=2000, help="frames extracted at most (default: 2000)")
+    add(
+        "--per-image",
+        type=int,
+        metavar="N",
+        help="reference pixels of a frame (default: 1300, or all where the teacher's map is small)",
+    )
+    add("--images", type=int, default=64, metavar="N", help="frames that select (default: 64)")
+    add("--stride", type=int, default=1, help="frames between neighbours (default: 1)")
+    add("--seed", type=int, default=1, help="decides frames and pixels (default: 1)")
+    add("--device", default="auto", help="where the networks run (default: auto)")
     parser.set_defaults(handler=_adapt)
 
 
 def _adapt(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.prior.adapt import Request, adapt
+
+    names = ("bundle", "bag", "out", "share", "keep", "keep_old", "teacher", "triplets")
+    names += ("per_image", "images", "stride", "seed", "device")
+    print(adapt(Request(**{name: getattr(arguments, name) for name in names})))
+    return 0
 
 
 def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -246,10 +288,35 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "export",
         help="write a bundle's networks as ONNX or OpenVINO",
-        description="Write a bundle's networks, the prior inside, as ONNX or OpenVINO files.",
+        description="Write a bundle's networks, the prior inside the student, as ONNX or OpenVINO "
+        "files, and compare them with PyTorch on a random and on a street image.",
+    )
+    add = parser.add_argument
+    add("bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder")
+    add("--to", choices=("onnx", "openvino"), required=True, help="format of the files")
+    add("--out", type=Path, metavar="DIR", help="folder of the files (default: NAME_FORMAT)")
+    add(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="largest difference from PyTorch, over the largest value of an output (default: 1e-3)",
     )
     parser.set_defaults(handler=_export)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from training.export_bundle import Exported, export_bundle
+
+    def report(exported: Exported) -> None:
+        for d in exported.differences:
+            print(
+                f"{exported.file:<18} {d.output:<18} {d.on:<7} largest difference "
+                f"{d.absolute:.1e}, {d.relative:.1e} of the largest value",
+                flush=True,
+            )
+
+    out = export_bundle(
+        arguments.bundle, arguments.to, arguments.out, arguments.tolerance, report=report
+    )
+    print(f"export: {out}")
+    return 0
