@@ -44,8 +44,9 @@ from training.prior.reference_files import (
     write_shard,
 )
 from training.prior.reference_set import ReferenceSet
+from training.prior.score_blocks import Queries
 from training.prior.selection import feature_maps, select
-from training.prior.statistics import Queries, mean_weights
+from training.prior.statistics import mean_weights
 from training.prior.sweep import split
 from training.prior.teachers import TeacherIdentity
 

@@ -27,7 +27,9 @@ BATCH = 32_768
 # Blocks of the product: rows by centres.
 _ROWS, _CENTRES = 512, 512
 _PART = 4096  # rows that one thread takes at a time
-_LEAST_STEPS = 10
+_LEAST_STEPS = 12
+# Share of the mean number of samples below which a centre is moved elsewhere.
+_IDLE = 0.1
 _STATISTICS = 65_536  # references that mean and spread are estimated from
 _MIN_INVERSE_DEPTH = 1e-6
 
@@ -85,8 +87,9 @@ def k_means(
     """The members nearest to the centres of ``keep`` clusters.
 
     Centres start at random references. A batch moves them to the mean of about the last N samples,
-    so that a batch of everything is Lloyd's algorithm. A centre that nothing was near to for a
-    quarter of the steps moves to the sample that is farthest from its own.
+    so that a batch of everything is Lloyd's algorithm. After every quarter of the steps, centres
+    that got less than a tenth of the mean number of samples move to samples drawn by their squared
+    distance.
 
     Args:
         references: the set, of N references.
@@ -111,7 +114,7 @@ def k_means(
     operations = 2.0 * keep * (centres.shape[1] + 1)
     with one_core_each(), ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
         meter = Meter("k-means", steps * batch, operations, progress)
-        training = _Training(centres, 1 - batch / count, max(1, steps // 4 if batch < count else 1))
+        training = _Training(centres, 1 - batch / count, steps, rng)
         for _ in range(steps):
             training.step(points(references.sample(rng, batch)), pool)
             meter.add(batch)
@@ -128,13 +131,17 @@ def k_means(
 class _Training:
     """Centres (K, d) on their way."""
 
-    def __init__(self, centres: Tensor, memory: float, patience: int) -> None:
+    def __init__(
+        self, centres: Tensor, memory: float, steps: int, rng: np.random.Generator
+    ) -> None:
         self.centres = centres.clone()
         self._memory = memory
-        self._patience = patience
+        self._patience = -(-steps // 4)
+        self._steps = steps
+        self._rng = rng
         self._counts = torch.zeros(len(centres))
         self._since = torch.zeros(len(centres))  # samples since the last look for idle centres
-        self._steps = 0
+        self._done = 0
 
     def step(self, points: Tensor, pool: ThreadPoolExecutor) -> None:
         """Move the centres by one batch."""
@@ -147,15 +154,17 @@ class _Training:
         self.centres[hit] = mean[hit]
         self._counts = kept + found
         self._since += found
-        self._steps += 1
-        if self._steps % self._patience == 0:
+        self._done += 1
+        if self._done % self._patience == 0 and self._done < self._steps:
             self._move_idle(points, distances)
             self._since.zero_()
 
     def _move_idle(self, points: Tensor, distances: Tensor) -> None:
-        idle = torch.nonzero(self._since == 0).flatten()[: len(points)]
-        far = torch.argsort(distances, descending=True, stable=True)[: len(idle)]
-        self.centres[idle] = points[far]
+        idle = torch.nonzero(self._since < _IDLE * self._since.mean()).flatten()[: len(points)]
+        # Drawn without replacement: the largest of log(weight) plus Gumbel noise.
+        noise = torch.from_numpy(self._rng.gumbel(size=len(points))).float()
+        drawn = torch.argsort(distances.log() + noise, descending=True, stable=True)[: len(idle)]
+        self.centres[idle] = points[drawn]
         self._counts[idle] = 0
 
 

@@ -9,7 +9,7 @@ product: what remains per score is exp2 and one addition.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +18,12 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 from training.errors import TrainingError
+from training.prior.score_blocks import Branch, Queries, pieces
 from training.prior.sweep import Progress, sweep
 
-# References and queries (of all heads together) of a block of scores: 2 MiB is small enough for the
-# caches and large enough for the calls not to count; an accelerator wants much larger ones.
-_COLUMNS, _ROWS = 512, 1024
-_DEVICE_COLUMNS, _DEVICE_ROWS = 8192, 4096
-_LOG2_E = math.log2(math.e)
 # exp2 of less is zero.
 _LOWEST = -200.0
+_ONCE = "the references have to be chunks that can be gone through again, such as ReferenceChunks"
 
 
 @dataclass(frozen=True)
@@ -110,105 +107,50 @@ def prior_usage(
     return PriorUsage(pixel_wise, hint, None if near is None else near[0], hint_near)
 
 
-@dataclass(frozen=True)
-class Queries:
-    """The queries of all images for each branch that is on.
-
-    Attributes:
-        branches: pixel-wise (1, Q, d) and depth hint (heads, Q, d'), float32, scores in powers of
-            two; None where a branch is off.
-        share: (Q,) float64, what each query counts in the mean over images; sums to 1.
-    """
-
-    branches: tuple[Tensor | None, Tensor | None]
-    share: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, fusion: PriorFusion, query_maps: Iterable[Tensor]) -> Queries:
-        """Project feature maps, (C, h, w) or (B, C, h, w) each.
-
-        Raises:
-            TrainingError: there are none, or they are not finite.
-        """
-        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-        counts: list[int] = []
-        for maps in query_maps:
-            maps = maps if maps.dim() == 4 else maps[None]
-            counts += [maps[0, 0].numel()] * len(maps)
-            for part, queries in zip(parts, fusion.scaled_queries(maps), strict=True):
-                if queries is not None:  # (B, heads, Q, d)
-                    part.append(queries.float().transpose(0, 1).flatten(1, 2) * _LOG2_E)
-        if not counts:
-            raise TrainingError("no validation image: attention needs at least one to look at")
-        pixel_wise, hint = (torch.cat(part, dim=1) if part else None for part in parts)
-        for queries in (pixel_wise, hint):
-            if queries is not None and not bool(queries.isfinite().all()):
-                raise TrainingError("the student's features of a validation image are not finite")
-        share = torch.tensor([1 / (n * len(counts)) for n in counts], dtype=torch.float64)
-        return cls((pixel_wise, hint), share.repeat_interleave(torch.tensor(counts)))
-
-    @property
-    def operations(self) -> float:
-        """Operations of one pass per reference: two per channel of every score."""
-        return float(sum(2 * branch.numel() for branch in self.branches if branch is not None))
-
-
-class _Branch:
-    """One branch in one thread: its queries with a last channel that is added to the scores."""
-
-    def __init__(self, queries: Tensor, last: Tensor | float = 0.0) -> None:
-        heads, count, width = queries.shape
-        self.queries = queries.new_empty(heads, count, width + 1)
-        self.queries[..., :width] = queries
-        self.queries[..., width] = last
-        self._rows = max(1, _sizes(queries.device)[1] // heads)
-        self._buffer = queries.new_empty(0)
-
-    def scores(self, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks (heads, q, n) of scores of keys (heads, d + 1, n); the buffer is used again."""
-        heads, count, _ = self.queries.shape
-        for start in range(0, count, self._rows):
-            rows = slice(start, min(start + self._rows, count))
-            size = heads * (rows.stop - start) * keys.shape[2]
-            if self._buffer.numel() < size:
-                self._buffer = keys.new_empty(size)
-            block = self._buffer[:size].view(heads, rows.stop - start, keys.shape[2])
-            yield rows, torch.bmm(self.queries[:, rows], keys, out=block)
+_Logs = list[tuple[Tensor, Tensor | None] | None]
 
 
 class _LogSums:
-    """First pass, one thread: sums of 2 ** (score - shift), and with them times score - shift.
+    """First pass, one thread: log2 of the sums of 2 ** score of a chunk, and the mean score.
 
-    The shift of a query is its largest score among the first keys, and is raised only where a sum
-    would overflow: no block needs a maximum of its own.
+    Scores are shifted by what is the query's largest among the first references; the shift is
+    raised only where a sum overflows, so that no block needs a maximum of its own.
     """
 
-    def __init__(self, fusion: PriorFusion, queries: Queries, entropy: bool) -> None:
+    def __init__(
+        self, fusion: PriorFusion, queries: Queries, shifts: Sequence[Tensor | None], entropy: bool
+    ) -> None:
         self._fusion = fusion
+        self._shifts = shifts
         self._entropy = entropy
-        self._branches = [None if q is None else _Branch(q) for q in queries.branches]
-        self._sums = [
-            None if q is None else q.new_zeros(1 + entropy, *q.shape[:2], dtype=torch.float64)
-            for q in queries.branches
+        self._branches = [None if q is None else Branch(q) for q in queries.branches]
+
+    def __call__(self, offset: int, chunk: Prior) -> _Logs:
+        sums: list[Tensor | None] = []
+        for branch, shift in zip(self._branches, self._shifts, strict=True):
+            if branch is None or shift is None:
+                sums.append(None)
+                continue
+            branch.queries[..., -1] = -shift
+            sums.append(shift.new_zeros(1 + self._entropy, *shift.shape, dtype=torch.float64))
+        for _, keys in pieces(self._fusion, chunk):
+            for branch, total, key in zip(self._branches, sums, keys, strict=True):
+                if branch is not None and total is not None and key is not None:
+                    self._add(branch, total, key)
+        return [
+            None if branch is None or total is None else self._logs(branch, total)
+            for branch, total in zip(self._branches, sums, strict=True)
         ]
-        self._begun = False
 
-    def __call__(self, offset: int, chunk: Prior) -> None:
-        for _, keys in _pieces(self._fusion, chunk):
-            for branch, sums, key in zip(self._branches, self._sums, keys, strict=True):
-                if branch is None or sums is None or key is None:
-                    continue
-                if not self._begun:
-                    self._raise_shift(branch, sums, key)
-                found = self._sum(branch, key)
-                if not bool(found.isfinite().all()):
-                    self._raise_shift(branch, sums, key)
-                    found = self._sum(branch, key)
-                sums += found
-            self._begun = True
+    def _add(self, branch: Branch, total: Tensor, keys: Tensor) -> None:
+        found = self._sum(branch, keys)
+        if not bool(found.isfinite().all()):
+            self._raise_shift(branch, total, keys)
+            found = self._sum(branch, keys)
+        total += found
 
-    def _sum(self, branch: _Branch, keys: Tensor) -> Tensor:
+    def _sum(self, branch: Branch, keys: Tensor) -> Tensor:
+        """Sums of 2 ** shifted score (heads, Q), and of that times the shifted score."""
         heads, count, _ = branch.queries.shape
         found = keys.new_empty(1 + self._entropy, heads, count)
         for rows, scores in branch.scores(keys):
@@ -221,29 +163,61 @@ class _LogSums:
             torch.sum(weights, -1, out=found[0, :, rows])
         return found
 
-    def _raise_shift(self, branch: _Branch, sums: Tensor, keys: Tensor) -> None:
-        """Shift so that no score of these keys is above zero; at first also downwards."""
+    def _raise_shift(self, branch: Branch, total: Tensor, keys: Tensor) -> None:
+        """Shift so that no score of these keys is above zero."""
         for rows, scores in branch.scores(keys):
-            rise = scores.amax(-1)
-            if self._begun:
-                rise = rise.clamp(min=0)
+            rise = scores.amax(-1).clamp(min=0)
             branch.queries[:, rows, -1] -= rise
-            old, rise = sums[:, :, rows], rise.double()
+            old, rise = total[:, :, rows], rise.double()
             if self._entropy:
                 old[1] -= rise * old[0]
             old *= torch.exp2(-rise)
 
-    def results(self) -> list[tuple[Tensor, Tensor | None] | None]:
-        """By branch: log2 of the sums (heads, Q), and the mean score; of the keys seen here."""
-        out: list[tuple[Tensor, Tensor | None] | None] = []
-        for branch, sums in zip(self._branches, self._sums, strict=True):
-            if branch is None or sums is None:
-                out.append(None)
-                continue
-            shift = -branch.queries[..., -1].double()
-            log = shift + sums[0].log2()
-            out.append((log, shift + sums[1] / sums[0] if self._entropy else None))
-        return out
+    def _logs(self, branch: Branch, total: Tensor) -> tuple[Tensor, Tensor | None]:
+        shift = -branch.queries[..., -1].double()
+        log = shift + total[0].log2()
+        if not self._entropy:
+            return log, None
+        # Where all is far below the shift there is no mean, and it counts nothing.
+        return log, torch.where(total[0] == 0, 0.0, shift + total[1] / total[0])
+
+
+def _largest_scores(fusion: PriorFusion, queries: Queries, chunk: Prior) -> list[Tensor | None]:
+    """By branch: the largest score of each query (heads, Q) among the first references."""
+    _, keys = next(pieces(fusion, chunk))
+    found: list[Tensor | None] = []
+    for q, key in zip(queries.branches, keys, strict=True):
+        if q is None or key is None:
+            found.append(None)
+            continue
+        largest = q.new_empty(q.shape[:2])
+        for rows, scores in Branch(q).scores(key):
+            largest[:, rows] = scores.amax(-1)
+        found.append(largest)
+    return found
+
+
+class _Merged:
+    """Log-sum-exp over all chunks, in powers of two, and the mean score."""
+
+    def __init__(self) -> None:
+        self.logs: _Logs = []
+
+    def __call__(self, logs: _Logs) -> None:
+        """Add a chunk."""
+        pairs = zip(self.logs, logs, strict=True)
+        self.logs = [self._both(*pair) for pair in pairs] if self.logs else logs
+
+    @staticmethod
+    def _both(
+        a: tuple[Tensor, Tensor | None] | None, b: tuple[Tensor, Tensor | None] | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        if a is None or b is None:
+            return None
+        log = torch.logaddexp2(a[0], b[0])
+        if a[1] is None or b[1] is None:
+            return log, None
+        return log, torch.exp2(a[0] - log) * a[1] + torch.exp2(b[0] - log) * b[1]
 
 
 class _Columns:
@@ -254,23 +228,23 @@ class _Columns:
     ) -> None:
         self._fusion = fusion
         self._out = out  # (branches, N) float64 on the CPU
-        self._branches: list[_Branch | None] = []
+        self._branches: list[Branch | None] = []
         for q, log in zip(queries.branches, logs, strict=True):
             if q is None or log is None:
                 self._branches.append(None)
                 continue
             share = queries.share.to(log.device).log2() - math.log2(len(q))
-            self._branches.append(_Branch(q, (share - log).float()))
+            self._branches.append(Branch(q, (share - log).float()))
 
     def __call__(self, offset: int, chunk: Prior) -> None:
-        for start, keys in _pieces(self._fusion, chunk):
+        for start, keys in pieces(self._fusion, chunk):
             for branch, key, out in zip(self._branches, keys, self._out, strict=True):
                 if branch is None or key is None:
                     continue
                 sums = self._sum(branch, key).cpu()
                 out[offset + start : offset + start + len(sums)] = sums
 
-    def _sum(self, branch: _Branch, keys: Tensor) -> Tensor:
+    def _sum(self, branch: Branch, keys: Tensor) -> Tensor:
         """(n,) float64: blocks of queries are summed in float32, and those sums in float64."""
         parts = []
         for _, scores in branch.scores(keys):
@@ -281,6 +255,7 @@ class _Columns:
 _Found = tuple[Tensor | None, Tensor | None]
 
 
+@torch.no_grad()
 def _statistics(
     fusion: PriorFusion,
     query_maps: Iterable[Tensor],
@@ -295,14 +270,22 @@ def _statistics(
     count = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
     operations = queries.operations
 
-    first = [_LogSums(fusion, queries, entropy) for _ in range(count)]
+    chunk = next(iter(references), None)
+    if chunk is None:
+        raise TrainingError("the reference set is empty")
+    shifts = _largest_scores(fusion, queries, chunk)
+    merged = _Merged()
     rows = sweep(
-        "attention, pass 1 of 2", references, first, operations=operations, progress=progress
+        "attention, pass 1 of 2",
+        references,
+        [_LogSums(fusion, queries, shifts, entropy) for _ in range(count)],
+        merge=merged,
+        operations=operations,
+        progress=progress,
     )
     if not rows:
-        raise TrainingError("the reference set is empty")
-    merged = [_merge(parts) for parts in zip(*(w.results() for w in first), strict=True)]
-    logs = [None if m is None else m[0] for m in merged]
+        raise TrainingError(_ONCE)
+    logs = [None if found is None else found[0] for found in merged.logs]
     if not all(bool(log.isfinite().all()) for log in logs if log is not None):
         raise TrainingError(
             "attention on the reference set is not finite: its features hold NaN, or the student's "
@@ -314,55 +297,11 @@ def _statistics(
         "attention, pass 2 of 2", references, second, operations=operations, progress=progress
     )
     if again != rows:
-        raise TrainingError(
-            f"the references gave {rows} rows first and {again} then: they have to be chunks that "
-            "can be gone through twice, such as ReferenceChunks"
-        )
+        raise TrainingError(_ONCE)
     return [
-        (None, None) if m is None else (weights, None if m[1] is None else m[1].cpu())
-        for m, weights in zip(merged, out, strict=True)
+        (None, None)
+        if found is None
+        # Entropy is log-sum-exp less the mean score.
+        else (weights, None if found[1] is None else torch.exp2(found[0] - found[1]).cpu())
+        for found, weights in zip(merged.logs, out, strict=True)
     ]
-
-
-def _merge(
-    parts: Sequence[tuple[Tensor, Tensor | None] | None],
-) -> tuple[Tensor, Tensor | None] | None:
-    """Log-sum-exp of all threads, in powers of two, and exp of the entropy of the weights."""
-    found = [part for part in parts if part is not None]
-    if not found:
-        return None
-    logs = torch.stack([log for log, _ in found])
-    log = torch.logsumexp(logs / _LOG2_E, 0) * _LOG2_E
-    means = [mean for _, mean in found if mean is not None]
-    if not means:
-        return log, None
-    weights = torch.exp2(logs - log)
-    # A thread that saw no key has weight 0 and no mean.
-    mean = (weights * torch.stack(means).nan_to_num(0.0)).sum(0)
-    return log, torch.exp2(log - mean)
-
-
-def _pieces(
-    fusion: PriorFusion, chunk: Prior
-) -> Iterator[tuple[int, tuple[Tensor | None, Tensor | None]]]:
-    """Keys of a chunk, a block's width at a time: (heads, d + 1, n), the last channel one."""
-    device = next(fusion.parameters()).device
-    start = 0
-    for features in chunk.features.to(device).split(_sizes(device)[0]):
-        pixel_wise, hint = (_keys(keys) for keys in fusion.project_keys(features))
-        yield start, (pixel_wise, hint)
-        start += len(features)
-
-
-def _keys(keys: Tensor | None) -> Tensor | None:
-    if keys is None:
-        return None
-    heads, count, width = keys.shape
-    out = keys.new_ones(heads, width + 1, count, dtype=torch.float32)
-    out[:, :width] = keys.transpose(1, 2)
-    return out
-
-
-def _sizes(device: torch.device) -> tuple[int, int]:
-    """References, and queries of all heads together, of a block of scores."""
-    return (_COLUMNS, _ROWS) if device.type == "cpu" else (_DEVICE_COLUMNS, _DEVICE_ROWS)

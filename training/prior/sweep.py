@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from depth_prior_ros.models.prior_fusion import Prior
 
-# Reads a chunk of references, given the number of references before it.
-Worker = Callable[[int, Prior], None]
+# Reads a chunk of references, given the number of references before it; returns what is merged.
+Worker = Callable[[int, Prior], Any]
 # Rows of a chunk: a few megabytes as float32, and enough chunks for several threads.
 CHUNK = 16_384
 
@@ -99,46 +99,61 @@ def sweep(
     chunks: Iterable[Prior],
     workers: Sequence[Worker],
     *,
+    merge: Callable[[Any], None] | None = None,
     operations: float = 0.0,
     progress: Progress | None = None,
 ) -> int:
     """Give every chunk to one of the workers, each in its own thread, without gradient.
 
-    An error in a worker ends the pass and is raised here.
+    An error in a worker ends the pass and is raised here. Which worker gets a chunk depends on the
+    clock; what is merged, and in which order, does not.
 
     Args:
         what: name of the pass, for ``progress``.
         chunks: read under a lock, in order.
         workers: each is called by one thread only.
+        merge: is given the results in the order of the chunks, by one thread at a time.
         operations: operations per reference, for ``progress``.
         progress: is told of every chunk.
 
     Returns:
         The number of references.
     """
-    source = iter(chunks)
+    source = enumerate(chunks)
     meter = Meter(what, rows_of(chunks), operations, progress)
     lock = threading.Lock()
-    taken = 0
+    waiting: dict[int, Any] = {}  # results of chunks after one that is not done
+    taken = merged = 0
     stop = False
 
-    def take() -> tuple[int, Prior] | None:
+    def take() -> tuple[int, int, Prior] | None:
         nonlocal taken
         with lock:
-            chunk = None if stop else next(source, None)
-            if chunk is None:
+            found = None if stop else next(source, None)
+            if found is None:
                 return None
+            number, chunk = found
             taken += len(chunk.features)
-            return taken - len(chunk.features), chunk
+            return number, taken - len(chunk.features), chunk
+
+    def finish(number: int, result: Any, count: int) -> None:
+        nonlocal merged
+        with lock:
+            waiting[number] = result
+            while merged in waiting:
+                first = waiting.pop(merged)
+                merged += 1
+                if merge is not None:
+                    merge(first)
+            meter.add(count)
 
     def work(worker: Worker) -> None:
         nonlocal stop
         try:
-            while (item := take()) is not None:
-                with torch.no_grad():
-                    worker(*item)
-                with lock:
-                    meter.add(len(item[1].features))
+            with torch.no_grad():
+                while (item := take()) is not None:
+                    number, offset, chunk = item
+                    finish(number, worker(offset, chunk), len(chunk.features))
         except BaseException:
             stop = True
             raise
