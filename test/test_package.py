@@ -39,6 +39,7 @@ ROSDEP_KEYS = {
     "onnx": None,
     "onnxruntime": None,
     "moderngl": None,
+    "transformers": None,
 }
 # Used where it is installed, and reported by name where it is not.
 OPTIONAL = {"cv_bridge"}

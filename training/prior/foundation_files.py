@@ -100,14 +100,14 @@ def _first_line(error: BaseException) -> str:
 
 def _refuse_missing(name: str, fetch: bool) -> None:
     """Raise TeacherError for a name that is neither in the cache nor to be fetched."""
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import cached_file
 
     if name.startswith((".", "/", "~")):
         raise TeacherError(f"teacher hf:{name}: there is no such folder")
     try:
-        there = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except ValueError as error:  # no name that Hugging Face could have
-        raise TeacherError(f"teacher hf:{name}: {_first_line(error)}") from error
+        there = cached_file(name, "config.json", local_files_only=True) is not None
+    except (OSError, ValueError):  # not in the cache, or no name that there could be
+        there = False
     if not there and not fetch:
         raise TeacherError(
             f"teacher hf:{name}: is not on this machine, and nothing is downloaded unless asked "
@@ -183,16 +183,11 @@ def _licence(place: str, config: Any, local: bool) -> str:
 
 def _card(place: str, local: bool) -> Mapping[str, Any]:
     """What stands between the lines of dashes at the head of the model's card."""
-    path = Path(place) / _CARD
-    if not Path(place).is_dir():
-        from huggingface_hub import hf_hub_download
+    from transformers.utils import cached_file
 
-        try:
-            path = Path(hf_hub_download(place, _CARD, local_files_only=local))
-        except (OSError, ValueError):
-            return {}
     try:
-        parts = path.read_text(encoding="utf-8").split("---", 2)
+        file = cached_file(place, _CARD, local_files_only=local)
+        parts = Path(file).read_text(encoding="utf-8").split("---", 2)
         found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     except (OSError, ValueError, yaml.YAMLError):
         return {}
