@@ -176,9 +176,9 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _adapt(arguments: argparse.Namespace) -> int:
     from training.prior.adapt import Request, adapt
 
-    names = ("bundle", "bag", "out", "share", "keep", "keep_old", "teacher", "triplets")
-    names += ("per_image", "images", "stride", "seed", "device")
-    print(adapt(Request(**{name: getattr(arguments, name) for name in names})))
+    ignored = ("command", "handler")
+    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    print(adapt(Request(**asked)))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,15 @@ _OPSET = 17
 
 
 def export_onnx(
-    module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...], path: Path
+    module: nn.Module,
+    example_inputs: tuple[NDArray[np.float32], ...],
+    path: Path,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> None:
     """Write `module` to `path` with the shapes of `example_inputs`. Raises BackendError.
+
+    Inputs without names are called input0, input1, ...
 
     Uses the exporter by tracing: it needs the onnx package but not onnxscript, and takes seconds
     where the newer one takes half a minute.
@@ -40,7 +47,8 @@ def export_onnx(
                 dynamo=False,
                 opset_version=_OPSET,
                 do_constant_folding=True,
-                input_names=[f"input{i}" for i in range(len(tensors))],
+                input_names=list(input_names or (f"input{i}" for i in range(len(tensors)))),
+                output_names=None if output_names is None else list(output_names),
             )
     except Exception as error:
         raise BackendError(

@@ -18,14 +18,15 @@ def pad_channels(x: Tensor, width: int) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(N, width) -> (heads, N, width / heads)."""
-    return x.unflatten(1, (heads, -1)).transpose(0, 1)
+    return x.unflatten(1, (heads, -1)).transpose(0, 1).contiguous()
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(queries keys^T) values.
 
     PyTorch's fused kernel holds blocks of the weights only, if queries, keys and values have the
-    same number of channels; otherwise it falls back to one that holds them all. Queries in float32
+    same number of channels, side by side in memory; otherwise it falls back, without a word, to
+    one that holds them all. A map's queries are channels first and are copied. Queries in float32
     with keys and values in bfloat16 go through `attend_in_blocks`, as the fused kernel is no faster
     in bfloat16 on a CPU.
 
@@ -41,7 +42,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     keys, values = (t.expand(batch, -1, -1, -1) for t in (keys, values))
     if keys.dtype == torch.bfloat16 and queries.dtype == torch.float32:
         return attend_in_blocks(queries, keys, values)
-    keys, values = keys.to(queries.dtype), values.to(queries.dtype)
+    queries = queries.contiguous()
+    keys, values = (t.to(queries.dtype) for t in (keys, values))
     return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
 
 

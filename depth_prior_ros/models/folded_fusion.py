@@ -53,6 +53,12 @@ class FoldedFusion(nn.Module):
 
     def forward(self, features: Tensor) -> FusionOutput:
         """Fuse the student's features F_s at the tap, (B, C, h, w)."""
+        pixel_wise, hint = self.scaled_queries(features)
+        prior = ProjectedPrior(*(getattr(self, name) for name in ProjectedPrior._fields))
+        return self.fusion.look_up(features, pixel_wise, hint, prior)
+
+    def scaled_queries(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Queries for `keys` (B, 1, h * w, P) and `hint_keys` (B, heads, h * w, width / heads)."""
         config = self.fusion.config
         rows = self.queries(features).flatten(2)
         pixel_wise = hint = None
@@ -60,8 +66,7 @@ class FoldedFusion(nn.Module):
             pixel_wise = rows[:, : self.fusion.padded_width].transpose(1, 2)[:, None]
         if config.depth_hint:
             hint = rows[:, -config.width :].unflatten(1, (config.heads, -1)).transpose(2, 3)
-        prior = ProjectedPrior(*(getattr(self, name) for name in ProjectedPrior._fields))
-        return self.fusion.look_up(features, pixel_wise, hint, prior)
+        return pixel_wise, hint
 
 
 def _folded_queries(fusion: PriorFusion) -> nn.Conv2d:
