@@ -22,6 +22,7 @@ from training.cli import main
 from training.prior import explain_statistics as statistics
 from training.prior.explain import explain_prior
 from training.prior.explain_lookup import PriorReader
+from training.prior.explain_scale import BINS
 from training.prior.explain_sources import Origins, read_origins
 
 
@@ -55,14 +56,17 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        names = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
-        self.references += [value or "" for name, value in attrs if name in names]
+        self.note(tag, attrs)
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.note(tag, attrs)
+
+    def note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        names = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
+        self.references += [value or "" for name, value in attrs if name in names]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -108,7 +112,8 @@ def test_the_page(bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
     sizes = [picture.shape for picture in page.images()]
     assert sizes.count((MAP[1], MAP[0], 3)) == 3  # maps of places, depth and weight
     assert sizes.count((2, 6, 3)) == 2  # neighbours by cell of the student's tap, a branch each
-    assert len(sizes) > 8  # and the source images that are there
+    assert sizes.count((BINS, BINS, 3)) == 1  # looked up against predicted
+    assert len(sizes) > 9  # and the source images that are there
     for words in (
         "The prior of tiny & <odd>",
         "used by 3 images",
@@ -132,7 +137,7 @@ def test_without_images_and_sources_the_page_says_so(tmp_path: Path, monkeypatch
     out = tmp_path / "prior.html"
     explain_prior(bundle, out)
     page = self_contained(out.read_text(encoding="utf-8"))
-    assert page.text.count("Not known: there were no images to look at.") == 2
+    assert page.text.count("Not known: there were no images to look at.") == 3
     assert page.text.count("does not say where its reference pixels come from") == 2
     assert "how it is used is not known" in page.text
     assert list(page.images()) == []
@@ -186,6 +191,40 @@ def test_gini_is_half_the_mean_difference(values: list[float]) -> None:
         return
     plain = np.abs(x[:, None] - x).sum() / (2 * len(x) ** 2 * x.mean())
     assert found == pytest.approx(plain, abs=1e-9)
+
+
+@given(st.integers(3, 50), st.integers(0, 99))
+def test_rank_correlation_sees_order_alone(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.permutation(count).astype(float), rng.normal(size=count)
+    assert statistics.rank_correlation(a, np.exp(a / 10)) == pytest.approx(1)
+    assert statistics.rank_correlation(a, -a) == pytest.approx(-1)
+    found = statistics.rank_correlation(a, b)
+    assert found == pytest.approx(statistics.rank_correlation(b**3, a**3))
+    ranks = [np.array([(x < value).sum() for value in x]) for x in (a, b)]
+    d = ranks[0] - ranks[1]
+    assert found == pytest.approx(1 - 6 * (d @ d) / (count * (count**2 - 1)))
+    assert statistics.rank_correlation(a, np.ones(count)) == 0
+
+
+def test_columns_are_distributions() -> None:
+    edges = np.array([1.0, 2.0, 4.0, 8.0])
+    found = statistics.columns_of(
+        np.array([0.5, 1.5, 5.0, 99.0]), np.array([3.0, 1.5, 5.0, 0.1]), edges
+    )
+    np.testing.assert_allclose(found, [[0.5, 0, 0.5], [0.5, 0, 0], [0, 0, 0.5]])
+
+
+def test_looked_up_depth_is_that_of_single_pixels(bundle: Bundle) -> None:
+    reader, image = PriorReader(bundle), texture(120, 40, seed=4, margin=0)
+    use, seen = statistics.measure_use(reader, [("one", image)]), reader.see(image)
+    rows, columns = use.shape
+    assert use.looked_up is not None
+    for row, column in ((0, 0), (rows - 1, 2)):
+        x, y = int((column + 0.5) * 120 / columns), int((row + 0.5) * 40 / rows)
+        one = reader.look(seen, (x, y))
+        assert use.looked_up[row * columns + column] == pytest.approx(one.looked_up, rel=1e-4)
+        assert use.depths[row * columns + column] == pytest.approx(one.predicted, rel=0.05)
 
 
 def test_concentration_of_known_weights() -> None:

@@ -108,6 +108,39 @@ def curves(
     return "".join([*parts, "</svg>"])
 
 
+def square(
+    columns: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    ticks: Sequence[tuple[float, str]],
+    names: tuple[str, str],
+    size: int = 400,
+) -> str:
+    """Distributions side by side, (bars up, bars across), both axes logarithmic, with diagonal."""
+    left, base, side, top = 56, size - 40, size - 60, 20
+    low, high = np.log(edges[0]), np.log(edges[-1])
+    uri = heat_map(np.sqrt(columns[::-1]), float(np.sqrt(columns.max())))
+    parts = [
+        _svg(left + side + 16, size, most=left + side + 16),
+        f'<image href="{uri}" x="{left}" y="{top}" width="{side}" height="{side}" '
+        'preserveAspectRatio="none" style="image-rendering:pixelated"/>',
+        f'<line x1="{left}" y1="{base}" x2="{left + side}" y2="{top}" stroke="#fff" '
+        'stroke-opacity=".5" stroke-dasharray="4 4"/>',
+    ]
+    for value, words in ticks:
+        share = side * (np.log(value) - low) / (high - low)
+        parts.append(
+            f'<text x="{left + share:.1f}" y="{base + 16}" text-anchor="middle">{escape(words)}'
+            f'</text><text x="{left - 6}" y="{base - share + 4:.1f}" text-anchor="end">'
+            f"{escape(words)}</text>"
+        )
+    parts.append(
+        f'<text x="{left + side / 2}" y="{size - 8}" text-anchor="middle">{escape(names[0])}</text>'
+        f'<text transform="translate(13 {base - side / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(names[1])}</text>"
+    )
+    return "".join([*parts, "</svg>"])
+
+
 def drive_bars(drives: Sequence[DriveShare], total: int) -> str:
     """References by recording, with the share of the weight as a second, thinner bar."""
     width, row, left, right = 1140, 34, 270, 310

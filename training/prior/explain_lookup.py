@@ -49,11 +49,13 @@ class Seen:
         framed: which window of the image, at the input size.
         queries: of all cells of the tap.
         depth: (H, W) metres at the input size.
+        looked_up: (h, w) of the tap, depth D_c in metres; None without a pixel-wise branch.
     """
 
     framed: Framed
     queries: Queries
     depth: NDArray[np.float64]
+    looked_up: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,13 @@ class PriorReader:
             output = self.student(pixels, self._projected, scales=(0,))
             limits = manifest.depth.min_units, manifest.depth.max_units
             _, depth = disparity_to_depth(output.disparity[0].float(), *limits)
-        metres = depth[0, 0].double().numpy() * manifest.depth.metres_per_unit
-        return Seen(framed, queries, metres)
+        factor, looked_up = manifest.depth.metres_per_unit, output.prior_inverse_depth
+        return Seen(
+            framed,
+            queries,
+            depth[0, 0].double().numpy() * factor,
+            None if looked_up is None else factor / looked_up[0, 0].double().numpy(),
+        )
 
     def queries(self, image: Tensor) -> Queries:
         """Queries of an image (1, 3, H, W) in [0, 1]."""

@@ -58,6 +58,8 @@ PAGE = """<!DOCTYPE html>
 @PLACES@
 <h2>From which recordings and images</h2>
 @ORIGINS@
+<h2>Whether what is looked up agrees with what is predicted</h2>
+@AGREEMENT@
 <h2>How many neighbours are looked up</h2>
 @NEIGHBOURS@
 <h2>How evenly the prior is used</h2>

@@ -68,6 +68,7 @@ def render(report: PriorReport) -> str:
         "PLACES": _places(report),
         "ORIGINS": _origins(report),
         "NEIGHBOURS": _neighbours(report),
+        "AGREEMENT": _agreement(report),
         "USE": _use(report),
         "DETAILS": _details(report),
     }
@@ -275,6 +276,30 @@ def _neighbours(report: PriorReport) -> str:
     )
 
 
+def _agreement(report: PriorReport) -> str:
+    use = report.use
+    if use is None:
+        return _no_use()
+    if use.looked_up is None:
+        return '<p class="dim">This fusion has no pixel-wise branch, so it looks up no depth.</p>'
+    ratio = float(np.exp(np.median(np.abs(np.log(use.looked_up / use.depths)))))
+    correlation = statistics.rank_correlation(use.depths, use.looked_up)
+    columns = statistics.columns_of(use.depths, use.looked_up, depth_edges())
+    words = (
+        "A column shows which depths D_c were looked up at pixels of one predicted depth (bright: "
+        "many). On the diagonal, the prior says what the student says; where columns look alike, "
+        "what is looked up does not depend on what is seen."
+    )
+    ticks = [(value, name.removesuffix(" m")) for value, name in _DEPTH_TICKS]
+    return (
+        '<div class="pair"><div>'
+        + charts.square(columns, depth_edges(), ticks, ("predicted, m", "looked up, m"))
+        + f'</div><div><p class="dim">{words}</p><dl><dt>rank correlation</dt><dd>'
+        f"{correlation:.2f}</dd><dt>median factor between the two</dt><dd>{ratio:.2f}</dd></dl>"
+        "</div></div>"
+    )
+
+
 def _use(report: PriorReport) -> str:
     use = report.use
     if use is None:
@@ -358,4 +383,12 @@ def _details(report: PriorReport) -> str:
 
 
 def _mapping(values: Mapping[str, Any]) -> str:
-    return escape(", ".join(f"{name.replace('_', ' ')}: {v}" for name, v in values.items()))
+    return escape(_in_words(values))
+
+
+def _in_words(value: Any) -> str:
+    """A manifest's value for people: no braces, hashes cut short."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k.replace('_', ' ')}: {_in_words(v)}" for k, v in value.items())
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{text[:12]}…" if re.fullmatch("[0-9a-f]{40,}", text) else text

@@ -39,12 +39,14 @@ class Use:
         usage: weights and effective numbers of neighbours; queries image by image.
         shape: (h, w) of the tap.
         depths: the student's depth of all cells of all images, metres.
+        looked_up: depth D_c of the same cells; None without a pixel-wise branch.
     """
 
     images: list[str]
     usage: PriorUsage
     shape: tuple[int, int]
     depths: NDArray[np.float64] = field(repr=False)
+    looked_up: NDArray[np.float64] | None = field(default=None, repr=False)
 
     def branches(self) -> dict[str, NDArray[np.float64]]:
         """Mean weight of each reference (N,), of sum one, by branch."""
@@ -79,7 +81,7 @@ def measure_use(
     import torch
 
     names: list[str] = []
-    maps, depths = [], []
+    maps, depths, looked_up = [], [], []
     with torch.no_grad():
         for name, image in images:
             seen = reader.see(image)
@@ -89,6 +91,8 @@ def measure_use(
             rows = (np.arange(h) * 2 + 1) * seen.depth.shape[0] // (2 * h)
             columns = (np.arange(w) * 2 + 1) * seen.depth.shape[1] // (2 * w)
             depths.append(seen.depth[rows[:, None], columns].ravel())
+            if seen.looked_up is not None:
+                looked_up.append(seen.looked_up.ravel())
             names.append(name)
             if progress is not None:
                 progress("looking at images", len(names), 0)
@@ -97,7 +101,29 @@ def measure_use(
         steps = None if progress is None else lambda what, n, of, _: progress(what, n, of)
         usage = prior_usage(reader.fusion, maps, [reader.prior], progress=steps)
     shape = (maps[0].shape[-2], maps[0].shape[-1])
-    return Use(names, usage, shape, np.concatenate(depths))
+    found = np.concatenate(looked_up) if looked_up else None
+    return Use(names, usage, shape, np.concatenate(depths), found)
+
+
+def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Spearman's, without regard to ties; 0 where one of them does not vary."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    first, second = (np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def columns_of(
+    a: NDArray[np.float64], b: NDArray[np.float64], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How ``b`` (n,) is distributed where ``a`` (n,) lies in a bar: (bars of b, bars of a).
+
+    Columns sum to one, or are zero; the outer bars hold what is beyond.
+    """
+    bars = len(edges) - 1
+    places = [np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bars - 1) for x in (b, a)]
+    counts = np.bincount(places[0] * bars + places[1], minlength=bars**2).reshape(bars, bars)
+    return np.asarray(counts / np.maximum(counts.sum(0), 1), np.float64)
 
 
 def gini(values: NDArray[np.float64]) -> float:
