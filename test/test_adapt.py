@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from depth_prior_ros.bundle import (
     PriorSources,
     PriorSpec,
     PriorTeacher,
+    Provenance,
     load_bundle,
+    rewrite_manifest,
     save_bundle,
 )
 from depth_prior_ros.camera import Camera
@@ -30,6 +31,7 @@ from rosbag_tools.writing import write_bag
 from training.cli import main
 from training.errors import TrainingError
 from training.prior.adapt import FIGURES, Adapted, Request, _Pool, adapt
+from training.prior.adapt_teacher import open_adapt_teacher
 from training.prior.bundle_teacher import open_bundle_teacher
 from training.prior.own_drive import OwnDrive, spaced
 from training.prior.reference_set import ReferenceSet
@@ -66,10 +68,16 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def student_bundle(
-    folder: Path, teacher: Path, *, inside: bool = True, named: bool = True, pose: bool = True
+    folder: Path,
+    teacher: Path,
+    *,
+    inside: bool = True,
+    named: bool = True,
+    pose: bool = True,
+    identity: TeacherIdentity | None = None,
 ) -> Bundle:
     """A student with a prior of a teacher, which is in it or not."""
-    identity = open_bundle_teacher(str(teacher)).identity
+    identity = identity or open_bundle_teacher(str(teacher)).identity
     plain = make_tiny_bundle(folder / "plain", seed=5)
     prior = plain.prior()
     count = len(prior.features)
@@ -275,7 +283,8 @@ def test_a_pool_reads_as_one_set(done: Adapted, bundle: Bundle) -> None:
 
 def test_a_kitti_drive_and_everything_for_the_prior(bundle: Bundle, tmp_path: Path) -> None:
     drive = write_moving_drive(tmp_path, numbers=range(8))
-    found = adapt(request(bundle, drive, tmp_path / "out", share=1.0))
+    found = adapt(request(bundle, drive, tmp_path / "out", share=1.0, keep=None))
+    assert found.figures["prior"]["kept"] == 16  # as many as there were
     assert found.figures["photometric"] is None and found.figures["depth"] is None
     assert found.figures["notes"] == ["nothing is held out, so nothing was judged"]
     assert "nothing to judge" in str(found)
@@ -297,12 +306,6 @@ def test_a_student_alone_is_judged_with_its_teachers_motions(
     assert light["motions"] == "the teacher's" and light["frames"] == 6
 
 
-def test_the_default_keeps_as_many_as_there_were(bundle: Bundle, bag: Path, tmp_path: Path) -> None:
-    found = adapt(request(bundle, bag, tmp_path / "out", keep=None))
-    assert found.bundle.manifest.prior is not None
-    assert found.bundle.manifest.prior.pixels == 16
-
-
 # -- the teacher -----------------------------------------------------------------------------------
 
 
@@ -317,16 +320,34 @@ def test_a_teacher_that_is_not_in_the_bundle(teacher: Path, bag: Path, tmp_path:
     bundle = student_bundle(tmp_path, teacher, inside=False)
     with pytest.raises(TrainingError, match=r"is not in it .* say where it lies by --teacher"):
         adapt(request(bundle, bag, tmp_path / "out"))
-    found = adapt(request(bundle, bag, tmp_path / "out", teacher=str(teacher)))
-    assert found.bundle.teacher() is None
+    found = open_adapt_teacher(bundle, str(teacher), "cpu")
+    assert found.identity.sha256 == bundle.manifest.prior.teacher.sha256  # type: ignore[union-attr]
+    # What it was trained with, where that still lies there.
+    recipe = Provenance(recipe={"rich": {"teacher": str(teacher), "lookup": [-1, 1]}})
+    trained = rewrite_manifest(bundle, provenance=recipe.model_dump(mode="json"))
+    assert open_adapt_teacher(trained, None, "cpu").identity == found.identity
+
+
+def test_a_teacher_is_opened_as_in_training(teacher: Path, tmp_path: Path) -> None:
+    """In the recipe's unit, with its lookup: otherwise it would be another teacher."""
+    options: dict[str, Any] = {"lookup": (-1,), "metres_per_unit": 10.0}
+    identity = open_bundle_teacher(str(teacher), **options).identity
+    assert identity != open_bundle_teacher(str(teacher)).identity
+    bundle = student_bundle(tmp_path, teacher, inside=False, identity=identity)
+    recipe = {"metres_per_unit": 10.0, "rich": {"teacher": str(teacher), "lookup": [-1]}}
+    for known in (recipe, {"metres_per_unit": 10.0}):
+        provenance = Provenance(recipe=known).model_dump(mode="json")
+        trained = rewrite_manifest(bundle, provenance=provenance)
+        found = open_adapt_teacher(trained, str(teacher), "cpu")
+        assert found.identity == identity and found.metres_per_unit == 10.0
 
 
 def test_a_prior_that_names_no_teacher(teacher: Path, bag: Path, tmp_path: Path) -> None:
     bundle = student_bundle(tmp_path, teacher, inside=False, named=False)
     with pytest.raises(TrainingError, match="names no teacher; say which one it was"):
         adapt(request(bundle, bag, tmp_path / "out"))
-    found = adapt(request(bundle, bag, tmp_path / "out", teacher=str(teacher)))
-    assert "taken on trust" in found.figures["notes"][0]
+    found = open_adapt_teacher(bundle, str(teacher), "cpu")
+    assert "taken on trust" in found.notes[0]
 
 
 def test_a_student_without_a_fusion(bag: Path, tmp_path: Path) -> None:
@@ -408,9 +429,6 @@ def test_the_command(
     assert main(["adapt", str(bundle.path), "--bag", str(bag), "--out", str(out), *options]) == 0
     said = capsys.readouterr().out
     assert "kept 20 of 180 reference pixels" in said and f"bundle: {out / 'bundle'}" in said
-    shutil.rmtree(out / "bundle")
-    options[1] = "21"
-    assert main(["adapt", str(bundle.path), "--bag", str(bag), "--out", str(out), *options]) == 0
 
 
 def test_places_are_spread() -> None:

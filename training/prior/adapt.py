@@ -123,8 +123,7 @@ def adapt(request: Request) -> Adapted:
             stands, more pixels to keep than there are, or a folder of something else.
     """
     bundle = load_bundle(request.bundle)
-    student = bundle.student()
-    if student.fusion is None:
+    if not bundle.manifest.architecture.student.get("fusion"):
         raise TrainingError(
             f"{bundle.path}: this student has no prior fusion, so no prior can change it"
         )

@@ -10,6 +10,7 @@ from typing import Any
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.bundle_manifest import TEACHER_FOLDER, PriorTeacher
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.errors import TrainingError
 from training.prior.bundle_teacher import BundleTeacher
 from training.prior.teachers import HUGGING_FACE, RichTeacher, TeacherIdentity, open_teacher
@@ -115,11 +116,11 @@ def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator
 
 
 def _check_width(bundle: Bundle, teacher: RichTeacher) -> None:
-    fusion = bundle.student().fusion
-    if fusion is not None and teacher.identity.channels != fusion.config.reference_channels:
+    fusion = FusionConfig.from_dict(bundle.manifest.architecture.student.get("fusion") or {})
+    if teacher.identity.channels != fusion.reference_channels:
         raise TrainingError(
             f"teacher {teacher.identity.name} has features of {teacher.identity.channels} "
-            f"channels, the student of {bundle.path} reads {fusion.config.reference_channels}"
+            f"channels, the student of {bundle.path} reads {fusion.reference_channels}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from training.config import RecipeError, Reference
@@ -40,7 +41,9 @@ def reference_command(
     folder = run.folder / f"{place}_reference"
     if out is not None:
         stage = stage.model_copy(update={"folder": str(out)})
-    run.prior.extract(stage, folder)
+    command = ["depth_train", "reference", str(recipe), *(overrides or [])]
+    command += [] if out is None else ["--out", str(out)]
+    run.prior.extract(stage, folder, shlex.join(command))
     found = run.prior.references
     assert found is not None
     return found
@@ -59,6 +62,5 @@ def summary(references: ReferenceSet) -> str:
         f"{len(drives)} drives, {size:.1f} MiB",
         f"teacher: {identity.name} ({identity.kind}, {width}x{height}, features at "
         f"1/{identity.tap}, {identity.licence}), {identity.sha256[:12]}...",
-        *references.notes,
     ]
     return "\n".join(lines)

@@ -126,5 +126,6 @@ def finish(folder: Path, begun: ReferenceManifest) -> None:
     if out:
         notes.append(f"{len(out)} images left out: {out[0]['left_out']}")
     records = [images[number] for number in sorted(images)]
-    changes = {"finished": True, "shards": entries, "images": records, "notes": notes}
-    write_manifest(folder, begun.model_copy(update=changes))
+    changes = {"shards": entries, "images": records, "notes": notes}
+    whole = begun.model_copy(update={"finished": True, "command": "", **changes})
+    write_manifest(folder, whole)

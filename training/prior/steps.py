@@ -94,8 +94,12 @@ class PriorWork:
             reference_channels=self.teacher.identity.channels, **settings.model_dump()
         )
 
-    def extract(self, stage: Reference, folder: Path) -> None:
-        """Make the reference set, or go on with it; one process at a time in a shared folder."""
+    def extract(self, stage: Reference, folder: Path, command: str | None = None) -> None:
+        """Make the reference set, or go on with it; one process at a time in a shared folder.
+
+        ``command`` is what finishes it after an interruption; default: the run again.
+        """
+        again = f"depth_train run {self.folder / 'recipe.yaml'} --out {self.folder}"
         folder = folder if stage.folder is None else Path(stage.folder)
         with _alone(folder, self.processes), ProgressBar() as progress:
             self.references = extract_reference_set(
@@ -108,7 +112,10 @@ class PriorWork:
                 shard_images=stage.shard_images,
                 processes=self.processes,
                 progress=progress,
+                command=again if command is None else command,
             )
+        for note in self.references.notes:
+            self.console.print(f"reference set: {note}", markup=False, highlight=False)
 
     def select(self, stage: Select, folder: Path, system: System) -> None:
         """Choose the prior, or read what was chosen before; from now on the system looks it up."""
