@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from depth_prior_ros.bundle import (
     Architecture,
+    Bundle,
     CameraSpec,
     DepthSpec,
     Manifest,
@@ -99,6 +101,7 @@ def write_bundle(
             if chosen is None
             else PriorSources(chosen.image, chosen.pixel, chosen.images),
             teacher=_teacher(recipe, chosen),
+            identify=_identify(recipe),
             multi_frame=system.multi_frame if with_multi else None,
             pose=system.pose if with_multi else None,
         )
@@ -131,6 +134,23 @@ def _teacher(recipe: Recipe, chosen: ChosenPrior | None) -> str | None:
     if chosen is None or recipe.rich is None or not recipe.output.teacher:
         return None
     return recipe.rich.teacher if chosen.teacher.kind == "bundle" else None
+
+
+def _identify(recipe: Recipe) -> Callable[[Bundle], str] | None:
+    """The hash of a bundle as this recipe's teacher, so that no other one goes with the prior."""
+    rich = recipe.rich
+    if rich is None:
+        return None
+
+    def digest(bundle: Bundle) -> str:
+        from training.prior.bundle_teacher import BundleTeacher
+
+        teacher = BundleTeacher(
+            bundle, rich.tap, rich.lookup, metres_per_unit=recipe.metres_per_unit
+        )
+        return teacher.identity.sha256
+
+    return digest
 
 
 def _trained_on(recipe: Recipe, root: Path) -> list[tuple[Drive, StoredRecording]]:
