@@ -133,9 +133,12 @@ def multi_head(scene: Scene, need_weights: bool) -> Form:
     width, channels = fusion.config.width, fusion.config.reference_channels
     net = nn.MultiheadAttention(width, HEADS, kdim=channels, vdim=channels, batch_first=True)
     net.eval().requires_grad_(False).to(prior.features)
-    net.q_proj_weight.copy_(torch.eye(width))
-    net.k_proj_weight.copy_(fusion.hint_key.weight)
-    net.v_proj_weight.copy_(fusion.hint_value.weight)
+    own = (torch.eye(width), fusion.hint_key.weight, fusion.hint_value.weight)
+    if net.in_proj_weight is not None:  # of equal channels, they lie in one
+        net.in_proj_weight.copy_(torch.cat(own))
+    else:
+        for layer, weight in zip("qkv", own, strict=True):
+            getattr(net, f"{layer}_proj_weight").copy_(weight)
     net.out_proj.weight.copy_(torch.eye(width))
     references = prior.features[None]
 

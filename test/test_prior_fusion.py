@@ -121,6 +121,86 @@ def test_one_reference_pixel_is_enough() -> None:
     assert torch.equal(output.entropy, torch.zeros(1, 1, 2, 2))
 
 
+@torch.no_grad()
+def test_queries_and_keys_give_the_scores_of_both_branches() -> None:
+    net, prior = _fusion(temperature=2.0, heads=2, width=16), _prior(33, 32)
+    features = torch.randn(2, 12, 3, 5)
+    queries, hint_queries = net.scaled_queries(features)
+    keys, hint_keys = net.project_keys(prior.features)
+    assert queries.shape == (2, 1, 15, 16)
+    assert hint_queries.shape == (2, 2, 15, 8)
+    assert keys.shape == (1, 33, 16)
+    assert hint_keys.shape == (2, 33, 8)
+    output = net(features, prior)
+    weights = torch.softmax(queries[:, 0] @ keys[0].T, dim=-1)
+    depth = (weights @ prior.inverse_depth).reshape(2, 1, 3, 5)
+    assert torch.allclose(depth, output.inverse_depth, rtol=1e-5)
+    weights = torch.softmax(hint_queries @ hint_keys.transpose(1, 2), dim=-1)
+    values = net.hint_value(prior.features).reshape(33, 2, 8).transpose(0, 1)
+    hint = (weights @ values).transpose(2, 3).reshape(2, 16, 3, 5)
+    found = net._hint(hint_queries, net.project(prior), features.shape[2:])
+    assert torch.allclose(hint, found, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pixel_wise", "depth_hint"), [(True, False), (False, True)])
+def test_a_branch_can_be_off(pixel_wise: bool, depth_hint: bool) -> None:
+    torch.manual_seed(0)
+    net = PriorFusion(12, FusionConfig(pixel_wise=pixel_wise, depth_hint=depth_hint))
+    torch.nn.init.normal_(net.out.weight)
+    prior, features = _prior(20, 32), torch.randn(1, 12, 4, 4)
+    queries, hint_queries = net.scaled_queries(features)
+    assert ((queries is not None), (hint_queries is not None)) == (pixel_wise, depth_hint)
+    keys, hint_keys = net.project_keys(prior.features)
+    assert ((keys is not None), (hint_keys is not None)) == (pixel_wise, depth_hint)
+    output = net(features, prior, entropy=True)
+    assert (output.inverse_depth is not None) == pixel_wise
+    assert (output.entropy is not None) == pixel_wise
+    output.features.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().any() for p in net.parameters())
+    names = {name.split(".")[0] for name, _ in net.named_parameters()}
+    assert ("key" in names, "hint_key" in names) == (pixel_wise, depth_hint)
+    assert not any(n.startswith("hint" if pixel_wise else "key") for n in net.state_dict())
+
+
+@torch.no_grad()
+def test_temperature_divides_the_scores() -> None:
+    features, weights = torch.randn(1, 12, 4, 4), []
+    for temperature in (1.0, 4.0):
+        torch.manual_seed(1)
+        net = PriorFusion(12, FusionConfig(temperature=temperature))
+        weights.append(net.scaled_queries(features)[0])
+    assert torch.allclose(weights[0], 4 * weights[1])
+
+
+def test_temperature_stays_where_it_is_not_learned() -> None:
+    fixed = PriorFusion(12, FusionConfig(temperature=0.5, learn_temperature=False))
+    learned = PriorFusion(12, FusionConfig(temperature=0.5))
+    fixed.requires_grad_(True)
+    assert "log_temperature" not in dict(fixed.named_parameters())
+    assert "log_temperature" in dict(learned.named_parameters())
+    fixed.load_state_dict(learned.state_dict())
+    assert fixed.log_temperature.item() == pytest.approx(math.log(2))
+
+
+@torch.no_grad()
+def test_alignment_hash_sees_what_reads_the_prior_and_half_precision_only() -> None:
+    torch.manual_seed(0)
+    net = PriorFusion(12, FusionConfig())
+    before = net.alignment_hash()
+    assert len(before) == 64
+    state = {n: t.half().float() for n, t in net.state_dict().items()}
+    again = PriorFusion(12, FusionConfig())
+    assert again.alignment_hash() != before
+    again.load_state_dict(state)
+    assert again.alignment_hash() == before
+    for name, parameter in net.named_parameters():
+        old = parameter.clone()
+        parameter.add_(0.1)
+        assert (net.alignment_hash() != before) == (name in PriorFusion.READERS), name
+        parameter.copy_(old)
+    assert net.alignment_hash() == before
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         FusionConfig(width=10, heads=4)
@@ -128,6 +208,12 @@ def test_refusals() -> None:
         FusionConfig(tap=2)
     with pytest.raises(ValueError, match="depth_input"):
         FusionConfig(depth_input="linear")
+    with pytest.raises(ValueError, match="temperature"):
+        FusionConfig(temperature=0.0)
+    with pytest.raises(ValueError, match="neither"):
+        FusionConfig(pixel_wise=False, depth_hint=False)
+    with pytest.raises(ValueError, match="built for 32"):
+        _fusion().project_keys(torch.zeros(5, 31))
     with pytest.raises(ValueError, match="unknown fusion settings"):
         FusionConfig.from_dict({"taps": 16})
     with pytest.raises(ValueError, match=r"expected \(4,\)"):
@@ -139,5 +225,7 @@ def test_refusals() -> None:
 
 
 def test_config_round_trip() -> None:
-    config = FusionConfig(tap=8, heads=2)
+    config = FusionConfig(tap=8, heads=2, temperature=0.3, depth_hint=False)
+    old = {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4, "depth_input": "log"}
+    assert FusionConfig.from_dict(old) == FusionConfig()
     assert FusionConfig.from_dict(config.to_dict()) == config

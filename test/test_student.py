@@ -3,8 +3,19 @@
 import pytest
 import torch
 
+from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
-from depth_prior_ros.models.student import Student, build_student
+from depth_prior_ros.models.student import (
+    DECODERS,
+    TRUNKS,
+    Student,
+    build_student,
+    build_trunk,
+)
+
+# Of `bundles/lite`: means of disparity, reference inverse depth, entropy.
+BEFORE = [0.22396799440684845, 0.6657285292943319, 0.6035160247314101]
 
 
 def _count(net: torch.nn.Module) -> int:
@@ -107,6 +118,45 @@ def test_channels_last_and_bfloat16_keep_the_result_close() -> None:
     assert (found[0] - expected).abs().mean() < 0.05 * expected.mean()
 
 
+@pytest.mark.parametrize("tap", [4, 8, 16, 32])
+@pytest.mark.parametrize(("trunk", "decoder"), [(t, d) for t in TRUNKS for d in DECODERS])
+def test_every_tap_works_with_every_trunk_and_decoder(trunk: str, decoder: str, tap: int) -> None:
+    torch.manual_seed(10)
+    config = FusionConfig(tap=tap, width=16, heads=2)
+    if tap not in build_trunk(trunk).channels:
+        with pytest.raises(ValueError, match=f"no features at stride {tap}"):
+            Student(trunk, decoder, config)
+        return
+    net = Student(trunk, decoder, config).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        features = net.fusion_features(image)
+        assert features.shape == (1, sum(net.trunk.channels[tap]), 64 // tap, 64 // tap)
+        plain = net(image, scales=(0,)).disparity[0]
+        assert torch.equal(net(image, _prior(), scales=(0,)).disparity[0], plain)
+        torch.nn.init.normal_(net.fusion.out.weight, std=0.05)
+        output = net(image, _prior(), scales=(0,))
+        folded = StudentRunner(net, _prior())(image)[0]
+    assert output.prior_inverse_depth.shape == (1, 1, 64 // tap, 64 // tap)
+    # Deep taps of random networks have little say: any difference will do.
+    assert not torch.equal(output.disparity[0], plain)
+    assert torch.allclose(folded, 0.01 + 9.99 * output.disparity[0], rtol=1e-4)
+
+
+def test_a_bundle_from_before_gives_the_same() -> None:
+    """Sums of the shipped student's output as the fusion before the folding computed them."""
+    net, prior = load_bundle("lite").student(), load_bundle("lite").prior()
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
+    image = torch.stack([y, x, (6 * x * y).sin().abs()])[None]
+    with torch.no_grad():
+        output = net(image, prior, entropy=True)
+    found = [
+        float(t.double().mean())
+        for t in (output.disparity[0], output.prior_inverse_depth, output.entropy)
+    ]
+    assert found == pytest.approx(BEFORE, rel=1e-6)
+
+
 def test_reproducible_by_seed() -> None:
     outputs = []
     for _ in range(2):
@@ -121,6 +171,8 @@ def test_refusals() -> None:
     plain = Student("hrnet_w18_small", "light").eval()
     with pytest.raises(ValueError, match="no prior fusion"):
         plain(torch.rand(1, 3, 32, 32), _prior())
+    with pytest.raises(ValueError, match="no prior fusion"):
+        plain.fusion_features(torch.rand(1, 3, 32, 32))
     with pytest.raises(ValueError, match="multiples of 32"):
         plain(torch.rand(1, 3, 48, 32))
     with pytest.raises(ValueError, match="unknown decoder"):

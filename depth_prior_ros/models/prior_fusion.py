@@ -359,7 +359,9 @@ class PriorFusion(nn.Module):
         c = self.config.reference_channels
         mixed = attend(queries, prior.keys, prior.values)[:, 0, :, : c + 1]
         mixed = mixed.transpose(1, 2).unflatten(2, size)
-        return mixed[:, :c], mixed[:, c:].float()
+        inverse_depth = mixed[:, c:]
+        exact = inverse_depth.dtype == torch.float64
+        return mixed[:, :c], inverse_depth if exact else inverse_depth.float()
 
     def _hint(self, queries: Tensor, prior: ProjectedPrior, size: torch.Size) -> Tensor:
         """F_d (B, width, h, w): multi-head attention of the features over the prior."""
