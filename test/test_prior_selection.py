@@ -233,7 +233,12 @@ def test_the_command_writes_a_new_bundle(
         == (bundle.manifest.files["student.safetensors"])
     )
     text = capsys.readouterr().out
-    for part in ("kept 24 of 240", "of the attention of 3 images", "of the set's 15 images"):
+    for part in (
+        "kept 24 of 240",
+        "of the attention of 3 images",
+        "of the set's 15 images",
+        "did not say",
+    ):
         assert part in text
     # The same pixels as `select` on the same images, in the files as in the report.
     prior = written.prior()
@@ -290,6 +295,9 @@ def test_what_does_not_belong_together_is_refused(
     first = select_command(
         bundle.path, references.folder, out, keep=24, images_from=recording, images=1
     ).bundle
+    again = tmp_path / "again"
+    report = select_command(first.path, references.folder, again, keep=24, method="random")
+    assert report.checked and "did not say" not in str(report)
     other = make_set(tmp_path / "other", digest="fedcba9876543210")
     with pytest.raises(TrainingError, match="another teacher"):
         select_command(first.path, other.folder, tmp_path / "new", keep=24, images_from=recording)

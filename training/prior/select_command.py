@@ -57,6 +57,7 @@ class Report:
         sources: images that the chosen pixels come from, and images of the set.
         neighbours: effective number of references that a query looks up; None: not counted.
         unused: share of the chosen references with less than a hundredth of the mean weight.
+        checked: whether the bundle said which teacher its student was trained with.
     """
 
     bundle: Bundle
@@ -64,6 +65,7 @@ class Report:
     sources: tuple[int, int]
     neighbours: float | None
     unused: float | None
+    checked: bool
 
     def __str__(self) -> str:
         kept, out_of = self.about["kept"], self.about["out_of"]
@@ -78,6 +80,11 @@ class Report:
             lines.append(
                 f"a query looks up {self.neighbours:,.0f} of them (effective number: exp of the "
                 f"weights' entropy); {self.unused:.1%} are hardly used (below 1/100 of the mean)"
+            )
+        if not self.checked:
+            lines.append(
+                "note: the bundle did not say which teacher its student was trained with, so it "
+                "was not compared with the set's"
             )
         return "\n".join([*lines, f"bundle: {self.bundle.path}"])
 
@@ -142,7 +149,8 @@ def select_command(
     sources = PriorSources(image, pixel, references.images)
     written = replace_prior(source, out, prior, spec, sources, note=f"select: {_note(about)}")
     counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
-    return Report(written, about, counts, *usage)
+    old = source.manifest.prior
+    return Report(written, about, counts, *usage, old is not None and old.teacher is not None)
 
 
 def _student(bundle: Bundle, references: ReferenceSet) -> Student:

@@ -19,7 +19,7 @@ from torch import Tensor
 from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 from training.errors import TrainingError
 from training.prior.score_blocks import Branch, Queries, pieces
-from training.prior.sweep import Progress, sweep
+from training.prior.sweep import Progress, split, sweep
 
 # exp2 of less is zero.
 _LOWEST = -200.0
@@ -269,6 +269,8 @@ def _statistics(
     device = next(fusion.parameters()).device
     count = (threads or torch.get_num_threads()) if device.type == "cpu" else 1
     operations = queries.operations
+    if isinstance(references, Sequence):  # in memory: small enough for every thread to get some
+        references = [part for chunk in references for part in split(chunk)]
 
     chunk = next(iter(references), None)
     if chunk is None:
