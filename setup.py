@@ -33,8 +33,8 @@ EXTRAS = {
     "ros": ROS_WHEELS,
     "cpu": ["openvino>=2024.0", "onnx>=1.14", "onnxruntime>=1.15"],
     "render": ["moderngl>=5.8"],
-    # Depth models of Hugging Face as teachers of a prior; pillow is for their image processors.
-    "foundation": ["transformers>=4.48", "pillow"],
+    # Depth models of Hugging Face as teachers of a prior.
+    "foundation": ["transformers>=4.48"],
     "test": TEST,
     "dev": [
         *TEST,

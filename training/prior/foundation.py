@@ -77,6 +77,7 @@ class FoundationTeacher:
         if self.metric and not self._gives_depth:
             raise TeacherError(f"teacher {loaded.name}: its depth is relative, not metric")
         self._metric = self._gives_depth if self.metric is None else self.metric
+        self._metres_per_unit = self.metres_per_unit or 1.0
         tap = _DEFAULT_TAP if self.tap is None else self.tap
         size = self.size or _own_size(loaded)
         if tap not in _TAPS or size[0] % tap or size[1] % tap:
@@ -156,8 +157,8 @@ class FoundationTeacher:
         inverse = _resize(inverse, size)
         if not self._metric:
             inverse = inverse / _unit_of(inverse)
-        elif self.metres_per_unit is not None:
-            inverse = inverse * self.metres_per_unit
+        else:
+            inverse = inverse * self._metres_per_unit
         return inverse.clamp(1 / MAX_DEPTH, 1 / MIN_DEPTH)
 
     @torch.no_grad()
@@ -192,7 +193,7 @@ class FoundationTeacher:
             "size": list(self._size),
             "tap": self.tap,
             "normalisation": self.loaded.normalisation,
-            "metres_per_unit": self.metres_per_unit if self._metric else None,
+            "metres_per_unit": self._metres_per_unit if self._metric else None,
             "metric": self._metric,
         }
         digest.update(json.dumps(decisive, sort_keys=True).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from training.prior.teachers import TeacherError
 
@@ -67,13 +69,13 @@ def load_model(name: str, *, fetch: bool = False) -> Loaded:
     }
     with _quiet(transformers):
         try:
-            processor = transformers.AutoImageProcessor.from_pretrained(place, **options)
+            processor = _processor(place, options)
             model, info = transformers.AutoModelForDepthEstimation.from_pretrained(
                 place, use_safetensors=True, output_loading_info=True, **options
             )
         except ImportError as error:
             raise TeacherError(f"teacher hf:{name}: {_first_line(error)}") from error
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise TeacherError(
                 f"teacher hf:{name}: cannot be opened as a depth-estimation model: "
                 f"{_first_line(error)} (needed: config.json, preprocessor_config.json and weights "
@@ -92,6 +94,31 @@ def load_model(name: str, *, fetch: bool = False) -> Loaded:
         _licence(place, model.config, options["local_files_only"]),
         tuple(sorted(info["missing_keys"])),
     )
+
+
+def _processor(place: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the model's files say of its input.
+
+    Read as it stands there: to import every image processor that transformers has takes longer
+    than all the rest. Only where a normalisation is left to the processor's class that is asked.
+    """
+    from transformers.utils import cached_file
+
+    local = options["local_files_only"]
+    try:
+        text = Path(cached_file(place, "preprocessor_config.json", local_files_only=local))
+        found = json.loads(text.read_text(encoding="utf-8"))
+    except OSError:
+        text = Path(cached_file(place, "processor_config.json", local_files_only=local))
+        found = json.loads(text.read_text(encoding="utf-8"))["image_processor"]
+    if not isinstance(found, Mapping):
+        raise ValueError("its image processor is no mapping of keys to values")
+    if found.get("do_normalize") and not (found.get("image_mean") and found.get("image_std")):
+        from transformers import AutoImageProcessor
+
+        whole = AutoImageProcessor.from_pretrained(place, **options)
+        found = {**found, "image_mean": whole.image_mean, "image_std": whole.image_std}
+    return found
 
 
 def _first_line(error: BaseException) -> str:
@@ -136,14 +163,15 @@ def _sides(size: Any) -> tuple[int, int] | None:
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2:
         return int(size[1]), int(size[0])
-    get = size.get if isinstance(size, Mapping) else lambda key: getattr(size, key, None)
-    width, height = get("width"), get("height")
+    if not isinstance(size, Mapping):
+        return None
+    width, height = size.get("width"), size.get("height")
     return (int(width), int(height)) if width and height else None
 
 
-def _sizes(processor: Any, config: Any) -> tuple[tuple[int, int], ...]:
+def _sizes(processor: Mapping[str, Any], config: Any) -> tuple[tuple[int, int], ...]:
     inner = getattr(config, "backbone_config", None)
-    named = [getattr(processor, "size", None)]
+    named = [processor.get("size")]
     named += [getattr(one, "image_size", None) for one in (config, inner) if one is not None]
     found = [_sides(size) for size in named if size is not None]
     return tuple(dict.fromkeys(size for size in found if size is not None))
@@ -158,14 +186,14 @@ def _patch(config: Any) -> int:
     return 32
 
 
-def _multiple(processor: Any, patch: int) -> int:
-    asked = [getattr(processor, name, None) for name in ("ensure_multiple_of", "size_divisor")]
+def _multiple(processor: Mapping[str, Any], patch: int) -> int:
+    asked = [processor.get(name) for name in ("ensure_multiple_of", "size_divisor")]
     return math.lcm(patch, *(max(1, int(value or 1)) for value in asked))  # ZoeDepth says 1 / 32
 
 
-def _normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
-    if mean is None or std is None or not getattr(processor, "do_normalize", True):
+def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not mean or not std or not processor.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return tuple(map(float, mean)), tuple(map(float, std))
 
