@@ -26,6 +26,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def write_set(folder: Path, references: int, seed: int) -> ReferenceSet:
         finished=False, teacher=identity.to_dict(), settings=settings, shard_count=shards
     )
     means = np.random.default_rng([seed, 0]).standard_normal((64, CHANNELS), dtype=np.float32)
-    entries, records = [], []
+    entries: list[ShardEntry] = []
+    records: list[dict[str, Any]] = []
     for number in range(shards):
         rng = np.random.default_rng([seed, 1, number])
         first = number * SHARD_IMAGES * PER_IMAGE

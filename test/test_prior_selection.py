@@ -253,7 +253,7 @@ def test_the_bundle_itself_may_be_replaced(
 ) -> None:
     out = student_alone(tmp_path / "tiny").path
     for method in ("random", "all"):
-        report = select_command(out, references.folder, out, keep=30, method=method)  # type: ignore[arg-type]
+        report = select_command(out, references.folder, out, keep=30, method=method)
         spec = load_bundle(out).manifest.prior
         assert spec is not None and spec.selection is not None
         assert spec.pixels == (240 if method == "all" else 30)
