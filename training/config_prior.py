@@ -14,9 +14,7 @@ class Rich(Strict):
     """The frozen teacher whose pixels are looked up, and that guides the student."""
 
     teacher: str = Field(description="a bundle's folder or name, or hf:NAME of Hugging Face")
-    tap: int | None = Field(
-        None, description="stride of the teacher's features; default: the finest that it has"
-    )
+    tap: int | None = Field(None, description="stride of the teacher's features; default: 4")
     size: tuple[int, int] | None = Field(
         None, description="width and height of a Hugging Face model's input; a bundle has its own"
     )
