@@ -250,6 +250,7 @@ assert len(found) == 77
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     whole = extract(tmp_path / "one", shard_images=2)
     script = tmp_path / "worker.py"
