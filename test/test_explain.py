@@ -106,6 +106,7 @@ def test_depth_is_what_the_network_itself_looks_up(reader: PriorReader) -> None:
         assert found.looked_up == pytest.approx(METRES_PER_UNIT / mean[row, column], rel=1e-4)
 
 
+@settings(deadline=None)
 @given(count=st.integers(2, 60), seed=st.integers(0, 99), sharp=st.floats(0, 200))
 def test_effective_neighbours_are_between_one_and_all(count: int, seed: int, sharp: float) -> None:
     scores = np.random.default_rng(seed).normal(size=count) * sharp
@@ -231,6 +232,7 @@ def test_recordings_are_found_by_name_and_by_path(data: Path, tmp_path: Path) ->
     assert SourcePictures(bundle, moved, None)[0].image is not None
 
 
+@settings(deadline=None)
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 200),

@@ -34,17 +34,22 @@ def distribution(
     ticks: Sequence[tuple[float, str]],
     height: int = 230,
     width: int = 1140,
+    cut_ends: bool = False,
 ) -> str:
-    """Shares over a logarithmic axis; `ticks` are places on it and their words."""
+    """Shares over a logarithmic axis; `ticks` are places on it and their words.
+
+    With ``cut_ends`` the outer bars, which hold what is beyond, do not decide the height.
+    """
     left, right, top, base = 12, 12, 34, height - 26
     low, high = np.log(edges[0]), np.log(edges[-1])
-    highest = max(float(s.shares.max()) for s in series) or 1.0
+    inner = slice(1, -1) if cut_ends else slice(None)
+    highest = max(float(s.shares[inner].max()) for s in series) or 1.0
 
     def across(value: float) -> float:
         return left + (width - left - right) * (np.log(value) - low) / (high - low)
 
     def up(share: float) -> float:
-        return base - (base - top) * share / highest
+        return base - (base - top) * min(share / highest, 1.06)
 
     parts = [_svg(width, height)]
     for value, words in ticks:
@@ -69,7 +74,11 @@ def distribution(
         ]
         parts.append(_line(steps, one.colour))
     parts += _legend([(one.name, one.colour) for one in series], left)
-    parts.append(f'<text x="{width - right}" y="20" text-anchor="end">top {highest:.1%}</text>')
+    words = f"top {highest:.1%}"
+    if cut_ends:
+        ends = ", ".join(f"{one.name} {one.shares[-1]:.0%}" for one in series)
+        words += f"; last bar: {ends}"
+    parts.append(f'<text x="{width - right}" y="20" text-anchor="end">{escape(words)}</text>')
     return "".join([*parts, "</svg>"])
 
 

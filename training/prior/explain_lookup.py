@@ -66,7 +66,8 @@ class Lookup:
         pixel: (x, y) in the image.
         box: (x, y, width, height) of the tap's cell that holds it, in the image's pixels.
         weights: (N,) float64, of sum one.
-        looked_up: depth D_c in metres, of the mean inverse depth.
+        looked_up: depth D_c in metres, of the mean inverse depth; of the depth-hint branch what its
+            weights would give (the network mixes features there, not depth).
         predicted: the student's depth in metres.
     """
 

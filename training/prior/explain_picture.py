@@ -115,7 +115,7 @@ def _subtitle(reader: PriorReader) -> str:
 
 def _legend(count: int) -> str:
     return (
-        f"Below a reference: depth, weight (n× the even share of 1/{count:,}), recording · frame. "
+        f"Below a reference: depth, weight, recording · frame, weight as n× the even 1/{count:,}. "
         "Neighbours: effective number, exp of the weights' entropy. Bars: weight by depth; "
         "outline: the prior as it is, unweighted."
     )
@@ -155,11 +155,9 @@ def _mark(axes: Axes, lookup: Lookup, number: int) -> None:
     x, y, width, height = lookup.box
     for line, edge in ((4.0, "black"), (2.0, colour)):
         axes.add_patch(Rectangle((x, y), width, height, fill=False, lw=line, ec=edge))
-    left, right = axes.get_xlim()
-    beside = x + 1.35 * width if x + 3 * width < max(left, right) else x - 0.35 * width
     axes.text(
-        beside,
-        y + height / 2,
+        x,
+        y,
         str(number + 1),
         color="#10131a",
         size=11,
@@ -251,9 +249,10 @@ def _draw_tile(
     _frame(axes, colour)
     weight = float(lookup.weights[reference])
     page.text(x, y + height + 0.19, metres(depth), size=11, weight="bold")
-    share = f"{percent(weight)} ({_times(weight * len(reader))})"
-    page.text(x + width, y + height + 0.19, share, size=9.5, ha="right")
+    times = _times(weight * len(reader))
+    page.text(x + width, y + height + 0.19, percent(weight), size=10, ha="right")
     page.text(x, y + height + 0.35, source.label, size=8.5, color=DIM)
+    page.text(x + width, y + height + 0.35, times, size=8.5, color=DIM, ha="right")
 
 
 def _times(factor: float) -> str:
@@ -312,7 +311,7 @@ def _draw_chart(
     axes.set_xscale("log")
     axes.bar(edges[:-1], shares, np.diff(edges), align="edge", color=colour, ec=CARD, lw=0.6)
     axes.stairs(even, edges, color=DIM, lw=1.2)
-    top = 1.3 * max(shares.max(), even.max())
+    top = 1.4 * max(shares.max(), even.max())
     axes.set_ylim(0, top)
     axes.set_xlim(edges[0], edges[-1])
     _draw_lines(axes, ((lookup.predicted, INK, "-"), (lookup.looked_up, ACCENT, "--")), top)
@@ -328,19 +327,14 @@ def _draw_chart(
 def _draw_lines(axes: Axes, lines: Sequence[tuple[float, str, str]], top: float) -> None:
     """Two depths as vertical lines, named where there is room."""
     low, high = axes.get_xlim()
-    for (depth, colour, style), name in zip(lines, ("predicted", "looked up"), strict=True):
+    heights = (0.86 * top, 0.72 * top)  # apart, so that the names never meet
+    for (depth, colour, style), name, tall in zip(
+        lines, ("predicted", "looked up"), heights, strict=True
+    ):
         place = float(np.clip(depth, low, high))
-        axes.plot([place, place], [0, 0.86 * top], color=colour, ls=style, lw=1.5)
-        other = lines[1][0] if name == "predicted" else lines[0][0]
-        first = depth < other or (depth == other and name == "predicted")
-        side = "right" if (first or place > 0.6 * high) and place > 2 * low else "left"
-        pad = " "
-        axes.text(
-            place,
-            0.88 * top,
-            f"{name}{pad}" if side == "right" else f"{pad}{name}",
-            color=colour,
-            size=8.5,
-            ha=side,
-            va="bottom",
-        )
+        axes.plot([place, place], [0, tall], color=colour, ls=style, lw=1.5)
+        share = np.log(place / low) / np.log(high / low)
+        nearer = depth < lines[0][0] if name == "looked up" else depth <= lines[1][0]
+        side = "right" if share > 0.78 or (nearer and share > 0.22) else "left"
+        words = f"{name} " if side == "right" else f" {name}"
+        axes.text(place, tall, words, color=colour, size=8.5, ha=side, va="bottom")

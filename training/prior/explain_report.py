@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.prior import explain_charts as charts
 from training.prior import explain_statistics as statistics
+from training.prior.explain_details import details
 from training.prior.explain_lookup import PriorReader
 from training.prior.explain_page import PAGE, STYLE
 from training.prior.explain_scale import (
@@ -70,7 +69,7 @@ def render(report: PriorReport) -> str:
         "NEIGHBOURS": _neighbours(report),
         "AGREEMENT": _agreement(report),
         "USE": _use(report),
-        "DETAILS": _details(report),
+        "DETAILS": details(report.reader, report.pictures.missing()),
     }
     # In one pass: what is filled in may hold the name of another place.
     return re.sub(r"@([A-Z]+)@", lambda place: parts[place.group(1)], PAGE)
@@ -127,8 +126,11 @@ def _depths(report: PriorReport) -> str:
         f"Metres by the bundle's factor, {factor:.3g} m a unit; the outer bars hold what is beyond."
     )
     if report.reference is None:
-        note += " The set that it was chosen from was not given (<code>--reference DIR</code>)."
-    return charts.distribution(edges, series, _DEPTH_TICKS) + f'<p class="dim">{note}</p>'
+        note += " <code>--reference DIR</code> shows the set that it was chosen from beside it."
+    return (
+        charts.distribution(edges, series, _DEPTH_TICKS, cut_ends=True)
+        + f'<p class="dim">{note}</p>'
+    )
 
 
 # -- places ----------------------------------------------------------------------------------------
@@ -312,13 +314,14 @@ def _use(report: PriorReport) -> str:
         f"{w.max() * len(w):,.0f}× the mean; Gini {statistics.gini(w):.2f}</dd>"
         for name, w in use.branches().items()
     )
+    curves = charts.curves(named, "share of the references, most used first", "share of the weight")
+    parts = f'<div class="pair"><div>{curves}</div><div><dl>{rows}</dl></div></div>'
+    if report.origins is None:
+        return parts
     top = np.argsort(-use.weights, kind="stable")[:_TILES]
     tiles = "".join(_reference_tile(report, int(reference)) for reference in top)
     return (
-        '<div class="pair"><div>'
-        + charts.curves(named, "share of the references, most used first", "share of the weight")
-        + f"</div><div><dl>{rows}</dl></div></div>"
-        '<p class="dim">The references with the largest weight:</p>'
+        parts + '<p class="dim">The references with the largest weight:</p>'
         f'<div class="tiles">{tiles}</div>'
     )
 
@@ -350,45 +353,3 @@ def _reference_tile(report: PriorReport, reference: int) -> str:
 def _tile(inside: str, head: str, label: str, kind: str = "") -> str:
     words = f"<b>{escape(head)}</b>{escape(label)}"
     return f'<div class="tile {kind}">{inside}{words}</div>'
-
-
-# -- details ---------------------------------------------------------------------------------------
-
-
-def _details(report: PriorReport) -> str:
-    manifest = report.reader.bundle.manifest
-    spec, fusion = manifest.prior, report.reader.fusion.config
-    rows: dict[str, str] = {}
-    if spec is not None:
-        rows["prior"] = escape(spec.note)
-        rows["selection"] = _mapping(spec.selection) if spec.selection else "not recorded"
-        teacher = spec.teacher
-        if teacher is None:
-            rows["teacher"] = "not recorded"
-        else:
-            width, height = teacher.size
-            rows["teacher"] = escape(
-                f"{teacher.name} ({teacher.kind}), input {width}x{height}, features of "
-                f"{teacher.channels} channels at stride {teacher.tap}, {teacher.sha256[:12]}"
-            )
-            rows["licence of the teacher"] = escape(teacher.licence)
-    rows["licence of the bundle"] = escape(manifest.licence)
-    rows["student's fusion"] = _mapping(fusion.to_dict())
-    rows["trained on"] = escape("; ".join(manifest.provenance.data_sources) or "not stated")
-    rows["metric factor"] = escape(manifest.depth.metres_per_unit_source)
-    if missing := report.pictures.missing():
-        words = "; ".join(f"{name}: {why}" for name, why in missing.items())
-        rows["recordings without pictures"] = escape(words)
-    return "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in rows.items()) + "</dl>"
-
-
-def _mapping(values: Mapping[str, Any]) -> str:
-    return escape(_in_words(values))
-
-
-def _in_words(value: Any) -> str:
-    """A manifest's value for people: no braces, hashes cut short."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k.replace('_', ' ')}: {_in_words(v)}" for k, v in value.items())
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{text[:12]}…" if re.fullmatch("[0-9a-f]{40,}", text) else text
