@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.config import Recipe, Reference, Select, Student
 from training.data.sources import LoadedData
-from training.data.triplets import TripletSource
 from training.distributed import Processes
 from training.evaluation_progress import ProgressBar
 from training.prior.chosen import FILE, ChosenPrior
 from training.prior.extraction import extract_reference_set
+from training.prior.rate_bar import RateBar
 from training.prior.reference_set import ReferenceSet
 from training.prior.teacher_outputs import TeacherOutputs
 from training.prior.teachers import RichTeacher, open_teacher
@@ -131,6 +130,7 @@ class PriorWork:
         )
 
     def _choose(self, stage: Select, system: System) -> ChosenPrior:
+        from training.prior.select_command import spread_images
         from training.prior.selection import select
 
         references = self.references
@@ -139,14 +139,16 @@ class PriorWork:
         source = data.validation or data.training
         images = list(spread_images(source, stage.images))
         system.student.eval()
-        found = select(
-            system.student,
-            references,
-            [image.to(system.device) for image in images],
-            keep=len(references) if stage.method == "all" else stage.keep,
-            method=stage.method,
-            seed=self.recipe.seed,
-        )
+        with RateBar() as progress:
+            found = select(
+                system.student,
+                references,
+                [image.to(system.device) for image in images],
+                keep=len(references) if stage.method == "all" else stage.keep,
+                method=stage.method,
+                seed=self.recipe.seed,
+                progress=progress,
+            )
         image, pixel = references.sources(found.indices)
         used, place = np.unique(image, return_inverse=True)
         return ChosenPrior(
@@ -163,15 +165,6 @@ class PriorWork:
                 "seed": self.recipe.seed,
             },
         )
-
-
-def spread_images(source: TripletSource, count: int) -> Iterator[Tensor]:
-    """``count`` middle frames (3, H, W), evenly spaced over all triplets, as recorded."""
-    places = source.index
-    step = max(1.0, len(places) / count)
-    for i in range(min(count, len(places))):
-        batch = source.triplet(*places[int(i * step)])
-        yield batch.images[0, 1]
 
 
 @contextmanager
