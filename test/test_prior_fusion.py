@@ -229,3 +229,22 @@ def test_config_round_trip() -> None:
     old = {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4, "depth_input": "log"}
     assert FusionConfig.from_dict(old) == FusionConfig()
     assert FusionConfig.from_dict(config.to_dict()) == config
+
+
+def test_normalised_references_are_not_looked_up_for_their_length() -> None:
+    """The length and the mean of a reference's features change nothing, on either way in."""
+    torch.manual_seed(0)
+    fusion = PriorFusion(24, FusionConfig(reference_channels=8, width=16, normalise=True)).eval()
+    torch.nn.init.normal_(fusion.out.weight)
+    prior, features = _prior(30, 8), torch.randn(1, 24, 3, 5)
+    factor, shift = torch.rand(30, 1) * 9 + 0.5, torch.randn(30, 1)
+    scaled = Prior(prior.features * factor + shift, prior.inverse_depth)
+    expected, found = (fusion(features, p) for p in (prior, scaled))
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-3, atol=1e-4)
+    for mine, other in zip(
+        *(fusion.project_keys(p.features) for p in (prior, scaled)), strict=True
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+    plain = PriorFusion(24, FusionConfig(reference_channels=8, width=16)).eval()
+    plain.load_state_dict(fusion.state_dict())
+    assert not torch.allclose(plain(features, prior).features, expected.features)

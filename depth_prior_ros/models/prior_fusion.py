@@ -61,6 +61,9 @@ class FusionConfig:
             how many references there are, and training sees fewer than the whole set.
         pixel_wise: use the pixel-wise branch, F_c and D_c; off for ablations.
         depth_hint: use the depth-hint branch, F_d; off for ablations. One of the two must be on.
+        normalise: bring the features of every reference pixel to mean zero and variance one, so
+            that none is looked up by all queries for the length of its features alone. Default:
+            no, as in the paper.
     """
 
     tap: int = 16
@@ -72,6 +75,7 @@ class FusionConfig:
     learn_temperature: bool = True
     pixel_wise: bool = True
     depth_hint: bool = True
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if self.tap not in TAPS:
@@ -225,16 +229,16 @@ class PriorFusion(nn.Module):
         Raises:
             ValueError: the prior's features have other channels than the fusion was built for.
         """
-        self.check(prior.features)
+        features = self._read(prior.features)
         values = hint_keys = hint_values = None
         if self.config.pixel_wise:
-            depth = prior.inverse_depth[:, None].to(prior.features.dtype)
-            both = torch.cat([prior.features, depth], dim=1)
+            depth = prior.inverse_depth[:, None].to(features.dtype)
+            both = torch.cat([features, depth], dim=1)
             values = pad_channels(both, self.padded_width)[None, None]
         if self.config.depth_hint:
             heads = self.config.heads
-            hint_keys = split_heads(self.hint_key(prior.features), heads)[None]
-            hint_values = split_heads(self.hint_value(prior.features), heads)[None]
+            hint_keys = split_heads(self.hint_key(features), heads)[None]
+            hint_values = split_heads(self.hint_value(features), heads)[None]
         return ProjectedPrior(values, values, hint_keys, hint_values)
 
     def check(self, features: Tensor) -> None:
@@ -244,6 +248,11 @@ class PriorFusion(nn.Module):
                 f"the prior has {features.shape[1]} channels: this student's fusion was "
                 f"built for {self.config.reference_channels}"
             )
+
+    def _read(self, features: Tensor) -> Tensor:
+        """Reference features (n, C) as the layers see them."""
+        self.check(features)
+        return F.layer_norm(features, features.shape[1:]) if self.config.normalise else features
 
     def scaled_queries(self, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Queries of both branches whose products with `project_keys` are the scores.
@@ -274,7 +283,7 @@ class PriorFusion(nn.Module):
         Raises:
             ValueError: other channels than the fusion was built for.
         """
-        self.check(features)
+        features = self._read(features)
         pixel_wise = self.key(features)[None] if self.config.pixel_wise else None
         hint = None
         if self.config.depth_hint:
