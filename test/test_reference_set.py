@@ -285,15 +285,17 @@ def test_the_command_prints_errors_plainly(
 LARGE = """
 import json, resource, sys, time
 import numpy as np
+import torch
 from training.prior.reference_set import ReferenceSet
 found = ReferenceSet.open(sys.argv[1])
 rng = np.random.default_rng(0)
+torch.set_num_threads(1)
 found.sample(rng, 8192)
 times = []
 for _ in range(20):
-    began = time.perf_counter()
+    began = time.process_time()
     found.sample(rng, 8192)
-    times.append(time.perf_counter() - began)
+    times.append(time.process_time() - began)
 rows = sum(len(part.features) for part in found.chunks(65536))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 print(json.dumps({"rows": rows, "ms": 1e3 * float(np.median(times)), "peak": peak}))
@@ -310,4 +312,4 @@ def test_two_million_pixels_need_little_memory_and_time(tmp_path: Path) -> None:
     print(figures)
     assert figures["rows"] == 2_600_000
     assert figures["peak"] < 1200  # MiB, with torch itself
-    assert figures["ms"] < 50
+    assert figures["ms"] < 30  # of processor time: others may be at work
