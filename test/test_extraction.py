@@ -187,6 +187,13 @@ def test_a_finished_set_is_only_opened(tmp_path: Path) -> None:
     assert teacher.seen == 0
 
 
+def test_a_finished_set_that_cannot_be_written_is_opened(tmp_path: Path) -> None:
+    whole = extract(tmp_path)
+    (tmp_path / ".extracting").unlink()
+    (tmp_path / ".extracting").mkdir()  # opening it for writing fails, as on a read-only disk
+    assert len(extract(tmp_path)) == len(whole)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_damaged_shard_is_made_again(tmp_path: Path, finished: bool) -> None:
     whole = files(extract(tmp_path).folder)

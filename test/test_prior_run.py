@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from training_files import write_moving_drive
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.runtime import compile_networks
-from training.config import RecipeError
+from training.config import Recipe, RecipeError
 from training.engine import LAST
+from training.errors import TrainingError
 from training.prior.chosen import ChosenPrior
 from training.prior.fine_tune import fine_tune
 from training.recipe_file import load_recipe
@@ -28,6 +30,12 @@ from training.run import Run, run_recipe
 SIZE = [64, 32]
 STEP = {"steps": 2, "batch": 2, "synthetic_batch": 0, "warm_up": 0}
 GUIDED = {"view": "rich", "consistency": 0.1, "masked": True, "auxiliary": 0.1}
+STAGES: list[dict[str, Any]] = [
+    {"kind": "reference", "triplets": 4, "per_image": 50, "shard_images": 2},
+    {"kind": "student", **STEP, **GUIDED, "references": 30, "fusion_rate": 2.0},
+    {"kind": "select", "keep": 25, "images": 3},
+    {"kind": "fine_tune", **STEP, **GUIDED},
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +59,7 @@ def recipe(data: Path, folder: Path, **changes: Any) -> Path:
         "networks": {"fusion": {"tap": 16, "width": 16, "heads": 2}},
         "rich": {"teacher": str(data / "teacher")},
         "data": {"drives": [{"path": "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"}]},
-        "stages": [
-            {"kind": "reference", "triplets": 4, "per_image": 50, "shard_images": 2},
-            {"kind": "student", **STEP, **GUIDED, "references": 30, "fusion_rate": 2.0},
-            {"kind": "select", "keep": 25, "images": 3},
-            {"kind": "fine_tune", **STEP, **GUIDED},
-        ],
+        "stages": STAGES,
         "output": {"name": "tiny_prior", "licence": "Apache-2.0", "multi_frame": False},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +141,60 @@ def test_fine_tune_goes_on_from_a_bundle_with_its_prior(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    other = make_tiny_bundle(tmp_path / "other", (96, 64), seed=3)
+    path = recipe(data, tmp_path / "recipes", rich={"teacher": str(other.path)})
+    with pytest.raises(RecipeError, match=r"rich.teacher: .* is not the teacher that the prior"):
+        fine_tune(str(finished / "bundle"), path, [], tmp_path / "tuned")
+    assert not list((tmp_path / "tuned").glob("*_fine_tune"))
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, True), (False, False)])
+def test_fine_tune_keeps_the_networks_that_the_bundle_has(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool | None, kept: bool
+) -> None:
+    made: list[Recipe] = []
+
+    def begun(resolved: Recipe, folder: Path) -> SimpleNamespace:
+        made.append(resolved)
+        return SimpleNamespace(carry_out=lambda: folder)
+
+    monkeypatch.setattr("training.prior.fine_tune.Run", begun)
+    output = {"name": "tiny", "licence": "Apache-2.0", "multi_frame": asked}
+    fine_tune(str(data / "teacher"), recipe(data, tmp_path, output=output), [], tmp_path / "tuned")
+    assert made[0].has_multi_frame is kept
+
+
+def test_a_bundle_that_does_not_name_its_priors_teacher_is_nothing_to_begin_with(
+    data: Path,
+) -> None:
+    with pytest.raises(TrainingError, match="no prior that names its teacher"):
+        ChosenPrior.of_bundle(load_bundle(data / "teacher"))
+
+
+def test_a_selection_of_another_recipe_is_not_taken_over(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"  # killed between selection and the first checkpoint after it
+    (run / "2_select").mkdir(parents=True)
+    for name in ("recipe.yaml", "2_select/prior.safetensors"):
+        shutil.copy(finished / name, run / name)
+    path = recipe(data, tmp_path / "recipes")
+    with pytest.raises(RecipeError, match="another recipe"):
+        run_recipe(path, ["stages.2.keep=24"], run)
+
+
+def test_a_cache_that_is_no_folder_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    rich = {"teacher": str(data / "teacher"), "cache": str(tmp_path / "cache")}
+    stage = {"kind": "student", **STEP, "consistency": 0.5}
+    path = recipe(data, tmp_path / "recipes", rich=rich, networks={}, stages=[stage])
+    with pytest.raises(TrainingError, match="cache: is a file"):
+        run_recipe(path, [], tmp_path / "run")
+
+
 def test_with_a_prior_and_without_the_same_triplets_are_drawn(data: Path, tmp_path: Path) -> None:
     drawn = {}
     for name, changes in (
@@ -166,7 +223,7 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
     assert bundle.manifest.prior is None
     logs = (tmp_path / "run" / "0_student" / "metrics.jsonl").read_text().splitlines()
     line = json.loads(logs[0])
-    assert 0 < line["rich/consistency"] and 0 <= line["rich/mask_share"] <= 1
+    assert line["rich/consistency"] > 0 and 0 <= line["rich/mask_share"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -177,6 +234,8 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
         ({"stages": [{"kind": "select"}]}, "reference stage before"),
         ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),
         ({"stages": [{"kind": "student", **STEP}]}, "reference stage before"),
+        ({"stages": STAGES[:2]}, "select stage after it"),
+        ({"rich": None, "stages": [{"kind": "self_supervised", **STEP}]}, "needs rich.teacher"),
         ({"rich": {"teacher": "runs/none/bundle"}}, "runs/none/bundle"),
         ({"networks": {"fusion": {"width": 10, "heads": 4}}}, "no multiple"),
     ],
@@ -187,3 +246,17 @@ def test_recipes_that_cannot_work_are_refused_before_anything_is_trained(
     with pytest.raises(RecipeError, match=message):
         run_recipe(recipe(data, tmp_path / "recipes", **changes), [], tmp_path / "run")
     assert not list((tmp_path / "run").glob(f"*/{LAST}"))
+
+
+def test_nothing_is_selected_by_a_fusion_that_never_learned(data: Path, tmp_path: Path) -> None:
+    plain = recipe(data, tmp_path / "p", networks={}, stages=[{"kind": "student", **STEP}])
+    run_recipe(plain, [], tmp_path / "plain")
+    stages = [
+        {"kind": "reference", "triplets": 2, "per_image": 20},
+        {"kind": "select", "keep": 5},
+        {"kind": "fine_tune", **STEP},
+    ]
+    start = tmp_path / "plain" / "0_student" / LAST
+    path = recipe(data, tmp_path / "s", stages=stages, start=str(start))
+    with pytest.raises(RecipeError, match="fusion"):
+        run_recipe(path, [], tmp_path / "run")

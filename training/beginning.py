@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.models.search_range import PadsMap
-from training.config import Recipe, RecipeError
+from training.config import Recipe, RecipeError, Select, Student
 from training.errors import TrainingError
 from training.stages.system import System
 
@@ -21,7 +21,7 @@ def begin(system: System, recipe: Recipe) -> str:
         RecipeError: a file is missing, damaged, or made for other networks.
     """
     if recipe.start is not None:
-        start_from(Path(recipe.start), system)
+        start_from(Path(recipe.start), system, fresh_fusion=not _selects_at_once(recipe))
         return f"the networks begin with {recipe.start}"
     if recipe.prior is not None:
         _begin_with_bundle(system, load_bundle(recipe.prior))
@@ -69,11 +69,20 @@ def look_for(key: str, path: str) -> None:
     )
 
 
-def start_from(path: Path, system: System, key: str = "start") -> None:
+def _selects_at_once(recipe: Recipe) -> bool:
+    """Whether a prior is selected before any stage has trained the student that looks it up."""
+    kinds = [type(stage) for stage in recipe.stages]
+    return Select in kinds and Student not in kinds[: kinds.index(Select)]
+
+
+def start_from(
+    path: Path, system: System, key: str = "start", *, fresh_fusion: bool = True
+) -> None:
     """Load all networks from a checkpoint (last.safetensors); buffers it lacks stay as they are.
 
     A PADS map belongs to its input size: with ``start``, one of another size is left out, and the
-    map begins anew. ``key`` of the recipe names the file in errors.
+    map begins anew. ``key`` of the recipe names the file in errors. A prior's fusion that the
+    checkpoint lacks begins as a part that changes nothing, where ``fresh_fusion`` allows it.
 
     Raises:
         RecipeError: the file cannot be read or belongs to other networks.
@@ -88,7 +97,7 @@ def start_from(path: Path, system: System, key: str = "start") -> None:
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         if key == "start" and isinstance(network, PadsMap):
             own = _of_this_size(own, network)
-        _load(network, own, f"{key}: checkpoint {path}, network '{name}'")
+        _load(network, own, f"{key}: checkpoint {path}, network '{name}'", fresh_fusion)
 
 
 def _of_this_size(tensors: dict[str, Tensor], network: PadsMap) -> dict[str, Tensor]:
@@ -99,14 +108,16 @@ def _of_this_size(tensors: dict[str, Tensor], network: PadsMap) -> dict[str, Ten
     return {name: tensor for name, tensor in tensors.items() if name not in map_of_size}
 
 
-def _load(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def _load(
+    network: nn.Module, tensors: dict[str, Tensor], where: str, fresh_fusion: bool = True
+) -> None:
     try:
         missing, unknown = network.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise RecipeError(f"{where} has other shapes than the recipe's: {error}") from error
     parameters = {name for name, _ in network.named_parameters()}
-    # A prior's fusion may be new: it begins as a part that changes nothing.
-    lost = [n for n in missing if n in parameters and not n.startswith("fusion.")] + unknown
+    new = tuple(["fusion."] if fresh_fusion else [])
+    lost = [n for n in missing if n in parameters and not n.startswith(new)] + unknown
     if lost:
         raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")
 

@@ -191,6 +191,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _prior_stages_follow(self) -> Recipe:
+        if self.networks.fusion is not None and self.rich is None:
+            raise ValueError("networks.fusion needs rich.teacher, whose features it reads")
         for number, stage in enumerate(self.stages):
             place, before = f"stages.{number} ({stage.kind})", self.stages[:number]
             if not isinstance(stage, Reference | Select | Student):
@@ -210,6 +212,12 @@ class Recipe(Strict):
                 raise ValueError(f"{place} needs a select stage before")
             if isinstance(stage, Student) and fuses and not (extracted or selected):
                 raise ValueError(f"{place} needs a reference stage before")
+            later = any(isinstance(s, Select) for s in self.stages[number + 1 :])
+            if isinstance(stage, Student) and fuses and not (selected or later):
+                raise ValueError(
+                    f"{place} needs a select stage after it, which says what of the reference set "
+                    "goes into the bundle (method: all keeps the whole set)"
+                )
         return self
 
     @model_validator(mode="after")

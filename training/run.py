@@ -45,6 +45,7 @@ from training.environment import keep_environment
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.metric_scale import check_scale_drive
 from training.output import write_bundle
+from training.prior.chosen import FILE
 from training.prior.steps import PriorWork
 from training.recipe_file import load_recipe
 from training.stages.distil import DistilStage
@@ -98,7 +99,7 @@ class Run:
         with self.processes.first_goes_ahead():
             if self.processes.is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                begun = any(self.folder.glob(f"*/{LAST}"))
+                begun = any([*self.folder.glob(f"*/{LAST}"), *self.folder.glob(f"*/{FILE}")])
                 _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
         if (bundle / MANIFEST_NAME).is_file():
             self.console.print(f"finished already; remove {bundle} to write it once more")

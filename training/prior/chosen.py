@@ -101,7 +101,8 @@ class ChosenPrior:
         Raises:
             TrainingError: it has none, or does not say where its prior comes from.
         """
-        spec, sources = bundle.manifest.prior, bundle.prior_sources()
+        spec = bundle.manifest.prior
+        sources = bundle.prior_sources() if bundle.has("prior") else None
         if spec is None or spec.teacher is None or sources is None:
             raise TrainingError(
                 f"{bundle.path}: no prior that names its teacher and its images; depth_train "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from depth_prior_ros.bundle import load_bundle
 from training.config import FineTune, RecipeError
 from training.recipe_file import load_recipe
 from training.run import Run
@@ -32,5 +33,7 @@ def fine_tune(bundle: str, recipe: Path, overrides: list[str], out: Path | None 
         raise RecipeError(f"{recipe} has no stage of kind fine_tune")
     data = made.model_dump(mode="json")
     data |= {"stages": [stages[-1].model_dump(mode="json")], "start": None, "prior": str(bundle)}
+    if made.output.multi_frame is None:  # what the bundle has, it keeps
+        data["output"]["multi_frame"] = load_bundle(bundle).has("multi_frame")
     alone = type(made).model_validate_json(json.dumps(data))
     return Run(alone, out or Path("runs") / f"{recipe.stem}_fine_tune").carry_out()

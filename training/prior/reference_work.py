@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from training.distributed import Processes
 from training.prior.reference_files import (
@@ -28,28 +28,41 @@ _LOCK = ".extracting"
 
 
 @contextmanager
-def claimed(folder: Path, processes: Processes, progress: Progress | None) -> Iterator[None]:
-    """Wait until no other run on this machine writes the folder; the first process holds it."""
-    if not processes.is_first:
+def claimed(
+    folder: Path, processes: Processes, progress: Progress | None, what: str = "reference set"
+) -> Iterator[None]:
+    """Wait until no other run on this machine writes the folder; the first process holds it.
+
+    Raises:
+        ReferenceSetError: the folder is a file or cannot be made.
+    """
+    if not processes.is_first:  # the first one of a run waits for all of them
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
-    except FileExistsError:
-        raise ReferenceSetError(folder, "is a file; a reference set is a folder") from None
-    except OSError as error:
-        raise ReferenceSetError(folder, f"cannot be written: {error.strerror}") from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress is not None:
-                progress("reference set: another run writes it", 0, 0)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / _LOCK).open("w"))
+        except FileExistsError:
+            raise ReferenceSetError(folder, f"is a file; a folder ({what}) is wanted") from None
+        except OSError as error:
+            if not folder.is_dir():
+                raise ReferenceSetError(folder, f"cannot be written: {error.strerror}") from error
+            # What is finished there can be read all the same; writing says why it cannot.
+        else:
+            _wait_for(lock, f"{what}: another run writes it", progress)
         yield
+
+
+def _wait_for(lock: IO[str], text: str, progress: Progress | None) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if progress is not None:
+            progress(text, 0, 0)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        pass
 
 
 def begin(folder: Path, begun: ReferenceManifest) -> ReferenceManifest:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
-from training.config import Recipe, Reference, Select, Student
+from training.config import Recipe, RecipeError, Reference, Select, Student
 from training.data.sources import LoadedData
 from training.distributed import Processes
 from training.evaluation_progress import ProgressBar
@@ -23,6 +22,7 @@ from training.prior.chosen import FILE, ChosenPrior
 from training.prior.extraction import extract_reference_set
 from training.prior.rate_bar import RateBar
 from training.prior.reference_set import ReferenceSet
+from training.prior.reference_work import claimed
 from training.prior.teacher_outputs import TeacherOutputs
 from training.prior.teachers import RichTeacher, open_teacher
 from training.stages.system import System
@@ -75,7 +75,10 @@ class PriorWork:
         cache = self.recipe.rich.cache if self.recipe.rich else None
         source = self.data().training
         folder = None if cache is None else Path(cache)
-        with _alone(folder, self.processes), ProgressBar() as progress:
+        with ProgressBar() as progress, ExitStack() as stack:
+            if folder is not None:
+                what = "outputs of the teacher"
+                stack.enter_context(claimed(folder, self.processes, progress, what))
             return TeacherOutputs.open(
                 folder, self.teacher, source, processes=self.processes, progress=progress
             )
@@ -89,9 +92,27 @@ class PriorWork:
         settings = self.recipe.networks.fusion
         if settings is None:
             return None
+        self._refuse_other_teacher()
         return FusionConfig(
             reference_channels=self.teacher.identity.channels, **settings.model_dump()
         )
+
+    def _refuse_other_teacher(self) -> None:
+        """The prior that a run begins with has to be of its teacher, which guides and goes along.
+
+        Raises:
+            RecipeError: it is of another one.
+        """
+        if self.recipe.prior is None or self.chosen is None:
+            return
+        has, mine = self.chosen.teacher, self.teacher.identity
+        if has.sha256 != mine.sha256:
+            raise RecipeError(
+                f"rich.teacher: {mine.name} ({mine.sha256[:12]}...) is not the teacher that the "
+                f"prior of {self.recipe.prior} came from ({has.name} at tap {has.tap}, "
+                f"{has.sha256[:12]}...); name that one, with rich.tap, rich.lookup and "
+                "metres_per_unit as they were"
+            )
 
     def extract(self, stage: Reference, folder: Path, command: str | None = None) -> None:
         """Make the reference set, or go on with it; one process at a time in a shared folder.
@@ -100,7 +121,7 @@ class PriorWork:
         """
         again = f"depth_train run {self.folder / 'recipe.yaml'} --out {self.folder}"
         folder = folder if stage.folder is None else Path(stage.folder)
-        with _alone(folder, self.processes), ProgressBar() as progress:
+        with ProgressBar() as progress:
             self.references = extract_reference_set(
                 self.teacher,
                 self.data().training,
@@ -165,15 +186,3 @@ class PriorWork:
                 "seed": self.recipe.seed,
             },
         )
-
-
-@contextmanager
-def _alone(folder: Path | None, processes: Processes) -> Iterator[None]:
-    """Wait until no other run on this machine makes something in the folder."""
-    if folder is None or not processes.is_first:  # the first one of a run waits for all of them
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
