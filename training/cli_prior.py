@@ -114,7 +114,7 @@ def _add_fine_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     add("bundle", help="a bundle with a prior: its folder or name")
     add("recipe", type=Path, help="YAML file with a stage of kind fine_tune")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values to set in the recipe")
-    add("--out", type=Path, help="folder of the run (default: runs/NAME_fine_tune)")
+    add("--out", type=Path, help="folder of the run (default: runs/fine_tune/NAME of the bundle)")
     parser.set_defaults(handler=_fine_tune)
 
 

@@ -123,6 +123,15 @@ class Output(Strict):
     )
 
 
+def _refuse_too_many(place: str, stage: Select, before: tuple[AnyStage, ...]) -> None:
+    largest = max(s.triplets * s.per_image for s in before if isinstance(s, Reference))
+    if stage.keep > largest:
+        raise ValueError(
+            f"{place}: keep {stage.keep} is more than the {largest} pixels of the reference stage "
+            "(triplets x per_image)"
+        )
+
+
 class Recipe(Strict):
     """One training run: data, networks, stages, and the bundle that comes out."""
 
@@ -212,6 +221,8 @@ class Recipe(Strict):
                 raise ValueError(f"{place} needs a select stage before")
             if isinstance(stage, Student) and fuses and not (extracted or selected):
                 raise ValueError(f"{place} needs a reference stage before")
+            if isinstance(stage, Select) and stage.method != "all":
+                _refuse_too_many(place, stage, before)
             later = any(isinstance(s, Select) for s in self.stages[number + 1 :])
             if isinstance(stage, Student) and fuses and not (selected or later):
                 raise ValueError(

@@ -79,7 +79,8 @@ def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
         return str(bundle.path / TEACHER_FOLDER)
     if known is None:
         raise TrainingError(
-            f"{bundle.path}: its prior names no teacher; say which one it was by --teacher"
+            f"{bundle.path}: its prior names no teacher; say which one it was by "
+            "--teacher (for lite: --teacher lite, which is its own)"
         )
     recipe = bundle.manifest.provenance.recipe
     trained = str((recipe.get("rich") or {}).get("teacher") or "")

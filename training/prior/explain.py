@@ -147,9 +147,13 @@ def _root(data: Path | None) -> Path | None:
 def _reference_depths(reader: PriorReader, folder: Path) -> NDArray[np.float64]:
     """Depth of a reference set in metres, of a sample where it is large."""
     from training.prior.reference_set import ReferenceSet
+    from training.prior.teachers import TeacherIdentity
 
     references = ReferenceSet.open(folder)
-    references.require(channels=reader.prior.features.shape[1])
+    spec = reader.bundle.manifest.prior
+    known = None if spec is None or spec.teacher is None else spec.teacher
+    identity = None if known is None else TeacherIdentity.from_dict(known.model_dump())
+    references.require(identity, channels=reader.prior.features.shape[1])
     sample = references.sample(np.random.default_rng(0), _SAMPLE)
     units = 1 / sample.inverse_depth.double().numpy().clip(1e-9)
     return np.asarray(units * reader.bundle.manifest.depth.metres_per_unit)

@@ -18,7 +18,7 @@ def fine_tune(bundle: str, recipe: Path, overrides: list[str], out: Path | None 
         bundle: folder or name.
         recipe: a recipe with a stage of kind fine_tune, with the bundle's networks.
         overrides: key=value of the recipe.
-        out: folder of the run; default: runs/NAME_fine_tune.
+        out: folder of the run; default: runs/fine_tune/NAME, the bundle's name.
 
     Returns:
         The folder of the new bundle.
@@ -33,7 +33,8 @@ def fine_tune(bundle: str, recipe: Path, overrides: list[str], out: Path | None 
         raise RecipeError(f"{recipe} has no stage of kind fine_tune")
     data = made.model_dump(mode="json")
     data |= {"stages": [stages[-1].model_dump(mode="json")], "start": None, "prior": str(bundle)}
+    source = load_bundle(bundle)
     if made.output.multi_frame is None:  # what the bundle has, it keeps
-        data["output"]["multi_frame"] = load_bundle(bundle).has("multi_frame")
+        data["output"]["multi_frame"] = source.has("multi_frame")
     alone = type(made).model_validate_json(json.dumps(data))
-    return Run(alone, out or Path("runs") / f"{recipe.stem}_fine_tune").carry_out()
+    return Run(alone, out or Path("runs/fine_tune") / source.manifest.name).carry_out()

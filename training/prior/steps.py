@@ -136,6 +136,15 @@ class PriorWork:
             )
         for note in self.references.notes:
             self.console.print(f"reference set: {note}", markup=False, highlight=False)
+        self._refuse_too_many(len(self.references))
+
+    def _refuse_too_many(self, count: int) -> None:
+        """What cannot be selected from the set is told before a student is trained for it."""
+        from training.prior.selection import check
+
+        for select in self.recipe.stages:
+            if isinstance(select, Select):
+                check(count, select.keep, select.method)
 
     def select(self, stage: Select, folder: Path, system: System) -> None:
         """Choose the prior, or read what was chosen before; from now on the system looks it up."""
