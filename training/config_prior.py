@@ -46,6 +46,9 @@ class Fusion(Strict):
     learn_temperature: bool = True
     pixel_wise: bool = Field(True, description="features and depth by affinity (F_c, D_c)")
     depth_hint: bool = Field(True, description="multi-head attention over the features (F_d)")
+    activation: Literal["elu", "relu"] = Field(
+        "elu", description="relu may die, and the prior is then ignored"
+    )
     normalise: bool = Field(
         False, description="features of every reference pixel to mean zero and variance one"
     )

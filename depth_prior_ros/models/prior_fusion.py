@@ -64,6 +64,9 @@ class FusionConfig:
         normalise: bring the features of every reference pixel to mean zero and variance one, so
             that none is looked up by all queries for the length of its features alone. Default:
             no, as in the paper.
+        activation: behind the first convolution. "relu" is what older bundles have; with a fast
+            learning rate it dies (all channels negative for every image), and the prior is then
+            ignored. "elu", what the decoders use, cannot.
     """
 
     tap: int = 16
@@ -76,6 +79,7 @@ class FusionConfig:
     pixel_wise: bool = True
     depth_hint: bool = True
     normalise: bool = False
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         if self.tap not in TAPS:
@@ -90,6 +94,8 @@ class FusionConfig:
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"fusion temperature {self.temperature}: must be positive")
+        if self.activation not in ("relu", "elu"):
+            raise ValueError(f"fusion activation {self.activation!r}: must be relu or elu")
         if not (self.pixel_wise or self.depth_hint):
             raise ValueError("fusion with neither pixel_wise nor depth_hint: switch one on")
 
@@ -356,7 +362,8 @@ class PriorFusion(nn.Module):
             parts.append(self._hint(hint_queries, prior, size))
         if inverse_depth is not None and self.config.feeds_depth:
             parts.append(depth_input(inverse_depth, self.config.depth_input))
-        added = self.out(F.relu(self.merge(torch.cat([p.to(features.dtype) for p in parts], 1))))
+        merged = self.merge(torch.cat([p.to(features.dtype) for p in parts], 1))
+        added = self.out(F.elu(merged) if self.config.activation == "elu" else F.relu(merged))
         return FusionOutput(features + added, inverse_depth, spread)
 
     def _pixel_wise(
