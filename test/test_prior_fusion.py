@@ -248,3 +248,18 @@ def test_normalised_references_are_not_looked_up_for_their_length() -> None:
     plain = PriorFusion(24, FusionConfig(reference_channels=8, width=16)).eval()
     plain.load_state_dict(fusion.state_dict())
     assert not torch.allclose(plain(features, prior).features, expected.features)
+
+
+def test_elu_lets_a_prior_through_where_relu_is_dead() -> None:
+    """With a bias far below zero every ReLU is shut, and no gradient opens it again."""
+    for activation, alive in (("relu", False), ("elu", True)):
+        torch.manual_seed(0)
+        config = FusionConfig(reference_channels=8, width=16, activation=activation)
+        fusion = PriorFusion(24, config)
+        torch.nn.init.normal_(fusion.out.weight)
+        torch.nn.init.constant_(fusion.merge.bias, -9.0)
+        fusion(torch.randn(1, 24, 3, 5), _prior(30, 8)).features.square().sum().backward()
+        assert fusion.merge.weight.grad is not None
+        assert bool((fusion.merge.weight.grad != 0).any()) is alive
+    with pytest.raises(ValueError, match="relu or elu"):
+        FusionConfig(activation="tanh")

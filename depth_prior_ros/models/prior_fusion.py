@@ -51,22 +51,18 @@ class FusionConfig:
             the taps of a W18 have, and more than the 32 channels of the PADS teacher.
         heads: heads of the depth-hint attention; divides `width`. Default 4: every head takes as
             many exponentials as the whole pixel-wise branch.
-        depth_input: what the convolution sees of the reference inverse depth D_c beside F_s, F_c
-            and F_d: its logarithm ("log", default: errors of depth are relative, and near and far
-            weigh alike), itself ("inverse"), or nothing ("none": it serves an auxiliary loss only).
+        depth_input: what the convolution sees of the reference inverse depth D_c: its logarithm
+            ("log", default: near and far weigh alike), itself ("inverse"), or nothing ("none").
         temperature: what the scores of the pixel-wise branch are divided by, besides sqrt(width);
             below one the affinity is sharper. Default 1, the scaling of every attention. If it is
             learned this is where it starts.
         learn_temperature: whether it is learned. Default: yes; how sharply to look up depends on
             how many references there are, and training sees fewer than the whole set.
-        pixel_wise: use the pixel-wise branch, F_c and D_c; off for ablations.
-        depth_hint: use the depth-hint branch, F_d; off for ablations. One of the two must be on.
+        pixel_wise, depth_hint: use this branch; off for ablations. One of the two must be on.
         normalise: bring the features of every reference pixel to mean zero and variance one, so
-            that none is looked up by all queries for the length of its features alone. Default:
-            no, as in the paper.
-        activation: behind the first convolution. "relu" is what older bundles have; with a fast
-            learning rate it dies (all channels negative for every image), and the prior is then
-            ignored. "elu", what the decoders use, cannot.
+            that none is looked up for the length of its features alone.
+        activation: behind the first convolution: "relu", which may die and leave the prior
+            ignored, or "elu", which cannot.
     """
 
     tap: int = 16
