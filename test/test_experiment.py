@@ -119,7 +119,7 @@ def test_runs_that_need_each_other_are_refused(tmp_path: Path) -> None:
 
 def test_the_shipped_experiments_are_valid(tmp_path: Path) -> None:
     files = sorted((share_dir() / "config" / "training" / "experiments").glob("*.yaml"))
-    assert len(files) == 3
+    assert files
     for file in files:
         for job in plan(read_experiment(file), file, tmp_path).jobs:
             load_recipe(job.recipe, list(job.overrides))
