@@ -22,6 +22,7 @@ import math
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
 from depth_prior_ros.models.student import Student
