@@ -116,7 +116,7 @@ def _load(
     except RuntimeError as error:
         raise RecipeError(f"{where} has other shapes than the recipe's: {error}") from error
     parameters = {name for name, _ in network.named_parameters()}
-    new = tuple(["fusion."] if fresh_fusion else [])
+    new = ("fusion.",) if fresh_fusion else ()
     lost = [n for n in missing if n in parameters and not n.startswith(new)] + unknown
     if lost:
         raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")

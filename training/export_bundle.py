@@ -8,10 +8,7 @@ nothing is left in place unless it agrees with PyTorch.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +22,7 @@ from torch import nn
 from depth_prior_ros.backends.base import BackendError
 from depth_prior_ros.backends.onnx_export import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
+from depth_prior_ros.bundle_files import move_into_place, staging
 from depth_prior_ros.framing import frame_image
 from depth_prior_ros.models.export import (
     FeatureRunner,
@@ -142,14 +140,13 @@ def export_bundle(
     bundle = load_bundle(name_or_path)
     out = Path(f"{bundle.manifest.name}_{kind}") if out is None else out
     _refuse_foreign(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(out) as folder:
+    with staging(out) as folder:
         exported = []
         for case in _cases(bundle):
             exported.append(_export(case, kind, folder, tolerance))
             report(exported[-1])
         _describe(bundle, kind, exported, folder)
-        _replace(folder, out)
+        move_into_place(folder, out)
     return out
 
 
@@ -371,28 +368,3 @@ def _refuse_foreign(out: Path) -> None:
         raise TrainingError(f"{out} is a file; the export is a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise TrainingError(f"{out} is a folder with other things in it; choose another place")
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp's 0700 would lock other users out
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Move `folder` to `out`; an earlier export comes back if that fails."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
