@@ -238,6 +238,8 @@ class Run:
         if isinstance(schedule, Student):
             references = self.prior.references if self.prior.chosen is None else None
             outputs = self.prior.outputs if schedule.asks_teacher else None
+            if schedule.view == "own" and self.data().training.has_rich:
+                common["triplets"] = self.data().training.without_rich()  # nobody looks at them
             return StudentStage(schedule, system, **common, references=references, outputs=outputs)
         return kinds.get(type(schedule), SelfSupervisedStage)(schedule, system, **common)
 

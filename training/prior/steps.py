@@ -167,6 +167,8 @@ class PriorWork:
         assert references is not None  # the recipe was checked
         data = self.data()
         source = data.validation or data.training
+        if data.validation is None and stage.method == "attention":
+            self.console.print("select: nothing is held out (data.split): by training images")
         images = list(spread_images(source, stage.images))
         system.student.eval()
         with RateBar() as progress:
