@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from depth_prior_ros.models.attention import attend
 from depth_prior_ros.models.folded_fusion import FoldedFusion
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 
 WIDTH, HEIGHT = 640, 192
 # Channels of the W18's concatenated taps.

@@ -35,7 +35,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 from depth_prior_ros.models.student import Student
 from training.prior.rate_bar import RateBar
 from training.prior.reference_files import (

@@ -16,9 +16,10 @@ from depth_prior_ros.models.export import (
     PoseRunner,
     StudentRunner,
 )
+from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.multi_frame import MultiFrameNet
 from depth_prior_ros.models.pose import PoseNet
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.models.teacher import Features
 

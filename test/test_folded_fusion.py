@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from depth_prior_ros.models.attention import attend, attend_in_blocks
 from depth_prior_ros.models.folded_fusion import FoldedFusion
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 
 CHANNELS, SIZE = 12, (5, 7)
 

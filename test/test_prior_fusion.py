@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 
 
 def _prior(n: int, channels: int, seed: int = 0) -> Prior:

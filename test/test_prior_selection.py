@@ -21,7 +21,8 @@ from depth_prior_ros.bundle import (
     rewrite_manifest,
     save_bundle,
 )
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.student import Student
 from training.cli import build_parser, main
 from training.cli_prior import SELECTION_METHODS

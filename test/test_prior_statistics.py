@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 from training.errors import TrainingError
 from training.prior import score_blocks, statistics
 from training.prior.score_blocks import Queries

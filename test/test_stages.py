@@ -15,7 +15,7 @@ from helpers import texture
 from test_training_data import write_drive
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth
-from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.models.fusion_config import FusionConfig
 from training.config import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
 from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets

@@ -5,7 +5,8 @@ import torch
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.export import StudentRunner
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.student import (
     DECODERS,
     TRUNKS,

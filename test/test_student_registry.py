@@ -8,9 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from depth_prior_ros.models.decoder import ConvBlock
+from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.image_weights import recognise
 from depth_prior_ros.models.monodepth2 import Monodepth2Decoder
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.ra_depth import RADepthDecoder, _Lift
 from depth_prior_ros.models.resnet import ResNet18, normalise_image, resnet18
 from depth_prior_ros.models.student import DECODERS, TRUNKS, Student, build_student

@@ -11,7 +11,8 @@ import torch
 from test_stages import SIZE, UNIT, nothing, system, triplets  # noqa: F401  fixtures
 from torch import Tensor
 
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.fusion_config import FusionConfig
+from depth_prior_ros.models.prior_fusion import Prior
 from training.config import Student
 from training.data.triplets import TripletBatch, TripletSource
 from training.stages.student import StudentStage

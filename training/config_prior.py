@@ -53,6 +53,10 @@ class Fusion(Strict):
         False, description="features of every reference pixel to mean zero and variance one"
     )
 
+    blend: bool = Field(
+        False, description="mix the looked-up depth into the output, by a learned weight"
+    )
+
     @model_validator(mode="after")
     def _divides(self) -> Fusion:
         if self.width % self.heads:
@@ -123,6 +127,9 @@ class FineTune(Student):
     """The student settles on the selected prior, which takes the set's place (RPrDepth)."""
 
     kind: Literal["fine_tune"]  # type: ignore[assignment]
+    references: int = Field(
+        25_000, ge=1, description="of the prior, drawn anew in every step; all where it has fewer"
+    )
 
 
 class Select(Strict):

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
-from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.models.fusion_config import FusionConfig
 from training.beginning import begin, load_without_fusion, look_for, start_from
 from training.checkpoint import load_checkpoint
 from training.config import (

@@ -19,7 +19,7 @@ from depth_prior_ros.models.folded_fusion import FoldedFusion, Precision
 from depth_prior_ros.models.matching import STRIDE
 from depth_prior_ros.models.multi_frame import AnyMultiFrame
 from depth_prior_ros.models.pose import PoseNet
-from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.models.prior_fusion import Prior, blend_disparity
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.models.teacher import Features
 
@@ -65,10 +65,12 @@ class StudentRunner(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1]."""
         features = self.student.trunk(image)
-        if self.folded is not None:
-            fused = self.folded(self.student.at_tap(features)).features
-            features = self.student.with_tap(features, fused)
-        disparity = self.student.decoder(features, (0,))[0]
+        if self.folded is None:
+            disparity = self.student.decoder(features, (0,))[0]
+        else:
+            fused = self.folded(self.student.at_tap(features))
+            features = self.student.with_tap(features, fused.features)
+            disparity = blend_disparity(self.student.decoder(features, (0,))[0], fused)
         inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)
         return inverse, single_frame_confidence(inverse)
 

@@ -18,99 +18,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from depth_prior_ros.geometry import depth_to_disparity, disparity_to_depth
 from depth_prior_ros.models.attention import attend, pad_channels, split_heads
+from depth_prior_ros.models.fusion_config import FusionConfig
 
 # Inverse depth below this (network units) is treated as this before its logarithm is taken.
 _MIN_INVERSE_DEPTH = 1e-3
 # Attention kernels like widths that are multiples of this.
 _WIDTH_MULTIPLE = 8
+# Logit of the weight that the looked-up depth begins with: 0.12.
+_FIRST_WEIGHT = -2.0
 # Queries per block when the entropy needs the explicit weights; bounds the memory to block x N.
 _ENTROPY_BLOCK = 256
-TAPS = (4, 8, 16, 32)
-DEPTH_INPUTS = ("log", "inverse", "none")
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """Settings of the prior fusion; the paper names none of them, so none is fixed.
-
-    Attributes:
-        tap: stride of the student's features that are fused: 4, 8, 16 or 32. Default 16: at 25,000
-            references and 640x192 an attention costs 1.5 GMAC there, 6.1 at 8 and 24.6 at 4, and
-            the whole DIFFNet 11.8.
-        reference_channels: channels of the prior's features, which its teacher decides.
-        width: channels of queries and keys, and of the depth-hint branch. Default 64: about what
-            the taps of a W18 have, and more than the 32 channels of the PADS teacher.
-        heads: heads of the depth-hint attention; divides `width`. Default 4: every head takes as
-            many exponentials as the whole pixel-wise branch.
-        depth_input: what the convolution sees of the reference inverse depth D_c: its logarithm
-            ("log", default: near and far weigh alike), itself ("inverse"), or nothing ("none").
-        temperature: what the scores of the pixel-wise branch are divided by, besides sqrt(width);
-            below one the affinity is sharper. Default 1, the scaling of every attention. If it is
-            learned this is where it starts.
-        learn_temperature: whether it is learned. Default: yes; how sharply to look up depends on
-            how many references there are, and training sees fewer than the whole set.
-        pixel_wise, depth_hint: use this branch; off for ablations. One of the two must be on.
-        normalise: bring the features of every reference pixel to mean zero and variance one, so
-            that none is looked up for the length of its features alone.
-        activation: behind the first convolution: "relu", which may die and leave the prior
-            ignored, or "elu", which cannot.
-    """
-
-    tap: int = 16
-    reference_channels: int = 32
-    width: int = 64
-    heads: int = 4
-    depth_input: str = "log"
-    temperature: float = 1.0
-    learn_temperature: bool = True
-    pixel_wise: bool = True
-    depth_hint: bool = True
-    normalise: bool = False
-    activation: str = "relu"
-
-    def __post_init__(self) -> None:
-        if self.tap not in TAPS:
-            raise ValueError(f"fusion tap {self.tap}: must be 4, 8, 16 or 32")
-        if min(self.reference_channels, self.width, self.heads) < 1:
-            raise ValueError("fusion reference_channels, width and heads must be at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"fusion width {self.width} is no multiple of {self.heads} heads")
-        if self.depth_input not in DEPTH_INPUTS:
-            raise ValueError(
-                f"fusion depth_input {self.depth_input!r}: must be one of {', '.join(DEPTH_INPUTS)}"
-            )
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"fusion temperature {self.temperature}: must be positive")
-        if self.activation not in ("relu", "elu"):
-            raise ValueError(f"fusion activation {self.activation!r}: must be relu or elu")
-        if not (self.pixel_wise or self.depth_hint):
-            raise ValueError("fusion with neither pixel_wise nor depth_hint: switch one on")
-
-    @property
-    def feeds_depth(self) -> bool:
-        """Whether the convolution sees the reference depth."""
-        return self.pixel_wise and self.depth_input != "none"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FusionConfig:
-        """Build from a mapping; an unknown key is a ValueError."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown fusion settings: {unknown}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping that `from_dict` takes."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -138,6 +66,11 @@ class Prior:
         """The same prior on another device."""
         return Prior(self.features.to(device), self.inverse_depth.to(device))
 
+    def rows(self, indices: NDArray[np.int64]) -> Prior:
+        """The reference pixels of these numbers, in their order."""
+        chosen = torch.from_numpy(indices).to(self.features.device)
+        return Prior(self.features[chosen], self.inverse_depth[chosen])
+
 
 class ProjectedPrior(NamedTuple):
     """Keys and values of a prior for one fusion, projected once; None: that branch is off.
@@ -164,11 +97,13 @@ class FusionOutput(NamedTuple):
             without the pixel-wise branch.
         entropy: (B, 1, h, w) entropy of the affinity divided by log N, in [0, 1]; None unless asked
             for, or without the pixel-wise branch.
+        weight: (B, 1, h, w) weight in (0, 1) of D_c in the student's output; None without `blend`.
     """
 
     features: Tensor
     inverse_depth: Tensor | None
     entropy: Tensor | None
+    weight: Tensor | None = None
 
 
 class PriorFusion(nn.Module):
@@ -206,6 +141,11 @@ class PriorFusion(nn.Module):
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
+        if config.blend:
+            self.weigh = nn.Conv2d(width, 1, 3, padding=1)
+            nn.init.zeros_(self.weigh.weight)
+            assert self.weigh.bias is not None
+            nn.init.constant_(self.weigh.bias, _FIRST_WEIGHT)
 
     def _add_temperature(self) -> None:
         # Called after its inverse's logarithm, a name that stored weights have.
@@ -359,8 +299,9 @@ class PriorFusion(nn.Module):
         if inverse_depth is not None and self.config.feeds_depth:
             parts.append(depth_input(inverse_depth, self.config.depth_input))
         merged = self.merge(torch.cat([p.to(features.dtype) for p in parts], 1))
-        added = self.out(F.elu(merged) if self.config.activation == "elu" else F.relu(merged))
-        return FusionOutput(features + added, inverse_depth, spread)
+        merged = F.elu(merged) if self.config.activation == "elu" else F.relu(merged)
+        weight = torch.sigmoid(self.weigh(merged)) if self.config.blend else None
+        return FusionOutput(features + self.out(merged), inverse_depth, spread, weight)
 
     def _pixel_wise(
         self, queries: Tensor, prior: ProjectedPrior, size: torch.Size
@@ -391,6 +332,28 @@ class PriorFusion(nn.Module):
             blocks.append(-(logs.exp() * logs).sum(-1))
         total = torch.cat(blocks, dim=1) / math.log(max(keys.shape[0], 2))
         return total.unflatten(1, size)[:, None]
+
+
+def blend_disparity(disparity: Tensor, fused: FusionOutput) -> Tensor:
+    """A student's disparity mixed with the looked-up depth where the fusion says how much.
+
+    Weighted means of log inverse depth, so that mixing keeps depth positive and does not prefer
+    near to far; D_c and its weight are enlarged to the disparity's size.
+
+    Args:
+        disparity: sigmoid disparity (B, 1, H, W) in [0, 1].
+        fused: what the fusion returned; without a weight the disparity stays as it is.
+    """
+    if fused.weight is None or fused.inverse_depth is None:
+        return disparity
+    size = disparity.shape[-2:]
+    own, _ = disparity_to_depth(disparity.float())
+    looked_up = fused.inverse_depth.clamp(min=_MIN_INVERSE_DEPTH).log()
+    maps = torch.cat([looked_up, fused.weight.to(looked_up.dtype)], dim=1)
+    maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    looked_up, weight = maps[:, :1], maps[:, 1:]
+    mixed = own.log() + weight * (looked_up - own.log())
+    return depth_to_disparity((-mixed).exp()).clamp(0, 1)
 
 
 def depth_input(inverse_depth: Tensor, kind: str) -> Tensor:

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from depth_prior_ros.models.decoder import FAR_BIAS
 from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
+from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
 from depth_prior_ros.models.monodepth2 import Monodepth2Decoder
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion, ProjectedPrior
+from depth_prior_ros.models.prior_fusion import (
+    Prior,
+    PriorFusion,
+    ProjectedPrior,
+    blend_disparity,
+)
 from depth_prior_ros.models.ra_depth import RADepthDecoder
 from depth_prior_ros.models.resnet import ResNet18, resnet18
 from depth_prior_ros.models.trunk import Features
@@ -44,11 +50,14 @@ class StudentOutput:
         prior_inverse_depth: (B, 1, h, w) reference inverse depth of the prior at the tap, network
             units; None where no prior was fused, or without the pixel-wise branch.
         entropy: (B, 1, h, w) normalised entropy of the affinity; None unless asked for.
+        prior_weight: (B, 1, h, w) weight of the looked-up depth in the disparity; None where the
+            fusion does not blend.
     """
 
     disparity: dict[int, Tensor]
     prior_inverse_depth: Tensor | None = None
     entropy: Tensor | None = None
+    prior_weight: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -135,8 +144,9 @@ class Student(nn.Module):
         if prior is None:
             return StudentOutput(self.decoder(features, scales))
         fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)
-        mixed = self.with_tap(features, fused.features)
-        return StudentOutput(self.decoder(mixed, scales), fused.inverse_depth, fused.entropy)
+        disparity = self.decoder(self.with_tap(features, fused.features), scales)
+        disparity = {scale: blend_disparity(d, fused) for scale, d in disparity.items()}
+        return StudentOutput(disparity, fused.inverse_depth, fused.entropy, fused.weight)
 
     def fusion_features(self, image: Tensor) -> Tensor:
         """F_s (B, C, h, w) of `image` (B, 3, H, W) at the fusion's tap: what looks up the prior.

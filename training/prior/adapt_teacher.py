@@ -10,7 +10,7 @@ from typing import Any
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.bundle_manifest import TEACHER_FOLDER, PriorTeacher
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.models.fusion_config import FusionConfig
 from training.errors import TrainingError
 from training.prior.bundle_teacher import BundleTeacher
 from training.prior.teachers import HUGGING_FACE, RichTeacher, TeacherIdentity, open_teacher

@@ -18,7 +18,7 @@ from torch import Tensor
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.framing import Framed, InvalidFrameError, frame_image
 from depth_prior_ros.geometry import disparity_to_depth
-from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.models.fusion_config import FusionConfig
 from training.evaluation_sets import EvaluationError
 
 PIXEL_WISE, HINT = "pixel_wise", "hint"

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from depth_prior_ros.bundle import load_bundle
-from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.models.fusion_config import FusionConfig
 from training.config import Recipe, RecipeError, Reference, Select, Student
 from training.data.sources import LoadedData
 from training.distributed import Processes

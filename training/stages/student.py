@@ -58,11 +58,20 @@ class StudentStage(SelfSupervisedStage):
 
     def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
         """One batch with another part of the reference set."""
+        whole, count = self.system.prior, self.schedule.references
+        # A generator of its own: with a prior or without, the same triplets are drawn.
+        own = rng.spawn(1)[0]
         if self.references is not None:
-            # A generator of its own: with a prior or without, the same triplets are drawn.
-            drawn = self.references.sample(rng.spawn(1)[0], self.schedule.references)
-            self.system.prior = drawn.to(self.system.device)
-        return super().loss(rng)
+            drawn = self.references.sample(own, count)
+        elif whole is not None and count < len(whole.inverse_depth):
+            drawn = whole.rows(own.choice(len(whole.inverse_depth), count, replace=False))
+        else:
+            return super().loss(rng)
+        self.system.prior = drawn.to(self.system.device)
+        try:
+            return super().loss(rng)
+        finally:
+            self.system.prior = whole
 
     def validate(self) -> Logs:
         """As before, with a part of the reference set that is always the same."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
+from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.multi_frame import build_multi_frame
 from depth_prior_ros.models.pose import PoseNet
-from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from depth_prior_ros.models.teacher import Features, Lookup
