@@ -26,6 +26,11 @@ class Rich(Strict):
         description="folder for its depth and motions of all triplets, computed once; default: in "
         "memory",
     )
+    features: Literal["encoder", "decoder"] = Field(
+        "encoder",
+        description="of a bundle: what it matches with, or what its single-frame decoder makes "
+        "depth of",
+    )
     fetch: bool = Field(False, description="download a Hugging Face model that is not there")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,17 @@ def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator
         more["size"] = known.size if known else rich.get("size")
         more |= {key: rich[key] for key in ("fetch", "metric") if key in rich}
         lookups = lookups[:1]
+    kinds = [rich["features"]] if rich.get("features") else ["encoder", "decoder"]
     tried = []
     for unit in units:
-        for lookup in lookups:
-            options = {"tap": tap, "metres_per_unit": unit, "lookup": lookup, **more}
+        for lookup, kind in product(lookups, kinds[:1] if foundation else kinds):
+            options = {
+                "tap": tap,
+                "metres_per_unit": unit,
+                "lookup": lookup,
+                "features": kind,
+                **more,
+            }
             if options not in tried:
                 tried.append(options)
                 yield options

@@ -27,10 +27,14 @@ _DEFAULT_TAP = 4  # what is matched; finer features of a cost-volume network are
 
 @dataclass(frozen=True)
 class _Single:
-    """Single-frame depth (B, 1, H, W), the network's units, and the trunk's features by stride."""
+    """Single-frame depth (B, 1, H, W), the network's units, and features.
+
+    taps: the trunk's, by stride. decoded: the decoder's at the tap; empty where not asked for.
+    """
 
     depth: Tensor
     taps: dict[int, list[Tensor]]
+    decoded: Tensor
 
 
 @dataclass
@@ -47,6 +51,9 @@ class BundleTeacher:
     the tap, its tensors of that stride side by side, before any fusion. Without a pose network
     there are no motions.
 
+    ``features="decoder"``: the last features of the single-frame network before its disparity at
+    the tap's stride, which know depth, where matching features know what a place looks like.
+
     Depth and motions are in the bundle's network units, or, with ``metres_per_unit``, in units of
     so many metres by the bundle's own metric factor.
 
@@ -57,6 +64,7 @@ class BundleTeacher:
         device: where it runs.
         metres_per_unit: unit of everything that goes in and out; default: the bundle's.
         precision: "fp32", or "bf16" for autocast.
+        features: "encoder" or "decoder", see above.
 
     Raises:
         TeacherError: a tap or lookup that it does not have, or a bundle that lacks a part.
@@ -68,6 +76,7 @@ class BundleTeacher:
     device: str = "cpu"
     metres_per_unit: float | None = None
     precision: str = "fp32"
+    features: str = "encoder"
     identity: TeacherIdentity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +139,8 @@ class BundleTeacher:
         assert self.tap is not None
         if self._multi is None:
             depth, features = single.depth, torch.cat(single.taps[self.tap], dim=1)
+            if self.features == "decoder":
+                features = single.decoded
             inverse = shrink_inverse(depth, features.shape[-2:])
         else:
             with self._system.autocast():
@@ -140,7 +151,9 @@ class BundleTeacher:
                     if place in self.lookup
                 ]
                 output = self._multi.match_many(mine, lookups, K, single.depth)
-            depth, features = output.depth.float(), self._multi.tap(mine, output, self.tap)
+            depth = output.depth.float()
+            decoded = self.features == "decoder"
+            features = single.decoded if decoded else self._multi.tap(mine, output, self.tap)
             inverse = (
                 1 / output.depth_quarter.float()
                 if self.tap == STRIDE
@@ -157,12 +170,18 @@ class BundleTeacher:
     def _single(self, image: Tensor) -> _Single:
         image = image.contiguous(memory_format=torch.channels_last)
         depth_range = self.bundle.manifest.depth
-        with self._system.autocast(), outputs_of(self._student.trunk) as seen:
-            disparity = self._student(image, self._prior, scales=(0,)).disparity[0]
+        scale = self._decoder_scale
+        head = self._student.decoder.heads[scale or 0]
+        with (
+            self._system.autocast(),
+            outputs_of(self._student.trunk) as seen,
+            inputs_of(head) as decoded,
+        ):
+            output = self._student(image, self._prior, scales=sorted({0, scale or 0}))
         _, depth = disparity_to_depth(
-            disparity.float(), depth_range.min_units, depth_range.max_units
+            output.disparity[0].float(), depth_range.min_units, depth_range.max_units
         )
-        return _Single(depth, seen[0])
+        return _Single(depth, seen[0], decoded[0] if scale is not None else depth[:, :0])
 
     def _views(
         self,
@@ -185,7 +204,15 @@ class BundleTeacher:
             for image, motion in zip((before, after), motions, strict=True)
         ]
 
+    @property
+    def _decoder_scale(self) -> int | None:
+        """Scale whose head's input is the reference features; None: they are the encoder's."""
+        return None if self.features == "encoder" else int(self.tap or 1).bit_length() - 1
+
     def _tap_channels(self) -> dict[int, int]:
+        if self.features == "decoder":
+            heads: Any = self._student.decoder.heads
+            return {2**scale: head.conv.in_channels for scale, head in enumerate(heads)}
         if self._multi is not None:
             return dict(self._multi.tap_channels)
         return {stride: sum(widths) for stride, widths in self._student.trunk.channels.items()}
@@ -201,7 +228,7 @@ class BundleTeacher:
         manifest = self.bundle.manifest
         names = [f"{part}.safetensors" for part in _PARTS]
         depth_range = (manifest.depth.min_units, manifest.depth.max_units)
-        decisive = {
+        decisive: dict[str, Any] = {
             "files": {name: manifest.files[name] for name in names if name in manifest.files},
             "architecture": manifest.architecture.model_dump(mode="json"),
             "size": list(manifest.input_size),
@@ -210,6 +237,8 @@ class BundleTeacher:
             "lookup": list(self.lookup) if self._multi is not None else [],
             "unit": float(f"{self._unit:.6g}"),
         }
+        if self.features != "encoder":
+            decisive["features"] = self.features
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -262,6 +291,17 @@ def outputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
     """A list that gets what the module returns while the context is open."""
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def inputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """A list that gets the module's first argument while the context is open."""
+    seen: list[Any] = []
+    handle = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         yield seen
     finally:

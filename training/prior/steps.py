@@ -67,6 +67,7 @@ class PriorWork:
             size=rich.size,
             metres_per_unit=self.recipe.metres_per_unit,
             fetch=rich.fetch,
+            features=rich.features,
         )
 
     @cached_property

@@ -103,6 +103,7 @@ def open_teacher(
     precision: str = "fp32",
     fetch: bool = False,
     metric: bool | None = None,
+    features: str = "encoder",
 ) -> RichTeacher:
     """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
 
@@ -119,6 +120,7 @@ def open_teacher(
         fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
         metric: whether a foundation model's depth is kept in metres; if not, the median of every
             image's inverse depth becomes 1. Default: where its config says that it is metric.
+        features: of a bundle, "encoder" or "decoder"; see `BundleTeacher`.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
@@ -126,6 +128,8 @@ def open_teacher(
     if not spec.strip():
         raise TeacherError("no teacher: name a bundle, or hf:NAME for a model of Hugging Face")
     if spec.startswith(HUGGING_FACE):
+        if features != "encoder":
+            raise TeacherError(f"teacher {spec}: only a bundle has decoder features to look up")
         from training.prior.foundation import open_foundation_teacher
 
         return open_foundation_teacher(
@@ -147,6 +151,7 @@ def open_teacher(
         device=device,
         metres_per_unit=metres_per_unit,
         precision=precision,
+        features=features,
     )
     if size is not None and tuple(size) != teacher.identity.size:
         has, asked = ("x".join(map(str, s)) for s in (teacher.identity.size, size))
