@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rosbag_tools.argument_types import count, intrinsics, positive, quality, size
+
 if TYPE_CHECKING:
     from depth_prior_ros.camera import Camera
     from depth_prior_ros.recordings import StoredRecording
@@ -19,7 +21,8 @@ _EPILOG = "`depth_bag COMMAND --help` explains a command."
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = build_parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    own, ros = _split(arguments)
+    parsed = build_parser().parse_args(own, argparse.Namespace(arguments=own, ros_arguments=ros))
     command: Callable[[argparse.Namespace], None] = parsed.run
     try:
         command(parsed)
@@ -36,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Own arguments, and those for ROS, which begin with ``--ros-args`` as for every node."""
+    cut = arguments.index("--ros-args") if "--ros-args" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut:]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line with all its commands."""
     parser = argparse.ArgumentParser(
@@ -48,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make(commands)
     _add_render(commands)
     _add_replay(commands)
+    _add_play(commands)
     _add_report(commands)
     _add_demo(commands)
     return parser
@@ -92,13 +102,13 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
     parser.add_argument(
         "--intrinsics",
-        type=_intrinsics,
+        type=intrinsics,
         metavar="FX,FY,CX,CY",
         help="with --images: the camera, in pixels of these images",
     )
     parser.add_argument("--rate", type=float, default=10.0, help="with --images: Hz (default: 10)")
     parser.add_argument(
-        "--quality", type=_quality, default=95, help="of JPEGs that have to be made (default: 95)"
+        "--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)"
     )
     parser.set_defaults(run=_make)
 
@@ -145,13 +155,11 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=8,
         help="another seed, another street (default: the embedded drive's)",
     )
+    parser.add_argument("--frames", type=count, default=80, help="how many, at 10 Hz (default: 80)")
     parser.add_argument(
-        "--frames", type=_count, default=80, help="how many, at 10 Hz (default: 80)"
+        "--size", type=size, default=(640, 192), metavar="WxH", help="default: 640x192"
     )
-    parser.add_argument(
-        "--size", type=_size, default=(640, 192), metavar="WxH", help="default: 640x192"
-    )
-    parser.add_argument("--quality", type=_quality, default=90, help="of the JPEGs (default: 90)")
+    parser.add_argument("--quality", type=quality, default=90, help="of the JPEGs (default: 90)")
     parser.add_argument(
         "--street",
         default="embedded",
@@ -194,7 +202,7 @@ def _render(parsed: argparse.Namespace) -> None:
     )
 
 
-# -- replay, report, demo -----------------------------------------------------------------------
+# -- replay, play, report, demo -----------------------------------------------------------------
 
 
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -213,6 +221,44 @@ def _replay(parsed: argparse.Namespace) -> None:
 
     results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
     show_results(results, parsed.out)
+
+
+def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "play",
+        help="publish a recording in real time, for nodes that run already",
+        epilog="Remap topics as for any node: --ros-args -r /camera/image_raw:=/front/image_raw",
+    )
+    _add_recording(parser)
+    parser.add_argument(
+        "--rate", type=positive, default=1.0, metavar="X", help="X times real time (default: 1)"
+    )
+    parser.add_argument("--loop", action="store_true", help="begin again after the last frame")
+    parser.add_argument("--clock", action="store_true", help="publish the stamps on /clock")
+    parser.add_argument(
+        "--wait",
+        type=positive,
+        default=0.0,
+        metavar="S",
+        help="S seconds for a listener to come",
+    )
+    parser.add_argument(
+        "--frame-id",
+        default="camera_optical_frame",
+        metavar="FRAME",
+        help="optical frame of the camera (default: camera_optical_frame)",
+    )
+    parser.set_defaults(run=_play)
+
+
+def _play(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.session import check_rclpy
+
+    check_rclpy()
+    from rosbag_tools.play import PlayOptions, play
+
+    options = PlayOptions(parsed.rate, parsed.loop, parsed.clock, parsed.wait, parsed.frame_id)
+    play(_open(parsed), options, parsed.ros_arguments)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -265,7 +311,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
         help="wait for each answer, so that results are reproducible (default)",
     )
     pace.add_argument(
-        "--rate", type=_positive, metavar="X", help="X times real time, counting drops"
+        "--rate", type=positive, metavar="X", help="X times real time, counting drops"
     )
     parser.add_argument(
         "--backend",
@@ -283,7 +329,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
         help="judge only what the node published, not each model on its own",
     )
     parser.add_argument(
-        "--timeout", type=_positive, default=20.0, help="seconds to wait for an answer"
+        "--timeout", type=positive, default=20.0, help="seconds to wait for an answer"
     )
     parser.add_argument("--domain-id", type=int, help="ROS domain (default: a random one)")
 
@@ -314,42 +360,6 @@ def _open(parsed: argparse.Namespace) -> StoredRecording:
     from depth_prior_ros.recordings.bag import BagTopics
 
     return open_recording(parsed.recording, topics=BagTopics(**topics))
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _quality(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text} is no size such as 640x192")
-    return int(width), int(height)
-
-
-def _intrinsics(text: str) -> tuple[float, float, float, float]:
-    try:
-        fx, fy, cx, cy = (float(value) for value in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not FX,FY,CX,CY") from error
-    return fx, fy, cx, cy
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """`depth_bag replay`: a recording played to the real node over DDS, and what came back.
 
-The only module of this package that imports rclpy. The node runs as a child process in a ROS
-domain of its own; images go out decoded on /camera/image_raw with their camera_info and odometry.
+The node runs as a child process in a ROS domain of its own; images go out decoded on
+/camera/image_raw with their camera_info and odometry.
 """
 
 from __future__ import annotations
 
-import array
 import tempfile
 import threading
 import time
@@ -16,24 +15,21 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Header, String
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
 
 from depth_prior_ros.recordings import Frame, Recording, read_frames
-from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from rosbag_tools.node_process import NodeProcess, ReplayError
+from rosbag_tools.sending import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Sender
 from rosbag_tools.transport import use_replay_environment
 
-IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
-CAMERA_FRAME = "camera_optical_frame"
+__all__ = ["IMAGE_TOPIC", "INFO_TOPIC", "ODOMETRY_TOPIC", "Answer", "Played", "Player"]
 
 _TRIES = 3
 _UNANSWERED_IN_A_ROW = 3
@@ -83,9 +79,7 @@ class Player:
             reliability=QoSReliabilityPolicy.RELIABLE,
             durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
         )
-        self._image = self._node.create_publisher(Image, IMAGE_TOPIC, reliable)
-        self._info = self._node.create_publisher(CameraInfo, INFO_TOPIC, reliable)
-        self._odometry = self._node.create_publisher(Odometry, ODOMETRY_TOPIC, reliable)
+        self._sender = Sender(self._node)
         subscribe = self._node.create_subscription
         self._depth_topic = "/depth/image_rect"
         subscribe(Image, self._depth_topic, _with_source_time(self._on_depth), reliable)
@@ -105,10 +99,8 @@ class Player:
     def wait_for_node(self, process: NodeProcess, timeout: float) -> None:
         """Until the node is active: it subscribes then. Raises ReplayError if it does not."""
         deadline = time.monotonic() + timeout
-        inputs = (self._image, self._info, self._odometry)
         while not (
-            self._node.count_publishers(self._depth_topic)
-            and all(publisher.get_subscription_count() for publisher in inputs)
+            self._node.count_publishers(self._depth_topic) and all(self._sender.listeners())
         ):
             process.check()
             if time.monotonic() > deadline:
@@ -194,15 +186,9 @@ class Player:
         return model or None, reason or None
 
     def _send(self, frame: Frame, image: NDArray[np.uint8]) -> None:
-        """Odometry and calibration first: the node looks for them when the image is there."""
-        stamp = Time(sec=frame.stamp_ns // 10**9, nanosec=frame.stamp_ns % 10**9)
-        if frame.speed is not None:
-            self._odometry.publish(_odometry(frame, stamp))
-        header = Header(stamp=stamp, frame_id=CAMERA_FRAME)
-        self._info.publish(_camera_info(frame, header))
-        message = _image(image, header)
+        message = self._sender.prepare(frame, image)
         self._published_at.setdefault(frame.stamp_ns, time.perf_counter())
-        self._image.publish(message)
+        self._sender.publish(message)
 
     def _wait_for(self, stamp_ns: int, process: NodeProcess, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
@@ -296,41 +282,6 @@ def _with_source_time(callback: Callable[[Any, int], None]) -> Callable[..., Non
     if hasattr(Subscription, "CallbackType"):
         return lambda message, info: callback(message, int(info["source_timestamp"]))
     return lambda message: callback(message, time.time_ns())  # Humble
-
-
-def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
-    height, width = pixels.shape[:2]
-    message = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
-    # anything but an array is converted byte by byte, which takes longer than the network
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
-    message.data = data
-    return message
-
-
-def _camera_info(frame: Frame, header: Header) -> CameraInfo:
-    camera = frame.camera
-    K = camera.matrix()
-    message = CameraInfo(header=header, width=camera.width, height=camera.height)
-    message.distortion_model = "plumb_bob"
-    message.d = [0.0] * 5
-    message.k = K.ravel().tolist()
-    message.r = np.eye(3).ravel().tolist()
-    message.p = np.hstack([K, np.zeros((3, 1))]).ravel().tolist()
-    return message
-
-
-def _odometry(frame: Frame, stamp: Time) -> Odometry:
-    message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id="base_link")
-    message.twist.twist.linear.x = float(frame.speed or 0.0)
-    if frame.pose is not None:
-        position, quaternion = odometry_from_pose(frame.pose)
-        pose = message.pose.pose
-        pose.position.x, pose.position.y, pose.position.z = map(float, position)
-        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = map(
-            float, quaternion
-        )
-    return message
 
 
 def _depth(message: Image) -> NDArray[np.float32]:

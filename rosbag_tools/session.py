@@ -78,7 +78,7 @@ def replay(recording: Recording, out: Path, options: ReplayOptions, command: str
     """
     from depth_prior_ros.bundle import load_bundle
 
-    _check_rclpy()
+    check_rclpy()
     if options.rate is not None and not options.rate > 0:
         raise ReplayError(f"a rate of {options.rate} is no speed; 1 is real time")
     bundle = load_bundle(options.bundle)  # a bad one is refused before anything starts
@@ -275,9 +275,10 @@ class _Session:
             return judge_baselines(self.recording, self.judge, self.bundle, update)
 
 
-def _check_rclpy() -> None:
+def check_rclpy() -> None:
+    """Raise ReplayError, in words, where there is no ROS 2."""
     try:
-        import rosbag_tools.replay  # noqa: F401 - the only module with rclpy in it
+        import rosbag_tools.replay  # noqa: F401 - a module with rclpy in it
     except ImportError as error:
         raise ReplayError(
             f"a replay needs rclpy ({error}): source a ROS 2 installation, or install this "

@@ -32,6 +32,12 @@ def use_replay_environment() -> None:
     os.environ.update(replay_environment())
 
 
+def use_large_images() -> None:
+    """Set the profile for large messages for this process, unless the user has set one."""
+    if not (os.environ.get(_NEW) or os.environ.get(_OLD)):
+        os.environ.update(_large_messages())
+
+
 def _large_messages() -> dict[str, str]:
     try:
         profile = share_dir() / "config" / "fastdds_large_images.xml"

@@ -1,0 +1,102 @@
+"""The rest of the robot on ROS topics: a recording's images, calibration and odometry, sent."""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from depth_prior_ros.recordings import Frame
+from depth_prior_ros.recordings.bag_messages import odometry_from_pose
+
+IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
+CAMERA_FRAME = "camera_optical_frame"
+
+
+def time_of(stamp_ns: int) -> Time:
+    """Nanoseconds as a ROS time."""
+    return Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+
+
+class Sender:
+    """Publishes frames: decoded images (rgb8), their calibration, and odometry where it is known.
+
+    Reliable, so that every subscription fits. Topics can be remapped as those of any node.
+
+    Args:
+        node: an rclpy node; the publishers are its own.
+        frame_id: optical frame of the camera, written into every header.
+    """
+
+    def __init__(self, node: Any, frame_id: str = CAMERA_FRAME) -> None:
+        reliable = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+        self._image = node.create_publisher(Image, IMAGE_TOPIC, reliable)
+        self._info = node.create_publisher(CameraInfo, INFO_TOPIC, reliable)
+        self._odometry = node.create_publisher(Odometry, ODOMETRY_TOPIC, reliable)
+        self._frame_id = frame_id
+
+    def listeners(self) -> tuple[int, int, int]:
+        """How many subscriptions there are to images, calibration and odometry."""
+        image, info, odometry = (
+            publisher.get_subscription_count()
+            for publisher in (self._image, self._info, self._odometry)
+        )
+        return image, info, odometry
+
+    def prepare(self, frame: Frame, image: NDArray[np.uint8]) -> Image:
+        """Publish what goes before an image, and return the image's message.
+
+        Odometry and calibration first: the node looks for them when the image is there.
+        """
+        stamp = time_of(frame.stamp_ns)
+        if frame.speed is not None:
+            self._odometry.publish(_odometry(frame, stamp))
+        header = Header(stamp=stamp, frame_id=self._frame_id)
+        self._info.publish(_camera_info(frame, header))
+        return _image(image, header)
+
+    def publish(self, message: Image) -> None:
+        """Publish an image message of :meth:`prepare`."""
+        self._image.publish(message)
+
+
+def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
+    height, width = pixels.shape[:2]
+    message = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
+    # anything but an array is converted byte by byte, which takes longer than the network
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
+    message.data = data
+    return message
+
+
+def _camera_info(frame: Frame, header: Header) -> CameraInfo:
+    camera = frame.camera
+    K = camera.matrix()
+    message = CameraInfo(header=header, width=camera.width, height=camera.height)
+    message.distortion_model = "plumb_bob"
+    message.d = [0.0] * 5
+    message.k = K.ravel().tolist()
+    message.r = np.eye(3).ravel().tolist()
+    message.p = np.hstack([K, np.zeros((3, 1))]).ravel().tolist()
+    return message
+
+
+def _odometry(frame: Frame, stamp: Time) -> Odometry:
+    message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id="base_link")
+    message.twist.twist.linear.x = float(frame.speed or 0.0)
+    if frame.pose is not None:
+        position, quaternion = odometry_from_pose(frame.pose)
+        pose = message.pose.pose
+        pose.position.x, pose.position.y, pose.position.z = map(float, position)
+        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = map(
+            float, quaternion
+        )
+    return message
