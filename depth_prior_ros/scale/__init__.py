@@ -1,0 +1,42 @@
+"""From network units to metres.
+
+A network trained on one camera's video knows depth up to a factor. `Scale` is what the pipeline
+asks for that factor and tells what it sees: `fixed` (given with the bundle), `camera_height` (the
+road lies a known height below the camera), `odometry` (the networks' travel against the measured
+one) or `none`.
+"""
+
+from depth_prior_ros.scale.files import ScaleFileError, load_scale, save_scale
+from depth_prior_ros.scale.filter import FilterSettings
+from depth_prior_ros.scale.fixed import FixedScale, NoScale, focal_ratio
+from depth_prior_ros.scale.making import make_scale
+from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.road import RoadSettings
+from depth_prior_ros.scale.state import (
+    SCALE_MODES,
+    Scale,
+    ScaleMode,
+    ScaleSight,
+    ScaleState,
+    ScaleStatus,
+)
+
+__all__ = [
+    "SCALE_MODES",
+    "CameraHeightScale",
+    "FilterSettings",
+    "FixedScale",
+    "NoScale",
+    "OdometryScale",
+    "RoadSettings",
+    "Scale",
+    "ScaleFileError",
+    "ScaleMode",
+    "ScaleSight",
+    "ScaleState",
+    "ScaleStatus",
+    "focal_ratio",
+    "load_scale",
+    "make_scale",
+    "save_scale",
+]

@@ -1,0 +1,183 @@
+"""How high above the road a depth map puts the camera.
+
+The inverse depth of a plane is linear in the pixel: for a plane n . X = h and a pixel's ray r with
+z = 1, 1/z = (n / h) . r. So the road is a linear fit to the inverse depth of the lower image, and
+the camera's height over it is 1 / |n / h|. Whatever stands on the road lies nearer than the plane
+and is left out by a consensus over random triplets of pixels (RANSAC: Fischler and Bolles, 1981),
+followed by least squares on what agrees.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.camera import Camera
+
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoadSettings:
+    """Where the road is looked for and what passes for one. Lengths in camera heights.
+
+    pitch: radians by which the camera looks down, as it is mounted; tilt: radians (one standard
+        deviation) by which that changes as the vehicle nods, rolls and the road bends.
+    half_width, reach: the road is looked for this far to either side and ahead.
+    ignore_bottom: share of the image height that shows the vehicle itself.
+    tolerance: relative difference in height up to which a pixel belongs to the road.
+    min_share: of the pixels looked at that must belong to it.
+    max_tilt: radians from `pitch` beyond which a plane is not the road.
+
+    Raises ValueError for values that make no sense.
+    """
+
+    pitch: float = 0.0
+    tilt: float = math.radians(1.5)
+    half_width: float = 1.3
+    reach: float = 9.0
+    ignore_bottom: float = 0.0
+    tolerance: float = 0.08
+    min_share: float = 0.4
+    max_tilt: float = math.radians(8.0)
+
+    def __post_init__(self) -> None:
+        positive = (self.tilt, self.half_width, self.reach, self.tolerance, self.max_tilt)
+        if not all(math.isfinite(v) and v > 0 for v in positive):
+            raise ValueError(f"tilt, half_width, reach, tolerance, max_tilt: got {positive}")
+        if not abs(self.pitch) < math.pi / 4:
+            raise ValueError(f"pitch must be within 45 degrees, got {self.pitch} radians")
+        if not (0 <= self.ignore_bottom < 0.5 and 0 < self.min_share <= 1):
+            raise ValueError(
+                "ignore_bottom must be in [0, 0.5) and min_share in (0, 1], got "
+                f"{self.ignore_bottom} and {self.min_share}"
+            )
+
+
+@dataclass(frozen=True)
+class Road:
+    """A road plane: height of the camera above it (units), unit normal (3,) that points down in
+    the camera's optical frame, share of the pixels looked at that belong to it."""
+
+    height: float
+    normal: _Floats
+    share: float
+
+
+class NoRoadError(Exception):
+    """No road in sight; the message says why."""
+
+
+_GRID = 900  # pixels looked at, at most
+_TRIPLETS = 48
+_MIN_PIXELS = 60
+_TRUSTED = 30.0  # pixels' errors go together: a fit rests on about this many independent ones
+
+
+def fit_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> Road:
+    """Find the road in an inverse depth map (h, w), 1/units, of `camera`.
+
+    Raises NoRoadError.
+    """
+    rows, columns, rays = _region(camera, settings)
+    if len(rows) < _MIN_PIXELS:
+        raise NoRoadError("the camera does not show the road in front of it")
+    values = np.asarray(inverse[rows, columns], np.float64)
+    known = np.isfinite(values) & (values > 0)
+    values, seen = values[known], rays[known]
+    if len(values) < max(_MIN_PIXELS, settings.min_share * len(rows)):
+        raise NoRoadError("too little depth on the road")
+    plane = _consensus(values, seen, settings)
+    for _ in range(2):
+        belongs = _agrees(values, seen @ plane, settings.tolerance)
+        if belongs.sum() < _MIN_PIXELS:
+            break
+        plane = _least_squares(values[belongs], seen[belongs], plane, settings)
+    share = float(_agrees(values, seen @ plane, settings.tolerance).sum() / len(rows))
+    if share < settings.min_share:
+        raise NoRoadError(f"no flat road in sight: {share:.0%} of the pixels agree on a plane")
+    return _checked(plane, share, settings)
+
+
+def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:
+    length = float(np.linalg.norm(plane))
+    normal = plane / length
+    tilt = math.acos(min(1.0, float(normal @ _down(settings.pitch))))
+    if tilt > settings.max_tilt:
+        raise NoRoadError(f"the plane in sight is tilted by {math.degrees(tilt):.1f} degrees")
+    return Road(1.0 / length, normal, share)
+
+
+def _down(pitch: float) -> _Floats:
+    """The road's normal in the optical frame of a camera that looks down by `pitch`."""
+    return np.array([0.0, math.cos(pitch), math.sin(pitch)])
+
+
+def _region(camera: Camera, settings: RoadSettings) -> tuple[NDArray[Any], NDArray[Any], _Floats]:
+    """Rows (n,), columns (n,) and rays (n, 3) of the pixels in which the road is looked for."""
+    # What does not decide the region is left out of the key.
+    return _cached_region(camera, replace(settings, tilt=1.0, tolerance=1.0, max_tilt=1.0))
+
+
+@lru_cache(maxsize=8)
+def _cached_region(
+    camera: Camera, settings: RoadSettings
+) -> tuple[NDArray[Any], NDArray[Any], _Floats]:
+    bottom = round(camera.height * (1 - settings.ignore_bottom))
+    rows, columns = np.mgrid[:bottom, : camera.width]
+    x, y = (columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy
+    down = _down(settings.pitch)
+    depth_of_road = y * down[1] + down[2]  # camera heights over depth
+    ahead = np.cos(settings.pitch) - y * np.sin(settings.pitch)  # horizontal part of the ray
+    inside = (depth_of_road * settings.reach > ahead) & (
+        np.abs(x) < settings.half_width * depth_of_road
+    )
+    found = np.flatnonzero(inside)
+    # Every k-th pixel row by row is a random-looking grid; the step must not divide the width.
+    step = max(1, len(found) // _GRID)
+    chosen = found[::step]
+    rows, columns = rows.ravel()[chosen], columns.ravel()[chosen]
+    rays = np.stack([x.ravel()[chosen], y.ravel()[chosen], np.ones(len(chosen))], axis=1)
+    return rows, columns, rays
+
+
+def _agrees(values: _Floats, plane_values: _Floats, tolerance: float) -> NDArray[np.bool_]:
+    """Which pixels lie on the plane: the relative difference is that of the heights."""
+    return (plane_values > 0) & (np.abs(values - plane_values) <= tolerance * plane_values)
+
+
+def _consensus(values: _Floats, rays: _Floats, settings: RoadSettings) -> _Floats:
+    """The plane, n / h (3,), of a random triplet, or of the mounting, that most pixels agree on."""
+    generator = np.random.default_rng(0)  # the same for every frame: nothing flickers
+    chosen = generator.integers(len(values), size=(_TRIPLETS, 3))
+    matrices, sides = rays[chosen], values[chosen]
+    solvable = np.abs(np.linalg.det(matrices)) > 1e-6
+    planes = np.linalg.solve(matrices[solvable], sides[solvable][..., None])[..., 0]
+    down = _down(settings.pitch)
+    level = down * np.quantile(values / (rays @ down), (0.3, 0.5, 0.7))[:, None]
+    planes = np.concatenate([planes, level])
+    upright = planes @ down > math.cos(settings.max_tilt) * np.linalg.norm(planes, axis=1)
+    planes = planes[upright]  # the level ones are always among them
+    agreeing = _agrees(values, planes @ rays.T, settings.tolerance).sum(axis=1)
+    return planes[int(np.argmax(agreeing))]
+
+
+def _least_squares(
+    values: _Floats, rays: _Floats, plane: _Floats, settings: RoadSettings
+) -> _Floats:
+    """Fit n / h to relative errors, with the mounting's tilt as a prior on the normal."""
+    weights = 1.0 / (rays @ plane)
+    residual = float(np.std(values * weights - 1))
+    per_pixel = math.sqrt(min(1.0, _TRUSTED / len(values))) / max(residual, 1e-3)
+    # Two rows: no roll, and the mounted pitch, both up to the tilt.
+    length, pitch = float(np.linalg.norm(plane)), settings.pitch
+    prior = np.array([[1.0, 0.0, 0.0], [0.0, -math.sin(pitch), math.cos(pitch)]])
+    prior /= length * settings.tilt
+    left = np.concatenate([rays * (weights * per_pixel)[:, None], prior])
+    right = np.concatenate([values * weights * per_pixel, [0.0, 0.0]])
+    return np.linalg.lstsq(left, right, rcond=None)[0]
