@@ -47,10 +47,6 @@ class Quantisation:
         """From the parameters `depth_max` and `depth_quantization` of the transport."""
         return cls(max_depth, quantization * (quantization + 1.0))
 
-    def in_units(self, metres: float) -> Quantisation:
-        """The same values for depth in units of so many metres."""
-        return Quantisation(self.max_depth / metres, self.a / metres)
-
     @property
     def b(self) -> float:
         """The constant B."""

@@ -75,15 +75,15 @@ class Outputs:
     Args:
         node: whose lifecycle publishers these become.
         settings: of what is made on demand; replaced by `reconfigure` between two frames.
-        unit_m: None where depth is metres. Where it is not (scale mode `none`), what one unit of
-            depth roughly is in metres, which the ranges given in metres are divided by; the topics
-            are then called `depth/relative`.
+        metres: False where nobody knows the metres (scale mode `none`): the topics are then called
+            `depth/relative`. Ranges given in metres count in the depth's unit then.
         qos_overrides: declare `qos_overrides.<topic>.publisher.*` parameters.
 
     Attributes:
         counts: how many messages of each output were made.
         active_model: the newest one, such as `single_frame stationary`; empty before the first.
         scale: the newest scale status; None before the first.
+        metres: whether the depth is metres.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Outputs:
         node: LifecycleNode,
         settings: OutputSettings | None = None,
         *,
-        unit_m: float | None = None,
+        metres: bool = True,
         qos_overrides: bool = True,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.active_model = ""
         self.scale: ScaleStatus | None = None
-        self.unit_m = unit_m
+        self.metres = metres
         self._node = node
         self._settings = settings or OutputSettings()
         self._cloud = CloudMaker()
@@ -109,11 +109,6 @@ class Outputs:
             "compressed": self._compressed,
         }
         self._publishers = {output: self._publisher(output, qos_overrides) for output in TOPICS}
-
-    @property
-    def metres(self) -> bool:
-        """Whether the depth is metres; if not, its topics say `relative`."""
-        return self.unit_m is None
 
     @property
     def depth_topic(self) -> str:
@@ -210,26 +205,22 @@ class Outputs:
             rgb=getattr(result, "rgb", None) if s.points_colour else None,
             confidence=result.confidence if s.needs_confidence_for_points else None,
             min_confidence=s.points_min_confidence,
-            max_depth=self._units(s.points_max_depth_m),
+            max_depth=s.points_max_depth_m,
             stride=s.points_stride,
             organized=s.points_organized,
         )
 
     def _colour(self, header: Header, result: DepthResult) -> Image:
         s = self._settings
-        scale = ColourScale(self._units(s.colour_min_depth_m), self._units(s.colour_max_depth_m))
+        scale = ColourScale(s.colour_min_depth_m, s.colour_max_depth_m)
         return colour_image(result.depth, header, scale)
 
     def _compressed(self, header: Header, result: DepthResult) -> CompressedImage:
         s = self._settings
         quantisation = Quantisation.of(
             s.compressed_depth_max_depth_m, s.compressed_depth_quantization
-        ).in_units(self.unit_m or 1.0)
+        )
         return compress_depth(result.depth, header, quantisation, s.compressed_depth_png_level)
-
-    def _units(self, metres: float) -> float:
-        """A range in metres as the unit of the depth."""
-        return metres if self.unit_m is None else metres / self.unit_m
 
 
 def scale_message(status: ScaleStatus, node: str) -> DiagnosticStatus:
@@ -243,8 +234,8 @@ def scale_message(status: ScaleStatus, node: str) -> DiagnosticStatus:
     values = {
         "mode": status.mode,
         "state": status.state,
-        "unit": "network units" if relative else "metres",
-        "metres_per_unit": "" if relative else f"{status.metres_per_unit:.6g}",
+        "unit": "relative" if relative else "metres",
+        "metres_per_unit": f"{status.metres_per_unit:.6g}",
         "spread": "" if status.spread is None else f"{status.spread:.4g}",
         "samples": str(status.samples),
     }
