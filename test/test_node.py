@@ -275,7 +275,7 @@ def test_parameters_are_described_and_judged(robot):
         {"motion__stop_speed": 50.0},
         {"motion__start_speed": -1.0},
         {"force_model": "both"},
-        {"bundle": "other"},
+        {"image_transport": "compressed"},
     ):
         (result,) = robot.set(**change)
         assert not result.successful, change

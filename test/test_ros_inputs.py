@@ -7,6 +7,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 from std_msgs.msg import Header
 
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.motion import Motion
+from depth_prior_ros.odometry import CameraMount
 from depth_prior_ros.ros.inputs import Inputs
 from depth_prior_ros.ros.messages import MessageError, camera_info_of
 
@@ -113,33 +116,87 @@ def test_the_speed_nearest_in_time_counts(history, tenths, max_age):
     inputs, _ = make_inputs()
     for stamp, speed in history:
         assert inputs.put_speed(stamp * SECOND // 10, speed)
-    found = inputs.speed_at(tenths * SECOND // 10, max_age, wait=0)
+    found = inputs.motion_at(tenths * SECOND // 10, max_age, wait=0)
     distance = min(abs(stamp - tenths) for stamp, _ in history)
     if distance * SECOND // 10 > max_age * SECOND:
         assert found is None
     else:
         nearest = [speed for stamp, speed in history if abs(stamp - tenths) == distance]
-        assert found == nearest[-1], "of equally near ones the newest arrival counts"
+        assert found.speed == nearest[-1], "of equally near ones the newest arrival counts"
 
 
 @given(st.sampled_from([math.nan, math.inf, -math.inf]))
 def test_a_speed_that_is_not_a_number_is_not_stored(speed):
     inputs, _ = make_inputs()
     assert not inputs.put_speed(0, speed)
-    assert inputs.speed_at(0, 1.0, wait=0) is None
+    assert inputs.motion_at(0, 1.0, wait=0) is None
 
 
 def test_odometry_that_comes_after_its_image_is_waited_for():
     inputs, _ = make_inputs()
     inputs.put_speed(9 * SECOND // 10, 1.0)
     threading.Timer(0.05, inputs.put_speed, [SECOND, 2.0]).start()
-    assert inputs.speed_at(SECOND, 0.5, wait=5) == 2.0
+    assert inputs.motion_at(SECOND, 0.5, wait=5) == Motion(2.0, "odometry")
 
 
 def test_missing_odometry_is_waited_for_once_only():
     inputs, _ = make_inputs()
-    assert inputs.speed_at(SECOND, 0.5, wait=0.05) is None
+    assert inputs.motion_at(SECOND, 0.5, wait=0.05) is None
     start = time.monotonic()
     for k in range(20):
-        assert inputs.speed_at((2 + k) * SECOND, 0.5, wait=60) is None
+        assert inputs.motion_at((2 + k) * SECOND, 0.5, wait=60) is None
     assert time.monotonic() - start < 10
+
+
+def test_the_nearest_topic_says_how_fast():
+    inputs, _ = make_inputs()
+    inputs.put_speed(SECOND, 1.0, "twist")
+    inputs.put_speed(SECOND + 10, 2.0, "twist_with_covariance")
+    assert inputs.motion_at(SECOND + 2, 0.5, wait=0) == Motion(1.0, "twist")
+    assert inputs.motion_at(SECOND + 9, 0.5, wait=0) == Motion(2.0, "twist_with_covariance")
+
+
+def drive(inputs: Inputs, start: float, yaw: float = 0.0) -> None:
+    """Ten poses at 10 Hz of a vehicle that drives 5 m/s east, seen in a frame whose x is north."""
+    facing = (0.0, 0.0, math.sin((yaw - math.pi / 2) / 2), math.cos((yaw - math.pi / 2) / 2))
+    for k in range(10):
+        stamp = round((start + 0.1 * k) * SECOND)
+        inputs.put_speed(stamp, 5.0)
+        assert inputs.put_pose(stamp, (0.0, -0.5 * k, 0.0), facing)
+
+
+def test_the_way_between_two_frames_is_of_the_camera():
+    """Straight ahead is along the optical axis, for a camera that looks ahead."""
+    inputs, _ = make_inputs()
+    drive(inputs, 1.0)
+    motion = inputs.motion_at(round(1.45 * SECOND), 0.5, 0, previous=round(1.25 * SECOND))
+    assert motion.pose_since_ns == round(1.25 * SECOND)
+    expected = np.eye(4)
+    expected[2, 3] = 1.0
+    np.testing.assert_allclose(motion.pose, expected, atol=1e-9)
+
+
+def test_a_camera_that_looks_to_the_left_sees_the_way_to_its_right():
+    inputs, _ = make_inputs()
+    drive(inputs, 1.0)
+    mount = CameraMount(yaw=math.pi / 2)
+    pose = inputs.motion_at(round(1.4 * SECOND), 0.5, 0, round(1.2 * SECOND), mount).pose
+    np.testing.assert_allclose(pose[:3, 3], [1.0, 0.0, 0.0], atol=1e-9)
+
+
+def test_no_way_leads_across_the_start_of_a_bag_that_loops():
+    inputs, _ = make_inputs()
+    drive(inputs, 1.0)
+    drive(inputs, 1.0)
+    motion = inputs.motion_at(round(1.4 * SECOND), 0.5, 0, previous=round(1.9 * SECOND))
+    assert motion == Motion(5.0, "odometry")
+    assert motion.pose is None
+    assert inputs.motion_at(round(1.4 * SECOND), 0.5, 0, round(1.2 * SECOND)).pose is not None
+
+
+@given(st.sampled_from([math.nan, math.inf]), st.integers(0, 6))
+def test_a_pose_that_is_not_a_number_is_refused(value, place):
+    numbers = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    numbers[place] = value
+    inputs, _ = make_inputs()
+    assert not inputs.put_pose(0, tuple(numbers[:3]), tuple(numbers[3:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -14,7 +15,9 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 from rclpy.parameter import Parameter
 
+from depth_prior_ros.motion import GateSettings
 from depth_prior_ros.ros import parameter_file
+from depth_prior_ros.ros.output_settings import OutputSettings
 from depth_prior_ros.ros.parameters import PARAMETERS, Settings, changed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +62,16 @@ def test_defaults_are_valid():
     assert settings.gate.start_speed == DEFAULTS["motion.start_speed"]
 
 
+def test_every_parameter_is_read():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    grouped = {
+        "gate": [f"motion_{field.name}" for field in dataclasses.fields(GateSettings)],
+        "outputs": [field.name for field in dataclasses.fields(OutputSettings)],
+    }
+    read = fields - set(grouped) | {name for names in grouped.values() for name in names}
+    assert {d.attribute for d in PARAMETERS} == read - {"motion_max_gap"}
+
+
 @pytest.mark.parametrize("declaration", PARAMETERS, ids=lambda d: d.name)
 def test_every_parameter_is_described_and_bounded(declaration):
     descriptor = declaration.descriptor()
@@ -99,6 +112,9 @@ def test_refusals_say_what_would_be_right():
     assert "between 0 and 60" in refusal(sync_wait=61.0)
     assert "stop_speed" in refusal(motion__stop_speed=7.0)
     assert "cuda:N" in refusal("unconfigured", device="gpu")
+    assert "-1" in refusal(time_budget=-0.5)
+    assert "640x192" in refusal(output_size="huge")
+    assert "colour.min_depth_m" in refusal(colour__max_depth_m=1.0)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
@@ -113,11 +129,11 @@ def test_devices_that_are_none(device):
 
 
 def test_what_is_read_at_a_transition_is_refused_when_it_is_too_late():
-    assert "clean up first" in refusal("active", bundle="other")
-    assert "clean up first" in refusal("inactive", bundle="other")
     assert "deactivate first" in refusal("active", image_reliability="reliable")
+    assert "deactivate first" in refusal("active", image_transport="compressed")
     for state, name, value in (
         ("unconfigured", "bundle", "other"),
+        ("active", "bundle", "other"),
         ("inactive", "image_reliability", "reliable"),
         ("active", "force_model", "single_frame"),
         ("active", "use_sim_time", True),

@@ -1,4 +1,4 @@
-"""What the worker takes its frames from: the newest image, the camera, the speed at its stamp.
+"""What the worker takes its frames from: the newest image, the camera, the motion at its stamp.
 
 The subscription callbacks store here and return; the worker waits here. Stamps are header stamps in
 nanoseconds, arrivals are ``time.monotonic`` seconds. Nothing here knows rclpy.
@@ -14,9 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from depth_prior_ros.motion import Motion, Source
+from depth_prior_ros.odometry import CameraMount, Trajectory
 from depth_prior_ros.ros.messages import MessageError, camera_from_info
 
 NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A speed in m/s, the header stamp in nanoseconds that it belongs to, and who said so."""
+
+    stamp: int
+    value: float
+    source: Source
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -38,20 +49,21 @@ class ImageArrival:
 
 
 class Inputs:
-    """A latest-frame mailbox with the newest ``camera_info`` and a short history of speeds.
+    """A latest-frame mailbox with the newest ``camera_info`` and a short history of the motion.
 
     Args:
         on_overwritten: called for every image that a newer one replaces before it was taken.
-        history: odometry messages kept; a bag that loops brings old stamps back, so they are kept
-            by arrival, not by stamp.
+        history: speeds kept; a bag that loops brings old stamps back, so they are kept by arrival,
+            not by stamp.
     """
 
-    def __init__(self, on_overwritten: Callable[[], None], history: int = 256) -> None:
+    def __init__(self, on_overwritten: Callable[[], None], history: int = 512) -> None:
         self._changed = threading.Condition()
         self._on_overwritten = on_overwritten
         self._image: ImageArrival | None = None
         self._camera_info: Any = None
-        self._speeds: deque[tuple[int, float]] = deque(maxlen=history)
+        self._speeds: deque[Speed] = deque(maxlen=history)
+        self._trajectory = Trajectory()
         self._odometry_silent = False
         self._closed = False
 
@@ -70,15 +82,24 @@ class Inputs:
             self._camera_info = message
             self._changed.notify_all()
 
-    def put_speed(self, stamp: int, speed: float) -> bool:
+    def put_speed(self, stamp: int, speed: float, source: Source = "odometry") -> bool:
         """Store a speed in m/s; False (and not stored) when it is not a number."""
         if not math.isfinite(speed):
             return False
         with self._changed:
-            self._speeds.append((stamp, speed))
+            self._speeds.append(Speed(stamp, speed, source))
             self._odometry_silent = False
             self._changed.notify_all()
         return True
+
+    def put_pose(
+        self,
+        stamp: int,
+        position: tuple[float, float, float],
+        quaternion: tuple[float, float, float, float],
+    ) -> bool:
+        """Store a pose of the vehicle: metres, and x, y, z, w; False when it is none."""
+        return self._trajectory.add(stamp, position, quaternion)
 
     def close(self) -> None:
         """Wake everybody who waits; from now on :meth:`take_image` returns None."""
@@ -113,13 +134,39 @@ class Inputs:
                 )
             return self._camera_info
 
-    def speed_at(self, stamp: int, max_age: float, wait: float) -> float | None:
-        """The speed nearest to ``stamp``; None when the nearest is ``max_age`` seconds away.
+    def motion_at(
+        self,
+        stamp: int,
+        max_age: float,
+        wait: float,
+        previous: int | None = None,
+        mount: CameraMount | None = None,
+    ) -> Motion | None:
+        """How the vehicle moves at ``stamp``: the nearest speed, and the way since a frame before.
 
         Topics are not ordered among each other, so up to ``wait`` seconds are given to odometry as
         new as the image. Once that was in vain nothing is waited for until odometry comes again:
         a vehicle without odometry pays once, not with every frame.
+
+        Args:
+            stamp: of the image, nanoseconds.
+            max_age: seconds; None is returned where the nearest speed is further away.
+            wait: seconds.
+            previous: stamp of the frame before; None: the way is not asked for.
+            mount: where the camera sits, for the way.
         """
+        speed = self._speed_at(stamp, max_age, wait)
+        if speed is None:
+            return None
+        step = None
+        if previous is not None:
+            step = self._trajectory.step(previous, stamp, max_age)
+        if step is None:
+            return Motion(speed.value, speed.source)
+        pose = (mount or CameraMount()).step(step)
+        return Motion(speed.value, speed.source, pose, previous)
+
+    def _speed_at(self, stamp: int, max_age: float, wait: float) -> Speed | None:
         with self._changed:
             if not self._odometry_silent:
                 reached = self._changed.wait_for(
@@ -130,12 +177,12 @@ class Inputs:
                 # Newest arrivals first: of two equally near ones (a bag that loops) the newer
                 # counts.
                 reversed(self._speeds),
-                key=lambda s: abs(s[0] - stamp),
+                key=lambda s: abs(s.stamp - stamp),
                 default=None,
             )
-            if nearest is None or abs(nearest[0] - stamp) > max_age * NANOSECONDS:
-                return None
-            return nearest[1]
+        if nearest is None or abs(nearest.stamp - stamp) > max_age * NANOSECONDS:
+            return None
+        return nearest
 
     def _fits(self, width: int, height: int) -> bool:
         if self._camera_info is None:
@@ -149,4 +196,4 @@ class Inputs:
 
     def _has_reached(self, stamp: int, max_age: float) -> bool:
         newest = stamp + int(max_age * NANOSECONDS)
-        return any(stamp <= s <= newest for s, _ in self._speeds)
+        return any(stamp <= speed.stamp <= newest for speed in self._speeds)
