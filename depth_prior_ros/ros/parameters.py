@@ -26,6 +26,8 @@ __all__ = ["PARAMETERS", "Applies", "Declaration", "Settings", "changed", "decla
 
 PARAMETERS: tuple[Declaration, ...] = (
     *depth.MODEL,
+    *depth.CAMERA,
+    *depth.SCALE,
     *depth.MOTION,
     *depth.MOUNT,
     *node_.INPUT,
@@ -55,6 +57,17 @@ class Settings:
     time_budget: float
     failure_pause: int
     output_size: str
+    rectify: str
+    fit: str
+    scale_mode: str
+    scale_metres_per_unit: float
+    scale_camera_height: float
+    scale_camera_pitch_deg: float
+    scale_ignore_bottom: float
+    scale_window: float
+    scale_rate: float
+    scale_limit: float
+    scale_file: str
     motion_source: str
     motion_pose_source: str
     motion_min_pose_ratio: float
@@ -91,6 +104,7 @@ class Settings:
                 raise ValueError(problem)
         _check_device(values["device"])
         _check_time_budget(values["time_budget"])
+        _check_scale(values)
         parse_output_size(values["output_size"])
         plain = {
             declaration.attribute: values[declaration.name]
@@ -118,6 +132,11 @@ def _check_device(device: str) -> None:
 def _check_time_budget(seconds: float) -> None:
     if seconds < 0 and seconds != -1.0:
         raise ValueError(f"time_budget must be -1, 0 or a number of seconds, not {seconds}")
+
+
+def _check_scale(values: Mapping[str, Any]) -> None:
+    if values["scale.mode"] == "camera_height" and values["scale.camera_height"] <= 0:
+        raise ValueError("scale.mode 'camera_height' needs scale.camera_height in metres")
 
 
 def declare(node: LifecycleNode) -> Settings:

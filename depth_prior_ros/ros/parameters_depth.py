@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from depth_prior_ros.motion import GateSettings
 from depth_prior_ros.ros.declaration import Declaration
+from depth_prior_ros.scale import SCALE_MODES, FilterSettings
 
 GATE = GateSettings()
+FILTER = FilterSettings()
+FIRST_RATE_RATIO = 6.0
 
 MODEL = (
     Declaration(
@@ -75,6 +78,99 @@ MODEL = (
         "model",
         "Size of the depth image: 'model' is that of the network; 'input' that of the camera's "
         "image, NaN where the network did not look; or WIDTHxHEIGHT such as '640x192'.",
+    ),
+)
+
+CAMERA = (
+    Declaration(
+        "rectify",
+        "auto",
+        "Whether distorted images are rectified: 'auto' does where camera_info has distortion and "
+        "no part of the image topic's name says rect or rectified; 'always' goes by the "
+        "distortion alone; 'never' takes images for rectified.",
+        choices=("auto", "always", "never"),
+    ),
+    Declaration(
+        "fit",
+        "crop",
+        "What is done about an aspect ratio other than the network's (5 % are stretched): 'crop' "
+        "shows the middle of the image at full detail, 'pad' all of it, smaller, with a border of "
+        "unknown depth (NaN).",
+        choices=("crop", "pad"),
+    ),
+)
+
+SCALE = (
+    Declaration(
+        "scale.mode",
+        "fixed",
+        "Where metres come from: 'fixed' (scale.metres_per_unit, or the bundle's factor), "
+        "'camera_height' (the road lies scale.camera_height below the camera), 'odometry' "
+        "(measured travel over the networks' travel) or 'none' (relative depth, published on "
+        "depth/relative instead).",
+        "activate",
+        choices=SCALE_MODES,
+    ),
+    Declaration(
+        "scale.metres_per_unit",
+        0.0,
+        "Metres per network unit: used in mode 'fixed', and to begin with in the others; 0: as "
+        "the bundle says.",
+        low=0.0,
+        high=10_000.0,
+    ),
+    Declaration(
+        "scale.camera_height",
+        0.0,
+        "Metres from the road to the camera; mode 'camera_height' needs it. 0: not given.",
+        low=0.0,
+        high=20.0,
+    ),
+    Declaration(
+        "scale.camera_pitch_deg",
+        0.0,
+        "Degrees by which the camera looks down as it is mounted, for mode 'camera_height'.",
+        low=-30.0,
+        high=30.0,
+    ),
+    Declaration(
+        "scale.ignore_bottom",
+        0.0,
+        "Share of the image's height, from below, that shows the vehicle itself, for mode "
+        "'camera_height'.",
+        low=0.0,
+        high=0.45,
+    ),
+    Declaration(
+        "scale.window",
+        FILTER.window,
+        "Seconds of driving over which measurements are combined (median); standing does not "
+        "count.",
+        low=1.0,
+        high=600.0,
+    ),
+    Declaration(
+        "scale.rate",
+        FILTER.rate,
+        "Largest relative change of the factor per second once it has been measured; until then "
+        f"{FIRST_RATE_RATIO:g} times as much.",
+        low=0.001,
+        high=1.0,
+    ),
+    Declaration(
+        "scale.limit",
+        FILTER.limit,
+        "Measurements further than this ratio from the factor to begin with are left out.",
+        low=1.01,
+        high=1_000.0,
+    ),
+    Declaration(
+        "scale.file",
+        "",
+        "File in which the measured factor is kept: taken up with the first frame, if it was "
+        "measured with this bundle and camera, and written when the node is deactivated or ends; "
+        "empty: not kept.",
+        "activate",
     ),
 )
 
