@@ -19,6 +19,7 @@ ROS_WHEELS = [
     "ros-nav-msgs==5.5.1",
     "ros-diagnostic-msgs==5.5.1",
     "ros-std-srvs==5.5.1",
+    "ros-visualization-msgs==5.5.1",
 ]
 
 # `colcon test` chooses pytest because it stands under this name.
@@ -93,6 +94,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth_node = depth_prior_ros.ros.node:main",
+            "depth_model_text = depth_prior_ros.ros.model_text:main",
             "depth_train = training.cli:main",
             "depth_bag = rosbag_tools.cli:main",
         ],

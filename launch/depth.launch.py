@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -16,6 +16,8 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 # launch/ and config/ are neighbours in a checkout and in an installed share/depth_prior_ros alike.
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+# These know the old name of the variable only; later ones warn about it.
+OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")
 
 ARGUMENTS = [
     ("bundle", "", "name of a shipped bundle or a path; empty: as the parameter file says"),
@@ -23,16 +25,24 @@ ARGUMENTS = [
     ("backend", "", "auto, torch, openvino or onnxruntime; empty: as the parameter file says"),
     ("params_file", str(CONFIG / "depth.yaml"), "parameter file of the node"),
     ("camera", "/camera", "namespace in which the camera publishes"),
-    ("image", "", "image topic; empty: image_raw of the camera"),
+    (
+        "image",
+        "",
+        "image topic; empty: image_raw of the camera, with /compressed where that is asked",
+    ),
     ("camera_info", "", "calibration topic; empty: camera_info of the camera"),
+    ("image_transport", "", "raw or compressed; empty: as the parameter file says"),
     ("odom", "/odom", "odometry topic"),
+    ("scale", "", "fixed, camera_height, odometry or none; empty: as the parameter file says"),
+    ("camera_height", "", "metres from the road to the camera, for scale:=camera_height"),
     ("namespace", "", "namespace of the node and of the depth that it publishes"),
     ("name", "depth_node", "name of the node"),
     ("autostart", "", "false leaves the lifecycle to a manager; empty: as the parameter file says"),
     ("use_sim_time", "false", "take the time from /clock"),
-    ("large_images", "false", "let the node send depth above 512 KB through shared memory"),
+    ("large_images", "false", "messages above 512 KB through shared memory (docs/large_images.md)"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
-    ("rviz", "false", "also start RViz with image and depth"),
+    ("rviz", "false", "also start RViz with image, depth, points and active model"),
+    ("camera_frame", "camera_optical_frame", "frame_id of the images, for RViz to look from"),
 ]
 
 
@@ -51,10 +61,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
     if given["log_level"] not in LOG_LEVELS:
         raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
-    camera = given["camera"].rstrip("/")
-    image = given["image"] or f"{camera}/image_raw"
-    camera_info = given["camera_info"] or f"{camera}/camera_info"
-    depth = "/".join(["", *parts(given["namespace"]), "depth/image_rect"])
+    image, camera_info = inputs(given)
+    variable = profile_variable(given)
     node = Node(
         package="depth_prior_ros",
         executable="depth_node",
@@ -63,19 +71,61 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[given["params_file"], overrides(given)],
         remappings=[("image", image), ("camera_info", camera_info), ("odom", given["odom"])],
         arguments=["--ros-args", "--log-level", f"{logger(given)}:={given['log_level']}"],
-        additional_env=environment(given),
+        additional_env=variable,
         output="screen",
     )
-    if not truth(given, "rviz"):
-        return [node]
+    actions: list[LaunchDescriptionEntity] = [node]
+    for name, profile in variable.items():
+        actions.append(
+            LogInfo(
+                msg="large_images: what counts is the sender. Set this where the camera driver or "
+                f"bag player is started, too:\n  export {name}={profile}"
+            )
+        )
+    return [*actions, *viewer(given, image)] if truth(given, "rviz") else actions
+
+
+def viewer(given: dict[str, str], image: str) -> list[LaunchDescriptionEntity]:
+    """RViz, and the active model as a text that it can show."""
+    below = "/".join(["", *parts(given["namespace"])]).rstrip("/")
+    sim_time = {"use_sim_time": truth(given, "use_sim_time")}
+    text = Node(
+        package="depth_prior_ros",
+        executable="depth_model_text",
+        namespace=given["namespace"],
+        parameters=[sim_time],
+        remappings=[("active_model", f"{below}/{given['name']}/active_model")],
+    )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
-        arguments=["-d", str(CONFIG / "depth.rviz")],
-        parameters=[{"use_sim_time": truth(given, "use_sim_time")}],
-        remappings=[("/camera/image_raw", image), ("/depth/image_rect", depth)],
+        arguments=["-d", str(CONFIG / "depth.rviz"), "-f", given["camera_frame"]],
+        parameters=[sim_time],
+        remappings=shown(given, image, below),
     )
-    return [node, rviz]
+    return [text, rviz]
+
+
+def shown(given: dict[str, str], image: str, below: str) -> list[tuple[str, str]]:
+    """Where the topics of depth.rviz are to be had."""
+    relative = given["scale"] == "none"  # then depth is not called metres
+    topics = {
+        "image_rect": "relative" if relative else "image_rect",
+        "points": "relative/points" if relative else "points",
+        "colour": "colour",
+        "model_text": "model_text",
+    }
+    # RViz shows raw images; image_transport's republisher makes them where there are none.
+    camera = ("/camera/image_raw", image.removesuffix("/compressed"))
+    return [camera, *((f"/depth/{k}", f"{below}/depth/{v}") for k, v in topics.items())]
+
+
+def inputs(given: dict[str, str]) -> tuple[str, str]:
+    """Image and calibration topic; the compressed image's name is image_transport's."""
+    camera = given["camera"].rstrip("/")
+    suffix = "/compressed" if given["image_transport"] == "compressed" else ""
+    image = given["image"] or f"{camera}/image_raw{suffix}"
+    return image, given["camera_info"] or f"{camera}/camera_info"
 
 
 def parts(namespace: str) -> list[str]:
@@ -86,23 +136,27 @@ def logger(given: dict[str, str]) -> str:
     return ".".join([*parts(given["namespace"]), given["name"]])
 
 
-def overrides(given: dict[str, str]) -> dict[str, str | bool]:
+def overrides(given: dict[str, str]) -> dict[str, str | bool | float]:
     """What the command line says goes before the parameter file; what it leaves open does not."""
-    values: dict[str, str | bool] = {
-        name: given[name] for name in ("bundle", "device", "backend") if given[name]
-    }
+    plain = ("bundle", "device", "backend", "image_transport")
+    values: dict[str, str | bool | float] = {name: given[name] for name in plain if given[name]}
+    if given["scale"]:
+        values["scale.mode"] = given["scale"]
+    if given["camera_height"]:
+        values["scale.camera_height"] = float(given["camera_height"])
     if given["autostart"]:
         values["autostart"] = truth(given, "autostart")
     values["use_sim_time"] = truth(given, "use_sim_time")
     return values
 
 
-def environment(given: dict[str, str]) -> dict[str, str]:
+def profile_variable(given: dict[str, str]) -> dict[str, str]:
+    """The environment variable that names the profile for large images, where it is asked for."""
     if not truth(given, "large_images"):
         return {}
-    profile = str(CONFIG / "fastdds_large_images.xml")
-    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
-    return {f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE": profile}
+    old = os.environ.get("ROS_DISTRO") in OLD_DISTRIBUTIONS
+    name = f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE"
+    return {name: str(CONFIG / "fastdds_large_images.xml")}
 
 
 def truth(given: dict[str, str], name: str) -> bool:

@@ -18,6 +18,7 @@ PACKAGES = ("depth_prior_ros", "training", "rosbag_tools")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EXECUTABLES = {
     "depth_node": "depth_prior_ros.ros.node",
+    "depth_model_text": "depth_prior_ros.ros.model_text",
     "depth_train": "training.cli",
     "depth_bag": "rosbag_tools.cli",
 }
@@ -46,7 +47,7 @@ OPTIONAL = {"cv_bridge"}
 ROS_PACKAGES = {
     *("ament_index_python", "launch", "launch_ros", "rclpy", "rcl_interfaces", "rosgraph_msgs"),
     *("builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "lifecycle_msgs", "nav_msgs"),
-    *("sensor_msgs", "std_msgs", "std_srvs"),
+    *("sensor_msgs", "std_msgs", "std_srvs", "visualization_msgs"),
 }
 
 
