@@ -15,17 +15,16 @@ _ENOUGH = 5
 class MultiFrameGuard:
     """Counts frames. After a failure or too slow a median, multi-frame pauses, then tries again.
 
-    failure_pause, budget_pause: frames to leave it out. A pause after the budget is the longer one:
-    a machine that was too slow will hardly be faster a few seconds later.
+    failure_pause, budget_pause: frames to leave it out; may be changed between two frames. A pause
+    after the budget is the longer one: a machine that was too slow will hardly be faster a few
+    seconds later.
     """
 
     def __init__(self, failure_pause: int = 30, budget_pause: int = 100) -> None:
-        self._pauses: dict[Obstacle, int] = {
-            "model_failed": failure_pause,
-            "memory": failure_pause,
-            "budget": budget_pause,
-        }
+        self.failure_pause = failure_pause
+        self.budget_pause = budget_pause
         self._obstacle: Obstacle | None = None
+        self._detail: str | None = None
         self._remaining = 0
         self._times: deque[float] = deque(maxlen=_WINDOW)
 
@@ -34,23 +33,35 @@ class MultiFrameGuard:
         if self._obstacle is None:
             return None
         if self._remaining <= 0:
-            self._obstacle = None
+            self._obstacle = self._detail = None
             return None
         self._remaining -= 1
         return self._obstacle
 
-    def failed(self, obstacle: Obstacle) -> None:
-        """Multi-frame has failed on this frame."""
-        self._obstacle, self._remaining = obstacle, self._pauses[obstacle]
+    @property
+    def detail(self) -> str | None:
+        """The obstacle in words; None without one."""
+        return self._detail
+
+    def failed(self, obstacle: Obstacle, detail: str | None = None) -> None:
+        """Multi-frame has failed on this frame; `detail` in words."""
+        self._obstacle, self._detail = obstacle, detail
+        self._remaining = self.budget_pause if obstacle == "budget" else self.failure_pause
 
     def took(self, milliseconds: float, budget_ms: float | None) -> None:
         """A whole frame with multi-frame took that long."""
         self._times.append(milliseconds)
         if budget_ms is None or len(self._times) < _ENOUGH:
             return
-        if median(self._times) > budget_ms:
-            self.failed("budget")
+        usual = median(self._times)
+        if usual > budget_ms:
+            self.failed("budget", f"{usual:.0f} ms a frame (median), budget {budget_ms:.0f} ms")
             self._times.clear()
+
+    def forgive(self, obstacle: Obstacle) -> None:
+        """End a pause of this kind, as its cause is gone."""
+        if self._obstacle == obstacle:
+            self._obstacle, self._detail, self._remaining = None, None, 0
 
     @property
     def median_ms(self) -> float | None:
@@ -59,7 +70,7 @@ class MultiFrameGuard:
 
     def reset(self) -> None:
         """Forget failures and times."""
-        self._obstacle, self._remaining = None, 0
+        self._obstacle, self._detail, self._remaining = None, None, 0
         self._times.clear()
 
 

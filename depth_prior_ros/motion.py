@@ -8,7 +8,7 @@ must hold for a while, so that noise never makes the output flicker between two 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cv2
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 State = Literal["unknown", "stationary", "moving"]
-Source = Literal["odometry", "twist"]
+Source = Literal["odometry", "twist", "twist_with_covariance"]
 
 MOTION_SIZE = (160, 48)
 """Width and height at which image motion is measured; its unit is a pixel of this size."""
@@ -32,10 +32,16 @@ class Motion:
     """What is known about the vehicle's own motion at a frame.
 
     speed: m/s, of either sign, None or not finite where unknown; source: who said so.
+    pose: how the camera moved since a frame before, `previous_from_current` (4, 4) of its optical
+    frame in metres (see `odometry.CameraMount` and `Trajectory`), None where unknown.
+    pose_since_ns: the stamp of that frame. A pose that leads back to another frame than the one
+    that was processed before is not used; None: it is the one before.
     """
 
     speed: float | None = None
     source: Source | None = None
+    pose: NDArray[np.float64] | None = field(default=None, compare=False)
+    pose_since_ns: int | None = None
 
     @property
     def known_speed(self) -> float | None:
@@ -43,6 +49,13 @@ class Motion:
         if self.speed is None or not math.isfinite(self.speed):
             return None
         return abs(self.speed)
+
+    def pose_since(self, stamp_ns: int) -> NDArray[np.float64] | None:
+        """The pose, where it is finite and leads back to the frame of that stamp."""
+        if self.pose is None or self.pose_since_ns not in (None, stamp_ns):
+            return None
+        pose = np.asarray(self.pose, dtype=np.float64)
+        return pose if pose.shape == (4, 4) and np.isfinite(pose).all() else None
 
 
 @dataclass(frozen=True)

@@ -13,98 +13,83 @@ computes them once per frame, a vehicle that stands does not compute them at all
 from __future__ import annotations
 
 import logging
-import math
 import time
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.framing import Framed, InvalidFrameError, Region, frame_image
+from depth_prior_ros.confidence import combine
+from depth_prior_ros.frame_rate import FrameRate
+from depth_prior_ros.framing import Fit, Framed, InvalidFrameError, frame_image
 from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
 from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
-from depth_prior_ros.runtime import Features, Native, Stopwatch, compile_networks, inverse_pose
-from depth_prior_ros.scale import FixedScale, Scale, focal_ratio
+from depth_prior_ros.multi_frame_step import (
+    Found,
+    MultiFrameStep,
+    Pair,
+    PoseChoice,
+    PoseError,
+    Shown,
+    turned,
+)
+from depth_prior_ros.pipeline_settings import PipelineSettings, TimeBudget
+from depth_prior_ros.results import (
+    DepthResult,
+    Model,
+    OutputSize,
+    Reason,
+    known_inverse,
+    to_confidence,
+    to_metres,
+    to_rgb,
+    view_of,
+)
+from depth_prior_ros.runtime import Native, Stopwatch, compile_networks
+from depth_prior_ros.scale import FixedScale, Scale, ScaleSight, focal_ratio
 
-__all__ = ["DepthPipeline", "DepthResult", "InvalidFrameError", "Motion"]
-
-Model = Literal["multi_frame", "single_frame"]
-Reason = Literal[
-    "moving",
-    "first_frame",
-    "stationary",
-    "gap",
-    "time_jump",
-    "resolution",
-    "pose",
-    "forced",
-    "budget",
-    "memory",
-    "model_failed",
+__all__ = [
+    "DepthPipeline",
+    "DepthResult",
+    "InvalidFrameError",
+    "Model",
+    "Motion",
+    "OutputSize",
+    "PoseChoice",
+    "Reason",
 ]
+
+BUDGET_SHARE = 0.9
+"""Of the time between two camera images that an automatic budget gives to a frame."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DepthResult:
-    """What the pipeline knows about one frame.
-
-    depth: (h, w) float32 metres along the optical axis; NaN unknown, +inf beyond the range.
-    confidence: (h, w) float32, 0 to 1, 1 = sure.
-    model, reason: which network made it, and why that one.
-    timings: milliseconds of what ran: preprocess motion single features pose multi postprocess
-    total.
-    camera: of the depth image. region: the window of the source image that it covers.
-    error: in words, what went wrong with the multi-frame network on this very frame.
-    """
-
-    depth: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    model: Model
-    reason: Reason
-    timings: dict[str, float]
-    camera: Camera
-    stamp_ns: int
-    region: Region
-    error: str | None = None
-
-    @property
-    def active_model(self) -> str:
-        """`multi_frame moving` or `single_frame REASON`."""
-        return f"{self.model} {self.reason}"
-
-
-@dataclass
-class _Previous:
-    """The frame before: features are filled in when they are first needed."""
-
-    stamp_ns: int
-    framed: Framed
-    native: Native
-    features: Features | None = None
-
-
-class _PoseError(Exception):
-    """The pose network's answer cannot be used; not a failure of the model."""
-
-
-class DepthPipeline:
+class DepthPipeline(PipelineSettings):
     """Depth for a sequence of frames of one camera. Not thread-safe: one thread at a time.
 
     bundle: a `Bundle`, or the name or path of one.
-    backend, device, threads, precision: see `backends.choose_backend`; `backend_reason` tells why.
+    backend, device, threads, precision, fallback: see `runtime.compile_networks`;
+    `backend_reason` tells why, `backend_fell_back` whether another one should have run.
+
+    These may be changed between two frames:
+
     force_model: `single_frame` or `multi_frame`, for evaluation; a forced multi-frame still falls
-    back where there is no usable predecessor or pose. May be changed at any time.
+    back where there is no usable predecessor or pose.
+    gate_settings: when the vehicle counts as moving.
+    scale: where the metric factor comes from; it is told of every frame.
     max_gap: seconds between frames beyond which the previous one is of no use.
-    time_budget_ms: where the median time of multi-frame frames exceeds it, they pause.
-    min_pose_ratio: a predicted translation shorter than this fraction of what the odometry's speed
-    says is a pose network that has lost the motion.
+    max_metres: beyond it depth is +inf; the bundle's range by default.
+    time_budget_ms: where the median time of multi-frame frames exceeds it, they pause; `auto`: as
+    long as the camera's rate allows (see `frame_rate`).
+    pose_source, min_pose_ratio: where the multi-frame network has its motion from, see
+    `MultiFrameStep`.
+    output_size: of the depth image: `model`, `input`, or (width, height).
+    fit: of images of another aspect ratio, see `framing`.
 
     Raises BundleError, BackendError, ValueError.
     """
@@ -117,46 +102,42 @@ class DepthPipeline:
         *,
         threads: int = 1,
         precision: Precision = "f32",
+        fallback: bool = False,
         force_model: Model | None = None,
         gate: GateSettings | None = None,
         scale: Scale | None = None,
         max_gap: float = 0.5,
         max_metres: float | None = None,
-        time_budget_ms: float | None = None,
+        time_budget_ms: TimeBudget = None,
+        pose_source: PoseChoice = "auto",
         min_pose_ratio: float = 0.1,
+        output_size: OutputSize = "model",
+        fit: Fit = "crop",
         guard: MultiFrameGuard | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.networks, self.backend_reason = compile_networks(
-            self.bundle, backend, device, threads=threads, precision=precision
+            self.bundle, backend, device, threads=threads, precision=precision, fallback=fallback
         )
         depth = self.bundle.manifest.depth
         self.scale: Scale = scale or FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
         self.max_metres = depth.max_metres if max_metres is None else max_metres
         self.max_gap = max_gap
-        self.time_budget_ms = time_budget_ms
-        self.min_pose_ratio = min_pose_ratio
-        self.force_model = force_model
+        self.frame_rate = FrameRate()
+        self.guard = guard or MultiFrameGuard()
         self._trained = self.bundle.manifest.camera
         self._gate = MotionGate(gate)
         self._image_motion = ImageMotion()
-        self._guard = guard or MultiFrameGuard()
-        self._previous: _Previous | None = None
+        self._step = MultiFrameStep(self.networks, self._trained)
+        self._previous: Shown | None = None
+        self.time_budget_ms = time_budget_ms
+        self.force_model = force_model
+        self.pose_source = pose_source
+        self.min_pose_ratio = min_pose_ratio
+        self.output_size = output_size
+        self.fit = fit
 
-    @property
-    def force_model(self) -> Model | None:
-        """The model that evaluation asked for."""
-        return self._force_model
-
-    @force_model.setter
-    def force_model(self, model: Model | None) -> None:
-        if model not in (None, "single_frame", "multi_frame"):
-            raise ValueError(
-                f"force_model must be single_frame, multi_frame or None, got {model!r}"
-            )
-        if model == "multi_frame" and not self.networks.has_multi_frame:
-            raise ValueError(f"bundle {self.bundle.manifest.name} has no multi-frame network")
-        self._force_model = model
+    # -- state ---------------------------------------------------------------------------------
 
     @property
     def backend(self) -> str:
@@ -164,24 +145,29 @@ class DepthPipeline:
         return f"{self.networks.backend.name} on {self.networks.backend.device}"
 
     @property
+    def backend_fell_back(self) -> bool:
+        """Whether a backend that should have run the networks could not (`backend_reason`)."""
+        return self.networks.fell_back
+
+    @property
     def motion_state(self) -> State:
         """What the motion gate thinks."""
         return self._gate.state
 
     @property
-    def gate_settings(self) -> GateSettings:
-        """Thresholds and hold times of the motion gate; may be replaced between two frames."""
-        return self._gate.settings
-
-    @gate_settings.setter
-    def gate_settings(self, settings: GateSettings) -> None:
-        self._gate.settings = settings
+    def previous_stamp_ns(self) -> int | None:
+        """Stamp of the frame before, to which `Motion.pose` has to lead back."""
+        return self._previous.stamp_ns if self._previous else None
 
     def reset(self) -> None:
-        """Forget the previous frame, the motion and all pauses, as before the first frame."""
+        """Forget the previous frame, the motion and all pauses, as before the first frame.
+
+        The scale is left alone: it belongs to the camera and its network, not to the drive.
+        """
         self._previous = None
         self._gate.reset()
-        self._guard.reset()
+        self.guard.reset()
+        self.frame_rate.reset()
 
     def warm_up(self) -> float:
         """Run every network twice on noise; the milliseconds of the second round.
@@ -191,31 +177,22 @@ class DepthPipeline:
         """
         generator = np.random.default_rng(0)
         shape = (self._trained.height, self._trained.width, 3)
-        backend = self.networks.backend
         elapsed = 0.0
         for _ in range(2):
             start = time.perf_counter()
-            framed = frame_image(
-                generator.integers(0, 256, shape, dtype=np.uint8), None, self._trained
-            )
-            native = backend.to_native(framed.tensor())
-            inverse, _ = self.networks.single(native)
-            backend.to_numpy(inverse)
+            picture = generator.integers(0, 256, shape, dtype=np.uint8)
+            shown = self._show(picture, 0, None)
+            inverse, _ = self.networks.single(shown.native)
+            self.networks.backend.to_numpy(inverse)
             if self.networks.has_multi_frame:
                 try:
-                    self._rehearse(native, framed.camera, inverse)
+                    self._step.rehearse(shown, inverse)
                 except Exception as error:
                     self._report_failure(error)
             elapsed = (time.perf_counter() - start) * 1e3
         return elapsed
 
-    def _rehearse(self, native: Native, camera: Camera, inverse: Native) -> None:
-        features = self.networks.features(native)
-        K = self._matching_matrix(camera)
-        pose = self.networks.pose(native, native)
-        self.networks.align(native, native, pose, K, inverse)
-        depth, _ = self.networks.multi(features, features, np.eye(4), K, inverse)
-        self.networks.backend.to_numpy(depth)
+    # -- a frame -------------------------------------------------------------------------------
 
     def process(
         self,
@@ -223,71 +200,108 @@ class DepthPipeline:
         stamp_ns: int,
         motion: Motion | None = None,
         camera: Camera | None = None,
+        *,
+        confidence: bool = False,
+        outside: NDArray[np.bool_] | None = None,
     ) -> DepthResult:
         """Depth of one frame.
 
-        image: (H, W, 3) uint8 RGB of any size; where its aspect ratio is not that of the network,
-        its middle is used (`DepthResult.region`). stamp_ns: when it was taken. motion: the
-        vehicle's at that time; without a speed, the pictures tell. camera: of the image; without
-        one, the training camera's field of view is assumed.
+        image: (H, W, 3) uint8 RGB of any size. stamp_ns: when it was taken. motion: the vehicle's
+        at that time; without a speed, the pictures tell. camera: of the image; without one, the
+        training camera's field of view is assumed. confidence: whether it is wanted. outside:
+        (H, W), where the image shows nothing (the corners of a rectified one).
 
         Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
         been.
         """
         clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
-            framed = frame_image(image, camera, self._trained)
-            current = _Previous(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+            current = self._show(image, stamp_ns, camera, outside)
+        self.frame_rate.saw(stamp_ns)
         broken = self._broken_sequence(current)
-        speed = motion.known_speed if motion else None
         with clock("motion"):
-            self._update_gate(current, speed, broken is not None)
+            self._update_gate(current, motion.known_speed if motion else None, broken is not None)
         with clock("single"):
-            inverse, confidence = self.networks.single(current.native)
-        obstacle = self._guard.obstacle()
+            single = self._single(current)
+        obstacle = self.guard.obstacle()
+        pair = None if broken else self._pair(current, single[0], motion)
         reason = self._single_frame_reason(broken, obstacle)
-        multi: tuple[Native, Native] | None = None
-        error: str | None = None
-        if reason is None:
-            multi, reason, error = self._try_multi_frame(current, inverse, speed, clock)
+        detail = self.guard.detail if reason == obstacle else None
+        found = Found()
+        if pair is not None and reason is None:
+            found, reason = self._multi_frame(pair, clock)
+        elif pair is not None and self.scale.needs_travel and self._gate.state == "moving":
+            found = self._travel(pair, clock)
         with clock("postprocess"):
-            if multi is not None:
-                depth, certainty = self._metres(multi[0], framed.camera), multi[1]
-            else:
-                depth, certainty = self._metres(inverse, framed.camera, inverse=True), confidence
-            sure = self._confidence(certainty, depth)
+            units = self._units(current, single, found)
+            self._observe(current, units, pair, found, broken is not None)
+            view = view_of(current.framed, self._output_size)
+            factor = self.scale.metres_per_unit * self._stretch(current.framed)
+            depth = to_metres(units, factor, self.max_metres, view)
+            sure = (
+                to_confidence(self._sure(single, units, found), depth, view) if confidence else None
+            )
+            rgb = to_rgb(image, current.framed, view)
         self._previous = current
         timings = clock.stop()
-        if multi is not None:
-            self._guard.took(timings["total"], self.time_budget_ms)
+        if found.output is not None:
+            self.guard.took(timings["total"], self._budget_ms())
         return DepthResult(
             depth=depth,
-            confidence=sure,
-            model="single_frame" if multi is None else "multi_frame",
+            model="single_frame" if found.output is None else "multi_frame",
             reason=reason,
             timings=timings,
-            camera=framed.camera,
+            camera=view.camera,
             stamp_ns=stamp_ns,
-            region=framed.region,
-            error=error,
+            region=view.region,
+            confidence=sure,
+            rgb=rgb,
+            scale=self.scale.status,
+            error=found.error,
+            detail=found.error or detail,
+            pose_source=found.step.source if found.step else None,
         )
+
+    def _show(
+        self,
+        image: NDArray[Any],
+        stamp_ns: int,
+        camera: Camera | None,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> Shown:
+        framed = frame_image(image, camera, self._trained, self.fit, outside)
+        return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+
+    def _single(self, current: Shown) -> tuple[Native, Native]:
+        """Inverse depth and confidence; where memory runs out, again with as much as is left."""
+        try:
+            return self.networks.single(current.native)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._report_failure(error)
+            if self._previous is not None:
+                self._previous.features = None
+            self.networks.backend.free_memory()
+            return self.networks.single(current.native)
 
     # -- which model ---------------------------------------------------------------------------
 
-    def _broken_sequence(self, current: _Previous) -> Reason | None:
+    def _broken_sequence(self, current: Shown) -> Reason | None:
         """Why the previous frame is of no use; None where it is."""
         previous = self._previous
         if previous is None:
             return "first_frame"
         if current.stamp_ns <= previous.stamp_ns:
             return "time_jump"
-        if current.framed.source_size != previous.framed.source_size:
+        before, now = previous.framed, current.framed
+        if now.source_size != before.source_size or now.region != before.region:
             return "resolution"
         if current.stamp_ns - previous.stamp_ns > self.max_gap * 1e9:
             return "gap"
         return None
 
-    def _update_gate(self, current: _Previous, speed: float | None, broken: bool) -> None:
+    def _update_gate(self, current: Shown, speed: float | None, broken: bool) -> None:
         flow = None
         if speed is None and self._previous is not None and not broken:
             flow = self._image_motion.measure(
@@ -296,7 +310,9 @@ class DepthPipeline:
             )
         self._gate.update(current.stamp_ns, speed, flow)
 
-    def _single_frame_reason(self, broken: Reason | None, obstacle: Reason | None) -> Reason | None:
+    def _single_frame_reason(
+        self, broken: Reason | None, obstacle: Obstacle | None
+    ) -> Reason | None:
         """Why multi-frame is not even tried; None where it is to be tried."""
         if self._force_model == "single_frame" or not self.networks.has_multi_frame:
             return "forced"
@@ -309,92 +325,115 @@ class DepthPipeline:
             return "stationary"
         return obstacle
 
-    # -- multi-frame ---------------------------------------------------------------------------
+    def _budget_ms(self) -> float | None:
+        if self._budget != "auto":
+            return self._budget
+        interval = self.frame_rate.interval_ms
+        return None if interval is None else BUDGET_SHARE * interval
 
-    def _try_multi_frame(
-        self, current: _Previous, inverse: Native, speed: float | None, clock: Stopwatch
-    ) -> tuple[tuple[Native, Native] | None, Reason, str | None]:
+    # -- two frames ----------------------------------------------------------------------------
+
+    def _pair(self, current: Shown, inverse: Native, motion: Motion | None) -> Pair | None:
+        previous = self._previous
+        if previous is None or not self.networks.has_multi_frame:
+            return None
+        pose = motion.pose_since(previous.stamp_ns) if motion else None
+        speed = motion.known_speed if motion else None
+        metres: float | None = None
+        if pose is not None:
+            metres = float(np.linalg.norm(pose[:3, 3]))
+        elif speed is not None:
+            metres = speed * (current.stamp_ns - previous.stamp_ns) * 1e-9
+        known = self.scale.status.mode != "none"
+        factor = self.scale.metres_per_unit if known else None
+        return Pair(previous, current, inverse, factor, pose, metres)
+
+    def _multi_frame(self, pair: Pair, clock: Stopwatch) -> tuple[Found, Reason]:
+        """Multi-frame depth, or why there is none."""
+        forced = self._force_model is not None
+        found = Found()
         try:
-            output = self._multi_frame(current, inverse, speed, clock)
-            return output, "forced" if self._force_model else "moving", None
-        except _PoseError as error:
-            return None, "pose", str(error)
+            with clock("pose"):
+                found = self._step.motion(pair, check=not forced, measure=self.scale.needs_travel)
+            assert found.step is not None
+            output = self._step.depth(pair, found.step, clock)
+            return replace(found, output=output), "forced" if forced else "moving"
+        except PoseError as error:
+            return Found(error=str(error)), "pose"
         except Exception as error:
             # Whatever it was, the vehicle still gets the single-frame depth.
             reason, message = self._report_failure(error)
-            return None, reason, message
+            return Found(units=found.units, error=message), reason
+
+    def _travel(self, pair: Pair, clock: Stopwatch) -> Found:
+        """The pose network's motion alone, for the scale."""
+        try:
+            with clock("pose"):
+                motions = self._step.motions
+                return Found(units=motions.units_travelled(pair, motions.by_network(pair)))
+        except PoseError:
+            return Found()
+        except Exception as error:
+            return Found(error=self._report_failure(error)[1])
 
     def _report_failure(self, error: Exception) -> tuple[Obstacle, str]:
         reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
-        self._guard.failed(reason)
         message = f"{type(error).__name__}: {error}"
+        self.guard.failed(reason, message)
         _log.warning("multi-frame network left out (%s): %s", reason, message)
         if reason == "memory":
             self.networks.backend.free_memory()
         return reason, message
 
-    def _multi_frame(
-        self, current: _Previous, inverse: Native, speed: float | None, clock: Stopwatch
-    ) -> tuple[Native, Native]:
-        previous = self._previous
-        assert previous is not None
-        with clock("features"):
-            if previous.features is None:
-                previous.features = self.networks.features(previous.native)
-            current.features = self.networks.features(current.native)
-        K = self._matching_matrix(current.framed.camera)
-        with clock("pose"):
-            pose = self.networks.pose(previous.native, current.native)
-            pose = self.networks.align(previous.native, current.native, pose, K, inverse)
-        self._check_pose(pose, speed, (current.stamp_ns - previous.stamp_ns) * 1e-9)
-        with clock("multi"):
-            return self.networks.multi(
-                current.features, previous.features, inverse_pose(pose), K, inverse
-            )
-
-    def _check_pose(self, pose: NDArray[np.float64], speed: float | None, seconds: float) -> None:
-        if not np.isfinite(pose).all():
-            raise _PoseError("the pose network's answer is not finite")
-        if speed is None or self._force_model is not None:
-            return
-        travelled = speed * seconds
-        if travelled <= 0:
-            return
-        predicted = float(np.linalg.norm(pose[:3, 3])) * self.scale.metres_per_unit
-        if predicted < self.min_pose_ratio * travelled:
-            raise _PoseError(
-                f"the pose network sees {predicted:.3f} m of motion where odometry says "
-                f"{travelled:.3f} m"
-            )
-
-    def _matching_matrix(self, camera: Camera) -> NDArray[np.float64]:
-        return replace(camera, fx=self._trained.fx, fy=self._trained.fy).matrix()
-
     # -- results -------------------------------------------------------------------------------
 
-    def _metres(
-        self, native: Native, camera: Camera, *, inverse: bool = False
-    ) -> NDArray[np.float32]:
-        """Network output (1, 1, h, w), depth or inverse depth in units, to metres."""
-        units = self.networks.backend.to_numpy(native)[0, 0]
-        factor = self.scale.metres_per_unit * focal_ratio(
-            camera.fx, camera.fy, self._trained.fx, self._trained.fy
-        )
-        known = np.isfinite(units) & (units > 0)
-        depth = np.full(units.shape, np.nan, dtype=np.float32)
-        if inverse:
-            np.divide(np.float32(factor), units, out=depth, where=known)
-        else:
-            np.multiply(np.float32(factor), units, out=depth, where=known)
-        depth[depth > self.max_metres] = math.inf
-        return depth
+    def _stretch(self, framed: Framed) -> float:
+        """True depth over the depth that the networks see."""
+        camera, trained = framed.camera, self._trained
+        return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
 
-    def _confidence(self, native: Native, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-        """To the depth's size, within 0..1, and 0 where there is no depth."""
-        values = self.networks.backend.to_numpy(native)[0, 0]
-        if values.shape != depth.shape:
-            size = (depth.shape[1], depth.shape[0])
-            values = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
-        sure = np.clip(np.nan_to_num(values, nan=0.0), 0.0, 1.0).astype(np.float32)
-        sure[np.isnan(depth)] = 0.0
-        return sure
+    def _units(
+        self, current: Shown, single: tuple[Native, Native], found: Found
+    ) -> NDArray[np.float32]:
+        """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
+        native = single[0] if found.output is None else found.output[0]
+        return known_inverse(
+            self.networks.backend.to_numpy(native)[0, 0],
+            current.framed.outside,
+            inverse=found.output is None,
+        )
+
+    def _observe(
+        self,
+        current: Shown,
+        units: NDArray[np.float32],
+        pair: Pair | None,
+        found: Found,
+        broken: bool,
+    ) -> None:
+        """Tell the scale what was seen."""
+        pose = pair.pose if pair else None
+        previous = None if broken else self._previous
+        self.scale.observe(
+            ScaleSight(
+                current.stamp_ns,
+                units / np.float32(self._stretch(current.framed))
+                if self.scale.needs_depth
+                else None,
+                current.framed.camera,
+                moving=self._gate.state == "moving",
+                units_travelled=found.units,
+                metres_travelled=pair.metres if pair else None,
+                seconds=(current.stamp_ns - previous.stamp_ns) * 1e-9 if previous else None,
+                radians_turned=None if pose is None else turned(pose),
+            )
+        )
+
+    def _sure(
+        self, single: tuple[Native, Native], units: NDArray[np.float32], found: Found
+    ) -> NDArray[np.float32]:
+        """Confidence (h, w) of what is published."""
+        if found.output is None:
+            return combine(units)
+        numpy = self.networks.backend.to_numpy
+        return combine(numpy(single[0])[0, 0], units, numpy(found.output[1])[0, 0])

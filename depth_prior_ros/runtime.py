@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.backends import Backend, BackendError, Compiled, choose_backend, make_backend
-from depth_prior_ros.backends.base import Precision
+from depth_prior_ros.backends import (
+    Backend,
+    BackendError,
+    Compiled,
+    Precision,
+    backend_options,
+    make_backend,
+)
+from depth_prior_ros.backends.choice import reason_of
 from depth_prior_ros.bundle import Bundle, BundleError
 
 Native = Any
 Features = tuple[Native, ...]
+
+_log = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -47,10 +57,13 @@ class Networks:
     """Four compiled networks with the pose conventions of the project.
 
     Native tensors in and out, so that features can stay on the device; poses as (4, 4) float64.
+    threads: for what PyTorch computes beside another backend; None: as many as it uses anyway.
+    fell_back: whether a backend that should have run them could not.
+    aligns: whether the bundle wants motion refined against single-frame depth.
     Raises BackendError where the backend cannot compile a network.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None) -> None:
         from depth_prior_ros.models.export import (
             FeatureRunner,
             MultiFrameRunner,
@@ -59,6 +72,8 @@ class Networks:
         )
 
         self.backend = backend
+        self.threads = threads
+        self.fell_back = False
         depth = bundle.manifest.depth
         width, height = bundle.manifest.input_size
         image = np.zeros((1, 3, height, width), dtype=np.float32)
@@ -77,7 +92,7 @@ class Networks:
         )
         self._student = backend.compile(student, (image,))
         self._features: Compiled | None = None
-        self._aligns = bundle.manifest.architecture.align_motion
+        self.aligns = bundle.manifest.architecture.align_motion
         if not (bundle.has("multi_frame") and bundle.has("pose")):
             return
         multi = bundle.multi_frame()
@@ -97,6 +112,21 @@ class Networks:
     def has_multi_frame(self) -> bool:
         """Whether there are a multi-frame and a pose network."""
         return self._features is not None
+
+    def try_out(self, size: tuple[int, int]) -> None:
+        """Run the single-frame network once, on a grey image of (width, height).
+
+        Raises BackendError: a network that compiles need not run.
+        """
+        width, height = size
+        try:
+            image = np.full((1, 3, height, width), 0.5, dtype=np.float32)
+            self.backend.to_numpy(self.single(self.backend.to_native(image))[0])
+        except Exception as error:  # each library has errors of its own
+            raise BackendError(
+                f"{self.backend.name} on {self.backend.device} does not run the single-frame "
+                f"network: {type(error).__name__}: {error}"
+            ) from error
 
     def single(self, image: Native) -> tuple[Native, Native]:
         """Image (1, 3, H, W) to inverse depth in 1/units and confidence, both (1, 1, H, W)."""
@@ -125,24 +155,85 @@ class Networks:
 
         Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
         """
-        if not self._aligns or not np.isfinite(current_from_previous).all():
+        if not self.aligns or not np.isfinite(current_from_previous).all():
             return current_from_previous
-        import torch
+        step = inverse_pose(current_from_previous)
+        return inverse_pose(self.refine(previous, current, step, K, single_inverse))
 
+    def refine(
+        self,
+        previous: Native,
+        current: Native,
+        previous_from_current: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> NDArray[np.float64]:
+        """As `align`, but from and to the other direction, and always."""
         from depth_prior_ros.geometry import Pose
         from depth_prior_ros.models.alignment import align_motion
 
+        with self._few_threads():
+            image, before, depth, intrinsics, matrix = self._tensors(
+                current, previous, single_inverse, K, previous_from_current
+            )
+            refined = align_motion(image, before, depth, intrinsics, Pose(matrix))
+        return refined.matrix[0].double().cpu().numpy()
+
+    def photometric_cost(
+        self,
+        previous: Native,
+        current: Native,
+        previous_from_current: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> float:
+        """How badly the previous image, warped by single-frame depth and motion, fits the current.
+
+        The robust mean that `align` lowers; inf where too little of the frames overlaps.
+        """
+        from depth_prior_ros.geometry import Pose
+        from depth_prior_ros.models.alignment import photometric_cost
+
+        with self._few_threads():
+            image, before, depth, intrinsics, matrix = self._tensors(
+                current, previous, single_inverse, K, previous_from_current
+            )
+            return float(photometric_cost(image, before, depth, intrinsics, Pose(matrix))[0])
+
+    def _tensors(
+        self,
+        current: Native,
+        previous: Native,
+        single_inverse: Native,
+        K: NDArray[np.float64],
+        step: NDArray[np.float64],
+    ) -> tuple[Any, ...]:
+        """Both images, depth, intrinsics and motion as PyTorch's, on the images' device."""
+        import torch
+
         image = _tensor(current)
-        matrix = torch.from_numpy(inverse_pose(current_from_previous)[np.newaxis]).float()
-        intrinsics = torch.from_numpy(K[np.newaxis]).float()
-        refined = align_motion(
+        small = (torch.from_numpy(array[np.newaxis]).float() for array in (K, step))
+        return (
             image,
             _tensor(previous),
             1.0 / _tensor(single_inverse),
-            intrinsics.to(image.device),
-            Pose(matrix.to(image.device)),
+            *(array.to(image.device) for array in small),
         )
-        return inverse_pose(refined.matrix[0].double().cpu().numpy())
+
+    @contextmanager
+    def _few_threads(self) -> Iterator[None]:
+        """PyTorch beside another backend keeps to that one's number of threads."""
+        import torch
+
+        if self.threads is None or self.backend.name == "torch":
+            yield
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def multi(
         self,
@@ -182,20 +273,29 @@ def compile_networks(
     *,
     threads: int = 1,
     precision: Precision = "f32",
+    fallback: bool = False,
 ) -> tuple[Networks, str]:
-    """The bundle's networks on the chosen backend, and why that one.
+    """The bundle's networks on the first backend that runs them, and why that one.
 
-    Where `auto` chose a backend that fails to compile, PyTorch on the CPU takes its place and the
-    reason says so. Raises BackendError for a backend chosen by name.
+    Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
+    the networks or fails on a first image is named in the reason, and `Networks.fell_back` is true.
+    Raises BackendError: that of the first backend, where none is left.
     """
-    chosen, why = choose_backend(backend, device, threads=threads, precision=precision)
-    try:
-        return Networks(bundle, chosen), why
-    except BackendError as error:
-        if backend != "auto" or chosen.name == "torch":
-            raise
-        fallback = make_backend("torch", "cpu", threads=threads)
-        return Networks(bundle, fallback), f"{chosen.name} failed: {error}"
+    failures: list[BackendError] = []
+    for option in backend_options(backend, device, precision=precision, fallback=fallback):
+        try:
+            made = make_backend(
+                option.name, option.device, threads=threads, precision=option.precision
+            )
+            networks = Networks(bundle, made, threads)
+            networks.try_out(bundle.manifest.input_size)
+        except BackendError as error:
+            failures.append(error)
+            _log.warning("%s cannot be used: %s", option, error)
+            continue
+        networks.fell_back = bool(failures)
+        return networks, reason_of(option, [str(error) for error in failures])
+    raise failures[0]
 
 
 def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:

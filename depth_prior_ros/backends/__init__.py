@@ -1,14 +1,22 @@
 """How a network is run: PyTorch (CUDA, CPU), OpenVINO, ONNX Runtime, behind one small protocol."""
 
 from depth_prior_ros.backends.base import Backend, BackendError, Compiled, Precision
-from depth_prior_ros.backends.choice import BACKENDS, choose_backend, make_backend
+from depth_prior_ros.backends.choice import (
+    BACKENDS,
+    PRECISIONS,
+    backend_options,
+    choose_backend,
+    make_backend,
+)
 
 __all__ = [
     "BACKENDS",
+    "PRECISIONS",
     "Backend",
     "BackendError",
     "Compiled",
     "Precision",
+    "backend_options",
     "choose_backend",
     "make_backend",
 ]

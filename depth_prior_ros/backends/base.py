@@ -40,6 +40,10 @@ class Backend(Protocol):
     def device(self) -> str:
         """`cpu`, or a CUDA device such as `cuda:0`."""
 
+    @property
+    def precision(self) -> Precision:
+        """What the networks are computed in."""
+
     def compile(
         self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
     ) -> Compiled:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from depth_prior_ros.backends.base import Backend, BackendError, Precision
 
 BACKENDS = ("torch", "openvino", "onnxruntime")
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
+_NEEDS = {"torch": (), "openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A backend that may be tried, and why it is this one's turn."""
+
+    name: str
+    device: str
+    precision: Precision
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.device}, {self.precision})"
 
 
 def make_backend(
@@ -19,14 +35,19 @@ def make_backend(
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose auto, {', '.join(BACKENDS)}")
-    if precision != "f32" and name != "openvino":
-        raise BackendError(f"precision {precision!r} is to be had with openvino only")
+    if precision not in PRECISIONS:
+        raise BackendError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    if precision != "f32" and name == "onnxruntime":
+        raise BackendError(f"precision {precision!r} is not to be had with onnxruntime")
     if name == "torch":
         from depth_prior_ros.backends.torch_backend import TorchBackend
 
-        return TorchBackend(device, threads)
+        return TorchBackend(device, threads, precision)
     if device not in ("auto", "cpu"):
         raise BackendError(f"{name} runs on the CPU here, not on {device!r}; use torch for CUDA")
+    lacking = _lacking(name)
+    if lacking:
+        raise BackendError(lacking)
     try:
         if name == "openvino":
             from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
@@ -41,32 +62,93 @@ def make_backend(
         ) from error
 
 
-def choose_backend(
-    name: str = "auto", device: str = "auto", *, threads: int = 1, precision: Precision = "f32"
-) -> tuple[Backend, str]:
-    """The backend to use, and the reason in words.
+def backend_options(
+    name: str = "auto",
+    device: str = "auto",
+    *,
+    precision: Precision = "f32",
+    fallback: bool = False,
+) -> list[Option]:
+    """The backends to try, the best first; a single one where it was chosen and may not fail.
 
-    `auto` takes PyTorch where there is CUDA (or `device` asks for it), OpenVINO where it is
-    installed, PyTorch on the CPU otherwise; where that one has no `precision`, the reason says so.
-    A backend chosen by name is taken or refused (BackendError), never replaced.
+    `auto` takes PyTorch where there is CUDA (or `device` asks for it), then, on a CPU, OpenVINO,
+    ONNX Runtime and PyTorch, as far as they are installed. A backend or CUDA device that was
+    chosen by name stands alone, unless `fallback` lets those of `auto` on a CPU follow.
     """
     if name != "auto":
-        return make_backend(name, device, threads=threads, precision=precision), "chosen by name"
-    only_f32 = "" if precision == "f32" else f"; {precision} is to be had with openvino only: f32"
+        chosen = [Option(name, device, precision, "chosen by name")]
+        return chosen + (_cpu_options(precision) if fallback else [])
     if device.startswith("cuda"):
-        return make_backend("torch", device), f"device {device} asked for{only_f32}"
+        chosen = [Option("torch", device, precision, f"device {device} asked for")]
+        return chosen + (_cpu_options(precision) if fallback else [])
     if device == "auto" and _cuda_available():
-        return make_backend("torch", "cuda"), f"CUDA is available{only_f32}"
-    lacking = [package for package in ("openvino", "onnx") if find_spec(package) is None]
-    if lacking:
-        reason = f"{' and '.join(lacking)} not installed (the extra `cpu` has them)"
-    else:
+        cuda = Option("torch", "cuda", precision, "CUDA is available")
+        return [cuda, *_cpu_options(precision)]
+    if device not in ("auto", "cpu"):
+        unknown = [Option("torch", device, precision, f"device {device} asked for")]
+        return unknown + (_cpu_options(precision) if fallback else [])
+    return _cpu_options(precision)
+
+
+def choose_backend(
+    name: str = "auto",
+    device: str = "auto",
+    *,
+    threads: int = 1,
+    precision: Precision = "f32",
+    fallback: bool = False,
+) -> tuple[Backend, str]:
+    """The first of `backend_options` that can be made, and the reason in words.
+
+    The networks are not tried; `runtime.compile_networks` does. Raises BackendError.
+    """
+    failures: list[str] = []
+    error: BackendError | None = None
+    for option in backend_options(name, device, precision=precision, fallback=fallback):
         try:
-            backend = make_backend("openvino", device, threads=threads, precision=precision)
-            return backend, "on a CPU, openvino is the fastest installed"
-        except BackendError as error:
-            reason = str(error)
-    return make_backend("torch", "cpu", threads=threads), f"{reason}{only_f32}"
+            backend = make_backend(
+                option.name, option.device, threads=threads, precision=option.precision
+            )
+        except BackendError as caught:
+            failures.append(str(caught))
+            error = error or caught
+            continue
+        return backend, reason_of(option, failures)
+    assert error is not None
+    raise error
+
+
+def reason_of(option: Option, failures: list[str]) -> str:
+    """Why an option was taken after those before it failed."""
+    return "; ".join([*failures, option.why])
+
+
+def _cpu_options(precision: Precision) -> list[Option]:
+    """On a CPU, by speed. OpenVINO alone is faster in bfloat16 there."""
+    options, notes = [], []
+    for name, precisions in (
+        ("openvino", dict.fromkeys((precision, "f32"))),
+        ("onnxruntime", ("f32",)),
+        ("torch", ("f32",)),
+    ):
+        lacking = _lacking(name)
+        if lacking:
+            notes.append(lacking)
+            continue
+        for kind in precisions:
+            words = [*notes, f"on a CPU, {name} is the fastest installed"]
+            if kind != precision:
+                words.append(f"{precision} is to be had with openvino only: {kind}")
+            options.append(Option(name, "cpu", kind, "; ".join(words)))
+    return options
+
+
+def _lacking(name: str) -> str | None:
+    """Which packages of a backend are not installed, in words."""
+    lacking = [package for package in _NEEDS[name] if find_spec(package) is None]
+    if not lacking:
+        return None
+    return f"{name}: {' and '.join(lacking)} not installed (the extra `cpu` has them)"
 
 
 def _cuda_available() -> bool:

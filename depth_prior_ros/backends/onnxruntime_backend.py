@@ -7,7 +7,7 @@ from typing import Any
 
 import onnxruntime
 
-from depth_prior_ros.backends.base import Compiled
+from depth_prior_ros.backends.base import Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
 
 
@@ -17,6 +17,7 @@ class OnnxRuntimeBackend(OnnxBackend):
     name = "onnxruntime"
     title = "ONNX Runtime"
     device = "cpu"
+    precision: Precision = "f32"
 
     def __init__(self, threads: int = 1) -> None:
         self._options = onnxruntime.SessionOptions()

@@ -7,14 +7,15 @@ from typing import Any
 
 import openvino
 
-from depth_prior_ros.backends.base import Compiled, Precision
+from depth_prior_ros.backends.base import BackendError, Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
 
 
 class OpenVinoBackend(OnnxBackend):
     """OpenVINO's CPU plugin.
 
-    precision: `f32`, or `bf16` where the CPU has it (about twice as fast; check the accuracy).
+    precision: `f32`, or `bf16` (about twice as fast; `benchmarks/backends.py` shows the accuracy).
+    Raises BackendError where the CPU computes no bfloat16.
     """
 
     name = "openvino"
@@ -22,7 +23,10 @@ class OpenVinoBackend(OnnxBackend):
     device = "cpu"
 
     def __init__(self, threads: int = 1, precision: Precision = "f32") -> None:
+        self.precision: Precision = precision
         self._core = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._capabilities():
+            raise BackendError("openvino: this CPU computes no bf16")
         self._config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -30,6 +34,9 @@ class OpenVinoBackend(OnnxBackend):
             "INFERENCE_PRECISION_HINT": precision,
             "ENABLE_CPU_PINNING": False,
         }
+
+    def _capabilities(self) -> list[str]:
+        return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def _read(self, path: Path) -> Compiled:
         compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._config)

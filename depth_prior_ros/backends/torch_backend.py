@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depth_prior_ros.backends.base import BackendError, Compiled
+from depth_prior_ros.backends.base import BackendError, Compiled, Precision
 
 
 class TorchBackend:
@@ -17,12 +18,16 @@ class TorchBackend:
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; threads: on the CPU, for the whole process (one
     thread among other nodes is faster than two that fight for cores).
+    precision: `bf16` computes convolutions and products by autocast; results are float32.
     Raises BackendError where the device does not exist.
     """
 
     name = "torch"
 
-    def __init__(self, device: str = "auto", threads: int = 1) -> None:
+    def __init__(
+        self, device: str = "auto", threads: int = 1, precision: Precision = "f32"
+    ) -> None:
+        self.precision: Precision = precision
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -47,15 +52,26 @@ class TorchBackend:
     def compile(
         self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
     ) -> Compiled:
-        """Move the module to the device."""
-        net = module.to(self._device).eval()
+        """Move the module to the device. Raises BackendError where it has no room there."""
+        try:
+            net = module.to(self._device).eval()
+        except RuntimeError as error:
+            raise BackendError(
+                f"{type(module).__name__} does not get onto {self.device}: {error}"
+            ) from error
 
         def run(*inputs: Any) -> tuple[Any, ...]:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._autocast():
                 output = net(*inputs)
-            return (output,) if isinstance(output, Tensor) else tuple(output)
+            outputs = (output,) if isinstance(output, Tensor) else output
+            return tuple(tensor.float() for tensor in outputs)
 
         return run
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "f32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
     def to_native(self, array: NDArray[np.float32]) -> Tensor:
         """A tensor on the device; on the CPU it shares the array's memory."""

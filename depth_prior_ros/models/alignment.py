@@ -82,6 +82,25 @@ def align_motion(
     return pose
 
 
+@torch.no_grad()
+def photometric_cost(
+    current: Tensor,
+    previous: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    previous_from_current: Pose,
+    reduction: int = 2,
+) -> Tensor:
+    """What `align_motion` lowers, for a given motion; arguments as there.
+
+    Returns:
+        (B,): robust mean difference of the grey images; inf where too little overlaps.
+    """
+    with torch.autocast(device_type=current.device.type, enabled=False):
+        level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
+        return _residual(level, Pose(previous_from_current.matrix.float())).cost
+
+
 def _level(current: Tensor, previous: Tensor, depth: Tensor, K: Tensor, reduction: int) -> _Level:
     def grey(image: Tensor) -> Tensor:
         return F.avg_pool2d(image.mean(1, keepdim=True), reduction)

@@ -1,0 +1,46 @@
+"""How often a camera sends images: what a frame may cost at most."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from itertools import pairwise
+from statistics import median
+
+_WINDOW = 30
+_ENOUGH = 5
+
+
+class FrameRate:
+    """The median interval between the stamps of a camera's images.
+
+    Told of every image that arrives, it knows the camera's rate; told only of those that were
+    processed, as in a replay that waits, it knows theirs. Any thread may tell and ask.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: deque[int] = deque(maxlen=_WINDOW)
+        self._lock = threading.Lock()
+
+    def saw(self, stamp_ns: int) -> None:
+        """An image with this stamp came; the same stamp again counts once."""
+        with self._lock:
+            if stamp_ns in self._stamps:
+                return
+            if self._stamps and stamp_ns < self._stamps[0]:
+                self._stamps.clear()  # the clock was set back, or a bag began again
+            if self._stamps and stamp_ns < self._stamps[-1]:
+                return  # late: its place in the sequence was another
+            self._stamps.append(stamp_ns)
+
+    @property
+    def interval_ms(self) -> float | None:
+        """Median milliseconds between two images; None before there are enough."""
+        with self._lock:
+            steps = [(b - a) * 1e-6 for a, b in pairwise(self._stamps)]
+        return median(steps) if len(steps) >= _ENOUGH else None
+
+    def reset(self) -> None:
+        """Forget all stamps."""
+        with self._lock:
+            self._stamps.clear()

@@ -1,0 +1,243 @@
+"""A frame with its predecessor: features, the motion between the two, matching.
+
+The networks see every camera as the trained one, and so a world stretched along the viewing
+direction; motions here are in that world and in network units (`units_step` leads there).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.framing import Framed
+from depth_prior_ros.results import PoseSource
+from depth_prior_ros.runtime import Features, Native, Networks, Stopwatch, inverse_pose
+from depth_prior_ros.scale import focal_ratio
+
+Transform = NDArray[np.float64]
+PoseChoice = Literal["auto", "network", "odometry"]
+POSE_CHOICES: tuple[PoseChoice, ...] = ("auto", "network", "odometry")
+
+
+class PoseError(Exception):
+    """The motion between the frames is not known; not a failure of the model."""
+
+
+@dataclass
+class Shown:
+    """A frame that the networks were shown; features are filled in when they are first needed."""
+
+    stamp_ns: int
+    framed: Framed
+    native: Native
+    features: Features | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A frame and the one before, and what is known of them.
+
+    inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
+    where nobody knows. pose: previous_from_current of odometry (4, 4) in metres; metres: how far
+    odometry says it went; both None where unknown.
+    """
+
+    previous: Shown
+    current: Shown
+    inverse: Native
+    metres_per_unit: float | None = None
+    pose: Transform | None = None
+    metres: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """previous_from_current (4, 4) in the networks' world, and who said so."""
+
+    matrix: Transform
+    source: PoseSource
+
+
+class Motions:
+    """Finds how the camera moved between two frames."""
+
+    def __init__(self, networks: Networks, trained: Camera) -> None:
+        self._networks = networks
+        self._trained = trained
+
+    def by_network(self, pair: Pair) -> Step:
+        """What the pose network says, refined against the single-frame depth if the bundle asks
+        for it. Raises PoseError for numbers that are not finite."""
+        images = pair.previous.native, pair.current.native
+        pose = self._networks.pose(*images)
+        pose = self._networks.align(*images, pose, self.matching_matrix(pair), pair.inverse)
+        if not np.isfinite(pose).all():
+            raise PoseError("the pose network's answer is not finite")
+        return Step(inverse_pose(pose), "network")
+
+    def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
+        """What odometry says, refined in the same way; None where it says nothing.
+
+        length: of the translation in units with the stretch undone, where no metric factor is
+        known.
+        """
+        if pair.pose is None:
+            return None
+        metres_per_unit = pair.metres_per_unit
+        if metres_per_unit is None:
+            metres = float(np.linalg.norm(pair.pose[:3, 3]))
+            if not length or metres == 0:
+                return None
+            metres_per_unit = metres / length
+        matrix = units_step(pair.pose, metres_per_unit, self.stretch(pair))
+        return Step(self._refined(pair, matrix), "odometry")
+
+    def _refined(self, pair: Pair, matrix: Transform) -> Transform:
+        if not self._networks.aligns:
+            return matrix
+        images = pair.previous.native, pair.current.native
+        return self._networks.refine(*images, matrix, self.matching_matrix(pair), pair.inverse)
+
+    def explains(self, pair: Pair, step: Step) -> float:
+        """How badly the previous picture, moved by a step, fits; inf: not at all."""
+        return self._networks.photometric_cost(
+            pair.previous.native,
+            pair.current.native,
+            step.matrix,
+            self.matching_matrix(pair),
+            pair.inverse,
+        )
+
+    def units_travelled(self, pair: Pair, step: Step) -> float:
+        """Length of a step in units, with the stretch of the networks' world undone."""
+        return float(np.linalg.norm(step.matrix[:3, 3] * (1.0, 1.0, self.stretch(pair))))
+
+    def matching_matrix(self, pair: Pair) -> NDArray[np.float64]:
+        """K (3, 3) of the networks' world: the trained focal length, the actual principal point."""
+        camera = pair.current.framed.camera
+        return replace(camera, fx=self._trained.fx, fy=self._trained.fy).matrix()
+
+    def stretch(self, pair: Pair) -> float:
+        """True depth over the depth that the networks see."""
+        camera, trained = pair.current.framed.camera, self._trained
+        return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a pair of frames.
+
+    output: depth in units and confidence, (1, 1, h, w); None where there was no matching.
+    step: the motion that was matched with. units: length of the pose network's own, stretch undone;
+    None where it was not asked or had no answer. error: in words, what went wrong.
+    """
+
+    output: tuple[Native, Native] | None = None
+    step: Step | None = None
+    units: float | None = None
+    error: str | None = None
+
+
+class MultiFrameStep:
+    """Runs the multi-frame network on a frame and its predecessor.
+
+    pose_source: `network`; `odometry` (the network where there is none); `auto`: of the two the one
+    that explains the picture better. min_pose_ratio: a motion by the network shorter than this
+    share of odometry's is a pose network that has lost it.
+    """
+
+    def __init__(self, networks: Networks, trained: Camera) -> None:
+        self.pose_source: PoseChoice = "auto"
+        self.min_pose_ratio = 0.1
+        self.motions = Motions(networks, trained)
+        self._networks = networks
+
+    def motion(self, pair: Pair, *, check: bool = True, measure: bool = False) -> Found:
+        """The motion to match with; `Found.step` is there.
+
+        check: compare the pose network with odometry. measure: ask it in any case.
+        Raises PoseError where nobody knows the motion.
+        """
+        wanted = self.pose_source
+        alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
+        network: Step | None = None
+        units: float | None = None
+        lost: PoseError | None = None
+        if measure or not alone:
+            try:
+                network = self.motions.by_network(pair)
+                units = self.motions.units_travelled(pair, network)
+                if check:
+                    self._check(pair, units)
+            except PoseError as error:
+                network, lost = None, error
+        odometry = None if wanted == "network" else self.motions.by_odometry(pair, units)
+        step = network if odometry is None else odometry
+        if wanted == "auto" and network is not None and odometry is not None:
+            costs = [self.motions.explains(pair, one) for one in (network, odometry)]
+            step = odometry if costs[1] < costs[0] else network
+        if step is None:
+            raise lost or PoseError("no motion")
+        return Found(step=step, units=units)
+
+    def _check(self, pair: Pair, units: float) -> None:
+        if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:
+            return
+        predicted = units * pair.metres_per_unit
+        if predicted < self.min_pose_ratio * pair.metres:
+            raise PoseError(
+                f"the pose network sees {predicted:.3f} m of motion where odometry says "
+                f"{pair.metres:.3f} m"
+            )
+
+    def rehearse(self, shown: Shown, inverse: Native) -> None:
+        """Run everything once on one frame as its own predecessor."""
+        pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
+        step = self.motions.by_network(pair)
+        self.motions.explains(pair, step)
+        depth, _ = self.depth(pair, step)
+        self._networks.backend.to_numpy(depth)
+
+    def depth(
+        self, pair: Pair, step: Step, clock: Stopwatch | None = None
+    ) -> tuple[Native, Native]:
+        """Depth in units and confidence, (1, 1, h, w)."""
+        clock = clock or Stopwatch(self._networks.backend.synchronize)
+        previous, current = pair.previous, pair.current
+        with clock("features"):
+            if previous.features is None:
+                previous.features = self._networks.features(previous.native)
+            if current.features is None:
+                current.features = self._networks.features(current.native)
+        with clock("multi"):
+            return self._networks.multi(
+                current.features,
+                previous.features,
+                step.matrix,
+                self.motions.matching_matrix(pair),
+                pair.inverse,
+            )
+
+
+def units_step(metres: Transform, metres_per_unit: float, stretch: float) -> Transform:
+    """A rigid motion (4, 4) in metres as the networks' world shows it, in units.
+
+    That world is `1 / stretch` times as long along the viewing direction; a rotation becomes an
+    affine map there, exactly.
+    """
+    world = np.array([1.0, 1.0, 1.0 / stretch])
+    result = np.eye(4)
+    result[:3, :3] = world[:, np.newaxis] * metres[:3, :3] / world
+    result[:3, 3] = metres[:3, 3] * world / metres_per_unit
+    return result
+
+
+def turned(step: Transform) -> float:
+    """The angle of a motion's rotation in radians."""
+    cosine = (float(np.trace(step[:3, :3])) - 1) / 2
+    return math.acos(min(max(cosine, -1.0), 1.0))
