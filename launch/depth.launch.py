@@ -33,6 +33,8 @@ ARGUMENTS = [
     ("camera_info", "", "calibration topic; empty: camera_info of the camera"),
     ("image_transport", "", "raw or compressed; empty: as the parameter file says"),
     ("odom", "/odom", "odometry topic"),
+    ("twist", "/twist", "topic of TwistStamped, where there is no odometry"),
+    ("twist_with_covariance", "/twist_with_covariance", "the same, TwistWithCovarianceStamped"),
     ("scale", "", "fixed, camera_height, odometry or none; empty: as the parameter file says"),
     ("camera_height", "", "metres from the road to the camera, for scale:=camera_height"),
     ("namespace", "", "namespace of the node and of the depth that it publishes"),
@@ -40,6 +42,7 @@ ARGUMENTS = [
     ("autostart", "", "false leaves the lifecycle to a manager; empty: as the parameter file says"),
     ("use_sim_time", "false", "take the time from /clock"),
     ("large_images", "false", "messages above 512 KB through shared memory (docs/large_images.md)"),
+    ("enclave", "", "SROS 2 enclave of the node (docs/security.md)"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
     ("rviz", "false", "also start RViz with image, depth, points and active model"),
     ("camera_frame", "camera_optical_frame", "frame_id of the images, for RViz to look from"),
@@ -61,7 +64,6 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
     if given["log_level"] not in LOG_LEVELS:
         raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
-    image, camera_info = inputs(given)
     variable = profile_variable(given)
     node = Node(
         package="depth_prior_ros",
@@ -69,8 +71,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name=given["name"],
         namespace=given["namespace"],
         parameters=[given["params_file"], overrides(given)],
-        remappings=[("image", image), ("camera_info", camera_info), ("odom", given["odom"])],
-        arguments=["--ros-args", "--log-level", f"{logger(given)}:={given['log_level']}"],
+        remappings=inputs(given),
+        arguments=["--ros-args", *ros_arguments(given)],
         additional_env=variable,
         output="screen",
     )
@@ -82,10 +84,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 f"bag player is started, too:\n  export {name}={profile}"
             )
         )
-    return [*actions, *viewer(given, image)] if truth(given, "rviz") else actions
+    return [*actions, *viewer(given)] if truth(given, "rviz") else actions
 
 
-def viewer(given: dict[str, str], image: str) -> list[LaunchDescriptionEntity]:
+def viewer(given: dict[str, str]) -> list[LaunchDescriptionEntity]:
     """RViz, and the active model as a text that it can show."""
     below = "/".join(["", *parts(given["namespace"])]).rstrip("/")
     sim_time = {"use_sim_time": truth(given, "use_sim_time")}
@@ -101,12 +103,12 @@ def viewer(given: dict[str, str], image: str) -> list[LaunchDescriptionEntity]:
         executable="rviz2",
         arguments=["-d", str(CONFIG / "depth.rviz"), "-f", given["camera_frame"]],
         parameters=[sim_time],
-        remappings=shown(given, image, below),
+        remappings=shown(given, below),
     )
     return [text, rviz]
 
 
-def shown(given: dict[str, str], image: str, below: str) -> list[tuple[str, str]]:
+def shown(given: dict[str, str], below: str) -> list[tuple[str, str]]:
     """Where the topics of depth.rviz are to be had."""
     relative = given["scale"] == "none"  # then depth is not called metres
     topics = {
@@ -116,16 +118,23 @@ def shown(given: dict[str, str], image: str, below: str) -> list[tuple[str, str]
         "model_text": "model_text",
     }
     # RViz shows raw images; image_transport's republisher makes them where there are none.
-    camera = ("/camera/image_raw", image.removesuffix("/compressed"))
+    camera = ("/camera/image_raw", dict(inputs(given))["image"])
     return [camera, *((f"/depth/{k}", f"{below}/depth/{v}") for k, v in topics.items())]
 
 
-def inputs(given: dict[str, str]) -> tuple[str, str]:
-    """Image and calibration topic; the compressed image's name is image_transport's."""
+def inputs(given: dict[str, str]) -> list[tuple[str, str]]:
+    """Where the node's inputs are to be had."""
     camera = given["camera"].rstrip("/")
-    suffix = "/compressed" if given["image_transport"] == "compressed" else ""
-    image = given["image"] or f"{camera}/image_raw{suffix}"
-    return image, given["camera_info"] or f"{camera}/camera_info"
+    return [
+        ("image", given["image"] or f"{camera}/image_raw"),
+        ("camera_info", given["camera_info"] or f"{camera}/camera_info"),
+        *((name, given[name]) for name in ("odom", "twist", "twist_with_covariance")),
+    ]
+
+
+def ros_arguments(given: dict[str, str]) -> list[str]:
+    level = ["--log-level", f"{logger(given)}:={given['log_level']}"]
+    return [*level, "--enclave", given["enclave"]] if given["enclave"] else level
 
 
 def parts(namespace: str) -> list[str]:
