@@ -58,12 +58,12 @@ class FactorFilter:
     def __init__(self, start: float, settings: FilterSettings) -> None:
         """`start`: the factor to begin with, and the middle of what is plausible."""
         self.settings = settings
-        self._start = math.log(start)
+        self._start = start
         self.reset()
 
     def reset(self) -> None:
         """As at the start."""
-        self._level = self._start
+        self._factor = self._start
         self._arrived = False
         self._clock = 0.0
         self._window: deque[tuple[float, float, float]] = deque()  # clock, log factor, weight
@@ -72,7 +72,7 @@ class FactorFilter:
     @property
     def factor(self) -> float:
         """The factor to publish."""
-        return math.exp(self._level)
+        return self._factor
 
     @property
     def samples(self) -> int:
@@ -98,12 +98,12 @@ class FactorFilter:
         """Whether a measurement is finite, positive and within the limit."""
         if not (math.isfinite(factor) and factor > 0):
             return False
-        return abs(math.log(factor) - self._start) <= math.log(self.settings.limit)
+        return abs(math.log(factor / self._start)) <= math.log(self.settings.limit)
 
     def take_up(self, factor: float, spread: float | None, arrived: bool) -> None:
         """Go on from a factor that was measured before; the window is empty."""
         self.reset()
-        self._level = math.log(factor)
+        self._factor = factor
         self._spread = spread
         self._arrived = arrived
 
@@ -122,8 +122,9 @@ class FactorFilter:
         target, self._spread = _weighted(self._window)
         rate = self.settings.rate if self._arrived else self.settings.first_rate
         step = rate * min(seconds, _LONGEST_STEP)
-        self._level += min(max(target - self._level, -step), step)
-        if abs(target - self._level) < _ARRIVED:
+        away = target - math.log(self._factor)
+        self._factor *= math.exp(min(max(away, -step), step))
+        if abs(away) < max(step, _ARRIVED):
             self._arrived = True
 
 
