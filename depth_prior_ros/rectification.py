@@ -147,9 +147,8 @@ def _map(model: DistortedCamera) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
     """Where in the distorted image each pixel of the rectified one lies: x and y, (H, W)."""
     R = np.reshape(model.rotation, (3, 3))
     arguments = (model.raw.matrix(), np.array(model.coefficients), R)
-    make = cv2.initUndistortRectifyMap
-    if model.model == EQUIDISTANT:
-        make = cv2.fisheye.initUndistortRectifyMap
+    fisheye = model.model == EQUIDISTANT
+    make: Any = cv2.fisheye.initUndistortRectifyMap if fisheye else cv2.initUndistortRectifyMap
     x, y = make(*arguments, model.camera.matrix(), model.camera.size, cv2.CV_32FC1)
     for values in (x, y):
         # A wide rectified view looks past what the model can express.

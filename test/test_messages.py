@@ -1,4 +1,4 @@
-"""Camera messages in, depth messages out: every size, every padding, every way to be wrong."""
+"""Depth messages out, calibration in: every size, every number that no camera has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from depth_prior_ros.camera import Camera
@@ -23,122 +23,10 @@ from depth_prior_ros.ros.messages import (
     camera_info_of,
     depth_to_image,
     image_to_depth,
-    image_to_rgb,
     scaled_camera_info,
-    supported_encodings,
 )
-
-CHANNELS = {"rgb8": 3, "bgr8": 3, "mono8": 1}
-LAYOUT_CAUSES = {"zero_size", "wrong_step", "truncated", "unknown_encoding"}
 
 sizes = st.integers(1, 40)
-encodings = st.sampled_from(sorted(CHANNELS))
-seeds = st.integers(0, 2**32 - 1)
-
-
-def make_image(
-    encoding: str, width: int, height: int, padding: int, seed: int
-) -> tuple[Image, np.ndarray]:
-    """A message with random pixels and random padding, and the pixels as HxWxC."""
-    rng = np.random.default_rng(seed)
-    row = width * CHANNELS[encoding]
-    buffer = rng.integers(0, 256, (height, row + padding), dtype=np.uint8)
-    message = Image(width=width, height=height, encoding=encoding, step=row + padding)
-    message.header = Header(stamp=Time(sec=7, nanosec=8), frame_id="camera_optical_frame")
-    message.data = array.array("B", buffer.tobytes())
-    return message, buffer[:, :row].reshape(height, width, CHANNELS[encoding])
-
-
-def cause_of(message: Image) -> str:
-    with pytest.raises(MessageError) as caught:
-        image_to_rgb(message)
-    assert caught.value.text, "an error without words helps nobody"
-    return caught.value.cause
-
-
-@given(encodings, sizes, sizes, st.integers(0, 9), seeds)
-def test_pixels_arrive_as_rgb(encoding, width, height, padding, seed):
-    message, pixels = make_image(encoding, width, height, padding, seed)
-    expected = {
-        "rgb8": pixels,
-        "bgr8": pixels[..., ::-1],
-        "mono8": np.concatenate([pixels] * 3, axis=2),
-    }[encoding]
-    rgb = image_to_rgb(message)
-    assert rgb.shape == (height, width, 3)
-    assert rgb.dtype == np.uint8
-    np.testing.assert_array_equal(rgb, expected)
-
-
-def test_the_table_of_encodings_is_the_documented_one():
-    assert set(supported_encodings()) == set(CHANNELS)
-
-
-@pytest.mark.parametrize("padding", [0, 5])
-def test_rgb8_is_a_view_that_cannot_be_written(padding):
-    message, _ = make_image("rgb8", 8, 4, padding, 0)
-    rgb = image_to_rgb(message)
-    assert np.shares_memory(rgb, np.frombuffer(message.data, dtype=np.uint8))
-    with pytest.raises(ValueError, match="read-only"):
-        rgb[0, 0] = 0
-
-
-@given(encodings, st.sampled_from([(0, 5), (5, 0), (0, 0)]), seeds)
-def test_zero_sized(encoding, size, seed):
-    message, _ = make_image(encoding, 5, 5, 0, seed)
-    message.width, message.height = size
-    assert cause_of(message) == "zero_size"
-
-
-@given(encodings, sizes, sizes, seeds, st.data())
-def test_step_shorter_than_a_row(encoding, width, height, seed, data):
-    message, _ = make_image(encoding, width, height, 0, seed)
-    message.step = data.draw(st.integers(0, message.step - 1))
-    assert cause_of(message) == "wrong_step"
-
-
-@given(encodings, sizes, sizes, st.integers(0, 9), seeds, st.data())
-def test_truncated(encoding, width, height, padding, seed, data):
-    message, _ = make_image(encoding, width, height, padding, seed)
-    kept = data.draw(st.integers(0, len(message.data) - 1))
-    message.data = message.data[:kept]
-    assert cause_of(message) == "truncated"
-
-
-@given(encodings, sizes, sizes, st.integers(1, 50))
-def test_more_data_than_rows(encoding, width, height, extra):
-    message, _ = make_image(encoding, width, height, 0, 0)
-    message.data.extend(bytes(extra))
-    assert cause_of(message) == "wrong_step"
-
-
-@given(st.text(max_size=20).filter(lambda name: name not in CHANNELS), sizes, sizes)
-def test_unknown_encoding_is_named(encoding, width, height):
-    message, _ = make_image("rgb8", width, height, 0, 0)
-    message.encoding = encoding
-    with pytest.raises(MessageError, match="unknown_encoding") as caught:
-        image_to_rgb(message)
-    assert repr(encoding) in caught.value.text
-
-
-@given(
-    st.one_of(encodings, st.text(max_size=8)),
-    st.integers(0, 2**32 - 1) | st.integers(0, 8),
-    st.integers(0, 2**32 - 1) | st.integers(0, 8),
-    st.integers(0, 2**32 - 1) | st.integers(0, 30),
-    st.binary(max_size=200),
-)
-def test_whatever_comes_is_read_or_refused_with_a_known_cause(encoding, width, height, step, data):
-    message = Image(encoding=encoding, width=width, height=height, step=step)
-    message.data = array.array("B", data)
-    try:
-        rgb = image_to_rgb(message)
-    except MessageError as error:
-        assert error.cause in LAYOUT_CAUSES
-    else:
-        assert rgb.shape == (height, width, 3)
-
-
 depth_values = st.sampled_from([0.5, 12.25, 80.0, math.nan, math.inf, -math.inf])
 
 

@@ -21,7 +21,7 @@ MAX_PIXELS = 1 << 26
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
-_PNG_END = b"IEND"
+_PNG_END = b"IEND\xaeB`\x82"  # with its checksum: this chunk is always empty
 
 # Frame headers of ITU-T T.81, table B.1: C0 to CF without DHT, JPG and DAC.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

@@ -70,7 +70,7 @@ def image_to_rgb(message: Image | CompressedImage) -> ImageArray:
     encoding, rows, step = layout
     width, height = int(message.width), int(message.height)
     flat = np.frombuffer(message.data, dtype=np.uint8)
-    pixels = flat.reshape(rows, step)[:, : encoding.row(width)]
+    pixels: npt.NDArray[Any] = flat.reshape(rows, step)[:, : encoding.row(width)]
     if encoding.depth == 2:
         pixels = _native_words(pixels, bool(message.is_bigendian))
     if not encoding.semi_planar:
