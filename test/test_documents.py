@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +19,8 @@ def commands(document: Path, program: str) -> list[list[str]]:
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(rf"^    {program} (.+)$", text, re.MULTILINE)
     # In tables and sentences a command may be abbreviated; in a code block it is complete.
-    return [shlex.split(line, comments=True) for line in lines]
+    # What begins with --ros-args is for ROS.
+    return [shlex.split(line.split(" --ros-args")[0], comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
@@ -61,6 +63,55 @@ def test_every_reason_is_explained() -> None:
     for document in (ROOT / "README.md", ROOT / "docs" / "node.md"):
         explained = set(re.findall(r"`(\w+)`", document.read_text(encoding="utf-8")))
         assert set(get_args(Reason)) <= explained
+
+
+def test_the_page_of_the_parameters_is_that_of_the_code() -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: the declarations are ROS's")
+    from depth_prior_ros.ros.describe import SECTIONS, render
+    from depth_prior_ros.ros.parameters import PARAMETERS
+
+    assert [d for _, declarations in SECTIONS for d in declarations] == list(PARAMETERS)
+    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert page == render(), "run python -m depth_prior_ros.ros.describe > docs/parameters.md"
+
+
+def launch_arguments() -> dict[str, set[str]]:
+    """The arguments of every launch file."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "launch").glob("*.launch.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tables = [n for n in ast.walk(tree) if isinstance(n, ast.Tuple) and len(n.elts) == 3]
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args]
+        declared = [c for c in calls if getattr(c.func, "id", "") == "DeclareLaunchArgument"]
+        first = [n.elts[0] for n in tables] + [c.args[0] for c in declared]
+        found[path.name] = {n.value for n in first if isinstance(n, ast.Constant)}
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_launch_files_have_the_arguments_that_documents_use(document: Path) -> None:
+    known = launch_arguments()
+    for words in commands(document, "ros2 launch"):
+        package, file, *arguments = words
+        assert package == "depth_prior_ros"
+        names = {word.split(":=")[0] for word in arguments if not word.startswith("--")}
+        if file != "FILE":
+            assert names <= known[file], f"{document.name}: {' '.join(words)}"
+
+
+def test_there_are_launches_to_check() -> None:
+    assert sum(len(commands(document, "ros2 launch")) for document in DOCUMENTS) > 6
+    assert launch_arguments()["several_cameras.launch.py"] == {"cameras"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_parameters_that_documents_set_exist(document: Path) -> None:
+    yaml_file = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^\| `([\w.]+)` \|", yaml_file, re.MULTILINE))
+    assert "force_model" in known
+    for words in commands(document, "ros2 param set"):
+        assert words[0] == "/depth_node"
+        assert words[1] in known
 
 
 def test_every_refusal_is_explained() -> None:
