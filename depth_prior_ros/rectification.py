@@ -110,6 +110,7 @@ class Rectifier:
         width, height = model.raw.size
         # Pixels reach half a pixel from their centres.
         inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+        inside &= _is_imaged(model)
         if not inside.any():
             raise InvalidCameraError("rectified with these numbers, the image would be empty")
         self.outside: npt.NDArray[np.bool_] | None = None if inside.all() else ~inside
@@ -125,7 +126,8 @@ class Rectifier:
         return None if model.is_rectified else cls(model)
 
     def apply(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The rectified image, of the same size and type; black where the lens saw nothing.
+        """The rectified image, of the same size and type; where the lens saw nothing, its border
+        goes on, which disturbs a network less than black does.
 
         image: (H, W) or (H, W, C). Raises ValueError for another size than the camera's.
         """
@@ -134,13 +136,38 @@ class Rectifier:
             expected = f"{self.camera.width}x{self.camera.height}"
             raise ValueError(f"the map is for {expected} pixels, the image has {width}x{height}")
         return cv2.remap(
-            image,
-            self._whole,
-            self._parts,
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(0, 0, 0, 0),
+            image, self._whole, self._parts, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
+
+
+def _is_imaged(model: DistortedCamera) -> npt.NDArray[np.bool_]:
+    """(H, W) bool: whether the ray of each rectified pixel is one that the model describes.
+
+    Polynomials turn back at some angle, and from there on show the picture a second time.
+    """
+    camera = model.camera
+    v, u = np.mgrid[: camera.height, : camera.width].astype(np.float64)
+    rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones_like(u)], -1)
+    rays = rays @ np.reshape(model.rotation, (3, 3))
+    angles = np.arctan2(np.hypot(rays[..., 0], rays[..., 1]), rays[..., 2])
+    return angles < _turning_angle(model)
+
+
+def _turning_angle(model: DistortedCamera) -> float:
+    """The angle from the axis, in radians, up to which the image grows with the angle."""
+    angles = np.linspace(0.0, np.pi / 2, 4096, endpoint=False)
+    k = [*model.coefficients, *[0.0] * 8]
+    if model.model == EQUIDISTANT:
+        powers = angles**2
+        radius = angles * (1 + powers * (k[0] + powers * (k[1] + powers * (k[2] + powers * k[3]))))
+    else:
+        r = np.tan(angles)
+        r2 = r * r
+        below = 1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])) if model.model == RATIONAL else 1.0
+        radius = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / below
+    with np.errstate(invalid="ignore"):
+        falling = ~(np.diff(radius) > 0)
+    return float(angles[int(np.argmax(falling))]) if falling.any() else float(np.pi / 2)
 
 
 def _map(model: DistortedCamera) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
