@@ -8,6 +8,7 @@ next image on, or asks for malformed messages; each is answered with what was se
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -135,6 +136,16 @@ class CameraProcess:
         if not answer:
             raise RuntimeError(f"the camera ended with exit code {self._process.wait()}")
         return dict(json.loads(answer))
+
+
+def large_images() -> dict[str, str]:
+    """The environment that gives a process room for large images in Fast DDS's shared memory."""
+    file = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_images.xml"
+    try:
+        old = int(importlib.metadata.version("ros-rclpy").split(".")[0]) < 9  # before Kilted
+    except importlib.metadata.PackageNotFoundError:
+        old = os.environ.get("ROS_DISTRO", "") in ("humble", "iron", "jazzy")
+    return {f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE": str(file)}
 
 
 class _Camera:
