@@ -435,5 +435,4 @@ class DepthPipeline(PipelineSettings):
         """Confidence (h, w) of what is published."""
         if found.output is None:
             return combine(units)
-        numpy = self.networks.backend.to_numpy
-        return combine(numpy(single[0])[0, 0], units, numpy(found.output[1])[0, 0])
+        return combine(self.networks.backend.to_numpy(single[0])[0, 0], units)
