@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-WAIT = 120.0
+WAIT = 240.0
 SETTLED = 3  # equal answers in a row: discovery is not instantaneous
 
 

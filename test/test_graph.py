@@ -13,8 +13,10 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 from helpers import make_tiny_bundle
 from ros_graph import graph_of
-from ros_helpers import NodeProcess, Peer
+from ros_helpers import STEP, NodeProcess, Peer, image_message, view, wait_until
+from std_msgs.msg import Header
 
+pytestmark = pytest.mark.timeout(600)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "node.md"
 # Of every lifecycle node; the page is about ours.
 COMMON_TOPICS = {"/rosout", "/parameter_events", "~/transition_event"}
@@ -55,12 +57,20 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     make_tiny_bundle(bundle)
     namespace = f"/seen_{uuid.uuid4().hex[:12]}"
     process = NodeProcess(namespace=namespace, bundle=str(bundle), backend="torch")
-    with process, Peer(namespace):
+    with process, Peer(namespace) as peer:
         graph = graph_of(f"{namespace}/depth_node", f"{namespace}/depth/image_rect")
-    return {
+        peer.wait_for_node(process, 240.0)
+        peer.send(view(), STEP)
+        peer.answer(STEP)
+        broken = image_message(view(), Header(), "no_such_encoding")
+        peer.image_publisher.publish(broken)
+        wait_until(lambda: "refused.unknown_encoding" in peer.status(), "the refusal")
+        said = peer.status()
+    found = {
         kind: {_relative(name, namespace): what for name, what in ends.items()}
         for kind, ends in graph.items()
     }
+    return {**found, "diagnostics": said}
 
 
 def _relative(name: str, namespace: str) -> str:
@@ -90,3 +100,16 @@ def test_its_services_are_documented(seen: dict[str, dict[str, Any]]) -> None:
     own = {n: kinds for n, kinds in seen["services"].items() if n not in COMMON_SERVICES}
     assert own == documented
     assert seen["clients"] == {}
+
+
+def test_its_diagnostics_are_documented(seen: dict[str, dict[str, Any]]) -> None:
+    """Every key the node sends, and every key the page names."""
+    text = PAGE.read_text(encoding="utf-8").split("| key | |\n", 1)[1].split("\n\n", 1)[0]
+    keys = [
+        name for line in text.splitlines() for name in re.findall("`([^`]+)`", line.split("|")[1])
+    ]
+    patterns = [re.sub("[A-Z]+", r"\\w+", re.escape(key)) for key in keys]
+    own = set(seen["diagnostics"]) - {"level", "message"}  # of the message, not of its values
+    assert {key for key in own if not any(re.fullmatch(p, key) for p in patterns)} == set()
+    unused = [p for p in patterns if not any(re.fullmatch(p, key) for key in own)]
+    assert unused == []

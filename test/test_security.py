@@ -77,6 +77,7 @@ def launch_remappings() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_policy_grants_exactly_what_the_node_uses(tmp_path: Path) -> None:
     make_tiny_bundle(tmp_path / "tiny")
     common = {"bundle": str(tmp_path / "tiny"), "backend": "torch"}
