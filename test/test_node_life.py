@@ -159,10 +159,10 @@ FAILING = """
 import sys
 from depth_prior_ros.pipeline import DepthPipeline
 process, calls = DepthPipeline.process, iter(range(10**9))
-def failing(*arguments):
+def failing(*arguments, **options):
     if next(calls) % 2:
         raise RuntimeError("every second frame fails")
-    return process(*arguments)
+    return process(*arguments, **options)
 DepthPipeline.process = failing
 from depth_prior_ros.ros.node import main
 sys.exit(main())

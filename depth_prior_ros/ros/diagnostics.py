@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -18,13 +18,26 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 LATENCY_PARTS = ("total", "wait", "decode", "infer", "publish")
 """From the arrival of an image to its published depth, in milliseconds."""
 
+LATENCY_PERCENTS = (50, 95, 99)
+
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
+
+SEGMENT_BYTES = 512 * 1024
+"""Fast DDS's shared-memory segment, unless a profile says otherwise."""
+
+_LARGER_SEGMENT = (
+    "images above 512 KB need a larger shared-memory segment at the sender: start the camera "
+    "driver with config/fastdds_large_images.xml, or set image_reliability to reliable"
+)
+_NO_SEGMENT = (
+    "set image_reliability to reliable, or give the sockets larger buffers (net.core.rmem_max)"
+)
 
 
 class PercentileWindow:
     """Percentiles over the newest ``size`` values."""
 
-    def __init__(self, size: int = 300) -> None:
+    def __init__(self, size: int = 500) -> None:
         self._values: deque[float] = deque(maxlen=size)
 
     def add(self, value: float) -> None:
@@ -44,6 +57,8 @@ class _Counts:
     inferred: int = 0
     dropped_stale: int = 0
     message_lost: int = 0
+    refused_frames: int = 0
+    camera_infos: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -57,19 +72,34 @@ class Report:
 
 
 class Statistics:
-    """Counters and latency windows of one node, safe to use from several threads."""
+    """Counters and latency windows of one node, safe to use from several threads.
 
-    def __init__(self, window: int = 300) -> None:
+    Args:
+        window: frames over which latencies are reported.
+        fast_dds: whether the middleware is Fast DDS, whose cure for lost images differs.
+    """
+
+    def __init__(self, window: int = 500, fast_dds: bool = True) -> None:
         self._lock = threading.Lock()
         self._counts = _Counts()
         self._reported = _Counts()
         self._last_text: dict[str, str] = {}
+        self._fast_dds = fast_dds
+        self._image_bytes = 0
+        self._expected_bytes = 0
         self._latency = {name: PercentileWindow(window) for name in LATENCY_PARTS}
 
-    def received(self) -> None:
-        """A camera image arrived."""
+    def received(self, size: int = 0) -> None:
+        """A camera image of ``size`` bytes arrived."""
         with self._lock:
             self._counts.received += 1
+            self._image_bytes = size or self._image_bytes
+
+    def camera_info(self, width: int, height: int) -> None:
+        """A calibration arrived; its image has probably three bytes a pixel."""
+        with self._lock:
+            self._counts.camera_infos += 1
+            self._expected_bytes = 3 * width * height
 
     def dropped_stale(self) -> None:
         """An image was overwritten by a newer one before the worker took it."""
@@ -81,10 +111,15 @@ class Statistics:
         with self._lock:
             self._counts.message_lost += count
 
-    def refused(self, cause: str, text: str) -> int:
-        """A message could not be used; ``text`` says why. Returns how often that was the cause."""
+    def refused(self, cause: str, text: str, frame: bool = True) -> int:
+        """A message, usually an image (``frame``), could not be used; ``text`` says why.
+
+        Returns:
+            How often that was the cause.
+        """
         with self._lock:
             self._counts.refused[cause] += 1
+            self._counts.refused_frames += frame
             self._last_text[cause] = text
             return self._counts.refused[cause]
 
@@ -95,24 +130,19 @@ class Statistics:
             for name, value in latency_ms.items():
                 self._latency[name].add(value)
 
-    def report(self, state: Mapping[str, str]) -> Report:
+    def report(self, state: Mapping[str, str], remarks: Sequence[str] = ()) -> Report:
         """The status since the start, its level by what happened since the last report.
 
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
                 values; its key ``state`` decides whether silence is worth a warning.
+            remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
             level, message = self._judge(state)
             values = {**state, **self._values()}
-            self._reported = _Counts(
-                self._counts.received,
-                self._counts.inferred,
-                self._counts.dropped_stale,
-                self._counts.message_lost,
-                Counter(self._counts.refused),
-            )
-        return Report(level, message, values)
+            self._reported = replace(self._counts, refused=Counter(self._counts.refused))
+        return Report(level, "; ".join([message, *remarks]), values)
 
     def _values(self) -> dict[str, str]:
         counts = self._counts
@@ -121,13 +151,15 @@ class Statistics:
             "inferred": str(counts.inferred),
             "dropped_stale": str(counts.dropped_stale),
             "refused": str(sum(counts.refused.values())),
+            "refused_frames": str(counts.refused_frames),
             "message_lost": str(counts.message_lost),
+            "image_bytes": str(self._image_bytes),
         }
         for cause, count in sorted(counts.refused.items()):
             values[f"refused.{cause}"] = str(count)
             values[f"refused.{cause}.last"] = self._last_text[cause]
         for name, window in self._latency.items():
-            for percent in (50, 95):
+            for percent in LATENCY_PERCENTS:
                 value = window.percentile(percent)
                 key = f"latency_ms.{name}.p{percent}"
                 values[key] = "" if value is None else f"{value:.1f}"
@@ -145,17 +177,27 @@ class Statistics:
             total = sum(refused.values())
             return level, f"{total} refused, mostly {cause}: {self._last_text[cause]}"
         if lost:
-            return WARN, (
-                f"{lost} images lost by the transport; images above 512 KB need a larger "
-                "shared-memory segment at the sender (config/fastdds_large_images.xml)"
-            )
+            return WARN, f"{lost} images lost by the transport: {self._cure()}"
         if state.get("state") != "active":
             return OK, "not active"
         if state.get("publishers.image") == "0":
             return STALE, "nobody publishes the image topic, or not with a QoS that fits"
         if counts.received == before.received:
-            return STALE, "no image arrived since the last report"
+            silent = "no image arrived since the last report"
+            # A camera sends both; where only the small one comes through, the large one is lost.
+            if counts.camera_infos > before.camera_infos and state.get("publishers.image"):
+                silent += f", but camera_info did; if images are lost on the way: {self._cure()}"
+            return STALE, silent
         return OK, f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
+
+    def _cure(self) -> str:
+        size = self._image_bytes or self._expected_bytes
+        if not self._fast_dds:
+            return _NO_SEGMENT
+        # Not a word about the segment where images fit it many times over.
+        if 0 < size <= SEGMENT_BYTES // 4:
+            return f"the machine or the network is busy ({size} bytes an image); {_NO_SEGMENT}"
+        return _LARGER_SEGMENT
 
 
 def to_message(report: Report, name: str, hardware_id: str) -> DiagnosticArray:

@@ -20,6 +20,9 @@ from depth_prior_ros.ros.messages import MessageError, camera_from_info
 
 NANOSECONDS = 1_000_000_000
 
+SIZES_KEPT = 8
+"""Image sizes whose calibration is kept."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -61,7 +64,7 @@ class Inputs:
         self._changed = threading.Condition()
         self._on_overwritten = on_overwritten
         self._image: ImageArrival | None = None
-        self._camera_info: Any = None
+        self._infos: dict[tuple[int, int], Any] = {}
         self._speeds: deque[Speed] = deque(maxlen=history)
         self._trajectory = Trajectory()
         self._odometry_silent = False
@@ -77,9 +80,21 @@ class Inputs:
             self._on_overwritten()
 
     def put_camera_info(self, message: Any) -> None:
-        """Store the newest calibration."""
+        """Store a calibration; of every image size the newest is kept, for a few sizes.
+
+        Raises:
+            MessageError: ``camera_info_size`` or ``bad_intrinsics`` for one that no image could be
+                used with; it is not stored, so that it does not replace a good one.
+        """
+        width, height = int(message.width), int(message.height)
+        if width < 1 or height < 1:
+            raise MessageError("camera_info_size", f"camera_info says {width}x{height} pixels")
+        camera_from_info(message, width, height)
         with self._changed:
-            self._camera_info = message
+            self._infos.pop((width, height), None)  # the newest goes last
+            self._infos[width, height] = message
+            if len(self._infos) > SIZES_KEPT:
+                del self._infos[next(iter(self._infos))]
             self._changed.notify_all()
 
     def put_speed(self, stamp: int, speed: float, source: Source = "odometry") -> bool:
@@ -116,23 +131,23 @@ class Inputs:
             return arrival
 
     def camera_info(self, width: int, height: int, wait: float) -> Any:
-        """The newest ``camera_info``, waiting up to ``wait`` seconds for one that fits the size.
+        """The newest ``camera_info`` that fits the size, waiting up to ``wait`` seconds for one.
 
         Topics are not ordered among each other: the first image, or the first of a new size, may
         well arrive before its calibration.
 
         Raises:
-            MessageError: ``no_camera_info`` when none ever arrived; one that does not fit is
+            MessageError: ``no_camera_info`` when none ever arrived; where none fits, the newest is
                 returned as it is, for the conversion to refuse.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._fits(width, height), wait)
-            if self._camera_info is None:
+            self._changed.wait_for(lambda: self._closed or self._fitting(width, height), wait)
+            if not self._infos:
                 raise MessageError(
                     "no_camera_info",
                     "no camera_info yet: without intrinsics the depth would not be metres",
                 )
-            return self._camera_info
+            return self._fitting(width, height) or list(self._infos.values())[-1]
 
     def motion_at(
         self,
@@ -184,16 +199,21 @@ class Inputs:
             return None
         return nearest
 
-    def _fits(self, width: int, height: int) -> bool:
-        if self._camera_info is None:
-            return False
-        try:
-            camera_from_info(self._camera_info, width, height)
-        except MessageError as error:
-            # Numbers that cannot belong to a camera will not improve by waiting.
-            return error.cause != "camera_info_size"
-        return True
+    def _fitting(self, width: int, height: int) -> Any:
+        """The newest calibration of that size, or else one that can be scaled to it; or None."""
+        exact = self._infos.get((width, height))
+        if exact is not None:
+            return exact
+        return next((i for i in reversed(self._infos.values()) if _fits(i, width, height)), None)
 
     def _has_reached(self, stamp: int, max_age: float) -> bool:
         newest = stamp + int(max_age * NANOSECONDS)
         return any(stamp <= speed.stamp <= newest for speed in self._speeds)
+
+
+def _fits(info: Any, width: int, height: int) -> bool:
+    try:
+        camera_from_info(info, width, height)
+    except MessageError:
+        return False
+    return True

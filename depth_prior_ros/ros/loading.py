@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import TYPE_CHECKING, cast
 
 from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline import DepthPipeline
+from depth_prior_ros.results import parse_output_size
 from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.ros.parameters_depth import FIRST_RATE_RATIO
+from depth_prior_ros.scale import FilterSettings, RoadSettings, Scale, make_scale
 
 if TYPE_CHECKING:
-    from depth_prior_ros.pipeline import Model
+    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.pipeline import Model, PoseChoice
 
 
 def load_pipeline(settings: Settings) -> DepthPipeline:
     """Load and verify the bundle, choose the backend, compile the networks and run them once.
 
     Raises:
-        BundleError, BackendError: naming the cause.
+        BundleError, BackendError, ValueError: naming the cause.
     """
+    bundle = load_bundle(settings.bundle)
     pipeline = DepthPipeline(
-        load_bundle(settings.bundle),
+        bundle,
         backend=settings.backend,
         device=settings.device,
         threads=settings.threads,
         precision=cast(Precision, settings.precision),
+        fallback=settings.backend_fallback,
         gate=settings.gate,
+        scale=scale_of(settings, bundle),
     )
     apply_settings(pipeline, settings)
     pipeline.warm_up()
@@ -33,8 +42,15 @@ def load_pipeline(settings: Settings) -> DepthPipeline:
     return pipeline
 
 
-def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:
+def apply_settings(
+    pipeline: DepthPipeline, settings: Settings, before: Settings | None = None
+) -> None:
     """Take up what may change while the node runs; called between two frames.
+
+    Args:
+        pipeline: to be changed.
+        settings: to take up.
+        before: those that the pipeline has; None: the scale is left as it is.
 
     Raises:
         ValueError: for a forced network that the bundle does not have.
@@ -42,5 +58,61 @@ def apply_settings(pipeline: DepthPipeline, settings: Settings) -> None:
     pipeline.force_model = cast("Model | None", settings.force_model or None)
     pipeline.max_gap = settings.max_gap
     pipeline.max_metres = settings.max_depth_m or pipeline.bundle.manifest.depth.max_metres
-    pipeline.time_budget_ms = settings.time_budget * 1e3 or None
+    automatic = settings.time_budget < 0
+    pipeline.time_budget_ms = "auto" if automatic else settings.time_budget * 1e3 or None
     pipeline.gate_settings = settings.gate
+    pipeline.guard.failure_pause = settings.failure_pause
+    pipeline.output_size = parse_output_size(settings.output_size)
+    pipeline.fit = "pad" if settings.fit == "pad" else "crop"
+    pipeline.pose_source = cast("PoseChoice", settings.motion_pose_source)
+    pipeline.min_pose_ratio = settings.motion_min_pose_ratio
+    if before is not None and _scale_settings(settings) != _scale_settings(before):
+        scale = scale_of(settings, pipeline.bundle)
+        if settings.scale_mode == before.scale_mode != "fixed":
+            # What was measured is not lost, unless the new limits leave it out.
+            with contextlib.suppress(ValueError):
+                scale.restore(pipeline.scale.store())
+        pipeline.scale = scale
+
+
+def carry_scale(old: DepthPipeline, new: DepthPipeline) -> None:
+    """Let a pipeline of the same bundle go on with the factor that another has measured."""
+    same = old.bundle.digest == new.bundle.digest
+    if same and old.scale.status.mode == new.scale.status.mode != "fixed":
+        with contextlib.suppress(ValueError):
+            new.scale.restore(old.scale.store())
+
+
+def scale_of(settings: Settings, bundle: Bundle) -> Scale:
+    """The scale that the settings ask for, at its beginning."""
+    depth = bundle.manifest.depth
+    given = settings.scale_metres_per_unit
+    return make_scale(
+        settings.scale_mode,
+        fixed=given or depth.metres_per_unit,
+        source="scale.metres_per_unit" if given else depth.metres_per_unit_source,
+        camera_height=settings.scale_camera_height or None,
+        settings=FilterSettings(
+            window=settings.scale_window,
+            rate=settings.scale_rate,
+            first_rate=FIRST_RATE_RATIO * settings.scale_rate,
+            limit=settings.scale_limit,
+        ),
+        road=RoadSettings(
+            pitch=math.radians(settings.scale_camera_pitch_deg),
+            ignore_bottom=settings.scale_ignore_bottom,
+        ),
+    )
+
+
+def _scale_settings(settings: Settings) -> tuple[float | str, ...]:
+    return (
+        settings.scale_mode,
+        settings.scale_metres_per_unit,
+        settings.scale_camera_height,
+        settings.scale_camera_pitch_deg,
+        settings.scale_ignore_bottom,
+        settings.scale_window,
+        settings.scale_rate,
+        settings.scale_limit,
+    )

@@ -28,7 +28,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from depth_prior_ros.ros.lifecycle_node import run
+        from depth_prior_ros.ros.run import run
 
         return run(args)
     except KeyboardInterrupt:

@@ -9,60 +9,118 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.framing import InvalidFrameError
+from depth_prior_ros.guard import is_out_of_memory
 from depth_prior_ros.motion import Motion
+from depth_prior_ros.odometry import CameraMount
+from depth_prior_ros.ros.camera_infos import CameraModels, rectification_wanted
 from depth_prior_ros.ros.diagnostics import Statistics
+from depth_prior_ros.ros.encodings import ImageArray
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
 from depth_prior_ros.ros.messages import (
     MessageError,
-    camera_from_info,
+    image_size,
     image_to_rgb,
     scaled_camera_info,
 )
 from depth_prior_ros.ros.parameters import Settings
 
 if TYPE_CHECKING:
+    from depth_prior_ros.camera import Camera
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
+    from depth_prior_ros.ros.outputs import Outputs
+    from depth_prior_ros.ros.scale_keeper import ScaleKeeper
 
 INTERNAL = "internal"
 """Cause under which an unexpected error of a frame is counted."""
 
+MEMORY = "memory"
+"""Cause of a frame for whose single-frame network there was no memory."""
+
+Apply = Callable[["DepthPipeline", Settings, Settings | None], None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that was published: what a snapshot is made of.
+
+    header: of the camera's image. image: (H, W, 3) uint8 RGB, rectified. info: camera_info of the
+    depth image. camera: of the image.
+    """
+
+    header: Any
+    image: ImageArray
+    camera: Camera
+    info: Any
+    result: DepthResult
+
 
 class FrameWorker:
-    """Takes images from the inputs, runs the pipeline and hands results to ``publish``.
+    """Takes images from the inputs, runs the pipeline and hands results to the outputs.
 
     Args:
-        inputs: where images, calibration and speed come from; closed by :meth:`stop`.
-        pipeline: anything with ``process`` as :class:`~depth_prior_ros.pipeline.DepthPipeline`.
+        inputs: where images, calibration and motion come from; closed by :meth:`stop`.
+        pipeline: makes the depth.
+        outputs: where it goes.
         statistics: counts what happened to every frame.
-        publish: called in this thread with the image's header, the depth image's camera_info and
-            the result.
+        settings: to begin with; the pipeline has them already.
+        image_topic: fully resolved; its name may say that images are rectified.
         refuse: called in this thread with cause and text for every frame that failed.
-        apply: called between two frames with the pipeline and new settings.
+        apply: called between two frames with the pipeline, new settings and those it has.
+        keeper: told of the first camera.
+
+    Attributes:
+        model_error: what went wrong with the multi-frame network last, in words.
     """
 
     def __init__(
         self,
         inputs: Inputs,
         pipeline: DepthPipeline,
+        outputs: Outputs,
         statistics: Statistics,
         settings: Settings,
-        publish: Callable[[Any, Any, DepthResult], None],
+        image_topic: str,
         refuse: Callable[[str, str], None],
-        apply: Callable[[DepthPipeline, Settings], None],
+        apply: Apply,
+        keeper: ScaleKeeper,
     ) -> None:
         self._inputs = inputs
         self._pipeline = pipeline
+        self._outputs = outputs
         self._statistics = statistics
         self._settings = settings
-        self._pending: Settings | None = None
-        self._publish = publish
+        self._image_topic = image_topic
         self._refuse = refuse
         self._apply = apply
+        self._keeper = keeper
+        self._models = CameraModels()
+        self._camera: Camera | None = None
+        self._newest: Frame | None = None
+        self._pending = threading.Lock()
+        self._new_settings: Settings | None = None
+        self._new_pipeline: tuple[DepthPipeline, Settings] | None = None
+        self.model_error = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="depth_worker", daemon=True)
+
+    @property
+    def newest(self) -> Frame | None:
+        """The frame that was published last; None before the first."""
+        return self._newest
+
+    @property
+    def settings(self) -> Settings:
+        """Those that the pipeline has; newer ones may be waiting for the next frame."""
+        return self._settings
+
+    @property
+    def camera(self) -> Camera | None:
+        """Of the rectified images; None before the first frame."""
+        return self._camera
 
     def start(self) -> None:
         """Begin to take images."""
@@ -78,7 +136,13 @@ class FrameWorker:
 
     def reconfigure(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
-        self._pending = settings
+        with self._pending:
+            self._new_settings = settings
+
+    def replace(self, pipeline: DepthPipeline, settings: Settings) -> None:
+        """Use another pipeline, which has these settings, from the next frame on."""
+        with self._pending:
+            self._new_pipeline = pipeline, settings
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -86,7 +150,7 @@ class FrameWorker:
             if arrival is None:
                 return
             try:
-                self._take_up_settings()
+                self._take_up_changes()
                 self._handle(arrival)
             except MessageError as error:
                 self._refuse(error.cause, error.text)
@@ -94,26 +158,55 @@ class FrameWorker:
                 self._refuse(f"frame_{error.cause}", str(error))
             except Exception as error:  # one frame's trouble must not end the node
                 if not self._stopping.is_set():
-                    self._refuse(INTERNAL, f"{type(error).__name__}: {error}")
+                    self._survive(error)
 
-    def _take_up_settings(self) -> None:
-        settings, self._pending = self._pending, None
+    def _survive(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            self._pipeline.networks.backend.free_memory()
+            self._refuse(MEMORY, text)
+        else:
+            self._refuse(INTERNAL, text)
+
+    def _take_up_changes(self) -> None:
+        with self._pending:
+            pipeline, self._new_pipeline = self._new_pipeline, None
+            settings, self._new_settings = self._new_settings, None
+        if pipeline is not None:
+            self._pipeline, self._settings = pipeline
+            if self._camera is not None:
+                self._keeper.begin(self._pipeline, self._camera)
         if settings is not None:
-            self._settings = settings
-            self._apply(self._pipeline, settings)
+            before, self._settings = self._settings, settings
+            self._apply(self._pipeline, settings, before)
+            self._outputs.reconfigure(settings.outputs)
 
     def _handle(self, arrival: ImageArrival) -> None:
         message, settings = arrival.message, self._settings
-        width, height = int(message.width), int(message.height)
+        width, height = image_size(message)
         info = self._inputs.camera_info(width, height, settings.sync_wait)
-        camera = camera_from_info(info, width, height)
-        speed = self._inputs.speed_at(arrival.stamp, settings.odometry_max_age, settings.sync_wait)
-        motion = None if speed is None else Motion(speed, "odometry")
+        rectify = rectification_wanted(settings.rectify, self._image_topic)
+        camera, rectifier = self._models.of(info, width, height, rectify)
+        if camera is not self._camera:
+            self._camera = camera
+            self._keeper.begin(self._pipeline, camera)
+        motion = self._motion(arrival.stamp)
         taken = time.monotonic()
         image = image_to_rgb(message)
+        outside = None
+        if rectifier is not None:
+            image, outside = rectifier.apply(image), rectifier.outside
         decoded = time.monotonic()
-        result = self._pipeline.process(image, arrival.stamp, motion, camera)
+        result = self._pipeline.process(
+            image,
+            arrival.stamp,
+            motion,
+            camera,
+            confidence="confidence" in self._outputs.wanted(),
+            outside=outside,
+        )
         inferred = time.monotonic()
+        self.model_error = result.error or self.model_error
         if self._stopping.is_set():
             return
         depth_height, depth_width = result.depth.shape
@@ -124,8 +217,9 @@ class FrameWorker:
             (depth_width, depth_height),
             (region.x, region.y, region.width, region.height),
         )
-        self._publish(message.header, depth_info, result)
+        self._outputs.publish(message.header, depth_info, result)
         published = time.monotonic()
+        self._newest = Frame(message.header, image, camera, depth_info, result)
         self._statistics.inferred(
             {
                 "total": 1e3 * (published - arrival.arrived),
@@ -135,3 +229,13 @@ class FrameWorker:
                 "publish": 1e3 * (published - inferred),
             }
         )
+
+    def _motion(self, stamp: int) -> Motion | None:
+        s = self._settings
+        if s.motion_source == "image":
+            return None
+        mount = CameraMount(
+            s.mount_x, s.mount_y, s.mount_z, s.mount_roll, s.mount_pitch, s.mount_yaw
+        )
+        previous = self._pipeline.previous_stamp_ns
+        return self._inputs.motion_at(stamp, s.odometry_max_age, s.sync_wait, previous, mount)

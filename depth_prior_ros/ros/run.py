@@ -1,0 +1,45 @@
+"""Runs :class:`~.lifecycle_node.DepthNode` until it is interrupted."""
+
+from __future__ import annotations
+
+import sys
+
+import rclpy
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions, install_signal_handlers
+
+from depth_prior_ros.ros.lifecycle_node import DepthNode
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the node until the context is shut down; returns the exit code.
+
+    Raises:
+        KeyboardInterrupt: for SIGINT, and for SIGTERM before the node spins.
+    """
+    node = None
+    try:
+        # rclpy turns SIGTERM into a wake-up of the executor. While the bundle is being loaded there
+        # is none to wake: until then it interrupts as SIGINT does.
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        node = DepthNode()
+        if not node.settings.autostart:
+            node.get_logger().info("autostart is off: waiting to be configured")
+        elif not node.start():
+            return 1
+        install_signal_handlers(SignalHandlerOptions.ALL)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except ExternalShutdownException:
+        return 0
+    except (ValueError, ParameterException) as error:
+        print(f"depth_node: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if node is not None:
+            node.destroy_node()
+        # Not rclpy.shutdown: a signal has already shut the context down.
+        rclpy.try_shutdown()
+    return 0

@@ -1,0 +1,163 @@
+"""What the node listens to while it is active. Callbacks check, count and store; nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from geometry_msgs.msg import Twist, TwistStamped, TwistWithCovarianceStamped
+from nav_msgs.msg import Odometry
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from depth_prior_ros.motion import Source
+from depth_prior_ros.ros.diagnostics import Statistics
+from depth_prior_ros.ros.events import message_lost_callbacks
+from depth_prior_ros.ros.inputs import Inputs, stamp_ns
+from depth_prior_ros.ros.messages import MessageError, check_image
+from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.ros.qos import overrides, qos
+
+UNKNOWN_POSE = -1.0
+"""First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""
+
+_MOTION: tuple[tuple[str, Source, type], ...] = (
+    ("odom", "odometry", Odometry),
+    ("twist", "twist", TwistStamped),
+    ("twist_with_covariance", "twist_with_covariance", TwistWithCovarianceStamped),
+)
+
+
+def image_topic(node: LifecycleNode, settings: Settings) -> str:
+    """The fully resolved name of the topic that images come from."""
+    name: str = node.resolve_topic_name("image")
+    if settings.image_transport == "raw":
+        return name
+    # image_transport appends the transport to the remapped name; the result may be remapped too.
+    return str(node.resolve_topic_name(f"{name}/compressed"))
+
+
+class Subscriptions:
+    """Subscriptions of an active node; :meth:`destroy` ends them.
+
+    Args:
+        node: whose topics these are.
+        settings: which transport, which sources of motion, how reliable.
+        inputs: where messages are stored.
+        statistics: counts them.
+        refuse: called with cause, text, and whether it was an image, for every message that cannot
+            be used.
+        saw: called with the stamp (ns) of every image that arrives.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        settings: Settings,
+        inputs: Inputs,
+        statistics: Statistics,
+        refuse: Callable[[str, str, bool], None],
+        saw: Callable[[int], None],
+    ) -> None:
+        self._node = node
+        self._inputs = inputs
+        self._statistics = statistics
+        self._refuse = refuse
+        self._saw = saw
+        self._all: dict[str, Any] = {}
+        image = qos(1, settings.image_reliability == "reliable")
+        lost = message_lost_callbacks(statistics.message_lost)
+        kind = CompressedImage if settings.image_transport == "compressed" else Image
+        self.image_topic = image_topic(node, settings)
+        self._all["image"] = node.create_subscription(
+            kind,
+            self.image_topic,
+            self._on_image,
+            image,
+            event_callbacks=lost,
+            qos_overriding_options=overrides(),
+        )
+        info = qos(5, settings.image_reliability == "reliable")
+        self._subscribe("camera_info", CameraInfo, self._on_camera_info, info)
+        for topic, source, message in _MOTION:
+            if settings.motion_source in ("auto", source):
+                self._subscribe(
+                    topic,
+                    message,
+                    self._on_odometry if source == "odometry" else self._on_twist(source),
+                    qos(50, settings.odom_reliability == "reliable"),
+                )
+
+    def _subscribe(self, topic: str, kind: type, callback: Callable[[Any], None], p: Any) -> None:
+        self._all[topic] = self._node.create_subscription(
+            kind, topic, callback, p, qos_overriding_options=overrides()
+        )
+
+    def destroy(self) -> None:
+        """End all of them."""
+        for subscription in self._all.values():
+            self._node.destroy_subscription(subscription)
+        self._all = {}
+
+    def publishers(self) -> dict[str, int]:
+        """How many publishers each input is connected to, by the input's name."""
+        return {name: self._publishers(name) for name in self._all}
+
+    def _publishers(self, name: str) -> int:
+        subscription = self._all[name]
+        if hasattr(subscription, "get_publisher_count"):
+            return int(subscription.get_publisher_count())
+        # Humble: those that exist, connected or not.
+        return int(self._node.count_publishers(self.image_topic if name == "image" else name))
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        stamp = stamp_ns(message.header.stamp)
+        self._statistics.received(len(message.data))
+        self._saw(stamp)
+        try:
+            check_image(message)
+        except MessageError as error:
+            self._refuse(error.cause, error.text, True)
+            return
+        self._inputs.put_image(message)
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._statistics.camera_info(int(message.width), int(message.height))
+        try:
+            self._inputs.put_camera_info(message)
+        except MessageError as error:
+            self._refuse(error.cause, error.text, False)
+
+    def _on_odometry(self, message: Odometry) -> None:
+        stamp = stamp_ns(message.header.stamp)
+        # The pose first: storing the speed wakes whoever waits for both.
+        self._on_pose(stamp, message.pose)
+        self._on_speed(stamp, message.twist.twist, "odometry")
+
+    def _on_pose(self, stamp: int, pose: Any) -> None:
+        if pose.covariance[0] == UNKNOWN_POSE:
+            return
+        p, q = pose.pose.position, pose.pose.orientation
+        numbers = (p.x, p.y, p.z), (q.x, q.y, q.z, q.w)
+        # Odometry of speeds only leaves the quaternion at zero, which is no fault.
+        if not self._inputs.put_pose(stamp, *numbers) and not _finite(*numbers):
+            text = "odom: the pose is not finite"
+            self._refuse("bad_odometry", text, False)
+
+    def _on_twist(self, source: Source) -> Callable[[Any], None]:
+        def received(message: TwistStamped | TwistWithCovarianceStamped) -> None:
+            twist = message.twist if source == "twist" else message.twist.twist
+            self._on_speed(stamp_ns(message.header.stamp), twist, source)
+
+        return received
+
+    def _on_speed(self, stamp: int, twist: Twist, source: Source) -> None:
+        linear = twist.linear
+        speed = math.hypot(linear.x, linear.y, linear.z)
+        if not self._inputs.put_speed(stamp, speed, source):
+            self._refuse("bad_odometry", f"the speed of {source} is {speed}", False)
+
+
+def _finite(*groups: tuple[float, ...]) -> bool:
+    return all(math.isfinite(number) for group in groups for number in group)
