@@ -5,6 +5,7 @@ ros2 launch depth_prior_ros several_cameras.launch.py cameras:=/path/to/cameras.
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(__file__).resolve().parents[1]
 CAMERAS = SHARE / "config" / "several_cameras.yaml"
+ONE = str(SHARE / "launch" / "depth.launch.py")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -46,9 +48,13 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     if not isinstance(content, dict) or not isinstance(content.get("cameras"), dict):
         raise ValueError(f"{path}: needs a table `cameras`, as in {CAMERAS}")
     shared = content.get("all") or {}
+    known = {argument for argument, _, _ in runpy.run_path(ONE)["ARGUMENTS"]}
     cameras = {}
     for name, own in content["cameras"].items():
         arguments = {"camera": f"/{name}", **shared, **(own or {}), "namespace": str(name)}
+        if unknown := sorted(set(arguments) - known):
+            # launch would ignore them without a word.
+            raise ValueError(f"{path}: {name}: depth.launch.py has no {', '.join(unknown)}")
         cameras[str(name)] = {key: text(value) for key, value in arguments.items()}
     return cameras
 
@@ -60,5 +66,5 @@ def text(value: object) -> str:
 
 def one(name: str, arguments: dict[str, str]) -> GroupAction:
     """The node of one camera; scoped, so that the arguments of one are not those of the next."""
-    source = PythonLaunchDescriptionSource(str(SHARE / "launch" / "depth.launch.py"))
+    source = PythonLaunchDescriptionSource(ONE)
     return GroupAction([IncludeLaunchDescription(source, launch_arguments=list(arguments.items()))])

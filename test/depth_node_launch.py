@@ -65,10 +65,10 @@ class TestWhileItRuns(unittest.TestCase):
             answer = self.peer.call(GetState, "depth_node/get_state", GetState.Request(), 60.0)
             return answer.current_state.label
 
-        wait_until(lambda: state() == "active", "the node to be active", 120.0)
+        wait_until(lambda: state() == "active", "the node to be active", 240.0)
 
     def test_2_images_become_depth(self) -> None:
-        self.peer.wait_for_node(_Running(), 120.0)
+        self.peer.wait_for_node(_Running(), 240.0)
         for number in range(1, 4):
             self.peer.send(shifted(texture(), number), number * STEP, speed=5.0)
             depth = self.peer.answer(number * STEP, 60.0)

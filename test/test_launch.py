@@ -171,13 +171,14 @@ def test_show_args_lists_every_argument(installed, file: Path):
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_started_by_launch_testing(installed, tmp_path):
     """test/depth_node_launch.py has the checks; launch_testing runs them inside a launch."""
     make_tiny_bundle(tmp_path / "tiny")
     environment = {**os.environ, "TEST_BUNDLE": str(tmp_path / "tiny")}
     command = [sys.executable, "-m", "launch_testing.launch_test", str(TEST_IN_LAUNCH)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=environment, check=False
+        command, capture_output=True, text=True, timeout=560, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # Three while it runs, one after the end.
@@ -187,6 +188,7 @@ def test_started_by_launch_testing(installed, tmp_path):
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_arguments_reach_the_node(installed, tmp_path):
     make_tiny_bundle(tmp_path / "tiny")
     namespace = f"car_{uuid.uuid4().hex[:8]}"
@@ -203,7 +205,7 @@ def test_arguments_reach_the_node(installed, tmp_path):
         f"odom:=/{namespace}/odom",
     )
     with launched(tmp_path / "log", *arguments) as launch, Peer(f"/{namespace}") as peer:
-        peer.wait_for_node(launch, 120)
+        peer.wait_for_node(launch, 240)
         names = ["bundle", "scale.mode", "scale.camera_height", "max_gap"]
         request = GetParameters.Request(names=names)
         values = peer.call(GetParameters, "depth_node/get_parameters", request).values
@@ -223,6 +225,7 @@ def test_arguments_reach_the_node(installed, tmp_path):
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_launch_tells_that_the_bundle_is_not_there(installed, tmp_path):
     with launched(tmp_path / "log", f"bundle:={tmp_path / 'nothing'}") as launch:
         launch.process.wait(120)
@@ -232,6 +235,7 @@ def test_launch_tells_that_the_bundle_is_not_there(installed, tmp_path):
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):
     make_tiny_bundle(tmp_path / "tiny")
     bag = write_bag(make_recording(12), tmp_path / "drive.mcap").path
@@ -264,6 +268,7 @@ def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):
 
 @pytest.mark.launch
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_several_cameras_are_several_nodes(installed, tmp_path):
     make_tiny_bundle(tmp_path / "tiny")
     names = [f"{side}_{uuid.uuid4().hex[:8]}" for side in ("left", "right")]
@@ -280,7 +285,7 @@ def test_several_cameras_are_several_nodes(installed, tmp_path):
         Peer(f"/{names[1]}") as right,
     ):
         for number, peer in enumerate((left, right)):
-            peer.wait_for_node(launch, 120)
+            peer.wait_for_node(launch, 240)
             peer.send(shifted(texture(), 0), 10**9 + number)
         assert nanoseconds_of(left.answer(10**9).header.stamp) == 10**9
         assert nanoseconds_of(right.answer(10**9 + 1).header.stamp) == 10**9 + 1
@@ -293,6 +298,16 @@ def test_several_cameras_are_several_nodes(installed, tmp_path):
         assert devices == ["auto", "cpu"], "arguments of one camera are not the other's"
         assert launch.interrupt() == 0
     assert launch.output.count("process has finished cleanly") == 2, launch.output
+
+
+@pytest.mark.launch
+def test_a_misspelt_argument_of_a_camera_is_refused(installed, tmp_path):
+    cameras = {"cameras": {"front": {"scaling": "odometry"}}}
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
+    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
+    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
+        assert launch.process.wait(120) == 1
+    assert "front: depth.launch.py has no scaling" in launch.output
 
 
 def test_a_ros2_command_line_is_there_or_the_tests_above_say_so(request):
