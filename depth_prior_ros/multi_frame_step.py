@@ -6,6 +6,7 @@ direction; motions here are in that world and in network units (`units_step` lea
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import Framed
-from depth_prior_ros.results import PoseSource
+from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.results import PoseSource, Reason
 from depth_prior_ros.runtime import Features, Native, Networks, Stopwatch, inverse_pose
 from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
 PoseChoice = Literal["auto", "network", "odometry"]
 POSE_CHOICES: tuple[PoseChoice, ...] = ("auto", "network", "odometry")
+
+_log = logging.getLogger(__name__)
 
 
 class PoseError(Exception):
@@ -71,19 +75,16 @@ class Motions:
         self._trained = trained
 
     def by_network(self, pair: Pair) -> Step:
-        """What the pose network says, refined against the single-frame depth if the bundle asks
-        for it. Raises PoseError for numbers that are not finite."""
-        images = pair.previous.native, pair.current.native
-        pose = self._networks.pose(*images)
-        pose = self._networks.align(*images, pose, self.matching_matrix(pair), pair.inverse)
+        """What the pose network says. Raises PoseError for numbers that are not finite."""
+        pose = self._networks.pose(pair.previous.native, pair.current.native)
         if not np.isfinite(pose).all():
             raise PoseError("the pose network's answer is not finite")
         return Step(inverse_pose(pose), "network")
 
     def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
-        """What odometry says, refined in the same way; None where it says nothing.
+        """What odometry says; None where it says nothing.
 
-        length: of the translation in units with the stretch undone, where no metric factor is
+        length: of the translation in units with the stretch undone, for where no metric factor is
         known.
         """
         if pair.pose is None:
@@ -94,14 +95,21 @@ class Motions:
             if not length or metres == 0:
                 return None
             metres_per_unit = metres / length
-        matrix = units_step(pair.pose, metres_per_unit, self.stretch(pair))
-        return Step(self._refined(pair, matrix), "odometry")
+        return Step(units_step(pair.pose, metres_per_unit, self.stretch(pair)), "odometry")
 
-    def _refined(self, pair: Pair, matrix: Transform) -> Transform:
+    def refined(self, pair: Pair, step: Step) -> Step:
+        """The step made to fit the pictures and the single-frame depth, if the bundle asks for it.
+
+        Raises PoseError for numbers that are not finite.
+        """
         if not self._networks.aligns:
-            return matrix
+            return step
         images = pair.previous.native, pair.current.native
-        return self._networks.refine(*images, matrix, self.matching_matrix(pair), pair.inverse)
+        K = self.matching_matrix(pair)
+        matrix = self._networks.refine(*images, step.matrix, K, pair.inverse)
+        if not np.isfinite(matrix).all():
+            raise PoseError("the refined motion is not finite")
+        return Step(matrix, step.source)
 
     def explains(self, pair: Pair, step: Step) -> float:
         """How badly the previous picture, moved by a step, fits; inf: not at all."""
@@ -124,8 +132,7 @@ class Motions:
 
     def stretch(self, pair: Pair) -> float:
         """True depth over the depth that the networks see."""
-        camera, trained = pair.current.framed.camera, self._trained
-        return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
+        return stretch_of(pair.current.framed, self._trained)
 
 
 @dataclass(frozen=True)
@@ -148,42 +155,105 @@ class MultiFrameStep:
 
     pose_source: `network`; `odometry` (the network where there is none); `auto`: of the two the one
     that explains the picture better. min_pose_ratio: a motion by the network shorter than this
-    share of odometry's is a pose network that has lost it.
+    share of odometry's is a pose network that has lost it. guard: told of failures.
     """
 
-    def __init__(self, networks: Networks, trained: Camera) -> None:
+    def __init__(self, networks: Networks, trained: Camera, guard: MultiFrameGuard) -> None:
         self.pose_source: PoseChoice = "auto"
         self.min_pose_ratio = 0.1
         self.motions = Motions(networks, trained)
         self._networks = networks
+        self._guard = guard
+
+    def attempt(
+        self, pair: Pair, clock: Stopwatch, *, forced: bool, measure: bool
+    ) -> tuple[Found, Reason]:
+        """Multi-frame depth, or why there is none: whatever it is, nothing is raised.
+
+        forced: the pose network is not compared with odometry. measure: see `motion`.
+        """
+        found = Found()
+        try:
+            with clock("pose"):
+                found = self.motion(pair, check=not forced, measure=measure)
+            assert found.step is not None
+            output = self.depth(pair, found.step, clock)
+            return replace(found, output=output), "forced" if forced else "moving"
+        except PoseError as error:
+            return Found(error=str(error)), "pose"
+        except Exception as error:
+            # Whatever it was, the vehicle still gets the single-frame depth.
+            reason, message = self.report(error)
+            return Found(units=found.units, error=message), reason
+
+    def travel(self, pair: Pair, clock: Stopwatch) -> Found:
+        """The pose network's motion alone, for the scale; nothing is raised."""
+        try:
+            with clock("pose"):
+                step = self.motions.refined(pair, self.motions.by_network(pair))
+                return Found(units=self.motions.units_travelled(pair, step))
+        except PoseError:
+            return Found()
+        except Exception as error:
+            return Found(error=self.report(error)[1])
+
+    def report(self, error: Exception) -> tuple[Obstacle, str]:
+        """Log a failure and pause the network for it: the reason, and what to say."""
+        reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
+        message = f"{type(error).__name__}: {error}"
+        self._guard.failed(reason, message)
+        _log.warning("multi-frame network left out (%s): %s", reason, message)
+        if reason == "memory":
+            self._networks.backend.free_memory()
+        return reason, message
 
     def motion(self, pair: Pair, *, check: bool = True, measure: bool = False) -> Found:
         """The motion to match with; `Found.step` is there.
 
-        check: compare the pose network with odometry. measure: ask it in any case.
-        Raises PoseError where nobody knows the motion.
+        check: compare the pose network with odometry. measure: tell what the pose network travels
+        even where odometry's motion is used. Raises PoseError where nobody knows the motion.
         """
-        wanted = self.pose_source
-        alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
-        network: Step | None = None
+        motions = self.motions
+        starts, lost = self._starts(pair, measure=measure)
+        used: Step | None = None
         units: float | None = None
-        lost: PoseError | None = None
-        if measure or not alone:
+        for start in starts:
+            if used is not None and not (measure and start.source == "network"):
+                continue
             try:
-                network = self.motions.by_network(pair)
-                units = self.motions.units_travelled(pair, network)
-                if check:
-                    self._check(pair, units)
+                step = motions.refined(pair, start)
+                if start.source == "network":
+                    units = motions.units_travelled(pair, step)
+                    if check and used is None:
+                        self._check(pair, units)
             except PoseError as error:
-                network, lost = None, error
-        odometry = None if wanted == "network" else self.motions.by_odometry(pair, units)
-        step = network if odometry is None else odometry
-        if wanted == "auto" and network is not None and odometry is not None:
-            costs = [self.motions.explains(pair, one) for one in (network, odometry)]
-            step = odometry if costs[1] < costs[0] else network
-        if step is None:
-            raise lost or PoseError("no motion")
-        return Found(step=step, units=units)
+                lost = lost or error
+                continue
+            used = used or step
+        if used is None:
+            raise lost or PoseError("nobody knows the motion")
+        return Found(step=used, units=units)
+
+    def _starts(self, pair: Pair, *, measure: bool) -> tuple[list[Step], PoseError | None]:
+        """The motions to begin with, the best one first, and why the network's is missing."""
+        motions, wanted = self.motions, self.pose_source
+        lost: PoseError | None = None
+        network: Step | None = None
+        odometry: Step | None = None
+        if wanted == "odometry" and pair.metres_per_unit is not None:
+            odometry = motions.by_odometry(pair)
+        if odometry is None or measure:
+            try:
+                network = motions.by_network(pair)
+            except PoseError as error:
+                lost = error
+        if odometry is None and wanted != "network":
+            length = motions.units_travelled(pair, network) if network else None
+            odometry = motions.by_odometry(pair, length)
+        starts = [step for step in (odometry, network) if step is not None]
+        if wanted == "auto" and len(starts) == 2:
+            starts.sort(key=lambda step: motions.explains(pair, step))
+        return starts, lost
 
     def _check(self, pair: Pair, units: float) -> None:
         if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:
@@ -198,7 +268,7 @@ class MultiFrameStep:
     def rehearse(self, shown: Shown, inverse: Native) -> None:
         """Run everything once on one frame as its own predecessor."""
         pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
-        step = self.motions.by_network(pair)
+        step = self.motions.refined(pair, self.motions.by_network(pair))
         self.motions.explains(pair, step)
         depth, _ = self.depth(pair, step)
         self._networks.backend.to_numpy(depth)
@@ -222,6 +292,12 @@ class MultiFrameStep:
                 self.motions.matching_matrix(pair),
                 pair.inverse,
             )
+
+
+def stretch_of(framed: Framed, trained: Camera) -> float:
+    """True depth over the depth that the networks see."""
+    camera = framed.camera
+    return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
 
 
 def units_step(metres: Transform, metres_per_unit: float, stretch: float) -> Transform:

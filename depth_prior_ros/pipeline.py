@@ -12,9 +12,7 @@ computes them once per frame, a vehicle that stands does not compute them at all
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.confidence import combine
 from depth_prior_ros.frame_rate import FrameRate
-from depth_prior_ros.framing import Fit, Framed, InvalidFrameError, frame_image
+from depth_prior_ros.framing import Fit, InvalidFrameError, frame_image
 from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
 from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
 from depth_prior_ros.multi_frame_step import (
@@ -33,8 +31,8 @@ from depth_prior_ros.multi_frame_step import (
     MultiFrameStep,
     Pair,
     PoseChoice,
-    PoseError,
     Shown,
+    stretch_of,
     turned,
 )
 from depth_prior_ros.pipeline_settings import PipelineSettings, TimeBudget
@@ -50,7 +48,7 @@ from depth_prior_ros.results import (
     view_of,
 )
 from depth_prior_ros.runtime import Native, Stopwatch, compile_networks
-from depth_prior_ros.scale import FixedScale, Scale, ScaleSight, focal_ratio
+from depth_prior_ros.scale import FixedScale, Scale, ScaleSight
 
 __all__ = [
     "DepthPipeline",
@@ -65,8 +63,6 @@ __all__ = [
 
 BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
-
-_log = logging.getLogger(__name__)
 
 
 class DepthPipeline(PipelineSettings):
@@ -128,7 +124,7 @@ class DepthPipeline(PipelineSettings):
         self._trained = self.bundle.manifest.camera
         self._gate = MotionGate(gate)
         self._image_motion = ImageMotion()
-        self._step = MultiFrameStep(self.networks, self._trained)
+        self._step = MultiFrameStep(self.networks, self._trained, self.guard)
         self._previous: Shown | None = None
         self.time_budget_ms = time_budget_ms
         self.force_model = force_model
@@ -188,7 +184,7 @@ class DepthPipeline(PipelineSettings):
                 try:
                     self._step.rehearse(shown, inverse)
                 except Exception as error:
-                    self._report_failure(error)
+                    self._step.report(error)
             elapsed = (time.perf_counter() - start) * 1e3
         return elapsed
 
@@ -227,16 +223,19 @@ class DepthPipeline(PipelineSettings):
         pair = None if broken else self._pair(current, single[0], motion)
         reason = self._single_frame_reason(broken, obstacle)
         detail = self.guard.detail if reason == obstacle else None
+        travel = self.scale.needs_travel
         found = Found()
         if pair is not None and reason is None:
-            found, reason = self._multi_frame(pair, clock)
-        elif pair is not None and self.scale.needs_travel and self._gate.state == "moving":
-            found = self._travel(pair, clock)
+            forced = self._force_model is not None
+            found, reason = self._step.attempt(pair, clock, forced=forced, measure=travel)
+        elif pair is not None and travel and self._may_measure(obstacle):
+            found = self._step.travel(pair, clock)
+        assert reason is not None
         with clock("postprocess"):
             units = self._units(current, single, found)
             self._observe(current, units, pair, found, broken is not None)
             view = view_of(current.framed, self._output_size)
-            factor = self.scale.metres_per_unit * self._stretch(current.framed)
+            factor = self.scale.metres_per_unit * stretch_of(current.framed, self._trained)
             depth = to_metres(units, factor, self.max_metres, view)
             sure = (
                 to_confidence(self._sure(single, units, found), depth, view) if confidence else None
@@ -279,10 +278,9 @@ class DepthPipeline(PipelineSettings):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._report_failure(error)
             if self._previous is not None:
                 self._previous.features = None
-            self.networks.backend.free_memory()
+            self._step.report(error)
             return self.networks.single(current.native)
 
     # -- which model ---------------------------------------------------------------------------
@@ -325,6 +323,10 @@ class DepthPipeline(PipelineSettings):
             return "stationary"
         return obstacle
 
+    def _may_measure(self, obstacle: Obstacle | None) -> bool:
+        """Whether the pose network may run for the scale alone."""
+        return self._gate.state == "moving" and obstacle in (None, "budget")
+
     def _budget_ms(self) -> float | None:
         if self._budget != "auto":
             return self._budget
@@ -348,49 +350,7 @@ class DepthPipeline(PipelineSettings):
         factor = self.scale.metres_per_unit if known else None
         return Pair(previous, current, inverse, factor, pose, metres)
 
-    def _multi_frame(self, pair: Pair, clock: Stopwatch) -> tuple[Found, Reason]:
-        """Multi-frame depth, or why there is none."""
-        forced = self._force_model is not None
-        found = Found()
-        try:
-            with clock("pose"):
-                found = self._step.motion(pair, check=not forced, measure=self.scale.needs_travel)
-            assert found.step is not None
-            output = self._step.depth(pair, found.step, clock)
-            return replace(found, output=output), "forced" if forced else "moving"
-        except PoseError as error:
-            return Found(error=str(error)), "pose"
-        except Exception as error:
-            # Whatever it was, the vehicle still gets the single-frame depth.
-            reason, message = self._report_failure(error)
-            return Found(units=found.units, error=message), reason
-
-    def _travel(self, pair: Pair, clock: Stopwatch) -> Found:
-        """The pose network's motion alone, for the scale."""
-        try:
-            with clock("pose"):
-                motions = self._step.motions
-                return Found(units=motions.units_travelled(pair, motions.by_network(pair)))
-        except PoseError:
-            return Found()
-        except Exception as error:
-            return Found(error=self._report_failure(error)[1])
-
-    def _report_failure(self, error: Exception) -> tuple[Obstacle, str]:
-        reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
-        message = f"{type(error).__name__}: {error}"
-        self.guard.failed(reason, message)
-        _log.warning("multi-frame network left out (%s): %s", reason, message)
-        if reason == "memory":
-            self.networks.backend.free_memory()
-        return reason, message
-
     # -- results -------------------------------------------------------------------------------
-
-    def _stretch(self, framed: Framed) -> float:
-        """True depth over the depth that the networks see."""
-        camera, trained = framed.camera, self._trained
-        return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
 
     def _units(
         self, current: Shown, single: tuple[Native, Native], found: Found
@@ -417,7 +377,7 @@ class DepthPipeline(PipelineSettings):
         self.scale.observe(
             ScaleSight(
                 current.stamp_ns,
-                units / np.float32(self._stretch(current.framed))
+                units / np.float32(stretch_of(current.framed, self._trained))
                 if self.scale.needs_depth
                 else None,
                 current.framed.camera,

@@ -125,12 +125,11 @@ def reason_of(option: Option, failures: list[str]) -> str:
 
 def _cpu_options(precision: Precision) -> list[Option]:
     """On a CPU, by speed. OpenVINO alone is faster in bfloat16 there."""
-    options, notes = [], []
-    for name, precisions in (
-        ("openvino", dict.fromkeys((precision, "f32"))),
-        ("onnxruntime", ("f32",)),
-        ("torch", ("f32",)),
-    ):
+    options: list[Option] = []
+    notes: list[str] = []
+    exact: list[Precision] = ["f32"]
+    wanted: list[Precision] = [precision, *exact] if precision != "f32" else exact
+    for name, precisions in (("openvino", wanted), ("onnxruntime", exact), ("torch", exact)):
         lacking = _lacking(name)
         if lacking:
             notes.append(lacking)
