@@ -62,7 +62,8 @@ class Quantisation:
         values = np.zeros(depth.shape, dtype=np.float32)
         # False for NaN.
         known = (depth > 0) & (depth < np.float32(self.max_depth))
-        np.divide(np.float32(self.a), depth, out=values, where=known)
+        resolved = np.maximum(depth, np.float32(self.min_depth))
+        np.divide(np.float32(self.a), resolved, out=values, where=known)
         np.add(values, np.float32(self.b), out=values, where=known)
         return np.minimum(values, LARGEST).astype(np.uint16)
 
