@@ -25,11 +25,7 @@ ARGUMENTS = [
     ("backend", "", "auto, torch, openvino or onnxruntime; empty: as the parameter file says"),
     ("params_file", str(CONFIG / "depth.yaml"), "parameter file of the node"),
     ("camera", "/camera", "namespace in which the camera publishes"),
-    (
-        "image",
-        "",
-        "image topic; empty: image_raw of the camera, with /compressed where that is asked",
-    ),
+    ("image", "", "image topic, without /compressed; empty: image_raw of the camera"),
     ("camera_info", "", "calibration topic; empty: camera_info of the camera"),
     ("image_transport", "", "raw or compressed; empty: as the parameter file says"),
     ("odom", "/odom", "odometry topic"),
