@@ -23,6 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     # Two cores: a pool of threads in every child process only makes them wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    if importlib.util.find_spec("hypothesis"):
+        from hypothesis import settings
+
+        # How long an example takes says nothing on a machine that is busy with others.
+        settings.register_profile("patient", deadline=None)
+        settings.load_profile("patient")
 
 
 def _no_gpu() -> str | None:

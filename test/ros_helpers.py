@@ -42,12 +42,15 @@ RELIABLE = QoSProfile(depth=10)
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
+PATIENCE = 100.0
+"""Seconds that anything may take: machines that run tests are busy."""
+
 BUNDLE_SIZE = (96, 32)
 IMAGE_SIZE = (384, 128)
 STEP = 10**8  # 10 Hz
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
     """The first true value of ``condition``.
 
     Raises:
@@ -119,7 +122,7 @@ class NodeProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def interrupt(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
+    def interrupt(self, number: int = signal.SIGINT, timeout: float = PATIENCE) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout)
@@ -190,7 +193,7 @@ class Peer:
         self._thread.join(10)
         self.node.destroy_node()
 
-    def wait_for_node(self, process: Any, timeout: float = 60.0) -> None:
+    def wait_for_node(self, process: Any, timeout: float = 2 * PATIENCE) -> None:
         """Until node and peer are connected both ways.
 
         A publisher that sees its subscriber may still not be seen by it, or the other way round,
@@ -238,7 +241,7 @@ class Peer:
         twist = TwistWithCovariance(twist=Twist(linear=Vector3(x=speed)))
         self.odometry_publisher.publish(Odometry(header=header, twist=twist))
 
-    def answer(self, stamp: int, timeout: float = 30.0) -> Image:
+    def answer(self, stamp: int, timeout: float = PATIENCE) -> Image:
         """The depth image with that stamp."""
 
         def found() -> Image | None:
@@ -255,7 +258,7 @@ class Peer:
         values = {pair.key: pair.value for pair in status.values}
         return {**values, "level": str(status.level[0]), "message": status.message}
 
-    def call(self, kind: type, name: str, request: Any, timeout: float = 30.0) -> Any:
+    def call(self, kind: type, name: str, request: Any, timeout: float = PATIENCE) -> Any:
         """Call a service of the node and return its answer."""
         with self.client(kind, name) as client:
             return wait_for_future(client.call_async(request), name, timeout)
@@ -265,7 +268,7 @@ class Peer:
         """A connected service client."""
         client = self.node.create_client(kind, name)
         try:
-            assert client.wait_for_service(30.0), f"no service {name}"
+            assert client.wait_for_service(PATIENCE), f"no service {name}"
             yield client
         finally:
             self.node.destroy_client(client)
@@ -276,7 +279,7 @@ def _publisher_count(subscription: Any) -> int:
     return int(count())
 
 
-def wait_for_future(future: Any, what: str, timeout: float = 30.0) -> Any:
+def wait_for_future(future: Any, what: str, timeout: float = PATIENCE) -> Any:
     done = threading.Event()
     future.add_done_callback(lambda _: done.set())
     assert done.wait(timeout), f"no answer from {what} within {timeout:g} s"
@@ -317,7 +320,7 @@ class Robot:
     def told(self, *models: str) -> None:
         """Wait until the active model went through exactly these."""
         try:
-            wait_until(lambda: self.peer.models == list(models), "the active model", 10.0)
+            wait_until(lambda: self.peer.models == list(models), "the active model")
         except AssertionError:
             assert self.peer.models == list(models)
             raise

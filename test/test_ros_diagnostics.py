@@ -13,6 +13,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 from depth_prior_ros.ros.diagnostics import (
     ERROR,
+    LATENCY_PARTS,
     OK,
     STALE,
     WARN,
@@ -72,14 +73,80 @@ def test_level_and_words_follow_what_happened_since_the_last_report():
     assert statistics.report(ACTIVE).level == OK, "what is over is over"
 
 
-def test_lost_messages_name_their_cure():
+@pytest.mark.parametrize("size", [0, 1242 * 375 * 3, 491_520])
+def test_lost_images_name_their_cure(size):
+    """Also where none ever arrived, so that nobody knows how large they are."""
     statistics = Statistics()
-    statistics.received()
+    if size:
+        statistics.received(size)
     statistics.message_lost(3)
     report = statistics.report(ACTIVE)
     assert report.level == WARN
+    assert "shared-memory segment" in report.message
     assert "fastdds_large_images.xml" in report.message
     assert report.values["message_lost"] == "3"
+
+
+def test_small_images_are_not_lost_for_want_of_shared_memory():
+    statistics = Statistics()
+    statistics.received(100_000)
+    statistics.message_lost(3)
+    report = statistics.report(ACTIVE)
+    assert report.level == WARN
+    assert "fastdds" not in report.message
+    assert "image_reliability" in report.message
+
+
+def test_another_middleware_has_another_cure():
+    statistics = Statistics(fast_dds=False)
+    statistics.received(1242 * 375 * 3)
+    statistics.message_lost(3)
+    report = statistics.report(ACTIVE)
+    assert "fastdds" not in report.message
+    assert "net.core.rmem_max" in report.message
+
+
+def test_where_only_calibration_comes_through_large_images_are_suspected():
+    """As on distributions whose Python does not report lost messages."""
+    statistics = Statistics()
+    state = {**ACTIVE, "publishers.image": "1"}
+    statistics.camera_info(1242, 375)
+    report = statistics.report(state)
+    assert report.level == STALE
+    assert "fastdds_large_images.xml" in report.message
+    assert "fastdds" not in statistics.report(state).message, "neither comes: the camera is off"
+
+
+def test_remarks_are_said_whatever_happens():
+    statistics = Statistics()
+    remark = "depth is relative, not metres"
+    assert statistics.report({"state": "inactive"}, [remark]).message.endswith(f"; {remark}")
+    statistics.refused("truncated", "too short")
+    message = statistics.report(ACTIVE, [remark]).message
+    assert "truncated" in message
+    assert remark in message
+
+
+def test_refused_frames_are_counted_apart_from_other_messages():
+    statistics = Statistics()
+    statistics.refused("bad_odometry", "nan", frame=False)
+    statistics.refused("truncated", "too short")
+    values = statistics.report(ACTIVE).values
+    assert (values["refused"], values["refused_frames"]) == ("2", "1")
+
+
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=50))
+def test_latencies_are_split_and_given_as_three_percentiles(values):
+    statistics = Statistics()
+    for value in values:
+        statistics.inferred({part: value * (i + 1) for i, part in enumerate(LATENCY_PARTS)})
+    reported = statistics.report(ACTIVE).values
+    for i, part in enumerate(LATENCY_PARTS):
+        for percent in (50, 95, 99):
+            expected = np.percentile(np.array(values) * (i + 1), percent)
+            assert float(reported[f"latency_ms.{part}.p{percent}"]) == pytest.approx(
+                expected, abs=0.051
+            )
 
 
 def test_the_message_holds_every_value_with_the_last_text_of_each_cause():

@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.motion import Motion
 from depth_prior_ros.odometry import CameraMount
-from depth_prior_ros.ros.inputs import Inputs
+from depth_prior_ros.ros.inputs import SIZES_KEPT, Inputs
 from depth_prior_ros.ros.messages import MessageError, camera_info_of
 
 SECOND = 10**9
@@ -104,6 +104,44 @@ def test_camera_info_that_never_fits_is_returned_for_the_conversion_to_refuse():
     wrong = info(640, 480)
     inputs.put_camera_info(wrong)
     assert inputs.camera_info(640, 192, wait=0.01) is wrong
+
+
+def test_of_every_size_the_newest_calibration_is_kept():
+    inputs, _ = make_inputs()
+    small, old, new = info(640, 192), info(640, 480), info(640, 480)
+    for message in (small, old, new):
+        inputs.put_camera_info(message)
+    assert inputs.camera_info(640, 192, wait=0) is small
+    assert inputs.camera_info(640, 480, wait=0) is new
+    assert inputs.camera_info(320, 96, wait=0) is small, "the one of the same aspect ratio"
+
+
+def test_sizes_that_come_and_go_do_not_pile_up():
+    inputs, _ = make_inputs()
+    for width in range(100, 100 + 3 * SIZES_KEPT):
+        inputs.put_camera_info(info(width, 50))
+    assert len(inputs._infos) == SIZES_KEPT
+
+
+@pytest.mark.parametrize(
+    ("cause", "change"),
+    [
+        ("bad_intrinsics", {"k": [math.nan] * 9, "p": [math.nan] * 12}),
+        ("bad_intrinsics", {"k": [0.0] * 9, "p": [0.0] * 12}),
+        ("camera_info_size", {"width": 0}),
+        ("camera_info_size", {"width": 0, "height": 0}),
+    ],
+)
+def test_a_useless_calibration_does_not_replace_a_good_one(cause, change):
+    inputs, _ = make_inputs()
+    good, bad = info(640, 192), info(640, 192)
+    inputs.put_camera_info(good)
+    for name, value in change.items():
+        setattr(bad, name, value)
+    with pytest.raises(MessageError) as caught:
+        inputs.put_camera_info(bad)
+    assert caught.value.cause == cause
+    assert inputs.camera_info(640, 192, wait=0) is good
 
 
 speeds = st.lists(
