@@ -104,14 +104,25 @@ def test_there_are_launches_to_check() -> None:
     assert launch_arguments()["several_cameras.launch.py"] == {"cameras"}
 
 
+def parameter_names() -> set[str]:
+    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    return set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
-def test_parameters_that_documents_set_exist(document: Path) -> None:
-    yaml_file = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    known = set(re.findall(r"^\| `([\w.]+)` \|", yaml_file, re.MULTILINE))
+def test_parameters_that_documents_name_exist(document: Path) -> None:
+    known = parameter_names()
     assert "force_model" in known
     for words in commands(document, "ros2 param set"):
         assert words[0] == "/depth_node"
         assert words[1] in known
+    groups = {name.split(".")[0] for name in known if "." in name}
+    text = document.read_text(encoding="utf-8")
+    text = text.split("| key | |")[0]  # keys of the diagnostics look alike
+    for group, name in re.findall(r"`(\w+)\.(\w+|\*)(?=[`: ])", text):
+        if group in groups:
+            named = {full for full in known if name in ("*", full.removeprefix(f"{group}."))}
+            assert any(full.startswith(f"{group}.") for full in named), f"{group}.{name}"
 
 
 def test_every_refusal_is_explained() -> None:
