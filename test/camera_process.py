@@ -93,12 +93,19 @@ class CameraProcess:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def film(self, **changes: Any) -> dict[str, Any]:
         """Send something else from the next image on; what was sent before, as :meth:`sent`."""
         return self._ask({"film": changes})
 
     def sent(self) -> dict[str, Any]:
-        """`images`, `stamp` (of the last one, ns), `late` (times the rate was not held)."""
+        """`images`, `stamp` (of the last one, ns), `late` (times the rate was not held), `failed`
+        (messages that the middleware did not take), `subscribers` (of the images).
+        """
         return self._ask({})
 
     def burst(self, kind: str, count: int, rate: float = 0.0) -> dict[str, Any]:
@@ -107,10 +114,6 @@ class CameraProcess:
         rate: messages per second; 0: as fast as it can.
         """
         return self._ask({"burst": [kind, count, rate]})
-
-    def subscribers(self) -> int:
-        """How many listen to the images."""
-        return int(self._ask({})["subscribers"])
 
     def kill(self) -> None:
         """End without a word, as a camera whose cable was pulled."""
@@ -174,12 +177,20 @@ class _Camera:
         self._pictures: list[Any] = []
         self._pictures_of: tuple[Any, ...] = ()
         self._first_stamp = film.stamp
-        self._sent = self._in_loop = self._late = self._stamp = 0
+        self._sent = self._in_loop = self._late = self._failed = self._stamp = 0
 
     def _publisher(self, topic: str, kind: type) -> Any:
         if topic not in self._topics:
             self._topics[topic] = self._node.create_publisher(kind, topic, self._qos)
         return self._topics[topic]
+
+    def _publish(self, publisher: Any, message: Any) -> bool:
+        try:
+            publisher.publish(message)
+        except RuntimeError:  # RCLError: on a machine under load, a writer's lock was not free
+            self._failed += 1
+            return False
+        return True
 
     def run(self, commands: deque[str], wake: threading.Event, ended: threading.Event) -> None:
         """Until standard input ends; images are due at equal distances."""
@@ -218,6 +229,7 @@ class _Camera:
             "images": self._sent,
             "stamp": self._stamp,
             "late": self._late,
+            "failed": self._failed,
             "subscribers": self._image.get_subscription_count(),
         }
         print(json.dumps(answer), flush=True)
@@ -232,7 +244,9 @@ class _Camera:
         for number in range(count):
             if rate > 0:
                 time.sleep(max(0.0, start + number / rate - time.monotonic()))
-            publisher.publish(wrong.build(self._header(self._stamp), self._film.size))
+            message = wrong.build(self._header(self._stamp), self._film.size)
+            while not self._publish(publisher, message):
+                pass  # so many are promised
             if self._film.rate > 0 and time.monotonic() >= due:
                 due = self._shoot(due)
         return due
@@ -260,8 +274,8 @@ class _Camera:
             self._send_info(header)
         message = self._picture()
         message.header = header
-        (self._compressed if film.compressed else self._image).publish(message)
-        self._sent += 1
+        publisher = self._compressed if film.compressed else self._image
+        self._sent += self._publish(publisher, message)
         if film.count > 0:
             film.count -= 1
 
@@ -275,7 +289,7 @@ class _Camera:
         from rosgraph_msgs.msg import Clock
 
         assert self._clock is not None
-        self._clock.publish(Clock(clock=stamp))
+        self._publish(self._clock, Clock(clock=stamp))
 
     def _send_odometry(self, header: Any, speed: float) -> None:
         from nav_msgs.msg import Odometry
@@ -283,7 +297,7 @@ class _Camera:
         message = Odometry()
         message.header.stamp, message.header.frame_id = header.stamp, "odom"
         message.twist.twist.linear.x = float(speed)
-        self._odometry.publish(message)
+        self._publish(self._odometry, message)
 
     def _send_info(self, header: Any) -> None:
         from malformed import INFO, good_info
@@ -293,7 +307,7 @@ class _Camera:
             message.header = header
         else:
             message = INFO[self._film.info].build(header, self._film.size)
-        self._info.publish(message)
+        self._publish(self._info, message)
 
     def _picture(self) -> Any:
         """One of eight messages made in advance, each `shift` pixels further to the left."""

@@ -106,6 +106,13 @@ def _speed(path: str, value: float) -> Callable[[Any], None]:
     return spoil
 
 
+def _position(value: float) -> Callable[[Any], None]:
+    def spoil(message: Odometry) -> None:
+        message.pose.pose.position.x = value
+
+    return spoil
+
+
 def _matrices(value: float) -> Callable[[Any], None]:
     return _change(k=[value] * 9, p=[value] * 12)
 
@@ -138,10 +145,19 @@ INFO = {
 }
 """Calibrations that cannot belong to the image."""
 
-ODOMETRY = {
+MOTION = {
     "odometry_nan": Kind("odom", Odometry, "bad_odometry", _speed("twist.twist", math.nan)),
     "odometry_infinite": Kind("odom", Odometry, "bad_odometry", _speed("twist.twist", math.inf)),
+    "pose_nan": Kind("odom", Odometry, "bad_odometry", _position(math.nan)),
+    "twist_nan": Kind("twist", TwistStamped, "bad_odometry", _speed("twist", math.nan)),
+    "twist_with_covariance_nan": Kind(
+        "twist_with_covariance",
+        TwistWithCovarianceStamped,
+        "bad_odometry",
+        _speed("twist.twist", math.nan),
+    ),
 }
+"""Speeds and poses that are not numbers."""
 
 COMPRESSED = {
     "nothing": Kind("image/compressed", CompressedImage, "compressed_broken", _frombytes(b"")),
@@ -153,4 +169,4 @@ COMPRESSED = {
     ),
 }
 
-KINDS: dict[str, Kind] = {**IMAGE, **INFO, **ODOMETRY, **COMPRESSED}
+KINDS: dict[str, Kind] = {**IMAGE, **INFO, **MOTION, **COMPRESSED}
