@@ -129,16 +129,20 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def node_and_peer(**options: Any) -> Iterator[tuple[NodeProcess, Peer]]:
+def node_and_peer(*arguments: str, **options: Any) -> Iterator[tuple[NodeProcess, Peer]]:
     """A node and a peer in a namespace of their own, out of the way of all others.
 
     Args:
-        options: as for :class:`NodeProcess`. ``sync_wait`` is 5 s unless given: on a busy machine
-            a camera_info may well be delivered a while after its image.
+        arguments: as for :class:`NodeProcess`.
+        options: likewise. ``sync_wait`` is 5 s unless given: on a busy machine a camera_info may
+            well be delivered a while after its image.
     """
     options.setdefault("sync_wait", 5.0)
     namespace = f"/test_{uuid.uuid4().hex[:12]}"
-    with NodeProcess(namespace=namespace, **options) as process, Peer(namespace) as peer:
+    with (
+        NodeProcess(*arguments, namespace=namespace, **options) as process,
+        Peer(namespace) as peer,
+    ):
         yield process, peer
 
 
