@@ -38,7 +38,7 @@ def shared(tiny_bundle: Path) -> Iterator[Scene]:
 
 @pytest.fixture
 def one(shared: Scene) -> Iterator[Scene]:
-    """The module's node, which has forgotten what other tests showed it, and no camera that films."""
+    """The module's node, which has forgotten what it was shown, and no camera that films."""
     shared.begin_again()
     yield shared
     shared.rest()
