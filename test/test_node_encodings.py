@@ -46,6 +46,7 @@ from depth_prior_ros.ros.camera_infos import rectifier_from_info
 from depth_prior_ros.ros.messages import image_to_depth
 
 ECHO = Path(__file__).with_name("pixel_echo.py")
+START = 240.0  # seconds until a node has loaded its bundle, on a machine that has a lot else to do
 
 
 class Echo:
@@ -79,7 +80,7 @@ class Echo:
         self._thread.join(10)
         self._node.destroy_node()
 
-    def connect(self, timeout: float = 60.0) -> None:
+    def connect(self, timeout: float = START) -> None:
         """Until an answer comes; what is sent before both sides are connected is lost."""
         message, _ = encoded("mono8", 4, 4)
 
@@ -163,7 +164,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(bundle: Path, **options: Any) -> Iterator[Robot]:
     options = {"diagnostics_period": 0.1, "force_model": "single_frame", **options}
     with node_and_peer(bundle=bundle, **options) as (process, peer):
-        peer.wait_for_node(process)
+        peer.wait_for_node(process, START)
         yield Robot(process=process, peer=peer, stamp=10**12)
         assert process.alive, f"the node did not survive the tests:\n{process.output}"
 
@@ -225,8 +226,8 @@ def test_compressed_images_give_the_depth_of_their_pixels(tiny_bundle):
         node = peer.node
         publisher = node.create_publisher(CompressedImage, "image/compressed", RELIABLE)
         robot = Robot(process=process, peer=peer, stamp=10**12)
-        wait_until(lambda: process.alive and publisher.get_subscription_count(), "the node", 90.0)
-        wait_until(lambda: peer.status().get("publishers.image", "0") != "0", "the node", 60.0)
+        wait_until(lambda: process.alive and publisher.get_subscription_count(), "the node", START)
+        wait_until(lambda: peer.status().get("publishers.image", "0") != "0", "images", START)
         wait_until(lambda: peer.status().get("publishers.camera_info", "0") != "0", "the node")
         wait_until(lambda: peer.status().get("subscribers.depth", "0") != "0", "the node")
 
@@ -289,7 +290,7 @@ def test_a_topic_that_is_called_rectified_is_not_rectified_again(tiny_bundle):
     ):
         peer.node.destroy_publisher(peer.image_publisher)
         peer.image_publisher = peer.node.create_publisher(Image, "image_rect", RELIABLE)
-        peer.wait_for_node(process)
+        peer.wait_for_node(process, START)
         robot = Robot(process=process, peer=peer, stamp=10**12)
         plain = depth_of(robot, image_message(view(), Header()))
         with_lens = depth_of(robot, image_message(view(), Header()), bent_info())
