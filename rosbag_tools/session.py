@@ -182,8 +182,10 @@ class _Session:
         }
         if options.force_model:
             parameters["force_model"] = options.force_model
-        # In lockstep time costs nothing, and a frame must never be judged without its odometry.
-        # Without any, waiting for it would only measure the waiting.
+        # In lockstep time costs nothing: no model is left out for being slow, no frame is judged
+        # without its odometry. Without any, waiting for it would only measure the waiting.
+        if options.rate is None:
+            parameters["time_budget"] = 0.0
         if options.rate is None and any(f.speed is not None for f in self.recording.frames):
             parameters["sync_wait"] = 5.0
         return parameters

@@ -45,6 +45,10 @@ LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 PATIENCE = 100.0
 """Seconds that anything may take: machines that run tests are busy."""
 
+LOCKSTEP = {"sync_wait": 5.0, "time_budget": 0.0}
+"""For tests about what is answered: on a busy machine a camera_info may well be delivered a while
+after its image, and frames take longer than the camera's interval."""
+
 BUNDLE_SIZE = (96, 32)
 IMAGE_SIZE = (384, 128)
 STEP = 10**8  # 10 Hz
@@ -134,10 +138,9 @@ def node_and_peer(*arguments: str, **options: Any) -> Iterator[tuple[NodeProcess
 
     Args:
         arguments: as for :class:`NodeProcess`.
-        options: likewise. ``sync_wait`` is 5 s unless given: on a busy machine a camera_info may
-            well be delivered a while after its image.
+        options: likewise; those of :data:`LOCKSTEP` unless given.
     """
-    options.setdefault("sync_wait", 5.0)
+    options = {**LOCKSTEP, **options}
     namespace = f"/test_{uuid.uuid4().hex[:12]}"
     with (
         NodeProcess(*arguments, namespace=namespace, **options) as process,

@@ -18,6 +18,7 @@ from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
     IMAGE_SIZE,
+    LOCKSTEP,
     STEP,
     NodeProcess,
     Peer,
@@ -43,9 +44,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def robot(tiny_bundle: Path) -> Iterator[Robot]:
-    # sync_wait: the tests are about what is answered, and lockstep must not depend on luck.
     with (
-        NodeProcess(bundle=tiny_bundle, diagnostics_period=0.1, sync_wait=5.0) as process,
+        NodeProcess(bundle=tiny_bundle, diagnostics_period=0.1, **LOCKSTEP) as process,
         Peer() as peer,
     ):
         peer.wait_for_node(process)

@@ -21,6 +21,7 @@ from rcl_interfaces.srv import GetParameters
 from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
+    PATIENCE,
     STEP,
     NodeProcess,
     Peer,
@@ -84,7 +85,7 @@ def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, li
 
 def test_a_bundle_that_is_not_there_ends_the_node_with_its_name(tmp_path):
     with NodeProcess(bundle=tmp_path / "nothing") as process:
-        assert process.process.wait(60) == 1
+        assert process.process.wait(2 * PATIENCE) == 1
         assert str(tmp_path / "nothing") in process.output
         assert "Traceback" not in process.output
 
@@ -97,14 +98,14 @@ def test_an_altered_bundle_ends_the_node_with_file_and_cause(tiny_bundle, tmp_pa
     weights = bundle / "student.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with NodeProcess(backend="torch", bundle=bundle) as process:
-        assert process.process.wait(60) == 1
+        assert process.process.wait(2 * PATIENCE) == 1
         assert "student.safetensors" in process.output
 
 
 @pytest.mark.parametrize("wrong", [{"sync_wait": -1.0}, {"threads": 1.5}, {"device": "gpu"}])
 def test_a_wrong_parameter_ends_the_node_with_its_name(wrong):
     with NodeProcess(**wrong) as process:
-        assert process.process.wait(60) == 1
+        assert process.process.wait(2 * PATIENCE) == 1
         assert next(iter(wrong)) in process.output
         assert "Traceback" not in process.output
 
@@ -114,7 +115,7 @@ def test_lifecycle_without_autostart(tiny_bundle):
 
         def change(transition: int) -> bool:
             request = ChangeState.Request(transition=Transition(id=transition))
-            return peer.call(ChangeState, "depth_node/change_state", request, 60.0).success
+            return peer.call(ChangeState, "depth_node/change_state", request).success
 
         def state() -> int:
             return peer.call(GetState, "depth_node/get_state", GetState.Request()).current_state.id
@@ -152,7 +153,7 @@ def test_a_wrong_bundle_leaves_a_managed_node_unconfigured_until_it_is_set_right
         assert not peer.call(ChangeState, "depth_node/change_state", configure).success
         robot = Robot(process=process, peer=peer)
         assert robot.set(bundle=str(tiny_bundle))[0].successful
-        assert peer.call(ChangeState, "depth_node/change_state", configure, 60.0).success
+        assert peer.call(ChangeState, "depth_node/change_state", configure).success
 
 
 FAILING = """

@@ -127,6 +127,15 @@ def test_remarks_are_said_whatever_happens():
     assert remark in message
 
 
+def test_a_backend_that_could_not_be_had_is_a_warning():
+    statistics = Statistics()
+    statistics.received()
+    statistics.inferred({"total": 1.0})
+    report = statistics.report({**ACTIVE, "backend_fell_back": "true"}, ["runs on torch on cpu"])
+    assert report.level == WARN
+    assert report.message == "1 depth image since the last report; runs on torch on cpu"
+
+
 def test_refused_frames_are_counted_apart_from_other_messages():
     statistics = Statistics()
     statistics.refused("bad_odometry", "nan", frame=False)

@@ -135,7 +135,8 @@ class Statistics:
 
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
-                values; its key ``state`` decides whether silence is worth a warning.
+                values; ``state`` and ``publishers.image`` decide whether silence is worth a
+                warning, ``backend_fell_back`` is one.
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
@@ -188,7 +189,8 @@ class Statistics:
             if counts.camera_infos > before.camera_infos and state.get("publishers.image"):
                 silent += f", but camera_info did; if images are lost on the way: {self._cure()}"
             return STALE, silent
-        return OK, f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
+        words = f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
+        return WARN if state.get("backend_fell_back") == "true" else OK, words
 
     def _cure(self) -> str:
         size = self._image_bytes or self._expected_bytes

@@ -53,12 +53,13 @@ def remarks_of(pipeline: DepthPipeline | None, outputs: Outputs | None) -> list[
 
 def _networks(pipeline: DepthPipeline | None) -> dict[str, str]:
     if pipeline is None:
-        return {"backend": "", "device": "", "backend_reason": ""}
+        return {"backend": "", "device": "", "backend_reason": "", "backend_fell_back": ""}
     backend = pipeline.networks.backend
     return {
         "backend": backend.name,
         "device": backend.device,
         "backend_reason": pipeline.backend_reason,
+        "backend_fell_back": str(pipeline.backend_fell_back).lower(),
     }
 
 
