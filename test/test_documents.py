@@ -125,6 +125,38 @@ def test_parameters_that_documents_name_exist(document: Path) -> None:
             assert any(full.startswith(f"{group}.") for full in named), f"{group}.{name}"
 
 
+def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: the diagnostics are ROS messages")
+    from depth_prior_ros.ros.diagnostics import Statistics
+
+    statistics, active = Statistics(), {"state": "active", "publishers.image": "1"}
+    messages = [
+        statistics.report({"state": "inactive"}, ["runs on a CPU"]).message,
+        statistics.report({**active, "publishers.image": "0"}).message,
+        statistics.report(active).message,
+    ]
+    statistics.camera_info(1242, 375)
+    messages.append(statistics.report(active).message)
+    statistics.message_lost(3)
+    messages.append(statistics.report(active).message)
+    statistics.refused("zero_size", "the image is 0x0 pixels")
+    messages.append(statistics.report(active).message)
+    for _ in range(2):
+        statistics.received(4)
+        statistics.inferred({})
+    messages.append(statistics.report(active).message)
+
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `([^`]+)` \|", page.split("| message |")[1].split("\n\n")[0], re.MULTILINE
+    )
+    patterns = [re.escape(row).replace(r"\.\.\.", ".*").replace("CAUSE", r"\w+") for row in rows]
+    patterns = [pattern.replace(r"\ .*", ".*").replace(r".*\ ", ".* ") for pattern in patterns]
+    explained = [[p for p in patterns if re.fullmatch(p, m)] for m in messages]
+    assert all(len(found) == 1 for found in explained), list(zip(messages, explained, strict=True))
+    assert {found[0] for found in explained} == set(patterns)
+
+
 def test_every_refusal_is_explained() -> None:
     sources = [*(ROOT / "depth_prior_ros" / "ros").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
