@@ -364,6 +364,6 @@ def test_a_factor_that_was_not_measured_is_only_a_start() -> None:
 def test_what_cannot_have_been_stored(stored: dict[str, Any]) -> None:
     scale = odometry()
     before = scale.status
-    with pytest.raises(ValueError, match="metres_per_unit|spread|off the given"):
+    with pytest.raises(ValueError, match=r"metres_per_unit|spread|off the given"):
         scale.restore(stored)
     assert scale.status == before

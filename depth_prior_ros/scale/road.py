@@ -3,8 +3,9 @@
 The inverse depth of a plane is linear in the pixel: for a plane n . X = h and a pixel's ray r with
 z = 1, 1/z = (n / h) . r. So the road is a linear fit to the inverse depth of the lower image, and
 the camera's height over it is 1 / |n / h|. Whatever stands on the road lies nearer than the plane
-and is left out by a consensus over random triplets of pixels (RANSAC: Fischler and Bolles, 1981),
-followed by least squares on what agrees.
+and is left out: the best plane through random triplets of pixels is taken, where outliers cost the
+same however far off they are (MSAC: Torr and Zisserman, 2000), then least squares on what agrees.
+How the camera is mounted is a prior on the plane's normal throughout.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ class RoadSettings:
     """
 
     pitch: float = 0.0
-    tilt: float = math.radians(1.5)
+    tilt: float = math.radians(0.5)
     half_width: float = 1.3
     reach: float = 9.0
     ignore_bottom: float = 0.0
     tolerance: float = 0.08
     min_share: float = 0.4
-    max_tilt: float = math.radians(8.0)
+    max_tilt: float = math.radians(5.0)
 
     def __post_init__(self) -> None:
         positive = (self.tilt, self.half_width, self.reach, self.tolerance, self.max_tilt)
@@ -75,6 +76,9 @@ class NoRoadError(Exception):
 
 _GRID = 900  # pixels looked at, at most
 _TRIPLETS = 48
+_REFITS = 5
+_UPRIGHT = math.cos(math.radians(25.0))
+_SURPRISE = 36.0
 _MIN_PIXELS = 60
 _TRUSTED = 30.0  # pixels' errors go together: a fit rests on about this many independent ones
 
@@ -93,7 +97,7 @@ def fit_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> R
     if len(values) < max(_MIN_PIXELS, settings.min_share * len(rows)):
         raise NoRoadError("too little depth on the road")
     plane = _consensus(values, seen, settings)
-    for _ in range(2):
+    for _ in range(_REFITS):
         belongs = _agrees(values, seen @ plane, settings.tolerance)
         if belongs.sum() < _MIN_PIXELS:
             break
@@ -138,7 +142,6 @@ def _cached_region(
         np.abs(x) < settings.half_width * depth_of_road
     )
     found = np.flatnonzero(inside)
-    # Every k-th pixel row by row is a random-looking grid; the step must not divide the width.
     step = max(1, len(found) // _GRID)
     chosen = found[::step]
     rows, columns = rows.ravel()[chosen], columns.ravel()[chosen]
@@ -152,7 +155,7 @@ def _agrees(values: _Floats, plane_values: _Floats, tolerance: float) -> NDArray
 
 
 def _consensus(values: _Floats, rays: _Floats, settings: RoadSettings) -> _Floats:
-    """The plane, n / h (3,), of a random triplet, or of the mounting, that most pixels agree on."""
+    """The plane, n / h (3,), of a random triplet or as mounted, that explains the pixels best."""
     generator = np.random.default_rng(0)  # the same for every frame: nothing flickers
     chosen = generator.integers(len(values), size=(_TRIPLETS, 3))
     matrices, sides = rays[chosen], values[chosen]
@@ -161,10 +164,20 @@ def _consensus(values: _Floats, rays: _Floats, settings: RoadSettings) -> _Float
     down = _down(settings.pitch)
     level = down * np.quantile(values / (rays @ down), (0.3, 0.5, 0.7))[:, None]
     planes = np.concatenate([planes, level])
-    upright = planes @ down > math.cos(settings.max_tilt) * np.linalg.norm(planes, axis=1)
-    planes = planes[upright]  # the level ones are always among them
-    agreeing = _agrees(values, planes @ rays.T, settings.tolerance).sum(axis=1)
-    return planes[int(np.argmax(agreeing))]
+    planes = planes[planes @ down > _UPRIGHT * np.linalg.norm(planes, axis=1)]
+    return planes[int(np.argmin(_cost(planes, values, rays, settings)))]
+
+
+def _cost(planes: _Floats, values: _Floats, rays: _Floats, settings: RoadSettings) -> _Floats:
+    """How badly planes (k, 3) explain the pixels and the mounting (k,); outliers cost the same."""
+    at = np.maximum(planes @ rays.T, 1e-9)
+    error = np.minimum(np.abs(values - at) / (at * settings.tolerance), 1.0)
+    # The tolerance is about two standard deviations of what belongs to the road.
+    pixels = 4.0 * min(_TRUSTED, len(values)) * np.mean(error**2, axis=1)
+    normals = planes / np.linalg.norm(planes, axis=1, keepdims=True)
+    off = np.linalg.norm(normals - _down(settings.pitch), axis=1)
+    # Capped, so that a road that is really tilted is found, and refused, not half of it taken.
+    return pixels + np.minimum((off / settings.tilt) ** 2, _SURPRISE)
 
 
 def _least_squares(
