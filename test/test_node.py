@@ -34,6 +34,8 @@ from std_msgs.msg import Header
 from depth_prior_ros.ros.messages import image_to_depth
 from depth_prior_ros.ros.parameters import PARAMETERS
 
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
+
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -39,6 +39,8 @@ from std_msgs.msg import Header
 
 from depth_prior_ros.ros.messages import image_to_depth
 
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
+
 TOPIC = "/front/image_raw/compressed"
 
 

@@ -34,6 +34,8 @@ from ros_helpers import (
 )
 from std_msgs.msg import Header
 
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
+
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -42,6 +42,8 @@ from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.ros.camera_infos import camera_from_info
 from depth_prior_ros.scale import load_scale, save_scale
 
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
+
 # A node that loads only while nobody asks it to wait, so that a test can act meanwhile.
 WAITING = """
 import sys, time

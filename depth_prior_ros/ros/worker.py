@@ -114,8 +114,9 @@ class FrameWorker:
 
     @property
     def settings(self) -> Settings:
-        """Those that the pipeline has; newer ones may be waiting for the next frame."""
-        return self._settings
+        """Those that the newest pipeline has; newer ones may be waiting for the next frame."""
+        with self._pending:
+            return self._new_pipeline[1] if self._new_pipeline else self._settings
 
     @property
     def camera(self) -> Camera | None:
