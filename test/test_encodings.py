@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
@@ -42,6 +42,7 @@ from depth_prior_ros.ros.message_error import MessageError
 IMAGE_CAUSES = {"zero_size", "odd_size", "wrong_step", "truncated", "unknown_encoding"}
 EVEN_WIDTH = {*PACKED, *SEMI_PLANAR}
 
+patient = settings(deadline=None)
 names = st.sampled_from(ENCODINGS)
 sizes = st.integers(1, 24)
 seeds = st.integers(0, 2**32 - 1)
@@ -77,6 +78,7 @@ def test_the_table_of_encodings_is_the_documented_one():
 
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("name", ENCODINGS)
+@patient
 @given(sizes, sizes, st.integers(0, 9), seeds)
 def test_pixels_arrive_as_rgb(name, big_endian, width, height, padding, seed):
     width, height = fitting(name, width, height)
@@ -168,6 +170,7 @@ def test_a_step_that_counts_both_planes_is_understood(name):
 # -- refused -------------------------------------------------------------------------------------
 
 
+@patient
 @given(names, st.sampled_from([(0, 4), (4, 0), (0, 0)]), seeds)
 def test_zero_sized(name, size, seed):
     message, _ = encoded(name, 4, 4, seed=seed)
@@ -189,6 +192,7 @@ def test_half_a_pair_of_rows(name):
     assert cause_of(message) == "odd_size"
 
 
+@patient
 @given(names, sizes, sizes, seeds, st.data())
 def test_step_shorter_than_a_row(name, width, height, seed, data):
     message, _ = encoded(name, *fitting(name, width, height), seed=seed)
@@ -196,6 +200,7 @@ def test_step_shorter_than_a_row(name, width, height, seed, data):
     assert cause_of(message) == "wrong_step"
 
 
+@patient
 @given(names, sizes, sizes, st.integers(0, 9), seeds, st.data())
 def test_truncated(name, width, height, padding, seed, data):
     message, _ = encoded(name, *fitting(name, width, height), padding=padding, seed=seed)
@@ -203,6 +208,7 @@ def test_truncated(name, width, height, padding, seed, data):
     assert cause_of(message) == "truncated"
 
 
+@patient
 @given(names, sizes, sizes, st.integers(1, 50))
 def test_more_data_than_rows(name, width, height, extra):
     message, _ = encoded(name, *fitting(name, width, height))
@@ -210,6 +216,7 @@ def test_more_data_than_rows(name, width, height, extra):
     assert cause_of(message) == "wrong_step"
 
 
+@patient
 @given(st.text(max_size=20).filter(lambda n: n not in ENCODINGS), sizes, sizes)
 def test_unknown_encoding_is_named_and_the_package_that_may_know_it(name, width, height):
     if module.cv_bridge_installed():
@@ -225,6 +232,7 @@ def test_unknown_encoding_is_named_and_the_package_that_may_know_it(name, width,
 numbers = st.integers(0, 2**32 - 1) | st.integers(0, 8)
 
 
+@patient
 @given(names | st.text(max_size=8), numbers, numbers, numbers, st.booleans(), st.binary())
 def test_whatever_comes_is_read_or_refused_with_a_known_cause(
     name, width, height, step, big_endian, data
@@ -340,6 +348,7 @@ def test_an_exif_orientation_is_not_followed():
     "data", [jpeg(smooth_picture()), png(pictures(np.uint8, 3))], ids=["jpeg", "png"]
 )
 class TestBroken:
+    @patient
     @given(share=st.floats(0, 1, exclude_max=True))
     def test_cut_off(self, data, share):
         message = compressed(data[: int(share * len(data))], "jpeg")
@@ -347,6 +356,7 @@ class TestBroken:
         with pytest.raises(MessageError):
             check_image(message)
 
+    @patient
     @given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
     def test_one_byte_changed(self, data, at, value):
         changed = bytearray(data)
@@ -403,6 +413,7 @@ def test_what_is_neither_jpeg_nor_png(data, cause):
         assert "'16UC1; compressedDepth png'" in error.text
 
 
+@patient
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]))
 def test_whatever_bytes_come_are_read_or_refused(data, start):
     try:
