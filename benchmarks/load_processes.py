@@ -6,13 +6,15 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from camera_process import CameraProcess, large_images  # noqa: E402
 
 SPEED = 10.0
 CALLS_PER_SECOND = 10
+CALLS_PER_SNAPSHOT = 50
+IN_TURN = ("get_parameters", "get_state", "set_parameters", "reset_scale")
 WARM_UP = 8.0
 
 
@@ -62,7 +66,10 @@ class Robot:
                 SetParameters.Request(parameters=[same]),
             ),
             "get_state": (GetState, "get_state", GetState.Request()),
-            "reset_scale": (Trigger, "reset_scale", Trigger.Request()),
+            **{
+                name: (Trigger, name, Trigger.Request())
+                for name in ("reset_scale", "save_snapshot", "reload_bundle")
+            },
         }
         self._clients = {
             kind: self.node.create_client(service, f"depth_node/{name}")
@@ -100,7 +107,7 @@ class Robot:
             time.sleep(0.01)
         return dict(self._values)
 
-    def call(self, kind: str) -> float | None:
+    def call(self, kind: str, timeout: float = 30.0) -> float | None:
         """Milliseconds from request to answer; None where there is no such service."""
         client = self._clients[kind]
         if not client.service_is_ready():
@@ -109,23 +116,36 @@ class Robot:
         start = time.perf_counter()
         future = client.call_async(self._requests[kind][2])
         future.add_done_callback(lambda _: done.set())
-        if not done.wait(30):
-            raise TimeoutError(f"no answer from {kind} within 30 s")
-        return (time.perf_counter() - start) * 1e3
+        if not done.wait(timeout):
+            raise TimeoutError(f"no answer from {kind} within {timeout:g} s")
+        elapsed = (time.perf_counter() - start) * 1e3
+        answer = future.result()
+        if getattr(answer, "success", True) is not True:
+            raise RuntimeError(f"{kind}: {answer.message}")
+        return elapsed
 
-    def call_all_in_turn(self, until: float) -> dict[str, list[float]]:
-        """Until that `time.monotonic`, ten a second."""
+    def call_in_turn(self, go_on: Callable[[], bool]) -> dict[str, list[float]]:
+        """Ten calls a second, a snapshot now and then; milliseconds by kind."""
         calls: dict[str, list[float]] = defaultdict(list)
         number = 0
-        kinds = list(self._requests)
-        while (now := time.monotonic()) < until:
-            kind = kinds[number % len(kinds)]
+        while go_on():
+            number += 1
+            snapshot = number % CALLS_PER_SNAPSHOT == 0
+            kind = "save_snapshot" if snapshot else IN_TURN[number % len(IN_TURN)]
+            begun = time.monotonic()
             if (milliseconds := self.call(kind)) is not None:
                 calls[kind].append(milliseconds)
-            number += 1
-            # Not in step with the frames: a call is to fall into every part of one.
-            time.sleep(max(0.0, now + 1 / CALLS_PER_SECOND - time.monotonic()))
+            time.sleep(max(0.0, begun + 1 / CALLS_PER_SECOND - time.monotonic()))
         return calls
+
+    def reload(self) -> tuple[float, dict[str, list[float]]]:
+        """Load the bundle anew: how many milliseconds that took, and other calls meanwhile."""
+        took: list[float | None] = []
+        thread = threading.Thread(target=lambda: took.append(self.call("reload_bundle", 300)))
+        thread.start()
+        calls = self.call_in_turn(thread.is_alive)
+        thread.join()
+        return (took[0] if took and took[0] else float("nan")), calls
 
 
 class Reader:
@@ -178,6 +198,7 @@ def processes(transport: str, arguments: argparse.Namespace) -> Iterator[Setup]:
     environment = large_images() if transport == "profile" else {}
     namespace = f"/load_{uuid.uuid4().hex[:8]}"
     film = {"size": arguments.image, "rate": arguments.rate, "speed": SPEED}
+    folder = tempfile.mkdtemp(prefix="snapshots_")
     os.environ.update(environment)  # the node inherits it; NodeProcess takes no environment
     try:
         node = NodeProcess(
@@ -186,11 +207,13 @@ def processes(transport: str, arguments: argparse.Namespace) -> Iterator[Setup]:
             backend=arguments.backend,
             threads=arguments.threads,
             image_reliability="reliable" if transport == "reliable" else "best_effort",
+            snapshot_folder=folder,
         )
     finally:
         for name in environment:
             del os.environ[name]
     with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
         stack.enter_context(node)
         camera = stack.enter_context(CameraProcess(namespace, environment, **film))
         reader = Reader(namespace, environment)

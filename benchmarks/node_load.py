@@ -15,8 +15,10 @@ parameters and services meanwhile. Transports:
 Age: from the camera's stamp, which is the clock right before it publishes, until the depth of that
 image is in the reader's callback; so with both ways between the processes. Inference: the node's
 own median, from its diagnostics. Dropped: images that a newer one replaced while another was being
-inferred, of those that arrived. Lost: sent and never arrived. Calls: get_parameters,
-set_parameters and two services in turn, ten a second.
+inferred, of those that arrived. Calls: get_parameters, get_state (lifecycle), set_parameters and
+~/reset_scale in turn, ten a second; every fiftieth is ~/save_snapshot, which writes files before it
+answers and has a figure of its own. After the time measured the bundle is loaded anew
+(~/reload_bundle), and the calls that fall into it have theirs.
 
 `--soak-minutes 10` goes on with the first transport and compares the resident memory of the last
 half minute with that of the half minute after minute 2 (a fifth of a shorter soak).
@@ -65,6 +67,8 @@ class Load:
     ages: list[float]
     calls: dict[str, list[float]]
     memory: list[dict[str, float]] = field(default_factory=list)
+    reload_ms: float = float("nan")
+    reload_calls: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def inferred_per_second(self) -> float:
@@ -105,7 +109,7 @@ def load(transport: str, setup: Setup, seconds: float) -> Load:
     watcher = threading.Thread(target=watch_memory)
     watcher.start()
     try:
-        calls = setup.robot.call_all_in_turn(start + seconds)
+        calls = setup.robot.call_in_turn(lambda: time.monotonic() < start + seconds)
         after = setup.robot.next_status()
     finally:
         done.set()
@@ -128,7 +132,7 @@ def load(transport: str, setup: Setup, seconds: float) -> Load:
 def report(loads: list[Load]) -> None:
     heads = ("transport", "sent/s", "arrived", "inferred/s", "dropped", "infer p50", "age p50")
     heads += ("age p95", "age max", "p95/infer", "param p95", "service p95", "memory")
-    print(" ".join(f"{head:>11}" for head in heads))
+    print(" ".join(f"{head:>11}" for head in heads) + "   (ms, unless it says otherwise)")
     for x in loads:
         row = [
             x.transport,
@@ -155,6 +159,11 @@ def report(loads: list[Load]) -> None:
         for kind, answers in sorted(x.calls.items()):
             value = percentile(answers, 95)
             print(f"figure node_load_{kind}_p95_ms_{x.transport} {value:.1f}")
+        if x.reload_calls:
+            answers = [ms for kind in x.reload_calls.values() for ms in kind]
+            print(f"figure node_load_reload_ms_{x.transport} {x.reload_ms:.0f}")
+            value = percentile(answers, 95)
+            print(f"figure node_load_calls_during_reload_p95_ms_{x.transport} {value:.1f}")
 
 
 def growth(memory: list[dict[str, float]], minutes: float) -> dict[str, float]:
@@ -216,6 +225,7 @@ def main() -> None:
     for transport in arguments.transports:
         with processes(transport, arguments) as setup:
             loads.append(load(transport, setup, arguments.seconds))
+            loads[-1].reload_ms, loads[-1].reload_calls = setup.robot.reload()
     wide, high = arguments.image
     print(
         f"{wide}x{high} rgb8 at {arguments.rate:g} Hz for {arguments.seconds:g} s, bundle "

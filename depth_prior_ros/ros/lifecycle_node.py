@@ -29,7 +29,7 @@ from depth_prior_ros.ros.services import Background, RefusedError, Services
 from depth_prior_ros.ros.snapshots import save_snapshot
 from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions
-from depth_prior_ros.ros.worker import FrameWorker
+from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline
@@ -185,6 +185,10 @@ class DepthNode(LifecycleNode):
         """Configure and activate; False where either failed, with the cause in the log."""
         success = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == success and self.trigger_activate() == success
+
+    def callback_failed(self, error: Exception) -> None:
+        """Count the unexpected error of a callback, which costs one message and no more."""
+        self._refuse(INTERNAL, f"{type(error).__name__}: {error}", frame=False)
 
     def destroy_node(self) -> None:
         """End the worker before its publishers go."""

@@ -31,7 +31,7 @@ def run(args: list[str] | None = None) -> int:
         install_signal_handlers(SignalHandlerOptions.ALL)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        executor.spin()
+        _spin(executor, node)
     except ExternalShutdownException:
         return 0
     except (ValueError, ParameterException) as error:
@@ -43,3 +43,23 @@ def run(args: list[str] | None = None) -> int:
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
     return 0
+
+
+def _spin(executor: SingleThreadedExecutor, node: DepthNode) -> None:
+    """Spin until the context is shut down; a callback that fails is counted, and ends nothing.
+
+    On a machine under load even publishing may fail: Fast DDS gives a busy writer 100 ms.
+
+    Raises:
+        ExternalShutdownException: when the context is shut down.
+    """
+    while True:
+        try:
+            executor.spin()
+            return
+        except ExternalShutdownException:
+            raise
+        except Exception as error:
+            if not node.context.ok():
+                raise ExternalShutdownException from error
+            node.callback_failed(error)
