@@ -18,6 +18,7 @@ from depth_prior_ros.backends import (
     BACKENDS,
     Backend,
     BackendError,
+    backend_options,
     choose_backend,
     make_backend,
     onnx_backend,
@@ -109,12 +110,19 @@ def test_networks_equal_the_modules_called_by_hand(
 
 
 @pytest.mark.gpu
-def test_cuda_agrees_with_the_cpu(bundle: Bundle) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_cuda_agrees_with_the_cpu(bundle: Bundle, device: str) -> None:
     K = bundle.manifest.camera.matrix()
     expected = run_everything(Networks(bundle, make_backend("torch", "cpu")), K)
-    found = run_everything(Networks(bundle, make_backend("torch", "cuda")), K)
+    found = run_everything(Networks(bundle, make_backend("torch", device)), K)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-2, atol=1e-3, err_msg=key)
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_too_many() -> None:
+    with pytest.raises(BackendError, match="only"):
+        make_backend("torch", f"cuda:{torch.cuda.device_count()}")
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -131,13 +139,32 @@ def test_outputs_are_not_overwritten_by_the_next_run(
         np.testing.assert_array_equal(networks.backend.to_numpy(value), copy)
 
 
-def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks]) -> None:
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks], name: str) -> None:
     image = images(1)[0]
-    exact = networks_on("openvino").single(image)[0]
-    backend = make_backend("openvino", precision="bf16")
+    exact = networks_on("torch").single(torch.from_numpy(image))[0].numpy()
+    try:
+        backend = make_backend(name, "cpu", precision="bf16")
+    except BackendError as error:
+        pytest.skip(str(error))
     runner = StudentRunner(bundle.student(), bundle.prior())
-    rough = backend.compile(runner, (image,))(image)[0]
+    rough = backend.to_numpy(backend.compile(runner, (image,))(backend.to_native(image))[0])
+    assert rough.dtype == np.float32
     np.testing.assert_allclose(rough, exact, rtol=0.1)
+    assert np.abs(rough / exact - 1).max() > 1e-5  # it is another arithmetic
+
+
+def test_bf16_that_the_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
+    from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
+
+    monkeypatch.setattr(OpenVinoBackend, "_capabilities", lambda _: ["FP32", "INT8"])
+    with pytest.raises(BackendError, match="no bf16"):
+        make_backend("openvino", precision="bf16")
+    backend, reason = choose_backend("auto", "cpu", precision="bf16")
+    assert (backend.name, backend.precision) == ("openvino", "f32")
+    assert "no bf16" in reason
+    assert make_backend("openvino").precision == "f32"
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -150,7 +177,8 @@ def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks]) -
         ("openvino", "cuda", "f32", "use torch for CUDA"),
         ("torch", "tpu9", "f32", "device"),
         ("torch", "meta", "f32", "choose auto"),
-        ("torch", "cpu", "bf16", "openvino only"),
+        ("onnxruntime", "cpu", "bf16", "not to be had with onnxruntime"),
+        ("torch", "cpu", "f8", "unknown precision"),
     ],
 )
 def test_what_cannot_be_had(name: str, device: str, precision: str, message: str) -> None:
@@ -178,28 +206,78 @@ def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("torch", "cuda")]
 
 
-@pytest.mark.parametrize("lacking", ["openvino", "onnx"])
-def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """A machine without CUDA on which these packages are not installed, but all others are."""
     monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
     monkeypatch.setattr(
-        choice_module, "find_spec", lambda name: None if name == lacking else object()
+        choice_module, "find_spec", lambda name: None if name in packages else object()
     )
-    backend, reason = choose_backend()
-    assert (backend.name, backend.device) == ("torch", "cpu")
-    assert lacking in reason
+
+
+@pytest.mark.parametrize(
+    ("lacking", "expected"),
+    [
+        ((), "openvino"),
+        (("openvino",), "onnxruntime"),
+        (("openvino", "onnxruntime"), "torch"),
+        (("onnx",), "torch"),
+    ],
+)
+def test_auto_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, lacking: tuple[str, ...], expected: str
+) -> None:
+    without(monkeypatch, *lacking)
+    options = backend_options()
+    assert options[0].name == expected
+    assert [option.name for option in options][-1] == "torch"
+    assert {option.device for option in options} == {"cpu"}
+    for package in lacking:
+        assert f"{package} not installed" in options[0].why or "and" in options[0].why
+    if "openvino" in lacking:
+        assert "openvino not installed" in options[0].why
+
+
+def test_a_package_that_is_not_installed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "onnxruntime")
+    with pytest.raises(BackendError, match="onnxruntime not installed"):
+        choose_backend("onnxruntime")
+    backend, reason = choose_backend("onnxruntime", fallback=True)
+    assert backend.name == "openvino"
+    assert "onnxruntime not installed" in reason
 
 
 def test_a_precision_that_auto_cannot_keep_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
-    monkeypatch.setattr(choice_module, "find_spec", lambda _: None)
-    assert "bf16" in choose_backend(precision="bf16")[1]
+    without(monkeypatch, "openvino", "onnxruntime")
+    backend, reason = choose_backend(precision="bf16")
+    assert (backend.name, backend.precision) == ("torch", "f32")
+    assert "bf16" in reason
     assert "bf16" not in choose_backend()[1]
 
 
-def test_auto_takes_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
-    monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
-    assert choose_backend()[0].name == "openvino"
+def test_options_of_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch)
+
+    def names(*args: str, fallback: bool = False, precision: str = "f32") -> list[str]:
+        options = backend_options(*args, precision=precision, fallback=fallback)  # type: ignore[arg-type]
+        return [str(option) for option in options]
+
+    cpu = ["openvino (cpu, f32)", "onnxruntime (cpu, f32)", "torch (cpu, f32)"]
+    assert names() == names("auto", "cpu") == cpu
+    assert names("torch", "cuda:1") == ["torch (cuda:1, f32)"]
+    assert names("auto", "cuda:1") == ["torch (cuda:1, f32)"]
+    assert names("auto", "cuda:1", fallback=True) == ["torch (cuda:1, f32)", *cpu]
+    assert names("onnxruntime", "cpu", fallback=True) == ["onnxruntime (cpu, f32)", *cpu]
+    assert names(precision="bf16") == ["openvino (cpu, bf16)", *cpu]
+    monkeypatch.setattr(choice_module, "_cuda_available", lambda: True)
+    assert names() == ["torch (cuda, f32)", *cpu]
+    assert names("auto", "cpu") == cpu
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without CUDA")
+def test_cuda_that_is_not_there_with_fallback() -> None:
+    backend, reason = choose_backend("torch", "cuda:0", fallback=True)
+    assert backend.device == "cpu"
+    assert "no CUDA device" in reason
 
 
 class Stubborn(nn.Module):
@@ -226,21 +304,58 @@ def test_a_file_that_the_library_refuses(name: str, monkeypatch: pytest.MonkeyPa
         make_backend(name).compile(nn.Identity(), (images(1)[0],))
 
 
-def test_auto_falls_back_where_compiling_fails(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken:
-        name, device = "openvino", "cpu"
+class Unfit:
+    """A backend that is there, and fails at its work."""
 
-        def compile(self, module: nn.Module, example_inputs: object) -> None:
+    name, device, precision = "openvino", "cpu", "f32"
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def compile(self, module: nn.Module, example_inputs: object) -> Callable[..., object]:
+        if self._at == "compile":
             raise BackendError("no such instruction")
 
-    monkeypatch.setattr(runtime, "choose_backend", lambda *_, **__: (Broken(), "it was there"))
+        def run(*inputs: object) -> None:
+            raise RuntimeError("no such instruction")
+
+        return run
+
+    def to_native(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return array
+
+    def to_numpy(self, native: NDArray[np.float32]) -> NDArray[np.float32]:
+        return native
+
+
+@pytest.mark.parametrize("at", ["compile", "run"])
+def test_falling_back_where_a_backend_is_unfit(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def make(name: str, device: str = "auto", **options: object) -> object:
+        return Unfit(at) if name == "openvino" else make_backend(name, device, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime, "make_backend", make)
+    without(monkeypatch, "onnxruntime")
     networks, reason = compile_networks(bundle)
     assert networks.backend.name == "torch"
+    assert networks.fell_back
     assert "no such instruction" in reason
     with pytest.raises(BackendError, match="no such instruction"):
         compile_networks(bundle, "openvino")
+    networks, reason = compile_networks(bundle, "openvino", fallback=True)
+    assert networks.backend.name == "torch"
+    assert networks.fell_back
+    networks, reason = compile_networks(bundle, "torch", "cpu")
+    assert not networks.fell_back
+    assert reason == "chosen by name"
+
+
+def test_where_nothing_is_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "make_backend", lambda *_, **__: Unfit("compile"))
+    without(monkeypatch)
+    with pytest.raises(BackendError, match="no such instruction"):
+        compile_networks(bundle)
 
 
 def test_a_fusion_without_its_prior_is_refused(tmp_path: Path, bundle: Bundle) -> None:

@@ -135,7 +135,8 @@ def _cpu_options(precision: Precision) -> list[Option]:
             notes.append(lacking)
             continue
         for kind in precisions:
-            words = [*notes, f"on a CPU, {name} is the fastest installed"]
+            rank = "the next fastest" if options else "the fastest"
+            words = [*notes, f"on a CPU, {name} is {rank} installed"]
             if kind != precision:
                 words.append(f"{precision} is to be had with openvino only: {kind}")
             options.append(Option(name, "cpu", kind, "; ".join(words)))
