@@ -70,6 +70,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         remappings=inputs(given),
         arguments=["--ros-args", *ros_arguments(given)],
         additional_env=variable,
+        # It ends the frame under way and stores the scale; launch's 5 s are short on a busy machine.
+        sigterm_timeout="30",
         output="screen",
     )
     actions: list[LaunchDescriptionEntity] = [node]

@@ -66,7 +66,11 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     words += ["--loop"] if given["loop"].lower() in ("true", "1") else []
     words += ["--clock"] if given["use_sim_time"].lower() in ("true", "1") else []
     player = Node(
-        package="depth_prior_ros", executable="depth_bag", arguments=words, output="screen"
+        package="depth_prior_ros",
+        executable="depth_bag",
+        arguments=words,
+        sigterm_timeout="30",
+        output="screen",
     )
     node = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "depth.launch.py")),

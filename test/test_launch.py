@@ -117,7 +117,7 @@ class Launched:
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):
         Peer(f"/{namespace}") as peer,
         launched(log, *arguments, file="replay.launch.py") as launch,
     ):
-        launch.process.wait(180)
+        launch.process.wait(400)
     assert launch.process.returncode == 0, launch.output
     assert "12 frames played" in launch.output
     assert "process has died" not in launch.output, launch.output
