@@ -70,7 +70,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         remappings=inputs(given),
         arguments=["--ros-args", *ros_arguments(given)],
         additional_env=variable,
-        # It ends the frame under way and stores the scale; launch's 5 s are short on a busy machine.
+        # It ends the frame under way and stores the scale; 5 s, the default, may be too short.
         sigterm_timeout="30",
         output="screen",
     )
