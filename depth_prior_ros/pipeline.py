@@ -233,7 +233,7 @@ class DepthPipeline(PipelineSettings):
         assert reason is not None
         with clock("postprocess"):
             units = self._units(current, single, found)
-            self._observe(current, units, pair, found, broken is not None)
+            self._observe(current, single, pair, found, broken is not None)
             view = view_of(current.framed, self._output_size)
             factor = self.scale.metres_per_unit * stretch_of(current.framed, self._trained)
             depth = to_metres(units, factor, self.max_metres, view)
@@ -341,11 +341,9 @@ class DepthPipeline(PipelineSettings):
             return None
         pose = motion.pose_since(previous.stamp_ns) if motion else None
         speed = motion.known_speed if motion else None
-        metres: float | None = None
+        metres = None if speed is None else speed * (current.stamp_ns - previous.stamp_ns) * 1e-9
         if pose is not None:
             metres = float(np.linalg.norm(pose[:3, 3]))
-        elif speed is not None:
-            metres = speed * (current.stamp_ns - previous.stamp_ns) * 1e-9
         known = self.scale.status.mode != "none"
         factor = self.scale.metres_per_unit if known else None
         return Pair(previous, current, inverse, factor, pose, metres)
@@ -366,20 +364,22 @@ class DepthPipeline(PipelineSettings):
     def _observe(
         self,
         current: Shown,
-        units: NDArray[np.float32],
+        single: tuple[Native, Native],
         pair: Pair | None,
         found: Found,
         broken: bool,
     ) -> None:
-        """Tell the scale what was seen."""
+        """Tell the scale what was seen, of depth what does not rest on the factor itself."""
+        units: NDArray[np.float32] | None = None
+        if self.scale.needs_depth:
+            stretch = np.float32(stretch_of(current.framed, self._trained))
+            units = self._units(current, single, Found()) / stretch
         pose = pair.pose if pair else None
         previous = None if broken else self._previous
         self.scale.observe(
             ScaleSight(
                 current.stamp_ns,
-                units / np.float32(stretch_of(current.framed, self._trained))
-                if self.scale.needs_depth
-                else None,
+                units,
                 current.framed.camera,
                 moving=self._gate.state == "moving",
                 units_travelled=found.units,

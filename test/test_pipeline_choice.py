@@ -246,8 +246,25 @@ def test_the_scale_is_told_of_every_frame(
     assert third.metres_travelled == pytest.approx(0.0)  # by its speed
     for sight, result in zip(scale.seen, results, strict=True):
         assert sight.inverse_units is not None
-        np.testing.assert_allclose(METRES_PER_UNIT / sight.inverse_units, result.depth, rtol=1e-5)
+        depth = METRES_PER_UNIT / sight.inverse_units
+        same = np.allclose(depth, result.depth, rtol=1e-5)
+        assert same == (result.model == "single_frame")
         assert result.scale == replace(scale.status, samples=result.scale.samples)  # type: ignore[union-attr]
+
+
+def test_the_scale_sees_depth_that_does_not_depend_on_it(pipeline: DepthPipeline) -> None:
+    """Matched with odometry's motion in units of the factor, depth would confirm any factor."""
+    seen, models = [], []
+    for factor in (METRES_PER_UNIT, 3 * METRES_PER_UNIT):
+        scale = WatchedScale(factor)
+        pipeline.reset()
+        pipeline.scale = scale
+        pipeline.pose_source = "odometry"
+        results = drive(pipeline, [MOVING, replace(MOVING, pose=ahead(1.5))])
+        models.append(results[1].model)
+        seen.append(scale.seen[1].inverse_units)
+    assert models == ["multi_frame"] * 2
+    np.testing.assert_array_equal(*seen)
 
 
 def test_what_the_scale_says_holds_for_the_frame_it_saw(pipeline: DepthPipeline) -> None:
