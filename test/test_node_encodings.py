@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
 import rclpy
-from camera_encodings import BAYER, ENCODINGS, WIDE, compressed, encoded, png
+from camera_encodings import ENCODINGS, WIDE, compressed, encoded, png
 from helpers import make_tiny_bundle
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -210,47 +210,6 @@ def test_half_a_pair_of_pixels_is_counted_and_the_node_lives_on(robot):
     assert np.isfinite(robot.answered(view())).any()
 
 
-def test_compressed_images_give_the_depth_of_their_pixels(tiny_bundle):
-    picture = view()
-    with running(tiny_bundle) as robot:
-        expected = depth_of(robot, image_message(picture, Header()))
-    mosaic, _ = encoded("bayer_grbg8", *IMAGE_SIZE, seed=1)
-    pattern = np.array(mosaic.data, np.uint8).reshape(IMAGE_SIZE[::-1])
-    assert BAYER["bayer_grbg8"] == "grbg"
-    with node_and_peer(
-        bundle=tiny_bundle,
-        image_transport="compressed",
-        diagnostics_period=0.1,
-        force_model="single_frame",
-    ) as (process, peer):
-        node = peer.node
-        publisher = node.create_publisher(CompressedImage, "image/compressed", RELIABLE)
-        robot = Robot(process=process, peer=peer, stamp=10**12)
-        wait_until(lambda: process.alive and publisher.get_subscription_count(), "the node", START)
-        wait_until(lambda: peer.status().get("publishers.image", "0") != "0", "images", START)
-        wait_until(lambda: peer.status().get("publishers.camera_info", "0") != "0", "the node")
-        wait_until(lambda: peer.status().get("subscribers.depth", "0") != "0", "the node")
-
-        def send(data: bytes, form: str) -> int:
-            stamp = robot.next_stamp()
-            message = compressed(data, form)
-            message.header = Header(stamp=stamp_of(stamp), frame_id=FRAME)
-            info = camera_info_for(*IMAGE_SIZE)
-            info.header = message.header
-            peer.info_publisher.publish(info)
-            publisher.publish(message)
-            return stamp
-
-        answer = peer.answer(send(png(picture), "rgb8; png compressed bgr8"))
-        np.testing.assert_array_equal(image_to_depth(answer), expected)
-        peer.answer(send(png(pattern), "bayer_grbg8; png compressed "))
-        send(png(picture)[:-40], "png")
-        wait_until(lambda: robot.refused("compressed_broken") == 1, "the broken one to be counted")
-        send(b"\0" * 500, "h264")
-        wait_until(lambda: robot.refused("unknown_encoding") == 1, "the video to be counted")
-        assert np.isfinite(image_to_depth(peer.answer(send(png(picture), "png")))).any()
-
-
 def bent_info() -> CameraInfo:
     info = camera_info_for(*IMAGE_SIZE)
     info.d = [-0.32, 0.12, 1e-3, -5e-4, 0.0]
@@ -272,29 +231,6 @@ def test_a_distorted_image_is_rectified(robot):
     np.testing.assert_array_equal(never, as_it_is)
     assert robot.set(rectify="auto")[0].successful
     assert not robot.set(rectify="sometimes")[0].successful
-
-
-def test_a_topic_that_is_called_rectified_is_not_rectified_again(tiny_bundle):
-    namespace = f"/test_{uuid.uuid4().hex[:12]}"
-    with (
-        NodeProcess(
-            "-r",
-            "image:=image_rect",
-            bundle=tiny_bundle,
-            namespace=namespace,
-            diagnostics_period=0.1,
-            sync_wait=5.0,
-            force_model="single_frame",
-        ) as process,
-        Peer(namespace) as peer,
-    ):
-        peer.node.destroy_publisher(peer.image_publisher)
-        peer.image_publisher = peer.node.create_publisher(Image, "image_rect", RELIABLE)
-        peer.wait_for_node(process, START)
-        robot = Robot(process=process, peer=peer, stamp=10**12)
-        plain = depth_of(robot, image_message(view(), Header()))
-        with_lens = depth_of(robot, image_message(view(), Header()), bent_info())
-        np.testing.assert_array_equal(with_lens, plain)
 
 
 def test_depth_where_the_lens_saw_nothing_is_unknown(robot):
@@ -326,3 +262,89 @@ def test_padding_shows_all_of_the_image_and_nothing_beside_it(robot):
     assert info.p[0] == pytest.approx(0.58 * 128 / 4)
     assert info.p[2] == pytest.approx(16 + 32)
     assert not math.isnan(info.p[6])
+
+
+# -- a node that listens to compressed images of a rectified topic ---------------------------------
+
+
+class CompressedRobot(Robot):
+    """A robot whose camera sends JPEG or PNG on ``image_rect/compressed``."""
+
+    def connect(self) -> None:
+        kind = (CompressedImage, "image_rect/compressed")
+        self._publisher = self.peer.node.create_publisher(*kind, RELIABLE)
+
+        def connected() -> bool:
+            assert self.process.alive, f"the node ended early:\n{self.process.output}"
+            status = self.peer.status()
+            names = ("publishers.image", "publishers.camera_info", "subscribers.depth")
+            seen = [status.get(name, "0") for name in names]
+            return "0" not in seen and self._publisher.get_subscription_count() > 0
+
+        wait_until(connected, "the node to be connected", START)
+
+    def send(self, data: bytes, form: str, info: CameraInfo | None = None) -> int:
+        """Publish calibration and image; their stamp."""
+        stamp = self.next_stamp()
+        message = compressed(data, form)
+        message.header = Header(stamp=stamp_of(stamp), frame_id=FRAME)
+        info = info or camera_info_for(*IMAGE_SIZE)
+        info.header = message.header
+        self.peer.info_publisher.publish(info)
+        self._publisher.publish(message)
+        return stamp
+
+    def depth(self, data: bytes, form: str, info: CameraInfo | None = None) -> np.ndarray:
+        return image_to_depth(self.peer.answer(self.send(data, form, info)))
+
+
+@pytest.fixture(scope="module")
+def compressed_robot(tiny_bundle: Path) -> Iterator[CompressedRobot]:
+    namespace = f"/test_{uuid.uuid4().hex[:12]}"
+    with (
+        NodeProcess(
+            "-r",
+            "image:=image_rect",
+            bundle=tiny_bundle,
+            namespace=namespace,
+            image_transport="compressed",
+            diagnostics_period=0.1,
+            sync_wait=5.0,
+            force_model="single_frame",
+        ) as process,
+        Peer(namespace) as peer,
+    ):
+        robot = CompressedRobot(process=process, peer=peer, stamp=10**12)
+        robot.connect()
+        yield robot
+        assert process.alive, f"the node did not survive the tests:\n{process.output}"
+
+
+def test_compressed_images_give_the_depth_of_their_pixels(robot, compressed_robot):
+    expected = depth_of(robot, image_message(view(), Header()))
+    answer = compressed_robot.depth(png(view()), "rgb8; png compressed bgr8")
+    np.testing.assert_array_equal(answer, expected)
+
+
+def test_a_compressed_bayer_pattern_gives_the_depth_of_its_colours(robot, compressed_robot):
+    mosaic, rgb = encoded("bayer_grbg8", *IMAGE_SIZE, seed=1)
+    pattern = np.array(mosaic.data, np.uint8).reshape(IMAGE_SIZE[::-1])
+    answer = compressed_robot.depth(png(pattern), "bayer_grbg8; png compressed ")
+    np.testing.assert_array_equal(answer, depth_of(robot, image_message(rgb, Header())))
+
+
+def test_broken_compressed_images_are_counted_and_the_node_lives_on(compressed_robot):
+    robot = compressed_robot
+    robot.send(png(view())[:-40], "png")
+    wait_until(lambda: robot.refused("compressed_broken") == 1, "the broken one to be counted")
+    robot.send(b"\0" * 500, "h264")
+    wait_until(lambda: robot.refused("unknown_encoding") == 1, "the video to be counted")
+    assert np.isfinite(robot.depth(png(view()), "png")).any()
+
+
+def test_a_topic_that_is_called_rectified_is_not_rectified_again(compressed_robot):
+    plain = compressed_robot.depth(png(view()), "png")
+    np.testing.assert_array_equal(compressed_robot.depth(png(view()), "png", bent_info()), plain)
+    assert compressed_robot.set(rectify="always")[0].successful
+    bent = compressed_robot.depth(png(view()), "png", bent_info())
+    assert not np.array_equal(bent, plain)
