@@ -17,13 +17,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
+
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from outputs_worker import CAMERA, FRAME, PERIOD_NS, header_of, result_of
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
-from ros_helpers import LATCHED, RELIABLE, NodeProcess, nanoseconds_of
+from ros_helpers import LATCHED, PATIENCE, RELIABLE, NodeProcess, nanoseconds_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 from test_clouds import read_numpy
@@ -33,6 +36,8 @@ from depth_prior_ros.ros.messages import image_to_depth
 from depth_prior_ros.ros.output_settings import OutputSettings, parameter_name
 from depth_prior_ros.ros.outputs import ON_DEMAND, TOPICS, topic_name
 from depth_prior_ros.ros.parameters import PARAMETERS
+
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
 
 ROOT = Path(__file__).resolve().parent
 
@@ -52,7 +57,7 @@ class Listener:
             String, "told", lambda m: self.told.append(json.loads(m.data)), RELIABLE
         )
 
-    def until(self, condition: Any, what: str, seconds: float = 60.0) -> Any:
+    def until(self, condition: Any, what: str, seconds: float = 2 * PATIENCE) -> Any:
         deadline = self.node.get_clock().now().nanoseconds + int(seconds * 1e9)
         while not (value := condition()):
             assert self.process.alive, self.process.output
