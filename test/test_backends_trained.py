@@ -16,9 +16,12 @@ from depth_prior_ros.backends import BackendError, make_backend
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.runtime import Networks
 
-TOLERANCE = {"f32": 1e-3, "bf16": 0.03}
-"""Mean absolute relative difference of depth from PyTorch's on the CPU in float32. Measured by
-benchmarks/backends.py; far below what separates the depth from the truth (AbsRel above 0.1)."""
+TOLERANCE = {("cpu", "f32"): 1e-4, ("cuda", "f32"): 0.01, ("cpu", "bf16"): 0.03}
+"""Mean absolute relative difference of depth from PyTorch's on the CPU in float32.
+
+CUDA multiplies in TF32, with the mantissa of half precision. benchmarks/backends.py measures it on
+real frames; all of it is far below what separates the depth from the truth (AbsRel above 0.1).
+"""
 
 CASES = [
     ("torch", "cpu", "bf16"),
@@ -104,7 +107,8 @@ def test_agreement_on_the_trained_bundle(
     found = answers(made(name, device, precision), lite)
     for model, depth in reference.items():
         apart = np.abs(found[model] / depth - 1)
-        assert apart.mean() < TOLERANCE[precision], model
+        key = (device if precision == "f32" else "cpu", precision)
+        assert apart.mean() < TOLERANCE[key], model
         # The comparison means something: the picture's depth spans a street's.
         assert depth.max() / depth.min() > 5
 
