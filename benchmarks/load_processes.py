@@ -136,7 +136,7 @@ class Robot:
             if (milliseconds := self.call(kind)) is not None:
                 calls[kind].append(milliseconds)
             time.sleep(max(0.0, begun + 1 / CALLS_PER_SECOND - time.monotonic()))
-        return calls
+        return dict(calls)
 
     def reload(self) -> tuple[float, dict[str, list[float]]]:
         """Load the bundle anew: how many milliseconds that took, and other calls meanwhile."""

@@ -330,3 +330,41 @@ def test_memory_runs_out_and_comes_back(tiny_bundle, tmp_path):
         assert "out of memory" in one.witness.status()["refused.memory.last"]
         switch.unlink()
         one.depth_goes_on(camera)
+
+
+GREEDY = """
+import sys, threading, time
+from pathlib import Path
+import torch
+torch.cuda.set_per_process_memory_fraction(2**31 / torch.cuda.mem_get_info()[1])
+def take_all_while(switch):
+    held = []
+    while True:
+        if switch.exists():
+            for size in (2**26, 2**20, 2**16, 2**9):  # down to the allocator's smallest blocks
+                try:
+                    while True:
+                        held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+                except torch.cuda.OutOfMemoryError:
+                    pass
+        else:
+            held.clear()
+        time.sleep(0.01)
+threading.Thread(target=take_all_while, args=(Path({switch!r}),), daemon=True).start()
+from depth_prior_ros.ros.node import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_runs_out_and_comes_back(tiny_bundle, tmp_path):
+    """Another part of the process takes what there is, up to 2 GiB, and gives it back."""
+    switch = tmp_path / "take"
+    with scene(tiny_bundle, code=GREEDY.format(switch=str(switch)), device="cuda") as one:
+        camera = one.camera(**MOVING)
+        one.model_becomes(MULTI)
+        switch.touch()
+        one.until(lambda: one.witness.count("refused.memory") >= 3, "frames without depth")
+        switch.unlink()
+        one.depth_goes_on(camera)
+        one.until(lambda: one.witness.models[-1] == MULTI, "multi-frame depth again")
