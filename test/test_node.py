@@ -325,3 +325,28 @@ def test_names_types_and_qos_are_the_documented_ones(robot):
         i for i in node.get_subscriptions_info_by_topic("/image") if i.node_name == "depth_node"
     ]
     assert subscribed[0].qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT
+
+
+def test_images_too_large_for_shared_memory_are_missed_with_their_cure(robot):
+    """1.4 MB from another process, best effort, as camera drivers send it without a profile."""
+    large = shifted(texture(1242, 375), 0)
+    heard = [len(robot.peer.diagnostics)]
+
+    def told() -> bool:
+        if len(robot.peer.diagnostics) > heard[0]:
+            heard[0] = len(robot.peer.diagnostics)
+            robot.peer.send(large, robot.next_stamp())
+            robot.peer.send(large, robot.next_stamp())
+        return "lost by the transport" in robot.peer.status()["message"]
+
+    try:
+        wait_until(told, "words about lost images", 60.0)
+    except AssertionError:
+        if int(robot.peer.status()["message_lost"]) == 0:
+            pytest.skip("this middleware loses nothing, or its Python does not tell")
+        raise
+    status = robot.peer.status()
+    assert int(status["message_lost"]) > 0
+    assert status["level"] == "1"
+    assert "config/fastdds_large_images.xml" in status["message"]
+    assert np.isfinite(robot.answered(view())).any(), "smaller ones come through"

@@ -232,6 +232,28 @@ def test_no_way_leads_across_the_start_of_a_bag_that_loops():
     assert inputs.motion_at(round(1.4 * SECOND), 0.5, 0, round(1.2 * SECOND)).pose is not None
 
 
+def test_a_twist_tells_the_way_where_there_are_no_poses():
+    """A quarter of a circle to the left in a second: the camera ends up left of where it looked."""
+    inputs, _ = make_inputs()
+    speed, turn = 6.0, math.pi / 2
+    inputs.put_speed(2 * SECOND, speed, "twist", (speed, turn))
+    motion = inputs.motion_at(2 * SECOND, 1.5, 0, previous=SECOND)
+    radius = speed / turn
+    np.testing.assert_allclose(motion.pose[:3, 3], [-radius, 0.0, radius], atol=1e-9)
+    # What it now looks along (z) was its left (-x).
+    np.testing.assert_allclose(motion.pose[:3, 2], [-1.0, 0.0, 0.0], atol=1e-9)
+    assert inputs.motion_at(2 * SECOND, 0.5, 0, previous=SECOND).pose is None, "too long ago"
+
+
+def test_poses_go_before_twists():
+    inputs, _ = make_inputs()
+    drive(inputs, 1.0)
+    inputs.put_speed(round(1.45 * SECOND), 50.0, "twist", (50.0, 0.0))
+    motion = inputs.motion_at(round(1.45 * SECOND), 0.5, 0, previous=round(1.25 * SECOND))
+    assert motion.speed == 50.0
+    assert motion.pose[2, 3] == pytest.approx(1.0)
+
+
 @given(st.sampled_from([math.nan, math.inf]), st.integers(0, 6))
 def test_a_pose_that_is_not_a_number_is_refused(value, place):
     numbers = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from depth_prior_ros.motion import Motion, Source
-from depth_prior_ros.odometry import CameraMount, Trajectory
+from depth_prior_ros.odometry import CameraMount, Trajectory, arc
 from depth_prior_ros.ros.messages import MessageError, camera_from_info
 
 NANOSECONDS = 1_000_000_000
@@ -26,11 +29,15 @@ SIZES_KEPT = 8
 
 @dataclass(frozen=True)
 class Speed:
-    """A speed in m/s, the header stamp in nanoseconds that it belongs to, and who said so."""
+    """A speed in m/s, the header stamp in nanoseconds that it belongs to, and who said so.
+
+    course: (speed along the vehicle's x axis, yaw rate in rad/s) where both are known.
+    """
 
     stamp: int
     value: float
     source: Source
+    course: tuple[float, float] | None = None
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -97,12 +104,26 @@ class Inputs:
                 del self._infos[next(iter(self._infos))]
             self._changed.notify_all()
 
-    def put_speed(self, stamp: int, speed: float, source: Source = "odometry") -> bool:
-        """Store a speed in m/s; False (and not stored) when it is not a number."""
-        if not math.isfinite(speed):
+    def put_speed(
+        self,
+        stamp: int,
+        speed: float,
+        source: Source = "odometry",
+        course: tuple[float, float] | None = None,
+    ) -> bool:
+        """Store a speed in m/s; False (and not stored) when it is not a number.
+
+        Args:
+            stamp: header stamp in nanoseconds.
+            speed: its size, m/s.
+            source: who says so.
+            course: forward speed in m/s and yaw rate in rad/s, for the way between two frames
+                where nobody sends poses.
+        """
+        if not all(map(math.isfinite, (speed, *(course or ())))):
             return False
         with self._changed:
-            self._speeds.append(Speed(stamp, speed, source))
+            self._speeds.append(Speed(stamp, speed, source, course))
             self._odometry_silent = False
             self._changed.notify_all()
         return True
@@ -176,6 +197,8 @@ class Inputs:
         step = None
         if previous is not None:
             step = self._trajectory.step(previous, stamp, max_age)
+            if step is None and speed.course is not None:
+                step = _along(speed.course, (stamp - previous) / NANOSECONDS, max_age)
         if step is None:
             return Motion(speed.value, speed.source)
         pose = (mount or CameraMount()).step(step)
@@ -209,6 +232,13 @@ class Inputs:
     def _has_reached(self, stamp: int, max_age: float) -> bool:
         newest = stamp + int(max_age * NANOSECONDS)
         return any(stamp <= speed.stamp <= newest for speed in self._speeds)
+
+
+def _along(
+    course: tuple[float, float], seconds: float, longest: float
+) -> npt.NDArray[np.float64] | None:
+    """The way (4, 4) at constant speed and yaw rate; None over more than ``longest`` seconds."""
+    return arc(*course, seconds) if 0 < seconds <= longest else None
 
 
 def _fits(info: Any, width: int, height: int) -> bool:

@@ -22,6 +22,9 @@ from depth_prior_ros.ros.qos import overrides, qos
 UNKNOWN_POSE = -1.0
 """First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""
 
+FORWARD = 0.9
+"""Share of a twist's speed that must be along x for a vehicle that drives forward."""
+
 _MOTION: tuple[tuple[str, Source, type], ...] = (
     ("odom", "odometry", Odometry),
     ("twist", "twist", TwistStamped),
@@ -155,7 +158,11 @@ class Subscriptions:
     def _on_speed(self, stamp: int, twist: Twist, source: Source) -> None:
         linear = twist.linear
         speed = math.hypot(linear.x, linear.y, linear.z)
-        if not self._inputs.put_speed(stamp, speed, source):
+        course = None
+        # Odometry has poses. A twist along another axis than x is of another frame than REP-103's.
+        if source != "odometry" and abs(linear.x) >= FORWARD * speed > 0:
+            course = linear.x, twist.angular.z
+        if not self._inputs.put_speed(stamp, speed, source, course):
             self._refuse("bad_odometry", f"the speed of {source} is {speed}", False)
 
 
