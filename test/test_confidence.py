@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from depth_prior_ros.confidence import CUE_WIDTH, WEIGHTS, combine, cues
+from depth_prior_ros.models.confidence import single_frame_confidence
 
 EDGE_OF_IMAGE = 12  # blurs reach so far
 
@@ -159,3 +161,20 @@ def test_wide_depth_is_judged_at_one_width() -> None:
     small, large = combine(inverse), combine(twice)
     assert large.shape == (192, 640)
     assert np.abs(large[::2, ::2] - small).mean() < 0.01
+
+
+def test_an_exported_network_calls_flat_sure_and_edges_not() -> None:
+    inverse = torch.full((1, 1, 8, 8), 0.5)
+    assert torch.equal(single_frame_confidence(inverse), torch.ones_like(inverse))
+    inverse[..., 4:] = 0.1
+    found = single_frame_confidence(inverse)
+    assert found[..., 3:5].max() < 0.2
+    assert torch.equal(found[..., :3], torch.ones(1, 1, 8, 3))
+
+
+@pytest.mark.parametrize("factor", [0.01, 7.0])
+def test_an_exported_network_s_confidence_has_no_unit(factor: float) -> None:
+    inverse = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.01
+    found = single_frame_confidence(inverse)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert torch.allclose(found, single_frame_confidence(inverse * factor), atol=1e-5)

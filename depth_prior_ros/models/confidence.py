@@ -1,4 +1,7 @@
-"""A provisional confidence of a single-frame depth."""
+"""What the single-frame network says of its own depth, as a second output of exported files.
+
+The node's confidence is another one, calibrated and made on demand: `depth_prior_ros.confidence`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ _EDGE = 0.1
 
 
 def single_frame_confidence(inverse_depth: Tensor) -> Tensor:
-    """Confidence from how flat the inverse depth is around a pixel.
+    """How flat the inverse depth is around a pixel.
 
-    Provisional: depth edges are where single-frame networks bleed, and this says no more than that
-    a pixel lies near one. It is not calibrated against errors.
+    Depth edges are where single-frame networks bleed, and this says no more than that a pixel lies
+    near one. It is not calibrated against errors.
 
     Args:
         inverse_depth: (B, 1, H, W), positive.
