@@ -16,10 +16,10 @@ Age: from the camera's stamp, which is the clock right before it publishes, unti
 image is in the reader's callback; so with both ways between the processes. Inference: the node's
 own median, from its diagnostics. Dropped: images that a newer one replaced while another was being
 inferred, of those that arrived. Not arrived: lost by the transport, or replaced by a newer one in
-the middleware's queue of one before the node read it. Calls: get_parameters, get_state (lifecycle), set_parameters and
-~/reset_scale in turn, ten a second; every fiftieth is ~/save_snapshot, which writes files before it
-answers and has a figure of its own. After the time measured the bundle is loaded anew
-(~/reload_bundle), and the calls that fall into it have theirs.
+the middleware's queue of one before the node read it. Calls: get_parameters, get_state (lifecycle),
+set_parameters and ~/reset_scale in turn, ten a second; every fiftieth is ~/save_snapshot, which
+writes files before it answers and has a figure of its own. After the time measured the bundle is
+loaded anew (~/reload_bundle), and the calls that fall into it have theirs.
 
 `--soak-minutes 10` goes on with the first transport and compares the resident memory of the last
 half minute with that of the half minute after minute 2 (a fifth of a shorter soak).

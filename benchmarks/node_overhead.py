@@ -15,6 +15,9 @@ what is left is the overhead. Two tables for every size of the network's input:
   diagnostics, from the arrival of an image in its callback until its depth is published, threads
   and locks included. The way of the messages between the processes is not part of it.
 
+Core ms: what a core was kept busy for, which a busy machine does not spoil; of the whole node all
+of its threads for one frame, so with the middleware's, which the latencies leave out.
+
 `figure node_overhead_p50_ms` is the whole at the first size, moving with odometry: the median of
 the medians of its rounds.
 """
@@ -51,19 +54,23 @@ Size = tuple[int, int]
 
 
 class Times:
-    """Milliseconds by name."""
+    """Milliseconds by name: of the clock, and of the core that this thread used."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, list[float]] = defaultdict(list)
+        self.used: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.thread_time()
         yield
+        self.used[name].append((time.thread_time() - used) * 1e3)
         self.by_name[name].append((time.perf_counter() - start) * 1e3)
 
-    def percentile(self, name: str, percent: int) -> float:
-        values = sorted(self.by_name[name])
+    def percentile(self, name: str, percent: int, used: bool = False) -> float:
+        values = sorted((self.used if used else self.by_name)[name])
+        if not values:
+            return float("nan")
         return values[min(len(values) - 1, round(percent / 100 * (len(values) - 1)))]
 
 
@@ -112,7 +119,8 @@ def parts(bundle: Path, image: Size, frames: int, core: int) -> Times:
                 with times("motion"):
                     motion.measure(motion.prepare(before), motion.prepare(framed.pixels))
             before = framed.pixels
-            result = pipeline.process(pixels, number * 10**8, None, camera)
+            with times("pipeline"):
+                result = pipeline.process(pixels, number * 10**8, None, camera)
             times.by_name["metres"].append(result.timings["postprocess"])
             with times("fill"):
                 depth = messages.depth_to_image(result.depth, message.header)
@@ -195,10 +203,21 @@ def whole(bundle: Path, image: Size, speed: float | None, frames: int, core: int
         stack.enter_context(CameraProcess(namespace, large_images(), **film))
         wait_until(lambda: peer.depth or not node.alive, "the first depth", 120)
         assert node.alive, node.output
-        target = int(peer.status().get("inferred", 0)) + frames + 20
-        wait_until(lambda: int(peer.status().get("inferred", 0)) >= target, "frames", 60 + frames)
+        begin = int(peer.status().get("inferred", 0)) + 20
+        wait_until(lambda: int(peer.status()["inferred"]) >= begin, "frames", 60 + frames)
+        begin, used = int(peer.status()["inferred"]), core_ms(node.process.pid)
+        end = begin + frames
+        wait_until(lambda: int(peer.status()["inferred"]) >= end, "frames", 60 + frames)
         assert node.alive, node.output
-        return peer.status()
+        status = peer.status()
+        a_frame = (core_ms(node.process.pid) - used) / (int(status["inferred"]) - begin)
+        return {**status, "core_ms": str(a_frame)}
+
+
+def core_ms(pid: int) -> float:
+    """Milliseconds of a core that all threads of a process have used so far."""
+    numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def size_of(text: str) -> Size:
@@ -207,14 +226,19 @@ def size_of(text: str) -> Size:
 
 
 def report_parts(times: Times) -> None:
-    print(f"  {'part':24}{'p50 ms':>9}{'p95 ms':>9}")
+    print(f"  {'part':24}{'p50 ms':>9}{'p95 ms':>9}{'core ms':>9}")
+
+    def row(name: str, title: str) -> None:
+        values = times.percentile(name, 50), times.percentile(name, 95)
+        core = times.percentile(name, 50, used=True)
+        print(f"  {title:24}" + "".join(f"{value:9.3f}" for value in (*values, core)))
+
     for name in PARTS:
-        print(f"  {name:24}{times.percentile(name, 50):9.3f}{times.percentile(name, 95):9.3f}")
+        row(name, name)
     total = sum(times.percentile(name, 50) for name in PARTS)
     print(f"  {'sum of the medians':24}{total:9.3f}")
     for name in BESIDE:
-        print(f"  {name + ' (beside)':24}{times.percentile(name, 50):9.3f}", end="")
-        print(f"{times.percentile(name, 95):9.3f}")
+        row(name, f"{name} (beside)")
 
 
 def report_whole(name: str, runs: list[dict[str, str]]) -> float:
@@ -223,7 +247,8 @@ def report_whole(name: str, runs: list[dict[str, str]]) -> float:
     p95 = statistics.median(float(run["latency_ms.total.p95"]) for run in runs)
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     model = f"{runs[-1]['active_model']} {runs[-1]['reason']}"
-    print(f"  {name:24}" + "".join(f"{ms:9.1f}" for ms in medians) + f"{p95:9.1f}  {model}")
+    used = statistics.median(float(run["core_ms"]) for run in runs)
+    print(f"  {name:24}" + "".join(f"{ms:9.1f}" for ms in (*medians, p95, used)) + f"  {model}")
     return medians[0]
 
 
@@ -254,7 +279,7 @@ def main() -> None:
             report_parts(parts(bundle, arguments.image, arguments.frames, arguments.core))
             print(f"  {'whole node, p50 ms':24}", end="")
             print("".join(f"{c:>9}" for c in COLUMNS), end="")
-            print(f"{'tot. p95':>9}")
+            print(f"{'tot. p95':>9}{'core ms':>9}")
             for label, speed in SPEEDS.items():
                 runs = [
                     whole(bundle, arguments.image, speed, arguments.frames, arguments.core)

@@ -108,6 +108,7 @@ def test_a_bag_loops(one):
     assert set(reasons()) <= {"single_frame first_frame", JUMP, MULTI}
 
 
+@pytest.mark.slow
 def test_the_simulated_clock_jumps_back(tiny_bundle):
     """With use_sim_time, diagnostics go on by the steady clock and carry the simulated time."""
     with scene(tiny_bundle, use_sim_time=True) as one:
@@ -224,6 +225,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_a_message_that_the_middleware_does_not_take_ends_nothing(tiny_bundle):
     """On a machine under load a writer may be busy for longer than its time-out."""
     with scene(tiny_bundle, code=REFUSED) as one:
@@ -263,6 +265,7 @@ def test_a_node_does_not_start_with_a_broken_bundle(tiny_bundle, tmp_path, part,
         assert "Traceback" not in process.output
 
 
+@pytest.mark.slow
 def test_a_bundle_breaks_under_a_running_node(tiny_bundle, tmp_path):
     bundle = copy_of(tiny_bundle, tmp_path)
     with scene(bundle) as one:
@@ -310,6 +313,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_memory_runs_out_and_comes_back(tiny_bundle, tmp_path):
     """First for the multi-frame network, then for the one that every frame needs."""
     with scene(tiny_bundle, code=EXHAUSTED.format(switches=str(tmp_path))) as one:
@@ -357,6 +361,7 @@ sys.exit(main())
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 def test_memory_of_a_gpu_runs_out_and_comes_back(tiny_bundle, tmp_path):
     """Another part of the process takes what there is, up to 2 GiB, and gives it back."""
     switch = tmp_path / "take"

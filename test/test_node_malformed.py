@@ -22,6 +22,8 @@ from helpers import make_tiny_bundle
 from rcl_interfaces.srv import GetParameters
 from ros_helpers import BUNDLE_SIZE
 
+pytestmark = pytest.mark.slow
+
 COUNT = 1000
 QUEUE = 4 * COUNT
 TOPICS = ("image", "image/compressed", "camera_info", "odom", "twist", "twist_with_covariance")
