@@ -9,6 +9,7 @@ from statistics import median
 
 _WINDOW = 30
 _ENOUGH = 5
+_SET_BACK_NS = 2_000_000_000  # before the oldest stamp that is known; less than this is just late
 
 
 class FrameRate:
@@ -27,7 +28,7 @@ class FrameRate:
         with self._lock:
             if stamp_ns in self._stamps:
                 return
-            if self._stamps and stamp_ns < self._stamps[0]:
+            if self._stamps and stamp_ns < self._stamps[0] - _SET_BACK_NS:
                 self._stamps.clear()  # the clock was set back, or a bag began again
             if self._stamps and stamp_ns < self._stamps[-1]:
                 return  # late: its place in the sequence was another

@@ -74,9 +74,20 @@ class MultiFrameGuard:
         self._times.clear()
 
 
+# As PyTorch, CUDA's libraries, ONNX Runtime, OpenVINO, OpenCV and C++ put it.
+_NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "insufficient memory",
+    "allocate memory",
+    "alloc_failed",
+    "bad_alloc",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, of whichever library, means that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return any(sign in text for sign in ("out of memory", "not enough memory", "bad_alloc"))
+    return any(sign in text for sign in _NO_MEMORY)

@@ -50,6 +50,15 @@ def test_a_clock_that_is_set_back() -> None:
     assert seen([float(stamp) for stamp in back]) == pytest.approx(50)
 
 
+def test_a_frame_that_took_longer_than_the_window() -> None:
+    """At 30 Hz thirty images are a second, which a slow network may well take."""
+    rate = FrameRate()
+    for i in range(40):
+        rate.saw(i * 33 * MS)
+    rate.saw(2 * 33 * MS)
+    assert rate.interval_ms == pytest.approx(33)
+
+
 def test_another_rate_is_taken_up() -> None:
     slow = [100.0 * i for i in range(40)]
     fast = [slow[-1] + 33.0 * (i + 1) for i in range(31)]

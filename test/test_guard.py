@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+
+from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory
+
+
+def test_obstacles_have_words_while_they_last() -> None:
+    guard = MultiFrameGuard(failure_pause=2)
+    assert guard.detail is None
+    guard.failed("memory", "no room")
+    assert [guard.obstacle(), guard.detail] == ["memory", "no room"]
+    assert [guard.obstacle(), guard.detail] == ["memory", "no room"]
+    assert [guard.obstacle(), guard.detail] == [None, None]
+
+
+def test_the_budget_in_words() -> None:
+    guard = MultiFrameGuard(budget_pause=1)
+    for milliseconds in (120, 80, 130, 125, 127):
+        assert guard.obstacle() is None
+        guard.took(milliseconds, 100.0)
+    assert guard.obstacle() == "budget"
+    assert guard.detail == "125 ms a frame (median), budget 100 ms"
+    assert guard.median_ms is None  # a new attempt is judged by its own frames
+
+
+def test_a_few_slow_frames_do_not_count() -> None:
+    guard = MultiFrameGuard()
+    for milliseconds in (80, 500, 80, 500, 80, 80):
+        guard.took(milliseconds, 100.0)
+    assert guard.obstacle() is None
+    assert guard.median_ms == 80
+
+
+def test_no_budget() -> None:
+    guard = MultiFrameGuard()
+    for _ in range(10):
+        guard.took(1e6, None)
+    assert guard.obstacle() is None
+
+
+@pytest.mark.parametrize(("forgiven", "left"), [("budget", None), ("memory", "budget")])
+def test_forgiving_ends_only_its_own_pause(forgiven: str, left: str | None) -> None:
+    guard = MultiFrameGuard()
+    guard.failed("budget", "slow")
+    guard.forgive(forgiven)  # type: ignore[arg-type]
+    assert guard.obstacle() == left
+
+
+def test_pauses_may_be_changed() -> None:
+    guard = MultiFrameGuard(failure_pause=5)
+    guard.failure_pause = 1
+    guard.failed("model_failed")
+    assert [guard.obstacle() for _ in range(2)] == ["model_failed", None]
+
+
+def test_reset() -> None:
+    guard = MultiFrameGuard()
+    guard.failed("memory", "no room")
+    guard.reset()
+    assert guard.obstacle() is None
+    assert guard.detail is None
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory: you tried to"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 4096"), True),
+        (RuntimeError("OpenCV(5.0.0) error: (-4:Insufficient memory) Failed to allocate"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("memory"), False),
+    ],
+)
+def test_what_counts_as_memory(error: Exception, memory: bool) -> None:
+    assert is_out_of_memory(error) == memory
