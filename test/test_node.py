@@ -103,6 +103,7 @@ def test_camera_info_of_a_wider_view_belongs_to_the_window_that_depth_shows(robo
 
 
 def test_the_model_switches_when_the_vehicle_stops_and_back(robot):
+    robot.answered(view())
     robot.after_a_gap()
     robot.peer.models.clear()
     for k in range(24):

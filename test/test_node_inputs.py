@@ -131,6 +131,7 @@ def test_png_loses_nothing_and_jpeg_little(robot):
 
 @pytest.mark.parametrize("topic", ["twist", "twist_with_covariance"])
 def test_a_twist_tells_motion(robot, topic):
+    robot.shown(view())
     robot.after_a_gap()
     robot.peer.models.clear()
     for k in range(6):
