@@ -113,13 +113,14 @@ class Motions:
 
     def explains(self, pair: Pair, step: Step) -> float:
         """How badly the previous picture, moved by a step, fits; inf: not at all."""
-        return self._networks.photometric_cost(
+        cost = self._networks.photometric_cost(
             pair.previous.native,
             pair.current.native,
             step.matrix,
             self.matching_matrix(pair),
             pair.inverse,
         )
+        return cost if math.isfinite(cost) else math.inf
 
     def units_travelled(self, pair: Pair, step: Step) -> float:
         """Length of a step in units, with the stretch of the networks' world undone."""
@@ -252,7 +253,7 @@ class MultiFrameStep:
             odometry = motions.by_odometry(pair, length)
         starts = [step for step in (odometry, network) if step is not None]
         if wanted == "auto" and len(starts) == 2:
-            starts.sort(key=lambda step: motions.explains(pair, step))
+            starts = sorted(reversed(starts), key=lambda step: motions.explains(pair, step))
         return starts, lost
 
     def _check(self, pair: Pair, units: float) -> None:

@@ -567,3 +567,12 @@ def test_a_fixed_scale_s_status(pipeline: DepthPipeline) -> None:
     status = pipeline.process(texture(96, 32, margin=0), 0).scale
     assert status is not None
     assert (status.mode, status.state, status.metres_per_unit) == ("fixed", "fixed", 7.0)
+
+
+def test_where_neither_motion_explains_the_picture(
+    pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without overlap there is nothing to compare: the network's is used, as without odometry."""
+    monkeypatch.setattr(pipeline.networks, "photometric_cost", lambda *_: math.nan)
+    result = drive(pipeline, [MOVING, replace(MOVING, pose=ahead(1.0))])[1]
+    assert (result.model, result.pose_source) == ("multi_frame", "network")
