@@ -251,9 +251,10 @@ class MultiFrameStep:
         if odometry is None and wanted != "network":
             length = motions.units_travelled(pair, network) if network else None
             odometry = motions.by_odometry(pair, length)
-        starts = [step for step in (odometry, network) if step is not None]
+        order = (network, odometry) if wanted == "auto" else (odometry, network)
+        starts = [step for step in order if step is not None]
         if wanted == "auto" and len(starts) == 2:
-            starts = sorted(reversed(starts), key=lambda step: motions.explains(pair, step))
+            starts.sort(key=lambda step: motions.explains(pair, step))
         return starts, lost
 
     def _check(self, pair: Pair, units: float) -> None:
