@@ -15,7 +15,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.ros.clouds import CloudMaker, packed_colours
+from depth_prior_ros.ros.clouds import CloudMaker
 
 CAMERA = Camera(12.0, 11.0, 4.25, 2.5, 9, 6)
 HEADER = Header(frame_id="camera_optical_frame")
@@ -152,10 +152,10 @@ def test_infinity_on_the_optical_axis_is_no_point() -> None:
 def test_a_picture_of_another_size_is_resized() -> None:
     picture = np.zeros((12, 18, 3), dtype=np.uint8)
     picture[:, 9:] = (255, 128, 1)
-    packed = packed_colours(picture, (6, 9))
-    assert packed.shape == (6, 9)
-    assert packed[3, 0] == 0
-    assert packed[3, 8] == 0xFF8001
+    depth = np.full((6, 9), 3.0, dtype=np.float32)
+    records = read_numpy(CloudMaker().message(HEADER, depth, CAMERA, rgb=picture, organized=True))
+    assert records["rgb"][3, 0] == 0
+    assert records["rgb"][3, 8] == 0xFF8001
 
 
 @pytest.mark.parametrize("size", [(8, 6), (9, 5)])

@@ -53,26 +53,26 @@ class CloudMaker:
         Raises:
             ValueError: camera or confidence are of another size than the depth.
         """
-        points, known = self._points(depth, camera, stride)
+        values, known = self._points(depth, camera, stride, 3 if rgb is None else 4)
         if confidence is not None and min_confidence > 0:
             if confidence.shape != depth.shape:
                 raise ValueError(f"confidence is {confidence.shape}, depth {depth.shape}")
             known &= confidence[::stride, ::stride] >= min_confidence
         if max_depth > 0:
-            known &= points[..., 2] <= max_depth
-        colours = None if rgb is None else packed_colours(rgb, depth.shape)[::stride, ::stride]
+            known &= values[..., 2] <= max_depth
+        if rgb is not None:
+            fill_colours(values[..., 3:], rgb, depth.shape, stride)
         if organized:
-            points[~known] = np.nan
-            return cloud_message(header, points, colours)
-        chosen = points[known][np.newaxis]
-        return cloud_message(
-            header, chosen, None if colours is None else colours[known][np.newaxis], dense=True
-        )
+            values[~known, :3] = np.nan
+            return cloud_message(header, values)
+        # Three times as fast as values[known].
+        chosen = values.reshape(-1, values.shape[2]).take(np.flatnonzero(known), axis=0)
+        return cloud_message(header, chosen[np.newaxis], dense=True)
 
     def _points(
-        self, depth: NDArray[np.float32], camera: Camera, stride: int
+        self, depth: NDArray[np.float32], camera: Camera, stride: int, fields: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(h, w, 3) float32, and where (h, w) depth is known."""
+        """(h, w, fields) float32 with x, y and z filled in, and where (h, w) depth is known."""
         if camera.size != (depth.shape[1], depth.shape[0]):
             raise ValueError(
                 f"the camera is for {camera.width}x{camera.height}, the depth image has "
@@ -86,49 +86,47 @@ class CloudMaker:
             self._y = ((rows - camera.cy) / camera.fy).astype(np.float32)[:, np.newaxis]
         z = depth[::stride, ::stride]
         known = np.isfinite(z)
-        points = np.empty((*z.shape, 3), dtype=np.float32)
+        values = np.empty((*z.shape, fields), dtype=np.float32)
         with np.errstate(invalid="ignore"):  # the ray through the middle times infinity
-            np.multiply(z, self._x, out=points[..., 0])
-            np.multiply(z, self._y, out=points[..., 1])
-        points[..., 2] = z
-        return points, known
+            np.multiply(z, self._x, out=values[..., 0])
+            np.multiply(z, self._y, out=values[..., 1])
+        values[..., 2] = z
+        return values, known
 
 
-def packed_colours(rgb: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint32]:
-    """(h, w) uint32 0x00RRGGBB of a picture (H, W, 3), resized to `shape` where it differs."""
+def fill_colours(
+    out: NDArray[np.float32], rgb: NDArray[np.uint8], shape: Sequence[int], stride: int = 1
+) -> None:
+    """Write a picture as 0x00RRGGBB into the bytes of floats, as PCL and RViz read `rgb`.
+
+    Args:
+        out: (rows, columns, 1), a part of an array whose last dimension lies side by side.
+        rgb: (H, W, 3), resized to `shape` where it differs.
+        shape: (h, w, ...) of the depth image, of which every `stride`-th row and column is taken.
+        stride: likewise.
+    """
     height, width = shape[0], shape[1]
     if rgb.shape[:2] != (height, width):
         shrinks = rgb.shape[0] > height or rgb.shape[1] > width
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         rgb = cv2.resize(rgb, (width, height), interpolation=how)
-    packed = np.zeros((height, width, 4), dtype=np.uint8)
-    packed[..., 2::-1] = rgb  # blue in the lowest byte
-    return packed.view("<u4")[..., 0].astype(np.uint32, copy=False)
+    packed = np.zeros((*out.shape[:2], 4), dtype=np.uint8)
+    packed[..., 2::-1] = rgb[::stride, ::stride]  # blue in the lowest byte
+    out.view(np.uint32)[..., 0] = packed.view("<u4")[..., 0]
 
 
 def cloud_message(
-    header: Header,
-    points: NDArray[np.float32],
-    colours: NDArray[np.uint32] | None = None,
-    *,
-    dense: bool = False,
+    header: Header, values: NDArray[np.float32], *, dense: bool = False
 ) -> PointCloud2:
-    """A message of points (rows, columns, 3) float32, packed without gaps.
+    """A message of points, packed without gaps.
 
     Args:
         header: taken over as it is.
-        points: x, y, z.
-        colours: (rows, columns) uint32 0x00RRGGBB; in the field `rgb`, as PCL and RViz read it.
+        values: (rows, columns, 3 or 4) float32: x, y, z, and the bytes of `fill_colours`.
         dense: no point is NaN.
     """
-    names = ("x", "y", "z") if colours is None else ("x", "y", "z", "rgb")
-    rows, columns = points.shape[:2]
-    if colours is None:
-        values = np.ascontiguousarray(points)
-    else:
-        values = np.empty((rows, columns, 4), dtype=np.float32)
-        values[..., :3] = points
-        values.view(np.uint32)[..., 3] = colours
+    names = ("x", "y", "z", "rgb")[: values.shape[2]]
+    rows, columns = values.shape[:2]
     message = PointCloud2()
     message.header = header
     message.height, message.width = rows, columns

@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 UNKNOWN = (0, 0, 0)
-"""Colour of pixels without depth (NaN)."""
+"""Colour of pixels without depth."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,13 @@ class ColourScale:
         """(h, w, 3) uint8 RGB of depth (h, w).
 
         Depth at or below `near` is turbo's last colour, at or beyond `far`, +inf too, its first;
-        NaN is black.
+        what is no depth is black.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            place = np.log(np.float32(self.far) / depth)
-            place *= np.float32(255.0 / math.log(self.far / self.near))
-        unknown = np.isnan(depth)
+        unknown = ~(depth >= 0)  # NaN, too
+        place = np.log(np.float32(self.far) / np.clip(depth, self.near, self.far))
+        place *= np.float32(255.0 / math.log(self.far / self.near))
         place[unknown] = 0.0
-        index = np.clip(np.rint(place), 0, 255).astype(np.uint8)
+        index = np.rint(np.clip(place, 0, 255)).astype(np.uint8)
         picture = turbo()[index]
         picture[unknown] = UNKNOWN
         return picture
