@@ -206,6 +206,7 @@ def processes(transport: str, arguments: argparse.Namespace) -> Iterator[Setup]:
             bundle=arguments.bundle,
             backend=arguments.backend,
             threads=arguments.threads,
+            time_budget=arguments.time_budget,
             image_reliability="reliable" if transport == "reliable" else "best_effort",
             snapshot_folder=folder,
         )

@@ -1,7 +1,7 @@
 """The node under the load of a camera: what comes out, how old it is, and does memory stay.
 
     python benchmarks/node_load.py [--seconds 60] [--rate 30] [--image 1242x375] [--bundle lite]
-        [--threads 1] [--cores 2] [--transports profile default reliable]
+        [--threads 1] [--time-budget -1] [--cores 2] [--transports profile default reliable]
         [--soak-minutes 0] [--soak-rate 30] [--json FILE]
 
 Three processes over real DDS on the same `--cores` cores: a camera (rgb8 with camera_info and
@@ -63,6 +63,7 @@ class Load:
     seconds: float
     sent: int
     late: int
+    model: str
     counts: dict[str, int]
     infer: dict[str, float]
     ages: list[float]
@@ -122,6 +123,7 @@ def load(transport: str, setup: Setup, seconds: float) -> Load:
         elapsed,
         sent_after["images"] - sent["images"],
         sent_after["late"] - sent["late"],
+        f"{after['active_model']} {after['reason']}",
         {name: int(after.get(name, 0)) - int(before.get(name, 0)) for name in COUNTED},
         {p: float(after.get(f"latency_ms.infer.{p}") or "nan") for p in ("p50", "p95")},
         setup.reader.ages(),
@@ -132,7 +134,7 @@ def load(transport: str, setup: Setup, seconds: float) -> Load:
 
 def report(loads: list[Load]) -> None:
     heads = ("transport", "sent/s", "arrived", "inferred/s", "dropped", "infer p50", "age p50")
-    heads += ("age p95", "age max", "p95/infer", "param p95", "service p95", "memory")
+    heads += ("age p95", "age max", "p95/infer", "param p95", "service p95", "memory", "model")
     print(" ".join(f"{head:>11}" for head in heads) + "   (ms, unless it says otherwise)")
     for x in loads:
         row = [
@@ -147,6 +149,7 @@ def report(loads: list[Load]) -> None:
             f"{percentile(x.calls_of('get_parameters', 'set_parameters'), 95):.1f}",
             f"{percentile(x.calls_of('get_state', 'reset_scale'), 95):.1f}",
             f"{x.memory[-1]['resident']:.0f} MiB" if x.memory else "",
+            x.model,
         ]
         print(" ".join(f"{cell:>11}" for cell in row))
     for x in loads:
@@ -213,6 +216,9 @@ def main() -> None:
     parser.add_argument("--bundle", default="lite")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--time-budget", type=float, default=-1.0, help="the node's; 0.0: multi-frame at any cost"
+    )
     parser.add_argument("--cores", type=int, default=2, help="for all processes; 0: all there are")
     parser.add_argument("--transports", nargs="*", choices=TRANSPORTS, default=list(TRANSPORTS))
     parser.add_argument("--soak-minutes", type=float, default=0.0)

@@ -196,6 +196,9 @@ def whole(bundle: Path, image: Size, speed: float | None, frames: int, core: int
                 bundle=bundle,
                 diagnostics_period=0.2,
                 image_reliability="reliable",
+                # Whatever else the machine does, the same networks are asked.
+                time_budget=0.0,
+                max_gap=60.0,
             )
         stack.enter_context(node)
         peer = stack.enter_context(Peer(namespace))

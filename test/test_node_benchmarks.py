@@ -51,7 +51,8 @@ def test_percentile_of_nothing_is_no_number():
 def test_shares_and_rates_of_a_load():
     counts = {"received": 90, "inferred": 45, "dropped_stale": 40, "refused": 0, "message_lost": 10}
     infer = {"p50": 100.0, "p95": 120.0}
-    load = Load("default", 10.0, 100, 0, counts, infer, [100.0, 150.0, 200.0], {"a": [1.0]})
+    ages = [100.0, 150.0, 200.0]
+    load = Load("default", 10.0, 100, 0, "single_frame x", counts, infer, ages, {"a": [1.0]})
     assert load.inferred_per_second == 4.5
     assert load.lost_share == pytest.approx(0.1)
     assert load.dropped_share == pytest.approx(40 / 90)

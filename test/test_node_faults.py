@@ -137,7 +137,7 @@ def test_the_image_size_changes_in_flight(one):
     camera = one.camera(**MOVING)
     one.model_becomes(MULTI)
     refused = one.witness.count("refused")
-    for size in ((192, 64), (640, 192), (320, 240), (384, 128)):
+    for size in ((192, 64), (640, 192), (330, 240), (384, 128)):
         seen = len(one.witness.models)
         camera.film(size=size)
         depth = one.depth_goes_on(camera)[-1]
