@@ -33,7 +33,7 @@ ARGUMENTS = [
     ("bag", str(SHARE / "drives" / "street.mcap"), "ROS 2 or ROS 1 bag, or a KITTI folder"),
     ("rate", "1.0", "times real time"),
     ("loop", "true", "begin again after the last frame; false ends everything there"),
-    ("wait", "180.0", "seconds given to the node to be ready"),
+    ("wait", "600.0", "seconds given to the node to be ready"),
 ]
 # Handed on to depth.launch.py, which explains them.
 HANDED_ON = [
