@@ -43,10 +43,10 @@ class Weights:
 
 # Printed by `python benchmarks/confidence.py --fit`; by what there is: (multi-frame, entropy).
 WEIGHTS: dict[tuple[bool, bool], Weights] = {
-    (False, False): Weights(-1.75, -0.27, -0.38, -0.25),
-    (False, True): Weights(-1.15, -0.30, -0.32, -0.23, entropy=-0.87),
-    (True, False): Weights(-2.29, -0.40, -0.41, -0.12, disagreement=-0.36),
-    (True, True): Weights(-1.83, -0.42, -0.37, -0.11, disagreement=-0.32, entropy=-0.64),
+    (False, False): Weights(-2.08, -0.32, -0.34, -0.28),
+    (False, True): Weights(-1.37, -0.33, -0.29, -0.24, entropy=-0.86),
+    (True, False): Weights(-2.79, -0.45, -0.36, -0.17, disagreement=-0.39),
+    (True, True): Weights(-2.41, -0.46, -0.34, -0.16, disagreement=-0.35, entropy=-0.43),
 }
 
 
