@@ -73,10 +73,12 @@ class Stage:
 
         def all_counted() -> bool:
             now = more()
-            frames = now["inferred"] + now["dropped_stale"] + (COUNT if images else 0)
-            return now[f"refused.{wrong.cause}"] == now["refused"] == COUNT and now[
-                "received"
-            ] == frames == good + (COUNT if images else 0)
+            handled = now["inferred"] + now["dropped_stale"]
+            bad = refused if images else 0
+            return (
+                now[f"refused.{wrong.cause}"] == now["refused"] == refused
+                and now["received"] - bad == handled == good
+            )
 
         try:
             self.one.until(all_counted, f"{COUNT} {kind} and {good} images to be counted")
