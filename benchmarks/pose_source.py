@@ -5,11 +5,11 @@
 
 Pairs of frames of rendered streets with exact depth and motion. Odometry is exact, or noisy (each
 step 5 % wrong in length and 0.1 degrees in direction and turn, standard deviations), or bad (30 %
-and 0.6 degrees: wheels that slip, a mount that is not as it was measured). Each of them is used as
-it is, refined against the single-frame depth (as `lite` asks for), and in the mode `auto`, where
-the start that explains the picture better is refined. AbsRel after median scaling, up to 80 m.
+and 0.6 degrees: wheels that slip, a mount that is not as it was measured). It is used as it is, or
+in the mode `auto`, where the picture decides. The pose network's motion is used as it is, or refined
+against the single-frame depth (as `lite` asks for). AbsRel after median scaling, up to 80 m.
 
-Figures: `pose_source_ROW`, mean AbsRel, ROW being such as noisy_refined or single_frame.
+Figures: `pose_source_ROW`, mean AbsRel, ROW being such as noisy_auto or single_frame.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def ways() -> list[Way]:
     """All that are compared."""
     found = [Way("network", "network", None, False), Way("network_refined", "network", None, True)]
     for quality in QUALITIES:
-        found.append(Way(quality, "odometry", quality, False))
-        found.append(Way(f"{quality}_refined", "odometry", quality, True))
+        found.append(Way(quality, "odometry", quality, True))
         found.append(Way(f"{quality}_auto", "auto", quality, True))
     return found
 

@@ -25,6 +25,9 @@ Transform = NDArray[np.float64]
 PoseChoice = Literal["auto", "network", "odometry"]
 POSE_CHOICES: tuple[PoseChoice, ...] = ("auto", "network", "odometry")
 
+ODOMETRY_MARGIN = 1.15
+"""How much worse than the refined motion odometry's may explain the picture, and still be used."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -154,9 +157,10 @@ class Found:
 class MultiFrameStep:
     """Runs the multi-frame network on a frame and its predecessor.
 
-    pose_source: `network`; `odometry` (the network where there is none); `auto`: of the two the one
-    that explains the picture better. min_pose_ratio: a motion by the network shorter than this
-    share of odometry's is a pose network that has lost it. guard: told of failures.
+    pose_source: `network`, refined against the single-frame depth; `odometry` as it is (the network
+    where there is none); `auto`: odometry, unless the picture contradicts it. min_pose_ratio: a
+    motion by the network shorter than this share of odometry's is a pose network that has lost it.
+    guard: told of failures.
     """
 
     def __init__(self, networks: Networks, trained: Camera, guard: MultiFrameGuard) -> None:
@@ -214,48 +218,37 @@ class MultiFrameStep:
         check: compare the pose network with odometry. measure: tell what the pose network travels
         even where odometry's motion is used. Raises PoseError where nobody knows the motion.
         """
-        motions = self.motions
-        starts, lost = self._starts(pair, measure=measure)
-        used: Step | None = None
-        units: float | None = None
-        for start in starts:
-            if used is not None and not (measure and start.source == "network"):
-                continue
-            try:
-                step = motions.refined(pair, start)
-                if start.source == "network":
-                    units = motions.units_travelled(pair, step)
-                    if check and used is None:
-                        self._check(pair, units)
-            except PoseError as error:
-                lost = lost or error
-                continue
-            used = used or step
-        if used is None:
-            raise lost or PoseError("nobody knows the motion")
-        return Found(step=used, units=units)
-
-    def _starts(self, pair: Pair, *, measure: bool) -> tuple[list[Step], PoseError | None]:
-        """The motions to begin with, the best one first, and why the network's is missing."""
         motions, wanted = self.motions, self.pose_source
-        lost: PoseError | None = None
+        alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
         network: Step | None = None
-        odometry: Step | None = None
-        if wanted == "odometry" and pair.metres_per_unit is not None:
-            odometry = motions.by_odometry(pair)
-        if odometry is None or measure:
+        units: float | None = None
+        lost: PoseError | None = None
+        if measure or not alone:
             try:
-                network = motions.by_network(pair)
+                network = motions.refined(pair, motions.by_network(pair))
+                units = motions.units_travelled(pair, network)
+                if check and not alone:
+                    self._check(pair, units)
             except PoseError as error:
-                lost = error
-        if odometry is None and wanted != "network":
-            length = motions.units_travelled(pair, network) if network else None
-            odometry = motions.by_odometry(pair, length)
-        order = (network, odometry) if wanted == "auto" else (odometry, network)
-        starts = [step for step in order if step is not None]
-        if wanted == "auto" and len(starts) == 2:
-            starts.sort(key=lambda step: motions.explains(pair, step))
-        return starts, lost
+                network, units, lost = None, None, error
+        odometry = None if wanted == "network" else motions.by_odometry(pair, units)
+        step = network if odometry is None else odometry
+        if wanted == "auto" and odometry is not None:
+            step = self._better(pair, network or motions.refined(pair, odometry), odometry)
+        if step is None:
+            raise lost or PoseError("nobody knows the motion")
+        return Found(step=step, units=units)
+
+    def _better(self, pair: Pair, refined: Step, odometry: Step) -> Step:
+        """Odometry's motion as it is, unless the picture contradicts it.
+
+        The refined one always fits the picture a little better, as it was made to; where odometry's
+        fits nearly as well, it is the truer one.
+        """
+        cost = self.motions.explains(pair, odometry)
+        if math.isfinite(cost) and cost <= ODOMETRY_MARGIN * self.motions.explains(pair, refined):
+            return odometry
+        return refined
 
     def _check(self, pair: Pair, units: float) -> None:
         if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:

@@ -576,3 +576,25 @@ def test_where_neither_motion_explains_the_picture(
     monkeypatch.setattr(pipeline.networks, "photometric_cost", lambda *_: math.nan)
     result = drive(pipeline, [MOVING, replace(MOVING, pose=ahead(1.0))])[1]
     assert (result.model, result.pose_source) == ("multi_frame", "network")
+
+
+@pytest.mark.parametrize(
+    ("costs", "source"),
+    [((0.0100, 0.0114), "odometry"), ((0.0100, 0.0116), "network"), ((0.0, 0.0), "odometry")],
+)
+def test_auto_uses_odometry_that_is_nearly_as_good(
+    pipeline: DepthPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    costs: tuple[float, float],
+    source: str,
+) -> None:
+    """A refined motion was made to fit the picture: a little worse is not worse."""
+    told = ahead(1.25)
+
+    def cost(_previous: object, _current: object, step: NDArray[np.float64], *_: object) -> float:
+        by_odometry = math.isclose(step[2, 3], 1.25 / METRES_PER_UNIT, rel_tol=1e-9)
+        return costs[1] if by_odometry else costs[0]
+
+    monkeypatch.setattr(pipeline.networks, "photometric_cost", cost)
+    result = drive(pipeline, [MOVING, replace(MOVING, pose=told)])[1]
+    assert result.pose_source == source
