@@ -6,8 +6,8 @@
 Pairs of frames of rendered streets with exact depth and motion. Odometry is exact, or noisy (each
 step 5 % wrong in length and 0.1 degrees in direction and turn, standard deviations), or bad (30 %
 and 0.6 degrees: wheels that slip, a mount that is not as it was measured). It is used as it is, or
-in the mode `auto`, where the picture decides. The pose network's motion is used as it is, or refined
-against the single-frame depth (as `lite` asks for). AbsRel after median scaling, up to 80 m.
+in the mode `auto`, where the picture decides. The pose network's motion is used as it is, or
+refined against the single-frame depth (as `lite` asks for). AbsRel, median scaling, up to 80 m.
 
 Figures: `pose_source_ROW`, mean AbsRel, ROW being such as noisy_auto or single_frame.
 """
