@@ -126,7 +126,7 @@ def _known(inverse: NDArray[np.float32]) -> NDArray[np.bool_]:
 def _log_depth(inverse: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log depth, at most `CUE_WIDTH` wide; unknown pixels get the median, which says nothing."""
     known = _known(inverse)
-    log = np.zeros(inverse.shape, dtype=np.float32)
+    log: NDArray[np.float32] = np.zeros(inverse.shape, dtype=np.float32)
     np.log(inverse, out=log, where=known)
     np.negative(log, out=log)
     if not known.all():
