@@ -27,7 +27,6 @@ pytestmark = pytest.mark.slow
 COUNT = 1000
 QUEUE = 4 * COUNT
 TOPICS = ("image", "image/compressed", "camera_info", "odom", "twist", "twist_with_covariance")
-# As many images as the node can take: none is to be dropped for another one's sake alone.
 FILM: dict[str, Any] = {
     "size": BUNDLE_SIZE,
     "rate": 0,
