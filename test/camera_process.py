@@ -230,7 +230,9 @@ class _Camera:
             "stamp": self._stamp,
             "late": self._late,
             "failed": self._failed,
-            "subscribers": self._image.get_subscription_count(),
+            "subscribers": sum(
+                publisher.get_subscription_count() for publisher in (self._image, self._compressed)
+            ),
         }
         print(json.dumps(answer), flush=True)
         return due
