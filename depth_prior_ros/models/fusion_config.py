@@ -35,8 +35,9 @@ class FusionConfig:
         normalise: bring the features of every reference pixel to mean zero and variance one, so
             that none is looked up for the length of its features alone.
         blend: mix the looked-up depth D_c into the student's output, too, by a weight that is
-            learned for every pixel and begins with this value; 0: not at all. The paper lets D_c in through the features alone; there a
-            student may learn to ignore it, and another prior changes nothing. Needs `pixel_wise`.
+            learned for every pixel and begins with this value; 0: not at all. The paper lets D_c
+            in through the features alone; there a student may learn to ignore it, and another
+            prior changes nothing. Needs `pixel_wise`.
         activation: behind the first convolution: "relu", which may die and leave the prior
             ignored, or "elu", which cannot.
     """
