@@ -1,4 +1,4 @@
-"""The looked-up depth in the student's output: by what weight, in which mean, and that it counts."""
+"""The looked-up depth in the student's output: by what weight, in which mean, whether it counts."""
 
 from __future__ import annotations
 
