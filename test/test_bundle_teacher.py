@@ -210,6 +210,25 @@ def test_without_multi_frame_network_the_trunk_is_tapped(
     assert not teacher._student.trunk._forward_hooks
 
 
+@pytest.mark.parametrize("parts", [("multi_frame", "pose"), ()])
+def test_decoder_features_are_what_its_disparity_is_made_of(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    bundle = write(tmp_path / "b", parts=parts)
+    images, K, *_ = triplets()
+    teacher = BundleTeacher(bundle, tap=4, features="decoder")
+    encoder = BundleTeacher(bundle, tap=4)
+    view, other = teacher.look(images, K), encoder.look(images, K)
+    student = bundle.student()
+    disparity = student(images[:, 1], scales=(2,)).disparity[2]
+    head = student.decoder.heads[2]
+    torch.testing.assert_close(head(view.features), disparity, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(view.depth, other.depth)
+    assert teacher.identity.sha256 != encoder.identity.sha256
+    assert teacher.identity.channels == view.features.shape[1]
+    assert not student.decoder.heads[2]._forward_pre_hooks
+
+
 def test_a_pose_network_alone_gives_motions(tmp_path: Path) -> None:
     bundle = write(tmp_path / "b", parts=("pose",))
     view = BundleTeacher(bundle).look(*triplets())

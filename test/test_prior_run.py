@@ -56,8 +56,8 @@ def _data_root(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(data: Path, folder: Path, **changes: Any) -> Path:
     content = {
         "size": SIZE,
-        "networks": {"fusion": {"tap": 16, "width": 16, "heads": 2}},
-        "rich": {"teacher": str(data / "teacher")},
+        "networks": {"fusion": {"tap": 16, "width": 16, "heads": 2, "blend": 0.3}},
+        "rich": {"teacher": str(data / "teacher"), "features": "decoder"},
         "data": {"drives": [{"path": "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"}]},
         "stages": STAGES,
         "output": {"name": "tiny_prior", "licence": "Apache-2.0", "multi_frame": False},
@@ -145,7 +145,7 @@ def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     other = make_tiny_bundle(tmp_path / "other", (96, 64), seed=3)
-    path = recipe(data, tmp_path / "recipes", rich={"teacher": str(other.path)})
+    path = recipe(data, tmp_path / "recipes", rich={"teacher": str(other.path), "features": "decoder"})
     with pytest.raises(RecipeError, match=r"rich.teacher: .* is not the teacher that the prior"):
         fine_tune(str(finished / "bundle"), path, [], tmp_path / "tuned")
     assert not list((tmp_path / "tuned").glob("*_fine_tune"))

@@ -126,6 +126,27 @@ def test_every_step_reads_another_part_of_the_set_and_validation_always_the_same
     assert np.array_equal(references.drawn[-1], references.drawn[-2])
 
 
+def test_a_prior_may_be_read_in_parts_and_stays_whole(
+    triplets: TripletSource,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    one = stage(triplets, tmp_path, FUSION, Teacher(), references=10, auxiliary=1.0)
+    one.system.prior = whole = References().sample(np.random.default_rng(0), 40)
+    seen: list[int] = []
+    fusion = one.system.student.fusion
+    assert fusion is not None
+    project = fusion.project
+
+    def counted(prior: Prior) -> Any:
+        seen.append(len(prior.inverse_depth))
+        return project(prior)
+
+    fusion.project = counted  # type: ignore[method-assign]
+    loss_of(one)
+    assert set(seen) == {10}
+    assert one.system.prior is whole
+
+
 def test_the_looked_up_depth_learns_from_the_auxiliary_loss(
     triplets: TripletSource,  # noqa: F811
     tmp_path: Path,

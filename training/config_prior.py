@@ -58,8 +58,11 @@ class Fusion(Strict):
         False, description="features of every reference pixel to mean zero and variance one"
     )
 
-    blend: bool = Field(
-        False, description="mix the looked-up depth into the output, by a learned weight"
+    blend: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="mix the looked-up depth into the output, by a learned weight that begins so",
     )
 
     @model_validator(mode="after")

@@ -146,7 +146,11 @@ def _identify(recipe: Recipe) -> Callable[[Bundle], str] | None:
         from training.prior.bundle_teacher import BundleTeacher
 
         teacher = BundleTeacher(
-            bundle, rich.tap, rich.lookup, metres_per_unit=recipe.metres_per_unit
+            bundle,
+            rich.tap,
+            rich.lookup,
+            metres_per_unit=recipe.metres_per_unit,
+            features=rich.features,
         )
         return teacher.identity.sha256
 

@@ -35,8 +35,9 @@ class FusionConfig:
         normalise: bring the features of every reference pixel to mean zero and variance one, so
             that none is looked up for the length of its features alone.
         blend: mix the looked-up depth D_c into the student's output, too, by a weight that is
-            learned for every pixel. The paper lets D_c in through the features alone; there a
-            student may learn to ignore it, and another prior changes nothing. Needs `pixel_wise`.
+            learned for every pixel and begins with this value; 0: not at all. The paper lets D_c
+            in through the features alone; there a student may learn to ignore it, and another
+            prior changes nothing. Needs `pixel_wise`.
         activation: behind the first convolution: "relu", which may die and leave the prior
             ignored, or "elu", which cannot.
     """
@@ -52,7 +53,7 @@ class FusionConfig:
     depth_hint: bool = True
     normalise: bool = False
     activation: str = "relu"
-    blend: bool = False
+    blend: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tap not in TAPS:
@@ -71,6 +72,8 @@ class FusionConfig:
             raise ValueError(f"fusion activation {self.activation!r}: must be relu or elu")
         if not (self.pixel_wise or self.depth_hint):
             raise ValueError("fusion with neither pixel_wise nor depth_hint: switch one on")
+        if not 0 <= self.blend < 1:
+            raise ValueError(f"fusion blend {self.blend}: must be at least 0 and below 1")
         if self.blend and not self.pixel_wise:
             raise ValueError("fusion blend mixes in the depth of the pixel_wise branch: it is off")
 

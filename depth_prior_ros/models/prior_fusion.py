@@ -35,8 +35,6 @@ from depth_prior_ros.models.fusion_config import FusionConfig
 _MIN_INVERSE_DEPTH = 1e-3
 # Attention kernels like widths that are multiples of this.
 _WIDTH_MULTIPLE = 8
-# Logit of the weight that the looked-up depth begins with: 0.12.
-_FIRST_WEIGHT = -2.0
 # Queries per block when the entropy needs the explicit weights; bounds the memory to block x N.
 _ENTROPY_BLOCK = 256
 
@@ -145,7 +143,7 @@ class PriorFusion(nn.Module):
             self.weigh = nn.Conv2d(width, 1, 3, padding=1)
             nn.init.zeros_(self.weigh.weight)
             assert self.weigh.bias is not None
-            nn.init.constant_(self.weigh.bias, _FIRST_WEIGHT)
+            nn.init.constant_(self.weigh.bias, math.log(config.blend / (1 - config.blend)))
 
     def _add_temperature(self) -> None:
         # Called after its inverse's logarithm, a name that stored weights have.
