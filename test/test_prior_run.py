@@ -145,9 +145,8 @@ def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     other = make_tiny_bundle(tmp_path / "other", (96, 64), seed=3)
-    path = recipe(
-        data, tmp_path / "recipes", rich={"teacher": str(other.path), "features": "decoder"}
-    )
+    rich = {"teacher": str(other.path), "features": "decoder"}
+    path = recipe(data, tmp_path / "recipes", rich=rich)
     with pytest.raises(RecipeError, match=r"rich.teacher: .* is not the teacher that the prior"):
         fine_tune(str(finished / "bundle"), path, [], tmp_path / "tuned")
     assert not list((tmp_path / "tuned").glob("*_fine_tune"))
