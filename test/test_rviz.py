@@ -23,7 +23,7 @@ from helpers import make_tiny_bundle
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from ros_helpers import FRAME, STEP, NodeProcess, Peer, view, wait_until
+from ros_helpers import FRAME, LOCKSTEP, STEP, NodeProcess, Peer, view, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from visualization_msgs.msg import Marker
 
@@ -129,7 +129,8 @@ def test_the_launch_file_knows_where_all_of_them_are() -> None:
 def test_every_topic_that_is_shown_is_published(tmp_path: Path) -> None:
     make_tiny_bundle(tmp_path / "tiny")
     namespace = f"/shown_{uuid.uuid4().hex[:12]}"
-    node = NodeProcess(namespace=namespace, bundle=str(tmp_path / "tiny"), backend="torch")
+    bundle = str(tmp_path / "tiny")
+    node = NodeProcess(namespace=namespace, bundle=bundle, backend="torch", **LOCKSTEP)
     viewer = Viewer(namespace)
     with node, model_text(namespace) as text, Peer(namespace) as peer:
         peer.wait_for_node(node, START)
@@ -139,11 +140,11 @@ def test_every_topic_that_is_shown_is_published(tmp_path: Path) -> None:
         for number in range(1, 100):
             peer.send(view(number), number * STEP, speed=5.0)
             peer.answer(number * STEP)
-            if all(viewer.shown.values()):
+            texts = viewer.shown["/depth/model_text"]
+            if all(viewer.shown.values()) and texts[-1].text == "multi_frame: moving":
                 break
         missing = [topic for topic, messages in viewer.shown.items() if not messages]
         wait_until(lambda: all(viewer.shown.values()), f"{missing}; {node.output}")
-        texts = viewer.shown["/depth/model_text"]
         wait_until(lambda: texts[-1].text == "multi_frame: moving", "the moving vehicle's model")
         assert peer.status()["published.points"] != "0"
         text.terminate()
