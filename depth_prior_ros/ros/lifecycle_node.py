@@ -303,8 +303,15 @@ class DepthNode(LifecycleNode):
         )
 
     def _publish_diagnostics(self) -> None:
+        try:
+            self._diagnostics.publish(self._diagnosis())
+        except Exception as error:  # a writer that is busy costs one report
+            if self.context.ok():
+                self.callback_failed(error)
+
+    def _diagnosis(self) -> DiagnosticArray:
         report = self._statistics.report(self._state(), remarks_of(self._pipeline, self._outputs))
         name = f"{self.get_fully_qualified_name().lstrip('/')}: depth"
         message = to_message(report, name, self.settings.bundle)
         message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        return message
