@@ -162,7 +162,7 @@ MOTION = {
 COMPRESSED = {
     "nothing": Kind("image/compressed", CompressedImage, "compressed_broken", _frombytes(b"")),
     "noise": Kind(
-        "image/compressed", CompressedImage, "compressed_broken", _frombytes(bytes(range(200)))
+        "image/compressed", CompressedImage, "unknown_encoding", _frombytes(bytes(range(200)))
     ),
     "broken_jpeg": Kind(
         "image/compressed", CompressedImage, "compressed_broken", _frombytes(_BROKEN_JPEG)
