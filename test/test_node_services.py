@@ -135,11 +135,15 @@ def test_a_bundle_that_cannot_be_loaded_changes_nothing(robot, bundles, tmp_path
 
 
 def test_frames_and_parameters_are_answered_while_a_bundle_is_loaded(robot, hold):
+    def loadings() -> int:
+        return robot.process.output.count("loading bundle")
+
     hold.touch()
+    before = loadings()
     with robot.peer.client(Trigger, "depth_node/reload_bundle") as client:
         try:
             answer = client.call_async(Trigger.Request())
-            # A second call is refused as long as the first one runs: then it has begun.
+            wait_until(lambda: loadings() > before, "the first call to begin", PATIENCE)
             second = robot.trigger("reload_bundle")
             assert not second.success
             assert "busy" in second.message
