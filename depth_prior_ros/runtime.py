@@ -143,23 +143,6 @@ class Networks:
         (matrix,) = self._pose(previous, current)
         return self.backend.to_numpy(matrix)[0].astype(np.float64)
 
-    def align(
-        self,
-        previous: Native,
-        current: Native,
-        current_from_previous: NDArray[np.float64],
-        K: NDArray[np.float64],
-        single_inverse: Native,
-    ) -> NDArray[np.float64]:
-        """The motion (4, 4) refined against single-frame depth, if the bundle asks for it.
-
-        Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
-        """
-        if not self.aligns or not np.isfinite(current_from_previous).all():
-            return current_from_previous
-        step = inverse_pose(current_from_previous)
-        return inverse_pose(self.refine(previous, current, step, K, single_inverse))
-
     def refine(
         self,
         previous: Native,
@@ -168,7 +151,10 @@ class Networks:
         K: NDArray[np.float64],
         single_inverse: Native,
     ) -> NDArray[np.float64]:
-        """As `align`, but from and to the other direction, and always."""
+        """The motion (4, 4) refined against single-frame depth; see `aligns`.
+
+        Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
+        """
         from depth_prior_ros.geometry import Pose
         from depth_prior_ros.models.alignment import align_motion
 
@@ -189,7 +175,7 @@ class Networks:
     ) -> float:
         """How badly the previous image, warped by single-frame depth and motion, fits the current.
 
-        The robust mean that `align` lowers; inf where too little of the frames overlaps.
+        The robust mean that `refine` lowers; inf where too little of the frames overlaps.
         """
         from depth_prior_ros.geometry import Pose
         from depth_prior_ros.models.alignment import photometric_cost

@@ -156,17 +156,38 @@ def _yaml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, (str, Path)) else repr(value)
 
 
-class Peer:
+class SpunNode:
+    """A node of the test's own, in a context of its own; a thread spins it from `start` on."""
+
+    def __init__(self, name: str, namespace: str = "/") -> None:
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self.node = rclpy.create_node(name, namespace=namespace, context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def start(self) -> None:
+        """Once everything is subscribed to."""
+        self._thread.start()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def close(self) -> None:
+        self._context.try_shutdown()
+        self._thread.join(10)
+        self.node.destroy_node()
+
+
+class Peer(SpunNode):
     """The rest of the robot: publishes camera and odometry, records what the node answers."""
 
     def __init__(self, namespace: str = "/", node: str = "depth_node") -> None:
+        super().__init__("test_peer", namespace)
         # /diagnostics is shared by all nodes: theirs are told apart by name.
         self._status_name = f"{namespace.strip('/')}/{node}: depth".lstrip("/")
-        self._context = Context()
-        rclpy.init(context=self._context)
-        self.node = rclpy.create_node("test_peer", namespace=namespace, context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
         self.depth: list[Image] = []
         self.info: list[CameraInfo] = []
         self.models: list[str] = []
@@ -181,24 +202,17 @@ class Peer:
         ]
         subscribe(String, f"{node}/active_model", lambda m: self.models.append(m.data), LATCHED)
         subscribe(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
+        self.start()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         if message.status[0].name == self._status_name:
             self.diagnostics.append(message)
 
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
-
     def __enter__(self) -> Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._context.try_shutdown()
-        self._thread.join(10)
-        self.node.destroy_node()
+        self.close()
 
     def wait_for_node(self, process: Any, timeout: float = 2 * PATIENCE) -> None:
         """Until node and peer are connected both ways.

@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
-import rclpy
 from camera_encodings import ENCODINGS, WIDE, compressed, encoded, png
 from helpers import make_tiny_bundle
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
@@ -31,6 +27,7 @@ from ros_helpers import (
     NodeProcess,
     Peer,
     Robot,
+    SpunNode,
     camera_info_for,
     image_message,
     nanoseconds_of,
@@ -49,36 +46,22 @@ ECHO = Path(__file__).with_name("pixel_echo.py")
 START = 240.0  # seconds until a node has loaded its bundle, on a machine that has a lot else to do
 
 
-class Echo:
+class Echo(SpunNode):
     """Somebody who sends camera messages to ``pixel_echo`` and gets its pixels back."""
 
     def __init__(self, namespace: str) -> None:
-        self._context = Context()
-        rclpy.init(context=self._context)
-        self._node = rclpy.create_node("camera", namespace=namespace, context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
+        super().__init__("camera", namespace)
         self._replies: dict[int, Image] = {}
         self._stamp = 0
         self._publishers = {
-            Image: self._node.create_publisher(Image, "image", RELIABLE),
-            CompressedImage: self._node.create_publisher(CompressedImage, "compressed", RELIABLE),
+            Image: self.node.create_publisher(Image, "image", RELIABLE),
+            CompressedImage: self.node.create_publisher(CompressedImage, "compressed", RELIABLE),
         }
-        self._node.create_subscription(Image, "rgb", self._on_reply, RELIABLE)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
+        self.node.create_subscription(Image, "rgb", self._on_reply, RELIABLE)
+        self.start()
 
     def _on_reply(self, message: Image) -> None:
         self._replies[nanoseconds_of(message.header.stamp)] = message
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def close(self) -> None:
-        self._context.try_shutdown()
-        self._thread.join(10)
-        self._node.destroy_node()
 
     def connect(self, timeout: float = START) -> None:
         """Until an answer comes; what is sent before both sides are connected is lost."""

@@ -11,24 +11,21 @@ from helpers import METRES_PER_UNIT, TINY_SIZE, make_tiny_bundle, shifted, textu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pipeline_scenes import MOVING, STANDING, TENTH, drive, models, restart, view
 
 from depth_prior_ros.bundle import Bundle, build_network, save_bundle
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import frame_image
 from depth_prior_ros.guard import MultiFrameGuard
 from depth_prior_ros.models.multi_frame import MultiFrameNet
-from depth_prior_ros.motion import GateSettings, Motion
-from depth_prior_ros.pipeline import DepthPipeline, DepthResult, InvalidFrameError
+from depth_prior_ros.motion import Motion
+from depth_prior_ros.pipeline import DepthPipeline, InvalidFrameError
 from depth_prior_ros.scale import FixedScale
 
-TENTH = 100_000_000
-MOVING = Motion(10.0, "odometry")
-STANDING = Motion(0.0, "odometry")
 REASONS = {
     *("moving", "first_frame", "stationary", "gap", "time_jump", "resolution", "pose", "forced"),
     *("budget", "memory", "model_failed"),
 }
-PICTURE = texture(192, 64)
 
 
 @pytest.fixture(scope="module")
@@ -47,38 +44,6 @@ def pipeline(shared: DepthPipeline) -> Iterator[DepthPipeline]:
     restart(shared)
     yield shared
     restart(shared)
-
-
-def restart(pipeline: DepthPipeline) -> None:
-    pipeline.reset()
-    pipeline.force_model = None
-    pipeline.time_budget_ms = None
-    pipeline.max_gap = 0.5
-    pipeline.max_metres = 80.0
-    pipeline.scale = FixedScale(METRES_PER_UNIT)
-    pipeline.gate_settings = GateSettings()
-    pipeline.pose_source = "auto"
-    pipeline.output_size = "model"
-    pipeline.fit = "crop"
-
-
-def view(index: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """The camera's picture at a frame; `size` (width, height) for another camera."""
-    if size is None:
-        return shifted(PICTURE, 2.0 * index)
-    return shifted(texture(*size), 2.0 * index)
-
-
-def drive(
-    pipeline: DepthPipeline, motions: list[Motion | None], start: int = 0
-) -> list[DepthResult]:
-    return [
-        pipeline.process(view(i), (start + i) * TENTH, motion) for i, motion in enumerate(motions)
-    ]
-
-
-def models(results: list[DepthResult]) -> list[str]:
-    return [result.active_model for result in results]
 
 
 # -- which model, and why --------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
-import rclpy
 from nav_msgs.msg import Odometry
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from ros_helpers import RELIABLE, nanoseconds_of, wait_until
+from ros_helpers import RELIABLE, SpunNode, nanoseconds_of, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 from test_bag import make_recording, write
@@ -32,32 +28,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE = (96, 32)
 
 
-class Listener:
+class Listener(SpunNode):
     """Somebody who subscribes to what is played, below a namespace of its own."""
 
     def __init__(self) -> None:
         self.namespace = f"/played_{uuid.uuid4().hex[:12]}"
         self.heard: dict[str, list] = {"image": [], "info": [], "odom": [], "clock": []}
-        self._context = Context()
-        rclpy.init(context=self._context)
-        self._node = rclpy.create_node("listener", context=self._context)
+        super().__init__("listener")
         topics = {"image": Image, "info": CameraInfo, "odom": Odometry, "clock": Clock}
         for name, kind in topics.items():
             topic = f"{self.namespace}/{name}"
-            self._node.create_subscription(kind, topic, self.heard[name].append, RELIABLE)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def close(self) -> None:
-        self._context.try_shutdown()
-        self._thread.join(10)
-        self._node.destroy_node()
+            self.node.create_subscription(kind, topic, self.heard[name].append, RELIABLE)
+        self.start()
 
     def remappings(self) -> list[str]:
         topics = {

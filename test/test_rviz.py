@@ -6,7 +6,6 @@ import ast
 import contextlib
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,9 @@ import yaml
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 pytest.importorskip("visualization_msgs", reason="needs visualization_msgs, as RViz does")
 
-import rclpy
 from helpers import make_tiny_bundle
-from rclpy.context import Context
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
-from ros_helpers import FRAME, LOCKSTEP, STEP, NodeProcess, Peer, view, wait_until
+from ros_helpers import FRAME, LOCKSTEP, STEP, NodeProcess, Peer, SpunNode, view, wait_until
 from sensor_msgs.msg import Image, PointCloud2
 from visualization_msgs.msg import Marker
 
@@ -58,32 +54,18 @@ def profile(display: dict[str, Any]) -> QoSProfile:
     )
 
 
-class Viewer:
+class Viewer(SpunNode):
     """Subscribes as RViz would with this file, the topics remapped below a namespace."""
 
     def __init__(self, namespace: str) -> None:
         self.shown: dict[str, list[Any]] = {topic: [] for topic in displays()}
-        self._context = Context()
-        rclpy.init(context=self._context)
-        self._node = rclpy.create_node("viewer", context=self._context)
+        super().__init__("viewer")
         for topic, display in displays().items():
             target = f"{namespace}/{'image' if topic == '/camera/image_raw' else topic[1:]}"
             kind = TYPES[display["Class"]]
             keep = self.shown[topic].append
-            self._node.create_subscription(kind, target, keep, profile(display))
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
-
-    def close(self) -> None:
-        self._context.try_shutdown()
-        self._thread.join(10)
-        self._node.destroy_node()
+            self.node.create_subscription(kind, target, keep, profile(display))
+        self.start()
 
 
 @contextlib.contextmanager

@@ -94,9 +94,10 @@ class _Timed:
         inverse, _ = networks.single(self.now)
         if self.kept is not None:
             mine = networks.features(self.now)
-            pose = networks.pose(self.before, self.now)
-            pose = networks.align(self.before, self.now, pose, self.K, inverse)
-            networks.multi(mine, self.kept, inverse_pose(pose), self.K, inverse)
+            step = inverse_pose(networks.pose(self.before, self.now))
+            if networks.aligns:
+                step = networks.refine(self.before, self.now, step, self.K, inverse)
+            networks.multi(mine, self.kept, step, self.K, inverse)
         networks.backend.synchronize()
         return time.perf_counter() - start
 

@@ -29,12 +29,12 @@ _DEFAULT_TAP = 4  # what is matched; finer features of a cost-volume network are
 class _Single:
     """Single-frame depth (B, 1, H, W), the network's units, and features.
 
-    taps: the trunk's, by stride. decoded: the decoder's at the tap; empty where not asked for.
+    taps: the trunk's, by stride. decoded: the decoder's at the tap, where they are the reference.
     """
 
     depth: Tensor
     taps: dict[int, list[Tensor]]
-    decoded: Tensor
+    decoded: Tensor | None
 
 
 @dataclass
@@ -138,9 +138,10 @@ class BundleTeacher:
         views = self._views(images, K, single.depth, poses, known)
         assert self.tap is not None
         if self._multi is None:
-            depth, features = single.depth, torch.cat(single.taps[self.tap], dim=1)
-            if self.features == "decoder":
-                features = single.decoded
+            depth = single.depth
+            features = single.decoded
+            if features is None:
+                features = torch.cat(single.taps[self.tap], dim=1)
             inverse = shrink_inverse(depth, features.shape[-2:])
         else:
             with self._system.autocast():
@@ -152,8 +153,9 @@ class BundleTeacher:
                 ]
                 output = self._multi.match_many(mine, lookups, K, single.depth)
             depth = output.depth.float()
-            decoded = self.features == "decoder"
-            features = single.decoded if decoded else self._multi.tap(mine, output, self.tap)
+            features = single.decoded
+            if features is None:
+                features = self._multi.tap(mine, output, self.tap)
             inverse = (
                 1 / output.depth_quarter.float()
                 if self.tap == STRIDE
@@ -181,7 +183,7 @@ class BundleTeacher:
         _, depth = disparity_to_depth(
             output.disparity[0].float(), depth_range.min_units, depth_range.max_units
         )
-        return _Single(depth, seen[0], decoded[0] if scale is not None else depth[:, :0])
+        return _Single(depth, seen[0], None if scale is None else decoded[0])
 
     def _views(
         self,
