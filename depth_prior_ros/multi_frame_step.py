@@ -114,16 +114,16 @@ class Motions:
             raise PoseError("the refined motion is not finite")
         return Step(matrix, step.source)
 
-    def explains(self, pair: Pair, step: Step) -> float:
-        """How badly the previous picture, moved by a step, fits; inf: not at all."""
-        cost = self._networks.photometric_cost(
+    def explain(self, pair: Pair, *steps: Step) -> list[float]:
+        """How badly the previous picture, moved by each step, fits; inf: not at all."""
+        costs = self._networks.photometric_costs(
             pair.previous.native,
             pair.current.native,
-            step.matrix,
+            [step.matrix for step in steps],
             self.matching_matrix(pair),
             pair.inverse,
         )
-        return cost if math.isfinite(cost) else math.inf
+        return [cost if math.isfinite(cost) else math.inf for cost in costs]
 
     def units_travelled(self, pair: Pair, step: Step) -> float:
         """Length of a step in units, with the stretch of the networks' world undone."""
@@ -245,10 +245,8 @@ class MultiFrameStep:
         The refined one always fits the picture a little better, as it was made to; where odometry's
         fits nearly as well, it is the truer one.
         """
-        cost = self.motions.explains(pair, odometry)
-        if math.isfinite(cost) and cost <= ODOMETRY_MARGIN * self.motions.explains(pair, refined):
-            return odometry
-        return refined
+        told, best = self.motions.explain(pair, odometry, refined)
+        return odometry if math.isfinite(told) and told <= ODOMETRY_MARGIN * best else refined
 
     def _check(self, pair: Pair, units: float) -> None:
         if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:
@@ -264,7 +262,7 @@ class MultiFrameStep:
         """Run everything once on one frame as its own predecessor."""
         pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
         step = self.motions.refined(pair, self.motions.by_network(pair))
-        self.motions.explains(pair, step)
+        self.motions.explain(pair, step)
         depth, _ = self.depth(pair, step)
         self._networks.backend.to_numpy(depth)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,26 +165,29 @@ class Networks:
             refined = align_motion(image, before, depth, intrinsics, Pose(matrix))
         return refined.matrix[0].double().cpu().numpy()
 
-    def photometric_cost(
+    def photometric_costs(
         self,
         previous: Native,
         current: Native,
-        previous_from_current: NDArray[np.float64],
+        previous_from_current: Sequence[NDArray[np.float64]],
         K: NDArray[np.float64],
         single_inverse: Native,
-    ) -> float:
-        """How badly the previous image, warped by single-frame depth and motion, fits the current.
+    ) -> list[float]:
+        """How badly the previous image, warped by single-frame depth and each of several motions,
+        fits the current one.
 
         The robust mean that `refine` lowers; inf where too little of the frames overlaps.
         """
         from depth_prior_ros.geometry import Pose
-        from depth_prior_ros.models.alignment import photometric_cost
+        from depth_prior_ros.models.alignment import photometric_costs
 
         with self._few_threads():
-            image, before, depth, intrinsics, matrix = self._tensors(
-                current, previous, single_inverse, K, previous_from_current
+            image, before, depth, intrinsics, matrices = self._tensors(
+                current, previous, single_inverse, K, *previous_from_current
             )
-            return float(photometric_cost(image, before, depth, intrinsics, Pose(matrix))[0])
+            motions = [Pose(matrix[None]) for matrix in matrices]
+            costs = photometric_costs(image, before, depth, intrinsics, motions)
+            return [float(cost) for cost in costs[:, 0].cpu()]
 
     def _tensors(
         self,
@@ -192,13 +195,13 @@ class Networks:
         previous: Native,
         single_inverse: Native,
         K: NDArray[np.float64],
-        step: NDArray[np.float64],
+        *steps: NDArray[np.float64],
     ) -> tuple[Any, ...]:
-        """Both images, depth, intrinsics and motion as PyTorch's, on the images' device."""
+        """Both images, depth, intrinsics and motions as PyTorch's, on the images' device."""
         import torch
 
         image = _tensor(current)
-        small = (torch.from_numpy(array[np.newaxis]).float() for array in (K, step))
+        small = (torch.from_numpy(array).float() for array in (K[np.newaxis], np.stack(steps)))
         return (
             image,
             _tensor(previous),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry import Pose, view_synthesis
-from depth_prior_ros.models.alignment import align_motion
+from depth_prior_ros.models.alignment import align_motion, photometric_costs
 
 HEIGHT, WIDTH = 96, 320
 
@@ -105,3 +105,18 @@ def test_nothing_learns_through_it() -> None:
     current, previous, depth, K = scene(truth)
     found = align_motion(current, previous, depth.requires_grad_(), K, truth)
     assert not found.matrix.requires_grad
+
+
+def test_costs_tell_the_true_motion_from_others() -> None:
+    """Of several motions at once, each as alone; the way out of the picture costs infinitely."""
+    truth = motion((0.002, 0.01, -0.003), (0.01, -0.004, 0.12))
+    current, previous, depth, K = scene(truth)
+    off = motion((0.002, 0.01, -0.003), (0.01, -0.004, 0.2))
+    away = motion((0, 2.0, 0), (0, 0, 0))
+    motions = [off, truth, away, Pose.identity(1)]
+    costs = photometric_costs(current, previous, depth, K, motions)
+    assert costs.shape == (4, 1)
+    assert costs.argmin() == 1 and costs[2].isinf()
+    assert costs[1] < 0.2 * min(costs[0], costs[3])
+    for cost, one in zip(costs, motions, strict=True):
+        assert torch.equal(photometric_costs(current, previous, depth, K, [one])[0], cost)

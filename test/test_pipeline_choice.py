@@ -573,7 +573,7 @@ def test_where_neither_motion_explains_the_picture(
     pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without overlap there is nothing to compare: the network's is used, as without odometry."""
-    monkeypatch.setattr(pipeline.networks, "photometric_cost", lambda *_: math.nan)
+    monkeypatch.setattr(pipeline.networks, "photometric_costs", lambda *_: [math.nan] * 2)
     result = drive(pipeline, [MOVING, replace(MOVING, pose=ahead(1.0))])[1]
     assert (result.model, result.pose_source) == ("multi_frame", "network")
 
@@ -591,10 +591,10 @@ def test_auto_uses_odometry_that_is_nearly_as_good(
     """A refined motion was made to fit the picture: a little worse is not worse."""
     told = ahead(1.25)
 
-    def cost(_previous: object, _current: object, step: NDArray[np.float64], *_: object) -> float:
-        by_odometry = math.isclose(step[2, 3], 1.25 / METRES_PER_UNIT, rel_tol=1e-9)
-        return costs[1] if by_odometry else costs[0]
+    def cost(_previous: object, _current: object, steps: list[NDArray[np.float64]], *_: object):
+        told = [math.isclose(s[2, 3], 1.25 / METRES_PER_UNIT, rel_tol=1e-9) for s in steps]
+        return [costs[1] if by_odometry else costs[0] for by_odometry in told]
 
-    monkeypatch.setattr(pipeline.networks, "photometric_cost", cost)
+    monkeypatch.setattr(pipeline.networks, "photometric_costs", cost)
     result = drive(pipeline, [MOVING, replace(MOVING, pose=told)])[1]
     assert result.pose_source == source

@@ -10,6 +10,7 @@ refining the pose beside the depth: DualRefine, CVPR 2023, section 3.3). It has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ _DAMPING = 1e-3
 @dataclass(frozen=True)
 class _Level:
     """One pyramid level: (B, 1, h, w) current grey image, (B, 3, h, w) previous grey image and its
-    gradients, (B, 3, h, w) points of the current view, intrinsics (B, 3, 3)."""
+    gradients ((B, 1, h, w) without), (B, 3, h, w) points of the current view, K (B, 3, 3)."""
 
     current: Tensor
     previous: Tensor
@@ -83,25 +84,35 @@ def align_motion(
 
 
 @torch.no_grad()
-def photometric_cost(
+def photometric_costs(
     current: Tensor,
     previous: Tensor,
     depth: Tensor,
     K: Tensor,
-    previous_from_current: Pose,
+    motions: Sequence[Pose],
     reduction: int = 2,
 ) -> Tensor:
-    """What `align_motion` lowers, for a given motion; arguments as there.
+    """What `align_motion` lowers, for each of several motions; arguments as there.
 
     Returns:
-        (B,): robust mean difference of the grey images; inf where too little overlaps.
+        (M, B): robust mean difference of the grey images; inf where too little overlaps.
     """
     with torch.autocast(device_type=current.device.type, enabled=False):
-        level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
-        return _residual(level, Pose(previous_from_current.matrix.float())).cost
+        level = _level(
+            current.float(), previous.float(), depth.float(), K.float(), reduction, gradients=False
+        )
+        return torch.stack([_residual(level, Pose(m.matrix.float())).cost for m in motions])
 
 
-def _level(current: Tensor, previous: Tensor, depth: Tensor, K: Tensor, reduction: int) -> _Level:
+def _level(
+    current: Tensor,
+    previous: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    reduction: int,
+    *,
+    gradients: bool = True,
+) -> _Level:
     def grey(image: Tensor) -> Tensor:
         return F.avg_pool2d(image.mean(1, keepdim=True), reduction)
 
@@ -111,10 +122,12 @@ def _level(current: Tensor, previous: Tensor, depth: Tensor, K: Tensor, reductio
     # Averaging r pixels puts pixel i at r i + (r - 1) / 2 of the full image.
     small[:, :2, 2] = (K[:, :2, 2] - (reduction - 1) / 2) / reduction
     small[:, 2, 2] = 1
-    dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
-    dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
     points = rays(small, *here.shape[-2:]) / inverse
-    return _Level(here, torch.cat([there, dx, dy], dim=1), points, small)
+    if gradients:
+        dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
+        dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
+        there = torch.cat([there, dx, dy], dim=1)
+    return _Level(here, there, points, small)
 
 
 def _align_level(level: _Level, pose: Pose, iterations: int) -> Pose:
