@@ -13,13 +13,14 @@ parameters and services meanwhile. Transports:
 - profile: best effort with config/fastdds_large_images.xml at all processes.
 
 Age: from the camera's stamp, which is the clock right before it publishes, until the depth of that
-image is in the reader's callback; so with both ways between the processes. Inference: the node's
-own median, from its diagnostics. Dropped: images that a newer one replaced while another was being
-inferred, of those that arrived. Not arrived: lost by the transport, or replaced by a newer one in
-the middleware's queue of one before the node read it. Calls: get_parameters, get_state (lifecycle),
-set_parameters and ~/reset_scale in turn, ten a second; every fiftieth is ~/save_snapshot, which
-writes files before it answers and has a figure of its own. After the time measured the bundle is
-loaded anew (~/reload_bundle), and the calls that fall into it have theirs.
+image is in the reader's callback; so with both ways between the processes. Inference: median and
+p95 by the node's own diagnostics; ages are compared with the same percentile of it. Dropped: images
+that a newer one replaced while another was being inferred, of those that arrived. Not arrived: lost
+by the transport, or replaced by a newer one in the middleware's queue of one before the node read
+it. Calls: get_parameters, get_state (lifecycle), set_parameters and ~/reset_scale in turn, ten a
+second; every fiftieth is ~/save_snapshot, which writes files before it answers and has a figure of
+its own. After the time measured the bundle is loaded anew (~/reload_bundle), and the calls that
+fall into it have theirs.
 
 `--soak-minutes 10` goes on with the first transport and compares the resident memory of the last
 half minute with that of the half minute after minute 2 (a fifth of a shorter soak).
@@ -87,8 +88,9 @@ class Load:
     def age(self, percent: float) -> float:
         return percentile(self.ages, percent)
 
-    def age_in_inferences(self, percent: float) -> float:
-        return self.age(percent) / self.infer["p50"]
+    def age_in_inferences(self, percent: int) -> float:
+        """The age's percentile over the same percentile of inference."""
+        return self.age(percent) / self.infer[f"p{percent}"]
 
     def calls_of(self, *kinds: str) -> list[float]:
         return [ms for kind in kinds for ms in self.calls.get(kind, [])]
@@ -133,8 +135,9 @@ def load(transport: str, setup: Setup, seconds: float) -> Load:
 
 
 def report(loads: list[Load]) -> None:
-    heads = ("transport", "sent/s", "arrived", "inferred/s", "dropped", "infer p50", "age p50")
-    heads += ("age p95", "age max", "p95/infer", "param p95", "service p95", "memory", "model")
+    heads = ("transport", "sent/s", "arrived", "inferred/s", "dropped", "infer p50", "infer p95")
+    heads += ("age p50", "age p95", "age max", "p50/infer", "p95/infer", "param p95")
+    heads += ("service p95", "memory", "model")
     print(" ".join(f"{head:>11}" for head in heads) + "   (ms, unless it says otherwise)")
     for x in loads:
         row = [
@@ -143,9 +146,9 @@ def report(loads: list[Load]) -> None:
             f"{100 * (1 - x.lost_share):.0f} %",
             f"{x.inferred_per_second:.2f}",
             f"{100 * x.dropped_share:.0f} %",
-            f"{x.infer['p50']:.1f}",
+            *(f"{x.infer[p]:.1f}" for p in ("p50", "p95")),
             *(f"{x.age(p):.1f}" for p in (50, 95, 100)),
-            f"{x.age_in_inferences(95):.2f}",
+            *(f"{x.age_in_inferences(p):.2f}" for p in (50, 95)),
             f"{percentile(x.calls_of('get_parameters', 'set_parameters'), 95):.1f}",
             f"{percentile(x.calls_of('get_state', 'reset_scale'), 95):.1f}",
             f"{x.memory[-1]['resident']:.0f} MiB" if x.memory else "",
@@ -158,8 +161,8 @@ def report(loads: list[Load]) -> None:
         print(f"figure node_load_lost_share_{x.transport} {x.lost_share:.3f}")
         for percent in (50, 95):
             print(f"figure node_load_age_p{percent}_ms_{x.transport} {x.age(percent):.1f}")
-        inferences = x.age_in_inferences(95)
-        print(f"figure node_load_age_p95_inferences_{x.transport} {inferences:.2f}")
+            inferences = x.age_in_inferences(percent)
+            print(f"figure node_load_age_p{percent}_inferences_{x.transport} {inferences:.2f}")
         for kind, answers in sorted(x.calls.items()):
             value = percentile(answers, 95)
             print(f"figure node_load_{kind}_p95_ms_{x.transport} {value:.1f}")

@@ -10,14 +10,16 @@ Obstacle = Literal["model_failed", "memory", "budget"]
 
 _WINDOW = 20
 _ENOUGH = 5
+_LONGEST = 16  # times budget_pause
 
 
 class MultiFrameGuard:
     """Counts frames. After a failure or too slow a median, multi-frame pauses, then tries again.
 
     failure_pause, budget_pause: frames to leave it out; may be changed between two frames. A pause
-    after the budget is the longer one: a machine that was too slow will hardly be faster a few
-    seconds later.
+    after the budget is the longer one, and doubles each time that multi-frame is still too slow,
+    up to 16 times: a machine that was too slow will hardly be faster a few seconds later, and
+    every trial makes frames late.
     """
 
     def __init__(self, failure_pause: int = 30, budget_pause: int = 100) -> None:
@@ -26,6 +28,7 @@ class MultiFrameGuard:
         self._obstacle: Obstacle | None = None
         self._detail: str | None = None
         self._remaining = 0
+        self._patience = 1
         self._times: deque[float] = deque(maxlen=_WINDOW)
 
     def obstacle(self) -> Obstacle | None:
@@ -46,7 +49,8 @@ class MultiFrameGuard:
     def failed(self, obstacle: Obstacle, detail: str | None = None) -> None:
         """Multi-frame has failed on this frame; `detail` in words."""
         self._obstacle, self._detail = obstacle, detail
-        self._remaining = self.budget_pause if obstacle == "budget" else self.failure_pause
+        budget = obstacle == "budget"
+        self._remaining = self._patience * self.budget_pause if budget else self.failure_pause
 
     def took(self, milliseconds: float, budget_ms: float | None) -> None:
         """A whole frame with multi-frame took that long."""
@@ -54,12 +58,17 @@ class MultiFrameGuard:
         if budget_ms is None or len(self._times) < _ENOUGH:
             return
         usual = median(self._times)
-        if usual > budget_ms:
-            self.failed("budget", f"{usual:.0f} ms a frame (median), budget {budget_ms:.0f} ms")
-            self._times.clear()
+        if usual <= budget_ms:
+            self._patience = 1
+            return
+        self.failed("budget", f"{usual:.0f} ms a frame (median), budget {budget_ms:.0f} ms")
+        self._patience = min(2 * self._patience, _LONGEST)
+        self._times.clear()
 
     def forgive(self, obstacle: Obstacle) -> None:
         """End a pause of this kind, as its cause is gone."""
+        if obstacle == "budget":
+            self._patience = 1
         if self._obstacle == obstacle:
             self._obstacle, self._detail, self._remaining = None, None, 0
 
@@ -70,7 +79,7 @@ class MultiFrameGuard:
 
     def reset(self) -> None:
         """Forget failures and times."""
-        self._obstacle, self._detail, self._remaining = None, None, 0
+        self._obstacle, self._detail, self._remaining, self._patience = None, None, 0, 1
         self._times.clear()
 
 

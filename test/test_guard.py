@@ -24,6 +24,28 @@ def test_the_budget_in_words() -> None:
     assert guard.median_ms is None  # a new attempt is judged by its own frames
 
 
+def pause_after(guard: MultiFrameGuard, milliseconds: float) -> int:
+    """Frames without multi-frame after five with it that took so long."""
+    for _ in range(5):
+        assert guard.obstacle() is None
+        guard.took(milliseconds, 100.0)
+    count = 0
+    while guard.obstacle() is not None:
+        count += 1
+    return count
+
+
+def test_each_vain_trial_doubles_the_pause() -> None:
+    guard = MultiFrameGuard(budget_pause=10)
+    found = [pause_after(guard, 120) for _ in range(7)]
+    assert found == [10, 20, 40, 80, 160, 160, 160]
+    assert pause_after(guard, 80) == 0
+    assert [pause_after(guard, 300) for _ in range(2)] == [10, 20]
+    for forget in (guard.reset, lambda: guard.forgive("budget")):
+        forget()
+        assert pause_after(guard, 300) == 10
+
+
 def test_a_few_slow_frames_do_not_count() -> None:
     guard = MultiFrameGuard()
     for milliseconds in (80, 500, 80, 500, 80, 80):

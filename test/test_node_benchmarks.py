@@ -56,7 +56,7 @@ def test_shares_and_rates_of_a_load():
     assert load.inferred_per_second == 4.5
     assert load.lost_share == pytest.approx(0.1)
     assert load.dropped_share == pytest.approx(40 / 90)
-    assert load.age_in_inferences(95) == 2.0
+    assert load.age_in_inferences(95) == pytest.approx(200 / 120)
     assert load.calls_of("a", "b") == [1.0]
 
 
