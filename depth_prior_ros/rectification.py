@@ -8,6 +8,7 @@ tilt's) and ``equidistant`` (k1 k2 k3 k4, a fisheye).
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,30 @@ NEGLIGIBLE = 1e-9
 """Coefficients smaller than this move no pixel by a thousandth of one."""
 
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+RECTIFY_CHOICES = ("auto", "always", "never")
+"""What ``rectify`` may be; not `on` and `off`, which YAML takes for truth values."""
+
+
+def rectification_wanted(rectify: str, topic: str) -> bool:
+    """Whether images of ``topic`` are to be rectified where camera_info has distortion.
+
+    A camera's raw and rectified images share one camera_info, distortion included, so the message
+    cannot tell. The topic's name can, by a convention as old as image_proc: a rectified one has
+    the word ``rect`` or ``rectified`` in it (``image_rect``, ``image_rect_color``, ``rect/image``).
+
+    Args:
+        rectify: ``auto`` goes by the name, ``always`` and ``never`` do not.
+        topic: fully resolved name of the image topic.
+
+    Raises:
+        ValueError: for another choice.
+    """
+    if rectify not in RECTIFY_CHOICES:
+        raise ValueError(f"rectify must be one of {', '.join(RECTIFY_CHOICES)}, got {rectify!r}")
+    if rectify != "auto":
+        return rectify == "always"
+    return not {"rect", "rectified"} & set(re.split("[/_]", topic.lower()))
 
 
 def distortion_model(name: str, coefficients: tuple[float, ...]) -> str:

@@ -300,6 +300,13 @@ def _add_recording(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}-topic", metavar="TOPIC", help="default: found by type and name"
         )
+    parser.add_argument(
+        "--rectify",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="a bag's images, where camera_info has distortion; auto: unless the topic is called "
+        "rect or rectified",
+    )
 
 
 def _add_node_options(parser: argparse.ArgumentParser) -> None:
@@ -359,7 +366,7 @@ def _open(parsed: argparse.Namespace) -> StoredRecording:
         return open_recording(parsed.recording)
     from depth_prior_ros.recordings.bag import BagTopics
 
-    return open_recording(parsed.recording, topics=BagTopics(**topics))
+    return open_recording(parsed.recording, topics=BagTopics(**topics), rectify=parsed.rectify)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.message_error import MessageError
+from depth_prior_ros.rectification import rectification_wanted
 from depth_prior_ros.ros.camera_infos import (
     CameraModels,
     camera_info_of,
-    rectification_wanted,
     rectifier_from_info,
     scaled_camera_info,
 )
-from depth_prior_ros.ros.message_error import MessageError
 
 D = [-0.3, 0.1, 1e-3, -1e-3, 0.0]
 

@@ -30,6 +30,7 @@ from camera_encodings import (
 )
 from sensor_msgs.msg import CompressedImage, Image
 
+from depth_prior_ros.message_error import MessageError
 from depth_prior_ros.ros import encodings as module
 from depth_prior_ros.ros.encodings import (
     check_image,
@@ -37,7 +38,6 @@ from depth_prior_ros.ros.encodings import (
     image_to_rgb,
     supported_encodings,
 )
-from depth_prior_ros.ros.message_error import MessageError
 
 IMAGE_CAUSES = {"zero_size", "odd_size", "wrong_step", "truncated", "unknown_encoding"}
 EVEN_WIDTH = {*PACKED, *SEMI_PLANAR}

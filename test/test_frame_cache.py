@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,9 @@ def test_a_cache_is_written_once_and_another_size_is_another_file(tmp_path: Path
     assert isinstance(again.pictures, np.memmap)
     open_cached(cache, folder, frames, Window((64, 32)))
     open_cached(cache, folder, frames, Window(SMALL, (0.0, 0.2, 0.0, 0.0)))
-    assert len(list(cache.glob("*.npy"))) == 3
+    rectified = [replace(frame, processing="rectified") for frame in frames]
+    open_cached(cache, folder, rectified, Window(SMALL))
+    assert len(list(cache.glob("*.npy"))) == 4
     assert not list(cache.glob(".*"))
 
 

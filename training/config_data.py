@@ -66,6 +66,11 @@ class Drive(Strict):
     )
     intrinsics: Intrinsics | None = Field(None, description="for a folder of images")
     rate: float = Field(10.0, gt=0, description="frames per second of a folder of images")
+    rectify: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="images of a bag whose camera_info has distortion; auto: unless their topic "
+        "is called rect or rectified",
+    )
     crop: tuple[float, float, float, float] = Field(
         (0.0, 0.0, 0.0, 0.0),
         description="left, top, right, bottom: what to cut off, in shares of the image",

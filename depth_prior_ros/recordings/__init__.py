@@ -47,7 +47,7 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
 
     Kinds and options: KITTI raw drive (`camera`, `depth`), KITTI odometry sequence (`camera`,
     `poses`), KITTI 2015 folder, Make3D, Cityscapes (`split`), nuScenes (`version`, `camera`,
-    `scenes`), bag (`topics`), image folder (`camera`, `rate`, `intrinsics`).
+    `scenes`), bag (`topics`, `camera`, `rectify`), image folder (`camera`, `rate`, `intrinsics`).
     Raises RecordingError, naming what was looked for.
     """
     path = Path(path)

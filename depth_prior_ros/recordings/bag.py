@@ -30,6 +30,7 @@ from depth_prior_ros.recordings.base import (
     Skipped,
     StoredRecording,
 )
+from depth_prior_ros.rectification import DistortedCamera, Rectifier, rectification_wanted
 
 SOURCE_TOPIC = "/ground_truth/source"
 MOVING_TOPIC = "/ground_truth/moving"
@@ -54,18 +55,23 @@ class BagTopics:
 
 
 class BagFile:
-    """A bag that opens when it is first read, also in another process that it was sent to."""
+    """A bag that opens when it is first read, also in another process that it was sent to.
 
-    def __init__(self, path: Path) -> None:
+    lens: its images are rectified with it; None: they are as they should be.
+    """
+
+    def __init__(self, path: Path, lens: DistortedCamera | None = None) -> None:
         self.path = path
+        self.lens = lens
         self._reader: Any = None
+        self._rectifier: Rectifier | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "lens": self.lens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def reader(self) -> Any:
         """The open `AnyReader`; raises RecordingError naming the cause."""
@@ -121,7 +127,14 @@ class BagFile:
         if image.shape[:2] != (camera.height, camera.width):
             found = f"{image.shape[1]}x{image.shape[0]}"
             raise CorruptFrameError(f"{what}: {found} instead of {camera.width}x{camera.height}")
-        return image
+        rectifier = self.rectifier()
+        return image if rectifier is None else rectifier.apply(image)
+
+    def rectifier(self) -> Rectifier | None:
+        """What rectifies the images, made once; raises InvalidCameraError."""
+        if self._rectifier is None and self.lens is not None:
+            self._rectifier = Rectifier.for_camera(self.lens)
+        return self._rectifier
 
     def load_depth(self, topic: str, time: int, nth: int) -> NDArray[np.float32]:
         """Read one depth map; raises CorruptFrameError."""
@@ -145,12 +158,19 @@ class _Contents:
 
 
 def open_bag(
-    path: Path, *, topics: BagTopics | None = None, camera: Camera | None = None
+    path: Path,
+    *,
+    topics: BagTopics | None = None,
+    camera: Camera | None = None,
+    rectify: str = "auto",
 ) -> StoredRecording:
     """Open a bag's camera; `topics` overrides what is found, `camera` a missing camera_info.
 
+    rectify: whether images are rectified where camera_info has distortion; see
+    `rectification.rectification_wanted`. Not with a `camera`, which is that of rectified images.
+
     Raises RecordingError for a damaged bag, one without images (naming what is in it), without
-    intrinsics, or without the topics asked for.
+    intrinsics, with ones that make no sense, or without the topics asked for.
     """
     path = Path(path)
     bag = BagFile(path)
@@ -159,7 +179,10 @@ def open_bag(
     notes: list[str] = []
     try:
         contents = _scan(bag, chosen)
-        camera = camera or _camera(contents, chosen, path, notes)
+        if camera is None:
+            camera = _camera(contents, chosen, path)
+            if rectification_wanted(rectify, chosen.image or ""):
+                bag.lens = _lens(contents, chosen, path, notes)
     except AttributeError as error:  # definitions in the file are not those of their types
         raise RecordingError(_cannot_open(path, error)) from error
     skipped: list[Skipped] = []
@@ -182,6 +205,7 @@ def open_bag(
                 pose=pose,
                 speed=speed,
                 load_moving=partial(bag.load_moving, *moving) if moving else None,
+                processing=f"rectified: {bag.lens}" if bag.lens else "",
             )
         )
     lost = len(contents.depths) - sum(frame.has_depth for frame in frames)
@@ -287,20 +311,33 @@ def _scan(bag: BagFile, chosen: BagTopics) -> _Contents:
     return contents
 
 
-def _camera(contents: _Contents, chosen: BagTopics, path: Path, notes: list[str]) -> Camera:
+def _camera(contents: _Contents, chosen: BagTopics, path: Path) -> Camera:
     if not contents.cameras:
         raise RecordingError(
             f"{path}: no camera_info for {chosen.image}; "
             "name its topic, or give the intrinsics in pixels (fx, fy, cx, cy)"
         )
-    message = contents.cameras[0][1]
     try:
-        camera = messages.camera_of(message)
+        return messages.camera_of(contents.cameras[0][1])
     except InvalidCameraError as error:
         raise RecordingError(f"{path}: {chosen.camera_info}: {error}") from error
-    if np.any(messages.distortion_of(message)) and "rect" not in (chosen.image or ""):
-        notes.append(f"{chosen.image} is distorted: depth is best on rectified images")
-    return camera
+
+
+def _lens(
+    contents: _Contents, chosen: BagTopics, path: Path, notes: list[str]
+) -> DistortedCamera | None:
+    """What the images are rectified with; tried out, so that it fails now or never."""
+    try:
+        lens = messages.lens_of(contents.cameras[0][1])
+        rectifier = None if lens is None else Rectifier.for_camera(lens)
+    except InvalidCameraError as error:
+        raise RecordingError(f"{path}: {chosen.camera_info}: {error}") from error
+    if lens is None or rectifier is None:
+        return None
+    empty = 0.0 if rectifier.outside is None else float(rectifier.outside.mean())
+    rest = f"; {empty:.0%} of the result shows nothing" if empty > 0.005 else ""
+    notes.append(f"{chosen.image} is rectified ({lens.model} in {chosen.camera_info}){rest}")
+    return lens
 
 
 def _ordered(images: list[_Located], skipped: list[Skipped]) -> list[_Located]:

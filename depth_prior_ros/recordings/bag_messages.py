@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.camera import Camera
+from depth_prior_ros.encodings import image_to_rgb
+from depth_prior_ros.message_error import MessageError
 from depth_prior_ros.recordings.base import CorruptFrameError
-from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth, decode_image
+from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth
+from depth_prior_ros.rectification import NEGLIGIBLE, DistortedCamera, distortion_model
 
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 IMAGE = "sensor_msgs/msg/Image"
@@ -26,16 +28,6 @@ STRING = "std_msgs/msg/String"
 
 UNKNOWN = -1.0  # in the first place of a covariance: this half of the odometry is not known
 
-# encoding -> (channels, conversion to RGB)
-_COLOUR = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
-    "8UC1": (1, cv2.COLOR_GRAY2RGB),
-    "8UC3": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-}
 # encoding -> (type, factor to metres)
 _DEPTH = {"16UC1": (np.uint16, 1 / DEPTH_SCALE), "32FC1": (np.float32, 1.0)}
 
@@ -51,17 +43,15 @@ def stamp_of(message: Any) -> int:
 
 
 def image_of(message: Any, what: str) -> NDArray[np.uint8]:
-    """The image of an Image or CompressedImage, (H, W, 3) uint8 RGB; raises CorruptFrameError."""
-    if hasattr(message, "format"):
-        return decode_image(np.asarray(message.data, np.uint8).tobytes(), what)
-    if message.encoding not in _COLOUR:
-        known = ", ".join(_COLOUR)
-        raise CorruptFrameError(f"{what}: encoding {message.encoding!r}; readable are {known}")
-    channels, conversion = _COLOUR[message.encoding]
-    pixels = _pixels(message, np.dtype(np.uint8), channels, what)
-    if conversion is None:
-        return np.ascontiguousarray(pixels)
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), conversion), np.uint8)
+    """The image of an Image or CompressedImage, (H, W, 3) uint8 RGB; raises CorruptFrameError.
+
+    All encodings of `encodings.image_to_rgb`: what the node reads of a camera, a bag is read with.
+    """
+    try:
+        pixels = image_to_rgb(message)
+    except MessageError as error:
+        raise CorruptFrameError(f"{what}: {error.text}") from error
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def depth_of(message: Any, what: str) -> NDArray[np.float32]:
@@ -97,9 +87,26 @@ def camera_of(message: Any) -> Camera:
     return Camera.from_matrix(matrix, int(message.width), int(message.height))
 
 
-def distortion_of(message: Any) -> NDArray[np.float64]:
-    """The distortion coefficients of a CameraInfo."""
-    return np.asarray(message.d if hasattr(message, "d") else message.D, np.float64)
+def lens_of(message: Any) -> DistortedCamera | None:
+    """The lens of a CameraInfo; None without distortion. Raises InvalidCameraError."""
+
+    def values(name: str) -> NDArray[np.float64]:
+        # ROS 1 names these in capitals
+        found = getattr(message, name) if hasattr(message, name) else getattr(message, name.upper())
+        return np.asarray(found, np.float64).reshape(-1)
+
+    coefficients = tuple(float(value) for value in values("d"))
+    if all(abs(value) <= NEGLIGIBLE for value in coefficients):
+        return None
+    rotation = values("r") if values("r").any() else np.eye(3).reshape(-1)
+    size = int(message.width), int(message.height)
+    return DistortedCamera(
+        raw=Camera.from_matrix(values("k").reshape(3, 3), *size),
+        model=distortion_model(message.distortion_model, coefficients),
+        coefficients=coefficients,
+        camera=camera_of(message),
+        rotation=tuple(float(value) for value in rotation),
+    )
 
 
 def speed_of(message: Any) -> float | None:

@@ -49,6 +49,8 @@ class Frame:
     frame (x right, y down, z forward), metres. `speed` is in m/s, negative when reversing. `file`
     is the image's own file where it has one, so that a JPEG can be copied instead of encoded again.
     `load_moving` reads which pixels show something that moves by itself, where that is known.
+    `processing` says what was done to the stored pixels (rectification); whoever keeps pixels keeps
+    it beside them.
     """
 
     index: int
@@ -60,6 +62,7 @@ class Frame:
     speed: float | None = None
     file: Path | None = field(default=None, repr=False)
     load_moving: Callable[[], NDArray[np.bool_]] | None = field(default=None, repr=False)
+    processing: str = field(default="", repr=False)
 
     @property
     def has_depth(self) -> bool:

@@ -7,7 +7,6 @@ Calibration is constant while a camera runs, so what is computed of it is kept
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
 from typing import Any
 
@@ -17,41 +16,17 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.message_error import MessageError
 from depth_prior_ros.rectification import (
     NEGLIGIBLE,
     DistortedCamera,
     Rectifier,
     distortion_model,
 )
-from depth_prior_ros.ros.message_error import MessageError
 
 # Camera information of another size than the image is scaled up to this relative difference of
 # the aspect ratios; one row more or less, as drivers round, stays inside.
 ASPECT_TOLERANCE = 0.01
-
-RECTIFY_CHOICES = ("auto", "always", "never")
-"""Of the parameter ``rectify``; not `on` and `off`, which YAML takes for truth values."""
-
-
-def rectification_wanted(rectify: str, topic: str) -> bool:
-    """Whether images of ``topic`` are to be rectified where camera_info has distortion.
-
-    A camera's raw and rectified images share one camera_info, distortion included, so the message
-    cannot tell. The topic's name can, by a convention as old as image_proc: a rectified one has
-    the word ``rect`` or ``rectified`` in it (``image_rect``, ``image_rect_color``, ``rect/image``).
-
-    Args:
-        rectify: ``auto`` goes by the name, ``always`` and ``never`` do not.
-        topic: fully resolved name of the image topic.
-
-    Raises:
-        ValueError: for another choice.
-    """
-    if rectify not in RECTIFY_CHOICES:
-        raise ValueError(f"rectify must be one of {', '.join(RECTIFY_CHOICES)}, got {rectify!r}")
-    if rectify != "auto":
-        return rectify == "always"
-    return not {"rect", "rectified"} & set(re.split("[/_]", topic.lower()))
 
 
 class CameraModels:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from depth_prior_ros.message_error import MessageError
 from depth_prior_ros.ros.camera_infos import (
     CameraModels,
     camera_from_info,
@@ -29,7 +30,6 @@ from depth_prior_ros.ros.encodings import (
     image_to_rgb,
     supported_encodings,
 )
-from depth_prior_ros.ros.message_error import MessageError
 
 __all__ = [
     "DEPTH_ENCODING",

@@ -16,7 +16,8 @@ from depth_prior_ros.framing import InvalidFrameError
 from depth_prior_ros.guard import is_out_of_memory
 from depth_prior_ros.motion import Motion
 from depth_prior_ros.odometry import CameraMount
-from depth_prior_ros.ros.camera_infos import CameraModels, rectification_wanted
+from depth_prior_ros.rectification import rectification_wanted
+from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.encodings import ImageArray
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs

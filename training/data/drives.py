@@ -103,6 +103,8 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
     options: dict[str, object] = {}
     if is_image_folder(path):
         options["rate"] = drive.rate
+    if is_bag(path):
+        options["rectify"] = drive.rectify
     if drive.camera is not None and (is_image_folder(path) or is_bag(path)):
         raise RecipeError(f"drive {drive.path}: camera chooses a folder of KITTI, not of this")
     if drive.intrinsics is not None:

@@ -36,14 +36,15 @@ class CachedFrames:
 
 
 def fingerprint(path: Path, frames: Sequence[Frame], window: Window) -> str:
-    """What a cache file is valid for: path, every image's name, size and time, and the window."""
+    """What a cache file is valid for: path, the window, and of every image its name, size, time
+    and how it is processed."""
     digest = hashlib.blake2b(digest_size=10)
     digest.update(f"{_VERSION} {window} {path.resolve()}".encode())
     whole = _state(path)
     for frame in frames:
         state = whole if frame.file is None else _state(frame.file)
         name = "" if frame.file is None else str(frame.file)
-        digest.update(f"{frame.index} {frame.stamp_ns} {name} {state}\n".encode())
+        digest.update(f"{frame.index} {frame.stamp_ns} {name} {state}{frame.processing}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """JPEG and PNG in ``sensor_msgs/CompressedImage``: sizes from headers, pixels from OpenCV.
 
 What an image is, its first bytes say: the ``format`` field is free text, and drivers differ.
+Messages are duck-typed: those of rclpy and those read from a bag are the same here.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import CompressedImage
 
-from depth_prior_ros.ros.message_error import MessageError
+from depth_prior_ros.message_error import MessageError
 
 MAX_PIXELS = 1 << 26
 """Headers that promise more (67 million pixels) are refused before memory is taken for them."""
@@ -28,7 +28,7 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LONELY_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}
 
 
-def compressed_size(message: CompressedImage) -> tuple[int, int]:
+def compressed_size(message: Any) -> tuple[int, int]:
     """(width, height) in pixels from the header of a complete JPEG or PNG.
 
     Raises:
@@ -55,7 +55,7 @@ def compressed_size(message: CompressedImage) -> tuple[int, int]:
     return width, height
 
 
-def decode_compressed(message: CompressedImage) -> npt.NDArray[Any]:
+def decode_compressed(message: Any) -> npt.NDArray[Any]:
     """HxW or HxWxC uint8 or uint16 in OpenCV's channel order (blue first), as it was stored.
 
     Raises:
