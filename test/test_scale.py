@@ -187,6 +187,14 @@ def test_nearly_half_of_the_measurements_may_be_nonsense() -> None:
     assert tested.factor == pytest.approx(12.0, rel=0.08)
 
 
+def test_a_wrong_step_counts_no_more_than_a_right_one() -> None:
+    """Poses that jump make steps long, and long steps weigh more: two of five, eight times."""
+    scale = odometry()
+    for i in range(200):
+        scale.observe(step(metres=8.0 if i % 5 < 2 else 1.0, units=1 / 12.0))
+    assert scale.metres_per_unit == pytest.approx(12.0, rel=0.01)
+
+
 def test_the_window_is_seconds_of_driving() -> None:
     tested = FactorFilter(10.0, FilterSettings(window=2.0))
     for _ in range(50):

@@ -110,7 +110,8 @@ class FactorFilter:
     def advance(self, seconds: float, factor: float | None, weight: float = 1.0) -> None:
         """A frame later: add its measurement, if it made one, and move towards the median.
 
-        seconds: of driving since the frame before. factor: plausible. weight: positive.
+        seconds: of driving since the frame before. factor: plausible. weight: positive; more than
+        the usual one of the window counts as that.
         """
         self._clock += seconds
         if factor is not None:
@@ -129,9 +130,13 @@ class FactorFilter:
 
 
 def _weighted(window: deque[tuple[float, float, float]]) -> tuple[float, float]:
-    """Weighted median of the log factors, and their robust standard deviation about it."""
+    """Weighted median of the log factors, and their robust standard deviation about it.
+
+    Weights are cut at their median: a step that odometry took for ten times as long as it was would
+    else count as ten.
+    """
     table = np.asarray(window)
-    values, weights = table[:, 1], table[:, 2]
+    values, weights = table[:, 1], np.minimum(table[:, 2], np.median(table[:, 2]))
     middle = weighted_median(values, weights)
     return middle, _MAD_TO_SIGMA * weighted_median(np.abs(values - middle), weights)
 
