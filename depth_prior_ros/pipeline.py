@@ -216,7 +216,7 @@ class DepthPipeline(PipelineSettings):
         self.frame_rate.saw(stamp_ns)
         broken = self._broken_sequence(current)
         with clock("motion"):
-            self._update_gate(current, motion.known_speed if motion else None, broken is not None)
+            self._update_gate(current, motion.known_speed if motion else None, broken)
         with clock("single"):
             single = self._single(current)
         obstacle = self.guard.obstacle()
@@ -301,12 +301,14 @@ class DepthPipeline(PipelineSettings):
             return "gap"
         return None
 
-    def _update_gate(self, current: Shown, speed: float | None, broken: bool) -> None:
-        flow = None
-        if speed is None and self._previous is not None and not broken:
-            flow = self._image_motion.measure(
-                self._previous.small(), current.small(), current.framed.outside
-            )
+    def _update_gate(self, current: Shown, speed: float | None, broken: Reason | None) -> None:
+        flow, previous = None, self._previous
+        if speed is None and previous is not None:
+            # What is too far apart for matching may still tell whether the picture moved.
+            seconds = (current.stamp_ns - previous.stamp_ns) * 1e-9
+            if broken is None or (broken == "gap" and seconds <= self._gate.settings.max_gap):
+                small = previous.small(), current.small()
+                flow = self._image_motion.measure(*small, current.framed.outside)
         self._gate.update(current.stamp_ns, speed, flow)
 
     def _single_frame_reason(

@@ -48,6 +48,14 @@ def test_frames_far_apart_are_driving_all_the_same(pipeline: DepthPipeline) -> N
     assert scale.seen[-1].seconds is None
 
 
+@pytest.mark.parametrize(("tenths", "state"), [(8, "moving"), (12, "unknown")])
+def test_a_slow_camera_without_odometry(pipeline: DepthPipeline, tenths: int, state: str) -> None:
+    """Too far apart for matching, and yet the picture tells whether the vehicle moves."""
+    found = [pipeline.process(view(i), tenths * i * TENTH) for i in range(4)]
+    assert models(found)[1:] == ["single_frame gap"] * 3
+    assert pipeline.motion_state == state
+
+
 def test_odometry_is_there_where_the_networks_have_no_answer(pipeline: DepthPipeline) -> None:
     pipeline.scale = OdometryScale(FixedScale(METRES_PER_UNIT))
     found = [pipeline.process(view(i), 8 * i * TENTH, MOVING) for i in range(2)]
