@@ -73,8 +73,9 @@ class Trajectory:
         """Add a pose: position (3,) in metres, quaternion (4,) as x, y, z, w.
 
         A stamp before the newest one ends the trajectory and begins another (a bag that starts
-        again); of two poses with one stamp, as a coarse clock gives, the later counts. False, and
-        nothing added, for numbers that are not finite or a quaternion without length.
+        again); with the newest one's stamp, the pose takes its place (a simulator whose clock is
+        slower than its odometry). False, and nothing added, for numbers that are not finite or a
+        quaternion without length.
         """
         place = np.asarray(position, dtype=np.float64)
         turn = np.asarray(quaternion, dtype=np.float64)
