@@ -135,6 +135,7 @@ def judge_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int
                 if model == "multi_frame":
                     row.pipeline.process(pictures[0], before.stamp_ns, None, before.camera)
                 result = row.pipeline.process(pictures[1], frame.stamp_ns, None, frame.camera)
+                assert result.model == model, result.active_model
                 depth = result.depth
                 reference = expected.setdefault(model, depth)
                 row.apart[model].append(float(np.mean(np.abs(depth / reference - 1))))

@@ -133,6 +133,8 @@ def main() -> None:
     for name in ["single_frame", *(way.name for way in ways())]:
         share = values.get(f"{name} by odometry")
         told = "" if share is None else f"   {statistics.fmean(share):4.0%} by odometry"
+        if len(values[name]) < count:
+            told += f"   {len(values[name])} pairs only"
         print(f"{name:18s} {statistics.fmean(values[name]):.4f}{told}")
     for name in ["single_frame", *(way.name for way in ways())]:
         print(f"figure pose_source_{name} {statistics.fmean(values[name]):.4f}")

@@ -10,6 +10,7 @@ from statistics import median
 _WINDOW = 30
 _ENOUGH = 5
 _SET_BACK_NS = 2_000_000_000  # before the oldest stamp that is known; less than this is just late
+_MISLED = 5  # late ones in a row: it was the newest stamp that was wrong
 
 
 class FrameRate:
@@ -21,6 +22,7 @@ class FrameRate:
 
     def __init__(self) -> None:
         self._stamps: deque[int] = deque(maxlen=_WINDOW)
+        self._late = 0
         self._lock = threading.Lock()
 
     def saw(self, stamp_ns: int) -> None:
@@ -31,7 +33,11 @@ class FrameRate:
             if self._stamps and stamp_ns < self._stamps[0] - _SET_BACK_NS:
                 self._stamps.clear()  # the clock was set back, or a bag began again
             if self._stamps and stamp_ns < self._stamps[-1]:
-                return  # late: its place in the sequence was another
+                self._late += 1  # its place in the sequence was another
+                if self._late < _MISLED:
+                    return
+                self._stamps.clear()
+            self._late = 0
             self._stamps.append(stamp_ns)
 
     @property
@@ -45,3 +51,4 @@ class FrameRate:
         """Forget all stamps."""
         with self._lock:
             self._stamps.clear()
+            self._late = 0

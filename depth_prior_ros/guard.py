@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from statistics import median
 from typing import Literal
@@ -100,3 +101,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in _NO_MEMORY)
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the frames that an exception came through still hold.
+
+    As long as it is being handled, its traceback keeps their variables, and with them the very
+    tensors that filled the memory.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__

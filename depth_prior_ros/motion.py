@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,7 +24,16 @@ MOTION_SIZE = (160, 48)
 _CELL = 8  # pixels; 20 x 6 cells at MOTION_SIZE
 _MIN_CELLS = 12  # a tenth of them: with less texture nothing can be said
 _QUANTILE = 0.3
+_STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
 _MIN_CONTRAST = 2.0  # grey levels (standard deviation) in a cell; below, flow is a guess
+
+
+class Way(NamedTuple):
+    """How the camera came from the frame before: `previous_from_current` (4, 4) in metres, and how
+    far that was; each None where unknown."""
+
+    pose: NDArray[np.float64] | None = None
+    metres: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,28 @@ class Motion:
         return abs(self.speed)
 
     def pose_since(self, stamp_ns: int) -> NDArray[np.float64] | None:
-        """The pose, where it is finite and leads back to the frame of that stamp."""
+        """The pose, where it is finite and leads back to the frame of that stamp.
+
+        One that has not moved at all while there is a speed is none: odometry that knows nothing
+        but speeds leaves its poses at the origin.
+        """
         if self.pose is None or self.pose_since_ns not in (None, stamp_ns):
             return None
         pose = np.asarray(self.pose, dtype=np.float64)
-        return pose if pose.shape == (4, 4) and np.isfinite(pose).all() else None
+        if pose.shape != (4, 4) or not np.isfinite(pose).all():
+            return None
+        still = bool(np.abs(pose - np.eye(4)).max() <= _STILL)
+        return None if still and self.known_speed else pose
+
+    def way(self, previous_ns: int, stamp_ns: int) -> Way:
+        """The way since the frame with stamp `previous_ns`, by the pose, else by the speed."""
+        seconds = (stamp_ns - previous_ns) * 1e-9
+        if seconds <= 0:
+            return Way()
+        pose, speed = self.pose_since(previous_ns), self.known_speed
+        if pose is not None:
+            return Way(pose, float(np.linalg.norm(pose[:3, 3])))
+        return Way(None, None if speed is None else speed * seconds)
 
 
 @dataclass(frozen=True)
@@ -192,11 +218,24 @@ class ImageMotion:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         return cv2.resize(grey, MOTION_SIZE, interpolation=cv2.INTER_AREA)
 
-    def measure(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> float | None:
-        """Motion from one prepared picture to the next; None without enough texture."""
+    def measure(
+        self,
+        previous: NDArray[np.uint8],
+        current: NDArray[np.uint8],
+        outside: NDArray[np.bool_] | None = None,
+    ) -> float | None:
+        """Motion from one prepared picture to the next; None without enough texture.
+
+        outside: (H, W) of any size, True where the pictures show nothing (`Framed.outside`): what
+        fills a border has texture, but no motion of its own.
+        """
         flow = self._flow.calc(previous, current, None)
         magnitude = _cells(np.hypot(flow[..., 0], flow[..., 1]))
         textured = _cells(previous.astype(np.float32)).std(axis=1) > _MIN_CONTRAST
+        if outside is not None:
+            filled = outside.astype(np.float32)
+            filled = cv2.resize(filled, MOTION_SIZE, interpolation=cv2.INTER_AREA)
+            textured &= _cells(filled).max(axis=1) == 0
         if int(textured.sum()) < _MIN_CELLS:
             return None
         return float(np.quantile(np.median(magnitude[textured], axis=1), _QUANTILE))

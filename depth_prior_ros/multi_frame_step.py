@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.camera import Camera
 from depth_prior_ros.framing import Framed
-from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
+from depth_prior_ros.motion import ImageMotion
 from depth_prior_ros.results import PoseSource, Reason
 from depth_prior_ros.runtime import Features, Native, Networks, Stopwatch, inverse_pose
 from depth_prior_ros.scale import focal_ratio
@@ -43,6 +44,13 @@ class Shown:
     framed: Framed
     native: Native
     features: Features | None = None
+    _small: NDArray[np.uint8] | None = None
+
+    def small(self) -> NDArray[np.uint8]:
+        """The picture that `ImageMotion` measures, made once."""
+        if self._small is None:
+            self._small = ImageMotion.prepare(self.framed.pixels)
+        return self._small
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class Pair:
 
     inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
     where nobody knows. pose: previous_from_current of odometry (4, 4) in metres; metres: how far
-    odometry says it went; both None where unknown.
+    odometry says it went; both None where unknown. searching: whether metres_per_unit is only where
+    the search for it begins.
     """
 
     previous: Shown
@@ -60,6 +69,7 @@ class Pair:
     metres_per_unit: float | None = None
     pose: Transform | None = None
     metres: float | None = None
+    searching: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,6 +219,7 @@ class MultiFrameStep:
         self._guard.failed(reason, message)
         _log.warning("multi-frame network left out (%s): %s", reason, message)
         if reason == "memory":
+            let_go(error)
             self._networks.backend.free_memory()
         return reason, message
 
@@ -227,7 +238,8 @@ class MultiFrameStep:
             try:
                 network = motions.refined(pair, motions.by_network(pair))
                 units = motions.units_travelled(pair, network)
-                if check and not alone:
+                # A factor that travel is yet to be measured for must not judge that travel.
+                if check and not alone and not (measure and pair.searching):
                     self._check(pair, units)
             except PoseError as error:
                 network, units, lost = None, None, error

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
-from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 Transform = npt.NDArray[np.float64]
+_Pose = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]  # stamp, place, quaternion
 
 # Columns: the optical frame's x, y, z axes in the frame of a camera body that looks along x.
 _BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -64,14 +66,15 @@ class Trajectory:
 
     def __init__(self, seconds_kept: float = 10.0) -> None:
         self._kept_ns = int(seconds_kept * 1e9)
-        self._poses: deque[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]] = deque()
+        self._poses: deque[_Pose] = deque()
         self._lock = threading.Lock()
 
     def add(self, stamp_ns: int, position: npt.ArrayLike, quaternion: npt.ArrayLike) -> bool:
         """Add a pose: position (3,) in metres, quaternion (4,) as x, y, z, w.
 
-        A stamp that does not follow the newest one ends the trajectory and begins another (a bag
-        that starts again). False, and nothing added, for numbers that are not finite or a
+        A stamp before the newest one ends the trajectory and begins another (a bag that starts
+        again); with the newest one's stamp, the pose takes its place (a simulator whose clock is
+        slower than its odometry). False, and nothing added, for numbers that are not finite or a
         quaternion without length.
         """
         place = np.asarray(position, dtype=np.float64)
@@ -83,8 +86,10 @@ class Trajectory:
         if not 0.5 < length < 2.0:
             return False
         with self._lock:
-            if self._poses and stamp_ns <= self._poses[-1][0]:
+            if self._poses and stamp_ns < self._poses[-1][0]:
                 self._poses.clear()
+            elif self._poses and stamp_ns == self._poses[-1][0]:
+                self._poses.pop()
             self._poses.append((stamp_ns, place, turn / length))
             while self._poses[-1][0] - self._poses[0][0] > self._kept_ns:
                 self._poses.popleft()
@@ -98,8 +103,9 @@ class Trajectory:
     def step(self, previous_ns: int, current_ns: int, max_age: float = 0.5) -> Transform | None:
         """The vehicle's motion between two stamps, previous_from_current (4, 4), in its own frame.
 
-        Between poses it is interpolated, beyond the newest one extrapolated from the last two; None
-        where a stamp lies more than `max_age` seconds from the poses used, or before them all.
+        Between poses it is interpolated; beyond the newest one it goes on as over the last while,
+        as long as that which lies ahead. None where both poses used lie more than `max_age` seconds
+        from a stamp, where they are more than twice that apart, or all poses lie after it.
         """
         if current_ns <= previous_ns:
             return None
@@ -135,25 +141,39 @@ def rigid_inverse(pose: Transform) -> Transform:
     return inverse
 
 
-def _pose_at(
-    poses: list[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]],
-    stamp: int,
-    reach: int,
-) -> Transform | None:
-    """world_from_base at a stamp, from the two poses around it (or the two newest)."""
+def _pose_at(poses: list[_Pose], stamp: int, reach: int) -> Transform | None:
+    """world_from_base at a stamp, from the two poses around it, or two of the newest."""
     if len(poses) < 2 or stamp < poses[0][0]:
         return None
-    pair = next(
-        ((a, b) for a, b in pairwise(poses) if a[0] <= stamp <= b[0]), (poses[-2], poses[-1])
-    )
-    (t0, p0, q0), (t1, p1, q1) = pair
-    if min(abs(stamp - t0), abs(stamp - t1)) > reach or t1 - t0 > 2 * reach:
+    place = bisect_left(poses, stamp, key=itemgetter(0))
+    if place < len(poses):
+        first, second = poses[max(place - 1, 0)], poses[max(place, 1)]
+    else:
+        first, second = _behind(poses, stamp - poses[-1][0], reach), poses[-1]
+    (t0, p0, q0), (t1, p1, q1) = first, second
+    if stamp - t1 > reach or t1 - t0 > 2 * reach:
         return None
     share = (stamp - t0) / (t1 - t0)
     result = np.eye(4)
     result[:3, :3] = _matrix(_slerp(q0, q1, share))
     result[:3, 3] = p0 + share * (p1 - p0)
     return result
+
+
+def _behind(poses: list[_Pose], ahead: int, reach: int) -> _Pose:
+    """Where to extrapolate from: as far before the newest pose as the stamp lies ahead of it.
+
+    Two poses that lie close together tell little of the speed, and going on over many times their
+    distance multiplies what is wrong with them. `ahead` and `reach` (at most) in nanoseconds.
+    """
+    newest, found = poses[-1][0], poses[-2]
+    for pose in reversed(poses[:-1]):
+        if newest - pose[0] > reach:
+            break
+        found = pose
+        if newest - pose[0] >= ahead:
+            break
+    return found
 
 
 def _slerp(

@@ -25,7 +25,7 @@ from depth_prior_ros.confidence import combine
 from depth_prior_ros.frame_rate import FrameRate
 from depth_prior_ros.framing import Fit, InvalidFrameError, frame_image
 from depth_prior_ros.guard import MultiFrameGuard, Obstacle, is_out_of_memory
-from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State
+from depth_prior_ros.motion import GateSettings, ImageMotion, Motion, MotionGate, State, Way
 from depth_prior_ros.multi_frame_step import (
     Found,
     MultiFrameStep,
@@ -216,11 +216,12 @@ class DepthPipeline(PipelineSettings):
         self.frame_rate.saw(stamp_ns)
         broken = self._broken_sequence(current)
         with clock("motion"):
-            self._update_gate(current, motion.known_speed if motion else None, broken is not None)
+            self._update_gate(current, motion.known_speed if motion else None, broken)
         with clock("single"):
             single = self._single(current)
         obstacle = self.guard.obstacle()
-        pair = None if broken else self._pair(current, single[0], motion)
+        way = self._way(current, motion)
+        pair = None if broken else self._pair(current, single, way)
         reason = self._single_frame_reason(broken, obstacle)
         detail = self.guard.detail if reason == obstacle else None
         travel = self.scale.needs_travel
@@ -233,13 +234,14 @@ class DepthPipeline(PipelineSettings):
         assert reason is not None
         with clock("postprocess"):
             units = self._units(current, single, found)
-            self._observe(current, single, pair, found, broken is not None)
+            self._observe(current, single, units, way, found)
             view = view_of(current.framed, self._output_size)
-            factor = self.scale.metres_per_unit * stretch_of(current.framed, self._trained)
+            scale = self.scale.status  # once: another thread may reset the scale
+            factor = scale.metres_per_unit * stretch_of(current.framed, self._trained)
             depth = to_metres(units, factor, self.max_metres, view)
-            sure = (
-                to_confidence(self._sure(single, units, found), depth, view) if confidence else None
-            )
+            sure = None
+            if confidence:
+                sure = to_confidence(self._sure(current, single, units, found), depth, view)
             rgb = to_rgb(image, current.framed, view)
         self._previous = current
         timings = clock.stop()
@@ -255,7 +257,7 @@ class DepthPipeline(PipelineSettings):
             region=view.region,
             confidence=sure,
             rgb=rgb,
-            scale=self.scale.status,
+            scale=scale,
             error=found.error,
             detail=found.error or detail,
             pose_source=found.step.source if found.step else None,
@@ -271,17 +273,17 @@ class DepthPipeline(PipelineSettings):
         framed = frame_image(image, camera, self._trained, self.fit, outside)
         return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
-    def _single(self, current: Shown) -> tuple[Native, Native]:
-        """Inverse depth and confidence; where memory runs out, again with as much as is left."""
+    def _single(self, current: Shown) -> Native:
+        """Inverse depth; where memory runs out, again with as much as is left."""
         try:
-            return self.networks.single(current.native)
+            return self.networks.single(current.native)[0]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if self._previous is not None:
                 self._previous.features = None
             self._step.report(error)
-            return self.networks.single(current.native)
+            return self.networks.single(current.native)[0]
 
     # -- which model ---------------------------------------------------------------------------
 
@@ -299,13 +301,14 @@ class DepthPipeline(PipelineSettings):
             return "gap"
         return None
 
-    def _update_gate(self, current: Shown, speed: float | None, broken: bool) -> None:
-        flow = None
-        if speed is None and self._previous is not None and not broken:
-            flow = self._image_motion.measure(
-                self._image_motion.prepare(self._previous.framed.pixels),
-                self._image_motion.prepare(current.framed.pixels),
-            )
+    def _update_gate(self, current: Shown, speed: float | None, broken: Reason | None) -> None:
+        flow, previous = None, self._previous
+        if speed is None and previous is not None:
+            # What is too far apart for matching may still tell whether the picture moved.
+            seconds = (current.stamp_ns - previous.stamp_ns) * 1e-9
+            if broken is None or (broken == "gap" and seconds <= self._gate.settings.max_gap):
+                small = previous.small(), current.small()
+                flow = self._image_motion.measure(*small, current.framed.outside)
         self._gate.update(current.stamp_ns, speed, flow)
 
     def _single_frame_reason(
@@ -335,26 +338,23 @@ class DepthPipeline(PipelineSettings):
 
     # -- two frames ----------------------------------------------------------------------------
 
-    def _pair(self, current: Shown, inverse: Native, motion: Motion | None) -> Pair | None:
+    def _way(self, current: Shown, motion: Motion | None) -> Way:
         previous = self._previous
-        if previous is None or not self.networks.has_multi_frame:
+        return motion.way(previous.stamp_ns, current.stamp_ns) if motion and previous else Way()
+
+    def _pair(self, current: Shown, inverse: Native, way: Way) -> Pair | None:
+        if self._previous is None or not self.networks.has_multi_frame:
             return None
-        pose = motion.pose_since(previous.stamp_ns) if motion else None
-        speed = motion.known_speed if motion else None
-        metres = None if speed is None else speed * (current.stamp_ns - previous.stamp_ns) * 1e-9
-        if pose is not None:
-            metres = float(np.linalg.norm(pose[:3, 3]))
-        known = self.scale.status.mode != "none"
-        factor = self.scale.metres_per_unit if known else None
-        return Pair(previous, current, inverse, factor, pose, metres)
+        status = self.scale.status
+        factor = None if status.mode == "none" else status.metres_per_unit
+        searching = status.state == "searching"
+        return Pair(self._previous, current, inverse, factor, way.pose, way.metres, searching)
 
     # -- results -------------------------------------------------------------------------------
 
-    def _units(
-        self, current: Shown, single: tuple[Native, Native], found: Found
-    ) -> NDArray[np.float32]:
+    def _units(self, current: Shown, single: Native, found: Found) -> NDArray[np.float32]:
         """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
-        native = single[0] if found.output is None else found.output[0]
+        native = single if found.output is None else found.output[0]
         return known_inverse(
             self.networks.backend.to_numpy(native)[0, 0],
             current.framed.outside,
@@ -364,35 +364,34 @@ class DepthPipeline(PipelineSettings):
     def _observe(
         self,
         current: Shown,
-        single: tuple[Native, Native],
-        pair: Pair | None,
+        single: Native,
+        units: NDArray[np.float32],
+        way: Way,
         found: Found,
-        broken: bool,
     ) -> None:
         """Tell the scale what was seen, of depth what does not rest on the factor itself."""
-        units: NDArray[np.float32] | None = None
+        inverse: NDArray[np.float32] | None = None
         if self.scale.needs_depth:
-            stretch = np.float32(stretch_of(current.framed, self._trained))
-            units = self._units(current, single, Found()) / stretch
-        pose = pair.pose if pair else None
-        previous = None if broken else self._previous
+            alone = units if found.output is None else self._units(current, single, Found())
+            inverse = alone / np.float32(stretch_of(current.framed, self._trained))
+        seconds = (current.stamp_ns - self._previous.stamp_ns) * 1e-9 if self._previous else 0.0
         self.scale.observe(
             ScaleSight(
                 current.stamp_ns,
-                units,
+                inverse,
                 current.framed.camera,
                 moving=self._gate.state == "moving",
                 units_travelled=found.units,
-                metres_travelled=pair.metres if pair else None,
-                seconds=(current.stamp_ns - previous.stamp_ns) * 1e-9 if previous else None,
-                radians_turned=None if pose is None else turned(pose),
+                metres_travelled=way.metres,
+                seconds=seconds if seconds > 0 else None,
+                radians_turned=None if way.pose is None else turned(way.pose),
             )
         )
 
     def _sure(
-        self, single: tuple[Native, Native], units: NDArray[np.float32], found: Found
+        self, current: Shown, single: Native, units: NDArray[np.float32], found: Found
     ) -> NDArray[np.float32]:
         """Confidence (h, w) of what is published."""
         if found.output is None:
             return combine(units)
-        return combine(self.networks.backend.to_numpy(single[0])[0, 0], units)
+        return combine(self._units(current, single, Found()), units)

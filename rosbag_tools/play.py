@@ -36,7 +36,7 @@ class PlayOptions:
         rate: in multiples of real time.
         loop: begin again after the last frame, with the first stamps, until interrupted.
         clock: publish the stamps on /clock, for nodes with ``use_sim_time``.
-        wait: seconds given to somebody to subscribe to the images; 0 starts at once.
+        wait: seconds given to somebody to subscribe to images and calibration; 0 starts at once.
         frame_id: optical frame of the camera.
     """
 
@@ -92,7 +92,7 @@ class _Playing:
         self._node.destroy_node()
 
     def wait_for_listener(self) -> None:
-        """Until somebody subscribes to the images and, where they are sent, the other topics."""
+        """Until somebody subscribes to the images and to their calibration."""
         if not self._options.wait:
             return
         deadline = time.monotonic() + self._options.wait

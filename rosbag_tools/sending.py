@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from depth_prior_ros.recordings import Frame
-from depth_prior_ros.recordings.bag_messages import odometry_from_pose
+from depth_prior_ros.recordings.bag_messages import UNKNOWN, odometry_from_pose
 
 IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
 CAMERA_FRAME = "camera_optical_frame"
@@ -92,7 +92,10 @@ def _camera_info(frame: Frame, header: Header) -> CameraInfo:
 def _odometry(frame: Frame, stamp: Time) -> Odometry:
     message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id="base_link")
     message.twist.twist.linear.x = float(frame.speed or 0.0)
-    if frame.pose is not None:
+    if frame.pose is None:
+        # A new message holds a pose that is as good as any: one that never leaves the origin.
+        message.pose.covariance[0] = UNKNOWN
+    else:
         position, quaternion = odometry_from_pose(frame.pose)
         pose = message.pose.pose
         pose.position.x, pose.position.y, pose.position.z = map(float, position)

@@ -304,6 +304,24 @@ def test_a_file_that_the_library_refuses(name: str, monkeypatch: pytest.MonkeyPa
         make_backend(name).compile(nn.Identity(), (images(1)[0],))
 
 
+def test_a_library_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers and plugins of a half-broken installation fail in ways of their own."""
+    openvino = pytest.importorskip(
+        "openvino", reason="openvino is not installed: the extra `cpu` has it"
+    )
+
+    def fail() -> None:
+        raise RuntimeError("no plugin")
+
+    monkeypatch.setattr(openvino, "Core", fail)
+    with pytest.raises(BackendError, match="openvino does not start: RuntimeError: no plugin"):
+        make_backend("openvino")
+    monkeypatch.setattr(choice_module, "_cuda_available", lambda: False)
+    backend, reason = choose_backend()
+    assert backend.name != "openvino"
+    assert "no plugin" in reason
+
+
 class Unfit:
     """A backend that is there, and fails at its work."""
 

@@ -99,3 +99,12 @@ def test_two_threads() -> None:
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_a_stamp_from_the_future_is_got_over() -> None:
+    """One image with a wrong stamp, first or later, must not end the measuring."""
+    hour = 3_600_000.0
+    assert seen([hour, *[100.0 * i for i in range(20)]]) == pytest.approx(100)
+    steady = [100.0 * i for i in range(12)]
+    later = [steady[-1] + 33.0 * (i + 1) for i in range(30)]
+    assert seen([*steady, hour, *later]) == pytest.approx(33)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 
-from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory
+from depth_prior_ros.guard import MultiFrameGuard, is_out_of_memory, let_go
 
 
 def test_obstacles_have_words_while_they_last() -> None:
@@ -101,3 +103,32 @@ def test_reset() -> None:
 )
 def test_what_counts_as_memory(error: Exception, memory: bool) -> None:
     assert is_out_of_memory(error) == memory
+
+
+class Block:
+    """Memory that a network has taken."""
+
+
+def test_letting_go_of_what_an_exception_holds() -> None:
+    held: list[weakref.ref[Block]] = []
+
+    def take() -> None:
+        block = Block()
+        held.append(weakref.ref(block))
+        raise MemoryError
+
+    def convert() -> None:
+        try:
+            take()
+        except MemoryError as error:
+            block = Block()
+            held.append(weakref.ref(block))
+            raise RuntimeError("out of memory") from error
+
+    try:
+        convert()
+    except RuntimeError as error:
+        assert [block() is None for block in held] == [False, False]
+        let_go(error)
+        assert [block() is None for block in held] == [True, True]
+        assert str(error) == "out of memory"

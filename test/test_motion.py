@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from depth_prior_ros.camera import Camera
+from depth_prior_ros.framing import frame_image
 from depth_prior_ros.motion import MOTION_SIZE, GateSettings, ImageMotion, Motion, MotionGate
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.share import demo_bag
@@ -166,6 +168,25 @@ def test_known_speed(speed: float | None) -> None:
         assert known == abs(speed)
 
 
+def test_the_way_since_a_frame() -> None:
+    pose = np.eye(4)
+    pose[:3, 3] = (0.3, 0.0, 0.4)
+    told = Motion(5.0, "odometry", pose, 0).way(0, TENTH)
+    assert told.metres == pytest.approx(0.5)
+    assert told.pose is not None
+    # By the speed where there is no pose since that frame, and not at all back in time.
+    assert Motion(-5.0, "odometry", pose, 7).way(0, TENTH) == (None, pytest.approx(0.5))
+    assert Motion(5.0, "odometry", pose).way(TENTH, TENTH) == (None, None)
+    assert Motion().way(0, TENTH) == (None, None)
+
+
+@pytest.mark.parametrize(("speed", "known"), [(5.0, False), (0.0, True), (None, True)])
+def test_a_pose_that_stands_while_the_vehicle_drives_is_none(
+    speed: float | None, known: bool
+) -> None:
+    assert (Motion(speed, "odometry", np.eye(4)).pose_since(0) is not None) == known
+
+
 # -- image motion ----------------------------------------------------------------------------------
 
 
@@ -234,6 +255,25 @@ def test_the_embedded_drive_stops_and_goes_without_odometry() -> None:
     assert len(stopped) >= 20
     assert [index for index, _, _ in wrong if index in stopped[6:]] == []
     assert [index for index, speed, _ in wrong if speed > 2.5] == []
+
+
+@pytest.mark.parametrize(("x", "moves"), [(0.0, False), (12.0, True)])
+def test_a_border_takes_no_part(x: float, moves: bool) -> None:
+    """A 4:3 picture in the networks' frame: three fifths of it are filled with the edge's pixels,
+    and there is a part of the vehicle itself."""
+    trained, vehicle = Camera(371.0, 369.0, 320.0, 96.0, 640, 192), texture(16, 480, margin=0)
+    images = [shifted(texture(640, 480, seed=4), place) for place in (0.0, x)]
+    for image in images:
+        image[:, :16] = image[:, -16:] = vehicle
+    first, second = (frame_image(image, None, trained, "pad") for image in images)
+    meter = ImageMotion()
+    pictures = meter.prepare(first.pixels), meter.prepare(second.pixels)
+    flow = meter.measure(*pictures, second.outside)
+    assert flow is not None
+    assert flow == pytest.approx(x * 0.4 / 4, rel=0.25, abs=0.02)
+    assert (flow > SETTINGS.start_flow) == moves
+    everywhere = np.ones_like(second.outside, dtype=bool)
+    assert meter.measure(*pictures, everywhere) is None
 
 
 def test_brightness_is_no_motion() -> None:

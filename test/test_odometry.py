@@ -172,6 +172,39 @@ def test_stamps_without_poses(previous: float, current: float) -> None:
     assert trajectory.step(int(previous * 1e9), int(current * 1e9), 0.3) is None
 
 
+def test_looking_ahead_does_not_multiply_noise() -> None:
+    """Odometry at 200 Hz, every position up to 2 mm off, an image 80 ms ahead of it."""
+    rng = np.random.default_rng(0)
+    trajectory = Trajectory()
+    for i in range(200):
+        place = (0.05 * i + rng.uniform(-0.002, 0.002), 0.0, 0.0)
+        assert trajectory.add(100 * SECOND + i * 5_000_000, place, (0, 0, 0, 1))
+    last = 100 * SECOND + 199 * 5_000_000
+    found = trajectory.step(last - 20_000_000, last + 80_000_000)
+    assert found is not None
+    assert found[0, 3] == pytest.approx(1.0, abs=0.015)
+
+
+def test_looking_ahead_of_few_poses() -> None:
+    trajectory = Trajectory()
+    for i in range(3):
+        trajectory.add(i * 400_000_000, (2.0 * i, 0, 0), (0, 0, 0, 1))
+    last = 800_000_000
+    found = trajectory.step(last, last + 450_000_000, max_age=0.5)
+    assert found is not None
+    np.testing.assert_allclose(found, pose(2.25, 0.0, 0.0), atol=1e-12)
+
+
+def test_two_poses_with_one_stamp() -> None:
+    """A simulation's clock may be coarser than its odometry."""
+    trajectory = Trajectory()
+    for i in range(40):
+        assert trajectory.add((i // 4) * SECOND // 10, (0.1 * i, 0, 0), (0, 0, 0, 1))
+    found = trajectory.step(2 * SECOND // 10, 5 * SECOND // 10)
+    assert found is not None
+    np.testing.assert_allclose(found, pose(1.2, 0.0, 0.0), atol=1e-12)
+
+
 def test_too_few_poses() -> None:
     trajectory = Trajectory()
     assert trajectory.step(0, SECOND) is None

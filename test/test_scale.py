@@ -22,6 +22,7 @@ from depth_prior_ros.scale import (
     focal_ratio,
     make_scale,
 )
+from depth_prior_ros.scale import filter as filter_module
 from depth_prior_ros.scale.filter import FactorFilter, weighted_median
 
 FOCAL = st.floats(1.0, 1e4)
@@ -185,6 +186,39 @@ def test_nearly_half_of_the_measurements_may_be_nonsense() -> None:
         wrong = i % 5 < 2
         tested.advance(0.1, 60.0 if wrong else 12.0 * math.exp(0.05 * rng.standard_normal()))
     assert tested.factor == pytest.approx(12.0, rel=0.08)
+
+
+def test_a_wrong_step_counts_no_more_than_a_right_one() -> None:
+    """Poses that jump make steps long, and long steps weigh more: two of five, eight times."""
+    scale = odometry()
+    for i in range(200):
+        scale.observe(step(metres=8.0 if i % 5 < 2 else 1.0, units=1 / 12.0))
+    assert scale.metres_per_unit == pytest.approx(12.0, rel=0.01)
+
+
+def test_a_long_window_is_not_sorted_with_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighted, taken = filter_module._weighted, []
+
+    def count(window: Any) -> tuple[float, float]:
+        taken.append(len(window))
+        return weighted(window)
+
+    monkeypatch.setattr(filter_module, "_weighted", count)
+    short, long = (
+        FactorFilter(10.0, FilterSettings()),
+        FactorFilter(10.0, FilterSettings(window=99)),
+    )
+    for _ in range(100):
+        short.advance(0.1, 11.0)
+    assert len(taken) == 96
+    taken.clear()
+    for i in range(3000):
+        long.advance(1 / 30, 11.0 if i < 1500 else 12.0)
+    assert len(taken) < 1300  # of 2996
+    assert taken[-1] > 2900
+    for _ in range(3000):
+        long.advance(1 / 30, 12.0)
+    assert long.factor == pytest.approx(12.0, rel=1e-3)
 
 
 def test_the_window_is_seconds_of_driving() -> None:

@@ -60,6 +60,10 @@ def make_backend(
         raise BackendError(
             f"{name} cannot be imported ({error}); install it with the extra `cpu`"
         ) from error
+    except BackendError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise BackendError(f"{name} does not start: {type(error).__name__}: {error}") from error
 
 
 def backend_options(

@@ -256,7 +256,7 @@ MOTION = (
         "odometry_max_age",
         0.5,
         "Seconds between an image and its nearest odometry or twist beyond which image motion is "
-        "used; two poses further apart than this are not interpolated.",
+        "used; two poses further apart than twice this are not interpolated.",
         low=0.0,
         high=60.0,
     ),

@@ -16,6 +16,7 @@ import numpy as np
 
 _MAD_TO_SIGMA = 1.4826  # median absolute deviation to standard deviation, for a normal distribution
 _ARRIVED = 0.01  # relative distance from the target that counts as having arrived
+_AS_GOOD = 500  # one measurement among this many more or less leaves the median where it is
 _LONGEST_STEP = 0.2  # seconds: a frame after a longer pause moves the factor no further than this
 
 
@@ -67,6 +68,8 @@ class FactorFilter:
         self._arrived = False
         self._clock = 0.0
         self._window: deque[tuple[float, float, float]] = deque()  # clock, log factor, weight
+        self._target: float | None = None
+        self._since = 0  # frames since the median was taken
         self._spread: float | None = None
 
     @property
@@ -110,7 +113,8 @@ class FactorFilter:
     def advance(self, seconds: float, factor: float | None, weight: float = 1.0) -> None:
         """A frame later: add its measurement, if it made one, and move towards the median.
 
-        seconds: of driving since the frame before. factor: plausible. weight: positive.
+        seconds: of driving since the frame before. factor: plausible. weight: positive; more than
+        the usual one of the window counts as that.
         """
         self._clock += seconds
         if factor is not None:
@@ -118,8 +122,9 @@ class FactorFilter:
         while self._window and self._window[0][0] < self._clock - self.settings.window:
             self._window.popleft()
         if not self.enough:
+            self._target = None
             return
-        target, self._spread = _weighted(self._window)
+        target = self._median()
         rate = self.settings.rate if self._arrived else self.settings.first_rate
         step = rate * min(seconds, _LONGEST_STEP)
         away = target - math.log(self._factor)
@@ -127,11 +132,26 @@ class FactorFilter:
         if abs(away) < max(step, _ARRIVED):
             self._arrived = True
 
+    def _median(self) -> float:
+        """Of the window, and its spread; of a long window not with every frame, as that takes time.
+
+        The window has changed by a 500th at most.
+        """
+        self._since += 1
+        if self._target is None or self._since > len(self._window) // _AS_GOOD:
+            self._target, self._spread = _weighted(self._window)
+            self._since = 0
+        return self._target
+
 
 def _weighted(window: deque[tuple[float, float, float]]) -> tuple[float, float]:
-    """Weighted median of the log factors, and their robust standard deviation about it."""
+    """Weighted median of the log factors, and their robust standard deviation about it.
+
+    Weights are cut at their median: a step that odometry took for ten times as long as it was would
+    else count as ten.
+    """
     table = np.asarray(window)
-    values, weights = table[:, 1], table[:, 2]
+    values, weights = table[:, 1], np.minimum(table[:, 2], np.median(table[:, 2]))
     middle = weighted_median(values, weights)
     return middle, _MAD_TO_SIGMA * weighted_median(np.abs(values - middle), weights)
 

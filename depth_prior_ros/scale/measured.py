@@ -174,7 +174,7 @@ class CameraHeightScale(MeasuredScale):
 class OdometryScale(MeasuredScale):
     """The step between two frames as odometry measured it, over the same step as networks see it.
 
-    Steps count by their length, so that a fast second weighs more than a slow one.
+    Steps count by their length, as short ones are mostly noise; long ones like the usual one.
     """
 
     mode: ClassVar[ScaleMode] = "odometry"

@@ -30,7 +30,7 @@ class ScaleSight:
     units_travelled: length of the camera's translation since the previous frame as the networks see
         it, in units, focal-corrected as the depth is. None where it was not estimated.
     metres_travelled: the same step as odometry measured it.
-    seconds: since the previous frame; None where that one is unusable (first frame, time jump).
+    seconds: since the previous frame; None where there is none, or its stamp is not an earlier one.
     radians_turned: how far the vehicle turned in the step, of either sign, where known.
     """
 
