@@ -127,6 +127,7 @@ def select_command(
     refuse_foreign(out)
     student = _student(source, references)
     check(len(references), keep, method)  # before any image is decoded
+    ReferenceSet.open(reference, verify=True)
     looked: list[Tensor] = []
     if method == "attention":
         looked = list(_images(source, images, data, images_from))
