@@ -7,8 +7,9 @@ student's attention selects, and what that changes is measured on the rest.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +73,17 @@ class Request:
     stride: int = 1
     seed: int = 1
     device: str = "auto"
+
+    @property
+    def command(self) -> str:
+        """What a user has to give to go on: every option that is not the default."""
+        words = ["depth_train", "adapt", str(self.bundle)]
+        for one in fields(self)[1:]:
+            value = getattr(self, one.name)
+            if value != one.default:
+                option = f"--{one.name.replace('_', '-')}"
+                words += [option] if value is True else [option, str(value)]
+        return shlex.join(words)
 
     def settings(self, bundle: Bundle, teacher: AdaptTeacher, drive: OwnDrive) -> dict[str, Any]:
         """What decides the new bundle."""
@@ -200,7 +212,7 @@ class _Work:
             per_image=request.per_image or min(1300, pixels),
             seed=request.seed,
             progress=progress,
-            command=f"depth_train adapt {request.bundle} --bag {request.bag} --out {self.folder}",
+            command=replace(request, out=self.folder).command,
         )
 
     def select(self, references: ReferenceSet) -> Bundle:
