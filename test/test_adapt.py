@@ -408,6 +408,17 @@ def test_impossible_shares(bundle: Bundle, bag: Path, tmp_path: Path, share: flo
         adapt(request(bundle, bag, tmp_path / "out", share=share))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("triplets", 0), ("per_image", 0), ("images", -1), ("seed", -1)]
+)
+def test_impossible_numbers(
+    bundle: Bundle, bag: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    with pytest.raises(TrainingError, match=rf"{name.replace('_', '-')} {value}: at least"):
+        adapt(request(bundle, bag, tmp_path / "out", **{name: value}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_to_keep_than_there_is(bundle: Bundle, bag: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="keep 301: there are 300 reference pixels"):
         adapt(request(bundle, bag, tmp_path / "out", keep=301))

@@ -362,6 +362,8 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
     ("changes", "message"),
     [
         ({"rich": None}, "rich.teacher"),
+        ({"seed": -1}, "seed: .* greater than or equal to 0"),
+        ({"stages": [{"kind": "reference", "seed": -1}]}, "seed: .* greater than or equal to 0"),
         ({"networks": {}}, "auxiliary needs networks.fusion"),
         ({"stages": [{"kind": "select"}]}, "reference stage before"),
         ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),

@@ -132,8 +132,10 @@ def adapt(request: Request) -> Adapted:
     Raises:
         BundleError, RecordingError: one of the two cannot be opened.
         TrainingError: no fusion, another teacher than the prior's, a recording that is too short or
-            stands, more pixels to keep than there are, or a folder of something else.
+            stands, more pixels to keep than there are, numbers that make no sense, or a folder of
+            something else.
     """
+    _check(request)
     bundle = load_bundle(request.bundle)
     if not bundle.manifest.architecture.student.get("fusion"):
         raise TrainingError(
@@ -209,7 +211,7 @@ class _Work:
             source,
             self.folder / "reference",
             triplets=min(request.triplets, len(source)),
-            per_image=request.per_image or min(1300, pixels),
+            per_image=min(1300, pixels) if request.per_image is None else request.per_image,
             seed=request.seed,
             progress=progress,
             command=replace(request, out=self.folder).command,
@@ -366,6 +368,14 @@ class _Pool:
             pixel = np.concatenate([old.pixel[kept], pixel])
             images += old.images
         return PriorSources(image, pixel, images)
+
+
+def _check(request: Request) -> None:
+    """Numbers that make no sense are told before anything is opened."""
+    for name, least in (("triplets", 1), ("per_image", 1), ("images", 1), ("seed", 0)):
+        value = getattr(request, name)
+        if value is not None and value < least:
+            raise TrainingError(f"{name.replace('_', '-')} {value}: at least {least}")
 
 
 def _device(name: str) -> str:

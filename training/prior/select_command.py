@@ -122,6 +122,8 @@ def select_command(
         SelectionError: see `select`; no validation image was found.
         RecipeError: the recipe's data cannot be loaded.
     """
+    if seed < 0:
+        raise SelectionError(f"seed {seed}: at least 0")
     source = load_bundle(bundle)
     references = ReferenceSet.open(reference)
     refuse_foreign(out)
