@@ -262,7 +262,8 @@ def seal_bundle(folder: Path, path: Path, manifest: Manifest) -> Bundle:
 def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     """Change fields of a bundle's manifest (metrics, provenance, ...) and leave the weights.
 
-    Raises BundleError where the result is not a valid bundle; then nothing was written.
+    Raises BundleError where the result is not a valid bundle or cannot be written; then the
+    manifest is as it was.
     """
     data = bundle.manifest.data()
     for name, value in changes.items():
@@ -273,8 +274,12 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
         raise BundleError(target, "the hashes of files are not yours to change")
     _verify_content(Bundle(bundle.path, manifest))
     temporary = target.with_suffix(".yaml.tmp")
-    write_manifest(temporary, manifest)
-    temporary.replace(target)
+    try:
+        write_manifest(temporary, manifest)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(target, f"cannot be written: {error}") from error
     return Bundle(bundle.path, manifest)
 
 

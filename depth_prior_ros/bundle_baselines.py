@@ -7,9 +7,7 @@ of are not. The file ``baselines.safetensors`` is optional.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle_files import move_into_place, sha256_of, staging
 from depth_prior_ros.bundle_manifest import (
     BASELINES_NAME,
     MANIFEST_NAME,
@@ -69,21 +68,20 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
     target = bundle.path / BASELINES_NAME
     _check(target, arrays, bundle.manifest.input_size)
     halves = {n: np.ascontiguousarray(a, dtype=np.float16) for n, a in arrays.items()}
-    with tempfile.TemporaryDirectory(prefix=".baselines.", dir=bundle.path.parent) as folder:
-        copy = Path(folder) / bundle.path.name
-        shutil.copytree(bundle.path, copy)
+    place = bundle.path.resolve()  # a link to it stays one
+    with staging(place) as folder:
+        copy = folder / BASELINES_NAME
         try:
-            save_file(halves, copy / BASELINES_NAME)
-            (copy / BASELINES_NAME).chmod(0o644)
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+            save_file(halves, copy)
+            copy.chmod(0o644)
+            data = bundle.manifest.data()
+            data["files"] = {**data["files"], BASELINES_NAME: sha256_of(copy)}
+            write_manifest(folder / MANIFEST_NAME, validate_manifest(target, data))
         except (OSError, SafetensorError) as error:
             raise BundleError(target, f"cannot be written: {error}") from error
-        digest = hashlib.sha256((copy / BASELINES_NAME).read_bytes()).hexdigest()
-        data = bundle.manifest.data()
-        data["files"] = {**data["files"], BASELINES_NAME: digest}
-        write_manifest(copy / MANIFEST_NAME, validate_manifest(target, data))
-        read_baselines(load_bundle(copy))
-        for name in (BASELINES_NAME, MANIFEST_NAME):
-            (copy / name).replace(bundle.path / name)
+        read_baselines(load_bundle(folder))
+        move_into_place(folder, place)  # at once: its manifest belongs to its files
     return load_bundle(bundle.path)
 
 

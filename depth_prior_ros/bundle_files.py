@@ -98,9 +98,28 @@ def write_tensors(
         tensors[name] = value.contiguous().clone()
     try:
         save_file(tensors, path, dict(metadata) if metadata else None)
+        _order_metadata(path)
         path.chmod(0o644)  # safetensors' 0600 would lock other users out of an installed bundle
     except (OSError, SafetensorError) as error:  # a full disk is the latter's
         raise BundleError(path, f"cannot be written: {error}") from error
+
+
+def _order_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in alphabetical order, in place.
+
+    They are written in another order by every process, and the same content would have another
+    hash. Only names and values change places, so the header keeps its length.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if len(header.get("__metadata__", ())) < 2:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def copy_file(source: Path, target: Path) -> None:

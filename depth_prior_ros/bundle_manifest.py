@@ -149,10 +149,10 @@ class PriorSpec(_Strict):
         channels: width of their features.
         note: shown by `inspect`.
         teacher: what they came from; None in bundles that do not say.
-        alignment: hash of the student's layers that read the prior
+        alignment: hash of the student's layers that read the prior, and of how they are used
             (`PriorFusion.alignment_hash`); filled in by `save_bundle`.
-        selection: how they were chosen: `method`, from how many `pixels`, by how many `images`,
-            `seed`.
+        selection: how they were chosen: `method`, how many were `kept`, `out_of` how many, by how
+            many `images`, `seed`.
     """
 
     pixels: int = Field(gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from depth_prior_ros.metrics import PROTOCOLS
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.recordings.base import Frame, StoredRecording
 from rosbag_tools.writing import write_bag
-from training.cli import main
+from training.cli import build_parser, main
 from training.errors import TrainingError
 from training.prior.adapt import FIGURES, Adapted, Request, _Pool, adapt
 from training.prior.adapt_teacher import open_adapt_teacher
@@ -407,6 +408,17 @@ def test_impossible_shares(bundle: Bundle, bag: Path, tmp_path: Path, share: flo
         adapt(request(bundle, bag, tmp_path / "out", share=share))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("triplets", 0), ("per_image", 0), ("images", -1), ("seed", -1)]
+)
+def test_impossible_numbers(
+    bundle: Bundle, bag: Path, tmp_path: Path, name: str, value: int
+) -> None:
+    with pytest.raises(TrainingError, match=rf"{name.replace('_', '-')} {value}: at least"):
+        adapt(request(bundle, bag, tmp_path / "out", **{name: value}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_to_keep_than_there_is(bundle: Bundle, bag: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="keep 301: there are 300 reference pixels"):
         adapt(request(bundle, bag, tmp_path / "out", keep=301))
@@ -429,6 +441,26 @@ def test_the_command(
     assert main(["adapt", str(bundle.path), "--bag", str(bag), "--out", str(out), *options]) == 0
     said = capsys.readouterr().out
     assert "kept 20 of 180 reference pixels" in said and f"bundle: {out / 'bundle'}" in said
+
+
+def test_an_unfinished_set_names_the_whole_command(tmp_path: Path) -> None:
+    """Without its options it would begin another one, and be refused."""
+    asked = Request(
+        "my bundle",
+        tmp_path / "a bag.mcap",
+        tmp_path / "out",
+        share=0.7,
+        keep=40,
+        keep_old=True,
+        teacher="lite",
+        per_image=50,
+        seed=3,
+    )
+    words = shlex.split(asked.command)
+    assert words[:2] == ["depth_train", "adapt"]
+    found = vars(build_parser().parse_args(words[1:]))
+    assert Request(**{k: v for k, v in found.items() if k not in ("command", "handler")}) == asked
+    assert asked.command.count("--") == 8
 
 
 def test_places_are_spread() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +147,45 @@ def test_maps_travel_with_the_bundle(tmp_path: Path):
         written.manifest.files["student.safetensors"] == made.manifest.files["student.safetensors"]
     )
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_maps_that_take_the_place_of_others_do_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A kill between the maps and the manifest that lists them would leave a damaged bundle."""
+    made = make_tiny_bundle(tmp_path / "tiny")
+    add_baselines(made, {OWN_MEAN: np.full((32, 96), 0.5, np.float32)})
+    (made.path / "note.txt").write_text("mine")
+    places: list[Path] = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        if Path(target) == made.path or Path(target).parent == made.path:
+            places.append(Path(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    monkeypatch.setattr(Path, "replace", watched)
+    add_baselines(load_bundle(made.path), {OWN_MEAN: np.full((32, 96), 0.25, np.float32)})
+    monkeypatch.undo()
+    assert places == [made.path]
+    assert (read_baselines(load_bundle(made.path))[OWN_MEAN] == 0.25).all()
+    assert (made.path / "note.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_maps_on_a_full_disk_leave_the_bundle_as_it_was(tmp_path: Path):
+    """Files may grow to a hundred thousand bytes only."""
+    made = make_tiny_bundle(tmp_path / "tiny")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        with pytest.raises(BundleError, match=r"baselines\.safetensors: cannot be written"):
+            add_baselines(made, {OWN_MEAN: np.full((32, 96), 0.5, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert load_bundle(made.path).manifest == made.manifest
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"]
 
 
 def test_altered_maps_are_refused(tmp_path: Path):

@@ -349,6 +349,22 @@ def test_the_manifest_can_be_rewritten(tmp_path: Path) -> None:
     assert (bundle.path / "bundle.yaml").read_bytes() == before
 
 
+def test_a_manifest_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
+    """Files may grow to a thousand bytes only."""
+    bundle = make_tiny_bundle(tmp_path / "b")
+    before = (bundle.path / "bundle.yaml").read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        with pytest.raises(BundleError, match=r"bundle\.yaml: cannot be written") as caught:
+            rewrite_manifest(bundle, metrics={"abs_rel": 0.2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert caught.value.path == bundle.path / "bundle.yaml"
+    assert (bundle.path / "bundle.yaml").read_bytes() == before
+    assert sorted(path.name for path in bundle.path.iterdir()) == sorted(FILES)
+
+
 def test_manifest_round_trip() -> None:
     manifest = tiny_manifest()
     data = json.loads(json.dumps(manifest.model_dump(by_alias=True, mode="json")))

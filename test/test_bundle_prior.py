@@ -95,6 +95,18 @@ def test_the_manifest_says_what_the_prior_is(plain: Bundle) -> None:
     assert kinds == {"features": "F16", "inverse_depth": "F16", "image": "I32", "pixel": "I32"}
 
 
+def test_the_same_prior_is_the_same_file(tmp_path: Path) -> None:
+    """Whatever order the metadata are written in: a hash of it is what caches go by."""
+    strange = [{**IMAGES[0], "drive": 'n\u00e4chtlich "\\\u0007'}, *IMAGES[1:]]
+    sources = PriorSources(some_sources().image, some_sources().pixel, strange)
+    made = [save(tmp_path / str(n), prior_sources=sources) for n in range(6)]
+    assert len({bundle.digest for bundle in made}) == 1
+    found = load_bundle(made[0].path)
+    assert torch.equal(found.prior().features, some_prior().features.half().float())
+    read = found.prior_sources()
+    assert read is not None and read.images[0]["drive"] == strange[0]["drive"]
+
+
 def test_a_bundle_of_schema_1_still_loads_and_says_nothing_of_a_teacher() -> None:
     lite = load_bundle("lite")
     assert lite.manifest.schema_version == 1
@@ -276,6 +288,29 @@ def test_a_retrained_reader_of_the_prior_is_noticed_and_the_rest_is_free(
         return
     with pytest.raises(BundleError, match="layers that read the prior have changed"):
         load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("heads", 2), ("normalise", True)])
+def test_a_prior_that_would_be_read_in_another_way_is_refused(
+    bundle: Bundle, name: str, value: Any
+) -> None:
+    """The weights fit both ways, so only the hash can tell."""
+    forge(bundle, manifest=put("architecture", "student", "fusion", name, value=value))
+    with pytest.raises(BundleError, match="another alignment hash than the student's"):
+        load_bundle(bundle.path)
+
+
+def test_a_hash_of_the_layers_alone_is_still_known(bundle: Bundle) -> None:
+    fusion = bundle.student().fusion
+    assert fusion is not None
+    first = fusion.alignment_hash(layers_only=True)
+    assert first != fusion.alignment_hash()
+    forge(
+        bundle,
+        metadata=put("alignment", value=first),
+        manifest=put("prior", "alignment", value=first),
+    )
+    assert load_bundle(bundle.path).manifest.prior.alignment == first  # type: ignore[union-attr]
 
 
 def test_the_manifest_cannot_be_rewritten_into_another_prior(bundle: Bundle) -> None:

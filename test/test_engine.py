@@ -11,7 +11,7 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -128,6 +128,27 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
     assert str(bad) in str(caught.value)
     assert all(torch.isfinite(p).all() for p in stage.trained)
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
+
+
+def test_a_loss_that_is_not_finite_is_not_derived(tmp_path: Path) -> None:
+    """Sampling an image at places that are NaN ends the process there."""
+
+    class Crashes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * math.nan
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            raise AssertionError("the gradient of NaN was asked for")
+
+    class Spoiled(OneWeight):
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            loss, values = super().loss(rng)
+            return Crashes.apply(loss), values
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 0"):
+        engine(Spoiled(), tmp_path).run()
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:

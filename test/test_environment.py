@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -56,3 +57,22 @@ def test_an_installed_package_is_not_in_the_repository_around_it(
     installed = tmp_path / ".venv" / "site-packages" / "training" / "environment.py"
     monkeypatch.setattr(environment, "__file__", str(installed))
     assert git_hash() is None
+
+
+def test_a_note_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "environment.json"
+    keep_environment(path, 7, CPU)
+    before = path.read_bytes()
+
+    def full(self: Path, text: str, **_: object) -> int:
+        self.write_bytes(text.encode()[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"cannot be written: No space left .*environment\.json"):
+        keep_environment(path, 8, CPU)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["environment.json"]

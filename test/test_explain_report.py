@@ -162,6 +162,29 @@ def test_the_command_writes_picture_and_page(bundle: Bundle, pictures: Path, tmp
     assert "no such file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pixels", "3,4"], "--pixels has no effect here: give an image"),
+        (["--frame", "0"], "--frame has no effect here: give an image"),
+        (["--branch", "hint"], "--branch has no effect here: give an image"),
+        (["--top", "3"], "--top has no effect here: give an image"),
+        (["--report", "d", "--out", "p.html"], "--out has no effect here: --report says"),
+        (["IMAGE", "--images", "3"], "--images has no effect here: give --report"),
+        (["IMAGE", "--images-from", "x"], "--images-from has no effect here: give --report"),
+        (["IMAGE", "--reference", "x"], "--reference has no effect here: give --report"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    bundle: Bundle, pictures: Path, tmp_path, capsys, monkeypatch, options: list[str], words: str
+):
+    monkeypatch.chdir(tmp_path)
+    options = [str(pictures / "0.png") if word == "IMAGE" else word for word in options]
+    assert main(["explain", str(bundle.path), *options]) == 1
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- figures ---------------------------------------------------------------------------------------
 
 

@@ -187,3 +187,12 @@ def test_a_small_motion_is_not_hidden_by_its_diagonal() -> None:
     (difference,) = module._compare(["second_from_first"], "random", (found,), (expected,))
     assert difference.relative == pytest.approx(0.05, rel=1e-3)
     assert difference.absolute == pytest.approx(0.0005, rel=1e-3)
+
+
+def test_an_output_of_zeros_is_no_error() -> None:
+    """As the confidence is where no hypothesis was seen."""
+    zeros = np.zeros((1, 1, 2, 3), np.float32)
+    (same,) = module._compare(["confidence"], "random", (zeros,), (zeros,))
+    assert same.relative == same.absolute == 0
+    (other,) = module._compare(["confidence"], "random", (zeros + 0.5,), (zeros,))
+    assert other.relative == float("inf")

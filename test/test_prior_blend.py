@@ -83,6 +83,18 @@ def test_the_runner_mixes_as_the_network_does() -> None:
     torch.testing.assert_close(inverse, expected, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_range_of_the_disparity_is_that_of_the_bundle() -> None:
+    """What is looked up is mixed in as depth, whatever depths the disparity stands for."""
+    student, image, limits = _student(0.5), _image(), (1.0, 50.0)
+    prior = Prior(_prior().features, _prior().inverse_depth / 20)
+    twice = Prior(prior.features, 2 * prior.inverse_depth)
+    before, after = (StudentRunner(student, p, *limits)(image)[0] for p in (prior, twice))
+    torch.testing.assert_close(after, before * math.sqrt(2), rtol=1e-3, atol=0)
+    seen = student(image, prior, scales=(0,), depth_range=limits).disparity[0]
+    torch.testing.assert_close(disparity_to_depth(seen, *limits)[0], before)
+
+
 def test_without_it_there_is_no_weight_and_nothing_is_mixed() -> None:
     student = _student(0.0)
     output = student(_image(), _prior())

@@ -202,6 +202,25 @@ def test_alignment_hash_sees_what_reads_the_prior_and_half_precision_only() -> N
     assert net.alignment_hash() == before
 
 
+def test_alignment_hash_sees_settings_that_leave_no_trace_in_the_weights() -> None:
+    def made(**settings) -> PriorFusion:
+        torch.manual_seed(0)
+        return PriorFusion(12, FusionConfig(**settings))
+
+    plain = made()
+    for settings, counts in (
+        ({"heads": 2}, True),
+        ({"normalise": True}, True),
+        ({"depth_input": "inverse"}, False),  # what is done with what was read
+        ({"activation": "elu"}, False),
+    ):
+        other = made(**settings)
+        assert (other.alignment_hash() != plain.alignment_hash()) == counts, settings
+        assert other.alignment_hash(layers_only=True) == plain.alignment_hash(layers_only=True)
+    alone = {"depth_hint": False}  # no heads there
+    assert made(**alone).alignment_hash() == made(**alone, heads=2).alignment_hash()
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         FusionConfig(width=10, heads=4)

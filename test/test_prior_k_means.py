@@ -170,3 +170,23 @@ def test_progress_is_told() -> None:
     )
     assert told[-1] == ("nearest members", 300, 300)
     assert ("k-means", 1200, 1200) in told
+
+
+def test_it_uses_as_many_threads_as_pytorch_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        k_means(InMemory(blobs(50, 3)[0]), 5, seed=0)
+        k_means(InMemory(blobs(50, 3)[0]), 5, seed=0, threads=2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [3, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,9 @@ from training_files import write_moving_drive
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.runtime import compile_networks
 from training.config import Recipe, RecipeError
-from training.engine import LAST
+from training.engine import LAST, Engine
 from training.errors import TrainingError
+from training.output import _prior_spec
 from training.prior.chosen import ChosenPrior
 from training.prior.fine_tune import fine_tune
 from training.recipe_file import load_recipe
@@ -114,6 +116,42 @@ def test_the_same_command_again_does_nothing_and_a_lost_stage_is_made_again(
     assert load_bundle(finished / "bundle").manifest.prior is not None
 
 
+def test_a_run_that_was_killed_in_every_stage_ends_like_an_unbroken_one(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    killed: set[str] = set()
+    step, save = Engine._step, ChosenPrior.save
+
+    def kill(place: str) -> None:
+        if place not in killed:
+            killed.add(place)
+            raise KilledError(place)
+
+    def killed_step(self: Engine, number: int, *rest: Any) -> Any:
+        if number == 1:
+            kill(self.folder.name)
+        return step(self, number, *rest)
+
+    def killed_save(self: ChosenPrior, place: Path) -> None:
+        kill("select")
+        save(self, place)
+
+    monkeypatch.setattr(Engine, "_step", killed_step)
+    monkeypatch.setattr(ChosenPrior, "save", killed_save)
+    path = recipe(data, tmp_path / "recipes")
+    for place in ("1_student", "select", "3_fine_tune"):
+        with pytest.raises(KilledError, match=place):
+            run_recipe(path, ["checkpoint_every=1"], tmp_path / "run")
+    run_recipe(path, ["checkpoint_every=1"], tmp_path / "run")
+    assert killed == {"1_student", "select", "3_fine_tune"}
+    broken, whole = (load_bundle(place / "bundle") for place in (tmp_path / "run", finished))
+    for name in ("student.safetensors", "prior.safetensors", "baselines.safetensors"):
+        assert broken.manifest.files[name] == whole.manifest.files[name], name
+
+
 def test_a_damaged_selection_says_what_to_do(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "prior.safetensors"
     path.write_bytes((finished / "2_select" / "prior.safetensors").read_bytes()[:-9])
@@ -150,6 +188,99 @@ def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
     with pytest.raises(RecipeError, match=r"rich.teacher: .* is not the teacher that the prior"):
         fine_tune(str(finished / "bundle"), path, [], tmp_path / "tuned")
     assert not list((tmp_path / "tuned").glob("*_fine_tune"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("networks.fusion.heads=4", "heads: 4, not 2"),
+        ("networks.fusion.normalise=true", "normalise: True, not False"),
+        ("networks.fusion.depth_input=inverse", "depth_input: inverse, not log"),
+        ("networks.fusion.activation=relu", "activation: relu, not elu"),
+    ],
+)
+def test_fine_tune_with_another_fusion_of_the_same_shapes_is_refused(
+    finished: Path, data: Path, tmp_path: Path, override: str, words: str
+) -> None:
+    path = recipe(data, tmp_path / "recipes")
+    with pytest.raises(RecipeError, match=rf"networks.fusion \({words}\)"):
+        fine_tune(str(finished / "bundle"), path, [override], tmp_path / "tuned")
+
+
+def test_a_prior_that_says_nothing_of_its_selection_goes_into_the_bundle(finished: Path) -> None:
+    chosen = ChosenPrior.load(finished / "2_select" / "prior.safetensors")
+    system: Any = SimpleNamespace(prior=chosen.prior, student=SimpleNamespace(fusion=object()))
+    spec = _prior_spec(system, replace(chosen, selection={}))
+    assert spec is not None and spec.selection is None
+    assert spec.note == "25 reference pixels of tiny"
+    spec = _prior_spec(system, chosen)
+    assert spec is not None and spec.note == "attention: 25 of 200 reference pixels of tiny"
+
+
+def test_a_damaged_set_is_told_before_anything_is_trained_on_it(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """Of its right size: nothing would look wrong but the loss."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "0_reference", run / "0_reference")
+    shard = run / "0_reference" / "shards" / "00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3000:] = b"\xff" * 3000
+    shard.write_bytes(bytes(content))
+    path = recipe(data, tmp_path / "recipes")
+    with pytest.raises(TrainingError, match=r"00001.safetensors: altered.*remove it"):
+        run_recipe(path, [], run)
+    assert not list(run.glob(f"*/{LAST}"))
+    shard.unlink()
+    run_recipe(path, [], run)
+    mended, whole = load_bundle(run / "bundle"), load_bundle(finished / "bundle")
+    assert torch.equal(mended.prior().features, whole.prior().features)
+
+
+def test_images_are_looked_at_one_after_the_other_and_only_by_attention(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of large ones would fill the memory."""
+    from depth_prior_ros.models.student import Student
+    from training.prior import select_command
+
+    read, ahead, seen = 0, [], 0
+    spread_images, features = select_command.spread_images, Student.fusion_features
+
+    def counted(*arguments: Any) -> Iterator[torch.Tensor]:
+        nonlocal read
+        for image in spread_images(*arguments):
+            read += 1
+            ahead.append(read - seen)
+            yield image
+
+    def looked(self: Student, image: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        return features(self, image)
+
+    monkeypatch.setattr(select_command, "spread_images", counted)
+    monkeypatch.setattr(Student, "fusion_features", looked)
+    for method, images in (("attention", 3), ("random", 0)):
+        run = tmp_path / method
+        for name in ("0_reference", "1_student"):
+            shutil.copytree(finished / name, run / name)
+        path = recipe(data, tmp_path / f"{method}_recipe")
+        overrides = [f"stages.2.method={method}"]
+        (run / "recipe.yaml").write_text(
+            yaml.safe_dump(load_recipe(path, overrides).model_dump(mode="json"))
+        )
+        run_recipe(path, overrides, run)
+        spec = load_bundle(run / "bundle").manifest.prior
+        assert spec is not None and spec.selection is not None
+        assert spec.selection["method"] == method and spec.selection["images"] == images
+    assert ahead == [1, 1, 1]
+
+
+def test_a_student_without_a_fusion_reads_no_set(data: Path, tmp_path: Path) -> None:
+    stages = [STAGES[0], {"kind": "student", **STEP, "consistency": 0.1}]
+    out = run_recipe(recipe(data, tmp_path, networks={}, stages=stages), [], tmp_path / "run")
+    assert load_bundle(out).manifest.prior is None
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(None, True), (False, False)])
@@ -231,6 +362,8 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
     ("changes", "message"),
     [
         ({"rich": None}, "rich.teacher"),
+        ({"seed": -1}, "seed: .* greater than or equal to 0"),
+        ({"stages": [{"kind": "reference", "seed": -1}]}, "seed: .* greater than or equal to 0"),
         ({"networks": {}}, "auxiliary needs networks.fusion"),
         ({"stages": [{"kind": "select"}]}, "reference stage before"),
         ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),

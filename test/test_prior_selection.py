@@ -316,6 +316,10 @@ def test_what_does_not_belong_together_is_refused(
             images_from=recording,
             images=0,
         )
+    with pytest.raises(TrainingError, match="seed -1"):
+        select_command(
+            bundle.path, references.folder, tmp_path / "new", keep=24, method="random", seed=-1
+        )
     assert not (tmp_path / "new").exists()
     foreign = tmp_path / "foreign"
     foreign.mkdir()

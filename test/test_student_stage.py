@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.prior_fusion import Prior
 from training.config import Student
 from training.data.triplets import TripletBatch, TripletSource
-from training.stages.student import StudentStage
+from training.stages.student import StudentStage, _child
+from training.stages.system import System
+from training.stages.validation import Validation
 
 FUSION = FusionConfig(tap=16, reference_channels=8, width=16, heads=2)
 
@@ -202,3 +205,49 @@ def test_a_step_of_the_fusion_is_as_much_longer(triplets: TripletSource, tmp_pat
         Engine(one, tmp_path / str(rate), Settings(1, 0, 1, 10, 1)).run()
         moved[rate] = (fusion.out.weight.detach() - before).abs().mean().item()
     assert moved[5.0] == pytest.approx(5 * moved[1.0], rel=0.05)
+
+
+def test_a_part_is_drawn_by_older_numpy_as_by_newer() -> None:
+    """Generators of numpy before 1.25 cannot spawn others."""
+    rng = np.random.default_rng([3, 1, 4])
+    old = SimpleNamespace(
+        bit_generator=SimpleNamespace(_seed_seq=np.random.SeedSequence([3, 1, 4]))
+    )
+    expected = np.random.default_rng(np.random.SeedSequence([3, 1, 4]).spawn(1)[0]).random(5)
+    for one in (rng, old):
+        assert np.array_equal(_child(one).random(5), expected)  # type: ignore[arg-type]
+
+
+def test_the_part_that_validation_shows_is_gone_afterwards(
+    triplets: TripletSource,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A stage behind this one must find what it would find in a run that goes on."""
+    shown: list[Prior | None] = []
+
+    class Seen(Validation):
+        def figures(self, system: System) -> dict[str, float]:
+            shown.append(system.prior)
+            return {}
+
+        def pictures(self, system: System) -> dict[str, np.ndarray]:
+            shown.append(system.prior)
+            return {}
+
+    one = stage(triplets, tmp_path, FUSION, Teacher(), References(), references=10)
+    one.validation = Seen(tmp_path, SIZE)
+    one.validate()
+    one.pictures()
+    assert [len(prior.inverse_depth) for prior in shown if prior is not None] == [10, 10]
+    assert one.system.prior is None
+
+
+def test_networks_beside_the_student_begin_alike_with_a_fusion_and_without() -> None:
+    plain, fused = system(), system(FUSION)
+    for name in ("pose", "multi_frame"):
+        states = (one.networks[name].state_dict() for one in (plain, fused))
+        for mine, other in zip(*(state.values() for state in states), strict=True):
+            assert torch.equal(mine, other), name
+    assert fused.student.fusion is not None
+    again = system(FUSION).student.fusion
+    assert again is not None and torch.equal(again.key.weight, fused.student.fusion.key.weight)

@@ -243,3 +243,13 @@ def test_outputs_of_a_bundle(source: TripletSource, tmp_path: Path) -> None:
     depth, motions = outputs.of(one)
     torch.testing.assert_close(depth, view.depth, rtol=2e-3, atol=0)
     torch.testing.assert_close(motions, view.motions, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_kill_left_half_written_is_removed(source: TripletSource, tmp_path: Path) -> None:
+    """A shard of 1024x320 is 160 MiB, and every kill would leave another one."""
+    opened = TeacherOutputs.open(tmp_path, Counting(), source)
+    assert opened.folder is not None
+    left = opened.folder / ".00000.safetensors.4711.partial"
+    left.write_bytes(b"half")
+    TeacherOutputs.open(tmp_path, Counting(), source)
+    assert not left.exists() and list(opened.folder.glob("*.safetensors"))

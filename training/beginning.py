@@ -8,10 +8,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.search_range import PadsMap
 from training.config import Recipe, RecipeError, Select, Student
 from training.errors import TrainingError
 from training.stages.system import System
+
+# Settings of a fusion that its weights do not tell, by their names in a recipe.
+_SILENT = ("heads", "depth_input", "normalise", "activation")
 
 
 def begin(system: System, recipe: Recipe) -> str:
@@ -43,10 +47,27 @@ def begin(system: System, recipe: Recipe) -> str:
 
 def _begin_with_bundle(system: System, bundle: Bundle) -> None:
     """The networks of a bundle; those that it lacks stay as they are."""
+    _refuse_other_fusion(system, bundle)
     for part in ("student", "pose", "multi_frame"):
         if bundle.has(part):
             state = getattr(bundle, part)().state_dict()
             _load(system.networks[part], state, f"prior: bundle {bundle.path}, network '{part}'")
+
+
+def _refuse_other_fusion(system: System, bundle: Bundle) -> None:
+    """Raise RecipeError where a bundle's fusion would read its prior in another way than before."""
+    fusion = system.student.fusion
+    values = bundle.manifest.architecture.student.get("fusion")
+    if fusion is None or not values:
+        return  # what is missing on one side is found by the weights
+    had, wanted = FusionConfig.from_dict(values), fusion.config
+    other = [name for name in _SILENT if getattr(had, name) != getattr(wanted, name)]
+    if other:
+        pairs = ", ".join(f"{n}: {getattr(wanted, n)}, not {getattr(had, n)}" for n in other)
+        raise RecipeError(
+            f"networks.fusion ({pairs}): the student of bundle {bundle.path} reads its prior in "
+            "another way; set what it has"
+        )
 
 
 def look_for(key: str, path: str) -> None:

@@ -206,7 +206,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--branch",
         help="pixel_wise (default), hint (the mean of its heads), or one head: hint:0, hint:1, ...",
     )
-    add("--top", type=int, default=5, metavar="K", help="references to show a pixel (default: 5)")
+    add("--top", type=int, metavar="K", help="references to show a pixel (default: 5)")
     add(
         "--data",
         type=Path,
@@ -214,7 +214,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluation sets (default: $DEPTH_PRIOR_DATA)",
     )
     add("--report", type=Path, metavar="DIR", help="write the page of the whole prior into DIR")
-    add("--images", type=int, default=20, metavar="N", help="images of the page (default: 20)")
+    add("--images", type=int, metavar="N", help="images of the page (default: 20)")
     add(
         "--images-from",
         nargs="+",
@@ -256,6 +256,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.report or image is None:
         page = arguments.report / "prior.html" if arguments.report else arguments.out
         page = page or folder / f"{name}.html"
+    _refuse_unused(arguments, has_image=image is not None, has_page=page is not None)
     if image is not None:
         picture = arguments.out or folder / f"{name}_{image.stem}.png"
         words = explain_image(
@@ -266,7 +267,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             branch=arguments.branch,
             data=arguments.data,
             frame=arguments.frame,
-            top=arguments.top,
+            top=5 if arguments.top is None else arguments.top,
         )
         print(f"{words}\npicture: {picture}")
     if page is not None:
@@ -276,12 +277,30 @@ def _explain(arguments: argparse.Namespace) -> int:
                 page,
                 data=arguments.data,
                 images=arguments.images_from,
-                count=arguments.images,
+                count=20 if arguments.images is None else arguments.images,
                 reference=arguments.reference,
                 progress=progress,
             )
         print(f"page: {page}")
     return 0
+
+
+def _refuse_unused(arguments: argparse.Namespace, has_image: bool, has_page: bool) -> None:
+    """Raise ExplainError for an option of the picture or the page where that is not made."""
+    from training.prior.explain_lookup import ExplainError
+
+    unused: list[tuple[str, str]] = []
+    if not has_image:
+        unused += [(name, "give an image") for name in ("pixels", "frame", "branch", "top")]
+    if not has_page:
+        names = ("images", "images_from", "reference")
+        unused += [(name, "give --report DIR for the page") for name in names]
+    if not has_image and arguments.report:
+        unused.append(("out", "--report says where the page goes"))
+    for name, remedy in unused:
+        if getattr(arguments, name) not in (None, []):
+            option = name.replace("_", "-")
+            raise ExplainError(f"--{option} has no effect here: {remedy}, or leave it out")
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

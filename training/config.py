@@ -135,7 +135,7 @@ def _refuse_too_many(place: str, stage: Select, before: tuple[AnyStage, ...]) ->
 class Recipe(Strict):
     """One training run: data, networks, stages, and the bundle that comes out."""
 
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     size: tuple[int, int] = Field((320, 96), description="width and height of the input")
     metres_per_unit: float = Field(10.0, gt=0, description="unit of depth in training")
     networks: Networks = Networks()

@@ -79,7 +79,7 @@ class Reference(Strict):
     triplets: int = Field(2000, ge=1, description="drawn at random; fewer where there are fewer")
     per_image: int = Field(1300, ge=1, description="pixels of one image")
     shard_images: int = Field(50, ge=1, description="images in one file")
-    seed: int | None = Field(None, description="default: the recipe's")
+    seed: int | None = Field(None, ge=0, description="default: the recipe's")
     folder: str | None = Field(
         None, description="where it lies, for several runs to share; default: in the run's folder"
     )

@@ -181,7 +181,8 @@ class Engine:
         if (at_step := getattr(stage, "at_step", None)) is not None:
             at_step(step)
         own, values = stage.loss(np.random.default_rng(key))
-        own.backward()
+        if torch.isfinite(own):  # of NaN, sampling has no derivative and may even crash
+            own.backward()
         several = self.processes.count > 1
         loss, stop = self.processes.average_step(
             stage.trained, list(stage.networks.values()), own, several and interrupted()

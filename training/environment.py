@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from training.evaluation_json import write_text
+
 # Those that can change a figure; OpenCV goes by either name.
 _PACKAGES = (
     "depth_prior_ros",
@@ -34,9 +36,7 @@ def keep_environment(path: Path, seed: int, device: torch.device) -> None:
     entry = environment(seed, device)
     if entries[-1:] == [entry]:
         return
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps([*entries, entry], indent=2) + "\n")
-    temporary.replace(path)
+    write_text(json.dumps([*entries, entry], indent=2) + "\n", path)
 
 
 def _entries(path: Path) -> list[Any]:

@@ -300,8 +300,14 @@ def _compare(
         largest = float(np.abs(a.astype(np.float64) - b).max())
         # The ones of a motion's diagonal say nothing of the motion.
         values = b - np.eye(4) if name in _MOTIONS else b
-        differences.append(Difference(name, on, largest, largest / float(np.abs(values).max())))
+        differences.append(Difference(name, on, largest, _relative(largest, values)))
     return differences
+
+
+def _relative(difference: float, values: NDArray[Any]) -> float:
+    """A difference over the largest value; where all are zero none is allowed."""
+    size = float(np.abs(values).max())
+    return difference / size if size else float("inf") if difference else 0.0
 
 
 # -- the folder ----------------------------------------------------------------------------------

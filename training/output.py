@@ -119,13 +119,17 @@ def _prior_spec(system: System, chosen: ChosenPrior | None) -> PriorSpec | None:
     pixels, channels = system.prior.features.shape
     if chosen is None:
         return PriorSpec(pixels=pixels, channels=channels, note=NOTE)
+    about = chosen.selection  # of a bundle's prior that somebody made by hand it may say nothing
+    method, out_of = about.get("method"), about.get("out_of")
+    note = f"{pixels} reference pixels of {chosen.teacher.name}"
+    if method and out_of:
+        note = f"{method}: {pixels} of {out_of} reference pixels of {chosen.teacher.name}"
     return PriorSpec(
         pixels=pixels,
         channels=channels,
-        note=f"{chosen.selection['method']}: {pixels} of {chosen.selection['out_of']} reference "
-        f"pixels of {chosen.teacher.name}",
+        note=note,
         teacher=PriorTeacher.of(chosen.teacher.to_dict()),
-        selection=chosen.selection,
+        selection=about or None,
     )
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.errors import TrainingError
+from training.evaluation_json import write_text
 
 Report = Callable[[int, float], None]
 
@@ -36,9 +37,8 @@ class StageLog:
         if self._path.is_file():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            temporary = self._path.with_suffix(".partial")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
+            with self._writing():
+                write_text("".join(line + "\n" for line in kept), self._path)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -42,6 +42,7 @@ from training.data.sources import LoadedData, load_data, plan_data
 from training.distributed import Processes, start_processes
 from training.engine import LAST, Engine, Settings, TrainingStage
 from training.environment import keep_environment
+from training.evaluation_json import write_text
 from training.evaluation_sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.metric_scale import check_scale_drive
 from training.output import write_bundle
@@ -236,7 +237,8 @@ class Run:
             "held_out": self.data().validation,
         }
         if isinstance(schedule, Student):
-            references = self.prior.references if self.prior.chosen is None else None
+            unread = system.student.fusion is None or self.prior.chosen is not None
+            references = None if unread else self.prior.references
             outputs = self.prior.outputs if schedule.asks_teacher else None
             if schedule.view == "own" and self.data().training.has_rich:
                 common["triplets"] = self.data().training.without_rich()  # nobody looks at them
@@ -342,9 +344,7 @@ def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
                 "there); give --out another folder, or remove that one"
             )
         return
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    temporary.replace(path)
+    write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), path)
 
 
 def _read_kept(path: Path) -> Recipe | None:

@@ -70,7 +70,8 @@ class StudentRunner(nn.Module):
         else:
             fused = self.folded(self.student.at_tap(features))
             features = self.student.with_tap(features, fused.features)
-            disparity = blend_disparity(self.student.decoder(features, (0,))[0], fused)
+            disparity = self.student.decoder(features, (0,))[0]
+            disparity = blend_disparity(disparity, fused, self.min_depth, self.max_depth)
         inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)
         return inverse, single_frame_confidence(inverse)
 

@@ -27,7 +27,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import depth_to_disparity, disparity_to_depth
+from depth_prior_ros.geometry import (
+    MAX_DEPTH,
+    MIN_DEPTH,
+    depth_to_disparity,
+    disparity_to_depth,
+)
 from depth_prior_ros.models.attention import attend, pad_channels, split_heads
 from depth_prior_ros.models.fusion_config import FusionConfig
 
@@ -237,11 +242,15 @@ class PriorFusion(nn.Module):
         """
         return pad_channels(queries @ self.key.weight, self.padded_width)
 
-    def alignment_hash(self) -> str:
-        """A sha256 in hex of the layers that read the prior.
+    def alignment_hash(self, *, layers_only: bool = False) -> str:
+        """A sha256 in hex of what reads the prior: those layers, and how they are used.
 
         A prior was chosen with these; with others its keys mean something else. The weights are
         rounded to half precision as in a bundle, so that saving and loading leaves the hash alone.
+
+        Args:
+            layers_only: without the settings that leave no trace in the weights, as the first
+                bundles of schema 2 have it.
         """
         digest = hashlib.sha256()
         state = self.state_dict()
@@ -250,6 +259,9 @@ class PriorFusion(nn.Module):
                 half = state[name].detach().cpu().to(torch.float16).contiguous()
                 digest.update(f"{name} {tuple(half.shape)}\n".encode())
                 digest.update(half.numpy().astype("<f2").tobytes())
+        if not layers_only:
+            heads = self.config.heads if self.config.depth_hint else 0
+            digest.update(f"heads {heads}, normalise {int(self.config.normalise)}\n".encode())
         return digest.hexdigest()
 
     def forward(
@@ -332,7 +344,12 @@ class PriorFusion(nn.Module):
         return total.unflatten(1, size)[:, None]
 
 
-def blend_disparity(disparity: Tensor, fused: FusionOutput) -> Tensor:
+def blend_disparity(
+    disparity: Tensor,
+    fused: FusionOutput,
+    min_depth: float = MIN_DEPTH,
+    max_depth: float = MAX_DEPTH,
+) -> Tensor:
     """A student's disparity mixed with the looked-up depth where the fusion says how much.
 
     Weighted means of log inverse depth, so that mixing keeps depth positive and does not prefer
@@ -341,17 +358,19 @@ def blend_disparity(disparity: Tensor, fused: FusionOutput) -> Tensor:
     Args:
         disparity: sigmoid disparity (B, 1, H, W) in [0, 1].
         fused: what the fusion returned; without a weight the disparity stays as it is.
+        min_depth, max_depth: range that the disparity stands for, see `disparity_to_depth`;
+            network units, as those of D_c.
     """
     if fused.weight is None or fused.inverse_depth is None:
         return disparity
     size = disparity.shape[-2:]
-    own, _ = disparity_to_depth(disparity.float())
+    own, _ = disparity_to_depth(disparity.float(), min_depth, max_depth)
     looked_up = fused.inverse_depth.clamp(min=_MIN_INVERSE_DEPTH).log()
     maps = torch.cat([looked_up, fused.weight.to(looked_up.dtype)], dim=1)
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     looked_up, weight = maps[:, :1], maps[:, 1:]
     mixed = own.log() + weight * (looked_up - own.log())
-    return depth_to_disparity((-mixed).exp()).clamp(0, 1)
+    return depth_to_disparity((-mixed).exp(), min_depth, max_depth).clamp(0, 1)
 
 
 def depth_input(inverse_depth: Tensor, kind: str) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depth_prior_ros.geometry import MAX_DEPTH, MIN_DEPTH
 from depth_prior_ros.models.decoder import FAR_BIAS
 from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
 from depth_prior_ros.models.fusion_config import FusionConfig
@@ -91,8 +92,10 @@ class Student(nn.Module):
             raise ValueError(f"unknown decoder {decoder!r}: choose one of {sorted(DECODERS)}")
         self.trunk = build_trunk(trunk)
         self.decoder = DECODERS[decoder](self.trunk.channels, far_bias=far_bias)
-        # Last, so that one seed gives the same trunk and decoder with fusion and without.
-        self.fusion = None if fusion is None else self._build_fusion(fusion, trunk)
+        # Last, and with the random state put back, so that one seed gives the same trunk and
+        # decoder, and whatever is built after them, with fusion and without.
+        with torch.random.fork_rng(devices=[]):
+            self.fusion = None if fusion is None else self._build_fusion(fusion, trunk)
         self.architecture: dict[str, Any] = {
             "trunk": trunk,
             "decoder": decoder,
@@ -126,6 +129,7 @@ class Student(nn.Module):
         *,
         scales: Sequence[int] | None = None,
         entropy: bool = False,
+        depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
     ) -> StudentOutput:
         """Predict disparity for `image` (B, 3, H, W), RGB in [0, 1], sides multiples of 32.
 
@@ -135,6 +139,8 @@ class Student(nn.Module):
                 plain one (for training before there is a prior).
             scales: which of `self.scales` to compute; None: all of them.
             entropy: return the entropy of the affinity, too.
+            depth_range: smallest and largest depth that the disparity stands for, network units:
+                what is looked up is mixed in as depth.
 
         Raises:
             ValueError: an image of a wrong shape, a prior for a student without fusion, or a scale
@@ -145,7 +151,7 @@ class Student(nn.Module):
             return StudentOutput(self.decoder(features, scales))
         fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)
         disparity = self.decoder(self.with_tap(features, fused.features), scales)
-        disparity = {scale: blend_disparity(d, fused) for scale, d in disparity.items()}
+        disparity = {s: blend_disparity(d, fused, *depth_range) for s, d in disparity.items()}
         return StudentOutput(disparity, fused.inverse_depth, fused.entropy, fused.weight)
 
     def fusion_features(self, image: Tensor) -> Tensor:

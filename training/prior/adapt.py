@@ -7,8 +7,9 @@ student's attention selects, and what that changes is measured on the rest.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -73,6 +74,17 @@ class Request:
     seed: int = 1
     device: str = "auto"
 
+    @property
+    def command(self) -> str:
+        """What a user has to give to go on: every option that is not the default."""
+        words = ["depth_train", "adapt", str(self.bundle)]
+        for one in fields(self)[1:]:
+            value = getattr(self, one.name)
+            if value != one.default:
+                option = f"--{one.name.replace('_', '-')}"
+                words += [option] if value is True else [option, str(value)]
+        return shlex.join(words)
+
     def settings(self, bundle: Bundle, teacher: AdaptTeacher, drive: OwnDrive) -> dict[str, Any]:
         """What decides the new bundle."""
         return {
@@ -120,8 +132,10 @@ def adapt(request: Request) -> Adapted:
     Raises:
         BundleError, RecordingError: one of the two cannot be opened.
         TrainingError: no fusion, another teacher than the prior's, a recording that is too short or
-            stands, more pixels to keep than there are, or a folder of something else.
+            stands, more pixels to keep than there are, numbers that make no sense, or a folder of
+            something else.
     """
+    _check(request)
     bundle = load_bundle(request.bundle)
     if not bundle.manifest.architecture.student.get("fusion"):
         raise TrainingError(
@@ -197,10 +211,10 @@ class _Work:
             source,
             self.folder / "reference",
             triplets=min(request.triplets, len(source)),
-            per_image=request.per_image or min(1300, pixels),
+            per_image=min(1300, pixels) if request.per_image is None else request.per_image,
             seed=request.seed,
             progress=progress,
-            command=f"depth_train adapt {request.bundle} --bag {request.bag} --out {self.folder}",
+            command=replace(request, out=self.folder).command,
         )
 
     def select(self, references: ReferenceSet) -> Bundle:
@@ -354,6 +368,14 @@ class _Pool:
             pixel = np.concatenate([old.pixel[kept], pixel])
             images += old.images
         return PriorSources(image, pixel, images)
+
+
+def _check(request: Request) -> None:
+    """Numbers that make no sense are told before anything is opened."""
+    for name, least in (("triplets", 1), ("per_image", 1), ("images", 1), ("seed", 0)):
+        value = getattr(request, name)
+        if value is not None and value < least:
+            raise TrainingError(f"{name.replace('_', '-')} {value}: at least {least}")
 
 
 def _device(name: str) -> str:

@@ -171,7 +171,8 @@ class BundleTeacher:
 
     def _single(self, image: Tensor) -> _Single:
         image = image.contiguous(memory_format=torch.channels_last)
-        depth_range = self.bundle.manifest.depth
+        depth = self.bundle.manifest.depth
+        limits = depth.min_units, depth.max_units
         scale = self._decoder_scale
         head = self._student.decoder.heads[scale or 0]
         with (
@@ -179,11 +180,11 @@ class BundleTeacher:
             outputs_of(self._student.trunk) as seen,
             inputs_of(head) as decoded,
         ):
-            output = self._student(image, self._prior, scales=sorted({0, scale or 0}))
-        _, depth = disparity_to_depth(
-            output.disparity[0].float(), depth_range.min_units, depth_range.max_units
-        )
-        return _Single(depth, seen[0], None if scale is None else decoded[0])
+            output = self._student(
+                image, self._prior, scales=sorted({0, scale or 0}), depth_range=limits
+            )
+        _, units = disparity_to_depth(output.disparity[0].float(), *limits)
+        return _Single(units, seen[0], None if scale is None else decoded[0])
 
     def _views(
         self,

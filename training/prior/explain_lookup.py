@@ -148,8 +148,8 @@ class PriorReader:
         pixels = torch.from_numpy(framed.tensor())
         with torch.no_grad():
             queries = self.queries(pixels)
-            output = self.student(pixels, self._projected, scales=(0,))
             limits = manifest.depth.min_units, manifest.depth.max_units
+            output = self.student(pixels, self._projected, scales=(0,), depth_range=limits)
             _, depth = disparity_to_depth(output.disparity[0].float(), *limits)
         factor, looked_up = manifest.depth.metres_per_unit, output.prior_inverse_depth
         return Seen(

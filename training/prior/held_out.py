@@ -85,7 +85,7 @@ def photometric(
     student = before.student().to(device)
     assert student.fusion is not None
     priors = [student.fusion.project(b.prior().to(device)) for b in (before, after)]
-    depth_range = before.manifest.depth
+    limits = before.manifest.depth.min_units, before.manifest.depth.max_units
     places = spaced(len(drive.held_out), PHOTOMETRIC)
     triplets = [drive.held_out[place] for place in places]
     trained = before.manifest.camera
@@ -107,8 +107,8 @@ def photometric(
         views = Views.of(images[::2], batch.K, poses)
         target = Target.of(images[1])
         for prior, values in zip(priors, (errors.before, errors.after), strict=True):
-            disparity = student(images[1], prior, scales=(0,)).disparity[0].float()
-            _, depth = disparity_to_depth(disparity, depth_range.min_units, depth_range.max_units)
+            seen = student(images[1], prior, scales=(0,), depth_range=limits)
+            _, depth = disparity_to_depth(seen.disparity[0].float(), *limits)
             if scale is not None:
                 depth = depth * (scale / depth.median())
             values.append(float(minimum_error(views.rebuild(depth), target).mean()))

@@ -112,7 +112,8 @@ def k_means(
     batch = min(batch, count)
     steps = max(_LEAST_STEPS, math.ceil(count / batch))
     operations = 2.0 * keep * (centres.shape[1] + 1)
-    with one_core_each(), ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
+    workers = threads or torch.get_num_threads()  # before each of them is told to use one
+    with one_core_each(), ThreadPoolExecutor(workers) as pool:
         meter = Meter("k-means", steps * batch, operations, progress)
         training = _Training(centres, 1 - batch / count, steps, rng)
         for _ in range(steps):

@@ -122,11 +122,14 @@ def select_command(
         SelectionError: see `select`; no validation image was found.
         RecipeError: the recipe's data cannot be loaded.
     """
+    if seed < 0:
+        raise SelectionError(f"seed {seed}: at least 0")
     source = load_bundle(bundle)
     references = ReferenceSet.open(reference)
     refuse_foreign(out)
     student = _student(source, references)
     check(len(references), keep, method)  # before any image is decoded
+    ReferenceSet.open(reference, verify=True)
     looked: list[Tensor] = []
     if method == "attention":
         looked = list(_images(source, images, data, images_from))

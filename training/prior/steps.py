@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.fusion_config import FusionConfig
@@ -120,7 +122,7 @@ class PriorWork:
 
         ``command`` is what finishes it after an interruption; default: the run again.
         """
-        again = f"depth_train run {self.folder / 'recipe.yaml'} --out {self.folder}"
+        again = ["depth_train", "run", str(self.folder / "recipe.yaml"), "--out", str(self.folder)]
         folder = folder if stage.folder is None else Path(stage.folder)
         with ProgressBar() as progress:
             self.references = extract_reference_set(
@@ -133,11 +135,23 @@ class PriorWork:
                 shard_images=stage.shard_images,
                 processes=self.processes,
                 progress=progress,
-                command=again if command is None else command,
+                command=shlex.join(again) if command is None else command,
             )
+        self._verify()
         for note in self.references.notes:
             self.console.print(f"reference set: {note}", markup=False, highlight=False)
         self._refuse_too_many(len(self.references))
+
+    def _verify(self) -> None:
+        """Read the set through before hours of training on it; it may be older than this run.
+
+        Raises:
+            ReferenceSetError: it is damaged.
+        """
+        assert self.references is not None
+        with self.processes.first_goes_ahead():
+            if self.processes.is_first:
+                ReferenceSet.open(self.references.folder, verify=True)
 
     def _refuse_too_many(self, count: int) -> None:
         """What cannot be selected from the set is told before a student is trained for it."""
@@ -170,13 +184,22 @@ class PriorWork:
         source = data.validation or data.training
         if data.validation is None and stage.method == "attention":
             self.console.print("select: nothing is held out (data.split): by training images")
-        images = list(spread_images(source, stage.images))
+        looked = 0
+
+        def images() -> Iterator[Tensor]:
+            """One after the other, if they are asked for: hundreds of large ones are gigabytes."""
+            nonlocal looked
+            for image in spread_images(source, stage.images):
+                looked += 1
+                progress("looking at images", looked, stage.images)
+                yield image
+
         system.student.eval()
         with RateBar() as progress:
             found = select(
                 system.student,
                 references,
-                [image.to(system.device) for image in images],
+                images(),
                 keep=len(references) if stage.method == "all" else stage.keep,
                 method=stage.method,
                 seed=self.recipe.seed,
@@ -194,7 +217,7 @@ class PriorWork:
                 "method": stage.method,
                 "kept": len(found.indices),
                 "out_of": len(references),
-                "images": len(images),
+                "images": looked,
                 "seed": self.recipe.seed,
             },
         )

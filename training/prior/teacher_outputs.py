@@ -23,6 +23,7 @@ from training.data.triplets import TripletBatch, TripletSource
 from training.distributed import ALONE, Processes
 from training.errors import TrainingError
 from training.evaluation_sets import Progress, quiet
+from training.prior.reference_files import remove_leftovers
 from training.prior.teachers import RichTeacher, TeacherError, TeacherView
 
 _VERSION = 1  # of what is stored; another one is another folder
@@ -71,9 +72,10 @@ class TeacherOutputs:
     ) -> TeacherOutputs:
         """Read a teacher's outputs, and compute what is not there yet.
 
-        Shards are written whole or not at all, so a run that was interrupted goes on. Another
-        teacher, or other data, is another folder below ``folder``. Several processes share the
-        work where there is a folder.
+        Shards are written whole or not at all, so a run that was interrupted goes on; what a kill
+        left half-written is removed, so two runs have to take turns (`reference_work.claimed`).
+        Another teacher, or other data, is another folder below ``folder``. Several processes share
+        the work where there is a folder.
 
         Args:
             folder: where they are kept; None: in memory, for this process.
@@ -103,6 +105,9 @@ class TeacherOutputs:
             place = folder / outputs_name(teacher, source, rich)
             files = [place / f"{number:05d}.safetensors" for number in range(len(spans))]
             todo = list(zip(files, spans, strict=True))
+            if processes.is_first:
+                remove_leftovers(place)
+            processes.barrier()  # until then nobody writes
             for file, span in todo[processes.rank :: processes.count]:
                 if _opened(file, len(span), teacher.identity.size) is None:
                     _write(file, work.rows(span))

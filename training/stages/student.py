@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,7 +62,7 @@ class StudentStage(SelfSupervisedStage):
         """One batch with another part of the reference set."""
         whole, count = self.system.prior, self.schedule.references
         # A generator of its own: with a prior or without, the same triplets are drawn.
-        own = rng.spawn(1)[0]
+        own = _child(rng)
         if self.references is not None:
             drawn = self.references.sample(own, count)
         elif whole is not None and count < len(whole.inverse_depth):
@@ -75,19 +77,30 @@ class StudentStage(SelfSupervisedStage):
 
     def validate(self) -> Logs:
         """As before, with a part of the reference set that is always the same."""
-        self._show_fixed()
-        return super().validate()
+        with self._fixed_part():
+            return super().validate()
 
     def pictures(self) -> dict[str, np.ndarray]:
         """As before."""
-        self._show_fixed()
-        return super().pictures()
+        with self._fixed_part():
+            return super().pictures()
 
-    def _show_fixed(self) -> None:
+    @contextmanager
+    def _fixed_part(self) -> Iterator[None]:
+        """The system's prior for a while; afterwards it has the one that it had.
+
+        Otherwise a stage behind this one would find a prior, but not in a run that goes on, nor on
+        processes that do not validate.
+        """
+        before = self.system.prior
         if self.references is not None:
             fixed = np.random.default_rng(_SHOWN_SEED)
             prior = self.references.sample(fixed, self.schedule.references)
             self.system.prior = prior.to(self.system.device)
+        try:
+            yield
+        finally:
+            self.system.prior = before
 
     @property
     def _photometric_weight(self) -> float:
@@ -148,3 +161,10 @@ class StudentStage(SelfSupervisedStage):
         error = minimum_error(rebuilt, scene.target)
         own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
         return distillation_mask(error, own)
+
+
+def _child(rng: np.random.Generator) -> np.random.Generator:
+    """A generator of its own, as `Generator.spawn` of numpy 1.25 gives; older ones have none."""
+    bits = rng.bit_generator
+    seeds = getattr(bits, "seed_seq", None) or bits._seed_seq  # type: ignore[attr-defined]
+    return np.random.default_rng(seeds.spawn(1)[0])
