@@ -127,9 +127,11 @@ def test_parameters_that_documents_name_exist(document: Path) -> None:
 
 def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: the diagnostics are ROS messages")
-    from depth_prior_ros.ros.diagnostics import Statistics
+    from depth_prior_ros.ros.diagnostics import STUCK, Statistics
 
-    statistics, active = Statistics(), {"state": "active", "publishers.image": "1"}
+    now = [0.0]
+    statistics = Statistics(clock=lambda: now[0])
+    active = {"state": "active", "publishers.image": "1"}
     messages = [
         statistics.report({"state": "inactive"}, ["runs on a CPU"]).message,
         statistics.report({**active, "publishers.image": "0"}).message,
@@ -144,6 +146,9 @@ def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() 
     for _ in range(2):
         statistics.received(4)
         statistics.inferred({})
+    messages.append(statistics.report(active).message)
+    statistics.received(4)
+    now[0] += 2 * STUCK
     messages.append(statistics.report(active).message)
 
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -161,6 +166,7 @@ def test_every_refusal_is_explained() -> None:
     sources = [*(ROOT / "depth_prior_ros" / "ros").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     causes = set(re.findall(r"(?:MessageError|refuse[d]?)\(\s*\"(\w+)\"", text))
-    assert {"zero_size", "bad_odometry"} <= causes
+    causes |= set(re.findall(r"^(?:INTERNAL|MEMORY) = \"(\w+)\"", text, re.MULTILINE))
+    assert {"zero_size", "bad_odometry", "memory"} <= causes
     explained = re.findall(r"`(\w+)`", (ROOT / "docs" / "node.md").read_text(encoding="utf-8"))
     assert causes - set(explained) == set()
