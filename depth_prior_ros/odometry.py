@@ -70,8 +70,9 @@ class Trajectory:
     def add(self, stamp_ns: int, position: npt.ArrayLike, quaternion: npt.ArrayLike) -> bool:
         """Add a pose: position (3,) in metres, quaternion (4,) as x, y, z, w.
 
-        A stamp that does not follow the newest one ends the trajectory and begins another (a bag
-        that starts again). False, and nothing added, for numbers that are not finite or a
+        A stamp before the newest one ends the trajectory and begins another (a bag that starts
+        again); with the newest one's stamp, the pose takes its place (a simulator whose clock is
+        slower than its odometry). False, and nothing added, for numbers that are not finite or a
         quaternion without length.
         """
         place = np.asarray(position, dtype=np.float64)
@@ -83,8 +84,10 @@ class Trajectory:
         if not 0.5 < length < 2.0:
             return False
         with self._lock:
-            if self._poses and stamp_ns <= self._poses[-1][0]:
+            if self._poses and stamp_ns < self._poses[-1][0]:
                 self._poses.clear()
+            elif self._poses and stamp_ns == self._poses[-1][0]:
+                self._poses.pop()
             self._poses.append((stamp_ns, place, turn / length))
             while self._poses[-1][0] - self._poses[0][0] > self._kept_ns:
                 self._poses.popleft()
