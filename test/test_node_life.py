@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
+import rclpy
 from helpers import make_tiny_bundle
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
+from rclpy.context import Context
 from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
@@ -104,6 +106,20 @@ def test_an_altered_bundle_ends_the_node_with_file_and_cause(tiny_bundle, tmp_pa
         assert "student.safetensors" in process.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--params-file", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["-r", "image:="], "image:="),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_ends_the_node_with_the_cause(arguments, named):
+    with NodeProcess(*arguments) as process:
+        assert process.process.wait(2 * PATIENCE) == 1
+        assert named in process.output
+        assert "Traceback" not in process.output
+
+
 @pytest.mark.parametrize("wrong", [{"sync_wait": -1.0}, {"threads": 1.5}, {"device": "gpu"}])
 def test_a_wrong_parameter_ends_the_node_with_its_name(wrong):
     with NodeProcess(**wrong) as process:
@@ -185,6 +201,23 @@ def test_an_unexpected_error_costs_one_frame_only(tiny_bundle):
             wait_until(lambda n=count: robot.refused("internal") == n, "the error to be counted")
         assert "every second frame fails" in peer.status()["refused.internal.last"]
         assert process.interrupt() == 0
+
+
+def test_what_a_signal_cuts_short_is_no_fault_of_the_node():
+    """The context ends first, and whatever is being published then fails."""
+    from depth_prior_ros.ros.lifecycle_node import DepthNode
+
+    context = Context()
+    rclpy.init(context=context)
+    node = DepthNode(context=context, namespace="/cut_short")
+    try:
+        node.callback_failed(RuntimeError("a real one"))
+        context.try_shutdown()
+        node.callback_failed(RuntimeError("publisher's context is invalid"))
+        values = node._statistics.report({}).values
+        assert values["refused.internal.last"] == "RuntimeError: a real one"
+    finally:
+        node.destroy_node()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def run(args: list[str] | None = None) -> int:
     try:
         # rclpy turns SIGTERM into a wake-up of the executor. While the bundle is being loaded there
         # is none to wake: until then it interrupts as SIGINT does.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        _init(args)
         node = DepthNode()
         if not node.settings.autostart:
             node.get_logger().info("autostart is off: waiting to be configured")
@@ -43,6 +43,14 @@ def run(args: list[str] | None = None) -> int:
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
     return 0
+
+
+def _init(args: list[str] | None) -> None:
+    """Raises ValueError for ROS arguments or parameter files that cannot be read."""
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise ValueError(f"the command line cannot be used: {error}") from error
 
 
 def _spin(executor: SingleThreadedExecutor, node: DepthNode) -> None:
