@@ -87,6 +87,26 @@ def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, li
         assert not said, "no traceback, no complaint"
 
 
+@pytest.mark.parametrize("phase", ["start", "active"])
+def test_a_second_signal_does_not_disturb_the_end(tiny_bundle, phase):
+    """A service manager signals launch and node alike, and launch hands the signal on."""
+    with node_and_peer(backend="torch", bundle=tiny_bundle) as (process, peer):
+        if phase == "active":
+            peer.wait_for_node(process)
+            peer.send(view(), STEP)
+            peer.answer(STEP)
+        else:
+            maps = Path(f"/proc/{process.process.pid}/maps")
+            wait_until(lambda: "libtorch_cpu" in maps.read_text(), "the start")
+        process.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while process.alive and time.monotonic() < deadline:
+            process.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)  # not a wait: signals are to fall into every part of the end
+        assert process.process.wait(1) == 0, process.output
+        assert "Traceback" not in process.output
+
+
 def test_a_bundle_that_is_not_there_ends_the_node_with_its_name(tmp_path):
     with NodeProcess(bundle=tmp_path / "nothing") as process:
         assert process.process.wait(2 * PATIENCE) == 1

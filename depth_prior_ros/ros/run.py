@@ -9,6 +9,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
+from depth_prior_ros.ros import interrupts
 from depth_prior_ros.ros.lifecycle_node import DepthNode
 
 
@@ -17,6 +18,8 @@ def run(args: list[str] | None = None) -> int:
 
     Raises:
         KeyboardInterrupt: for SIGINT, and for SIGTERM before the node spins.
+
+    It is the end of a process: SIGINT and SIGTERM are ignored from its end on.
     """
     node = None
     try:
@@ -38,10 +41,13 @@ def run(args: list[str] | None = None) -> int:
         print(f"depth_node: {error}", file=sys.stderr)
         return 1
     finally:
+        # A frame is ended and the scale stored now, and then the interpreter takes its time.
+        interrupts.ignore()
         if node is not None:
             node.destroy_node()
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
+        interrupts.ignore()  # rclpy has put back what it found
     return 0
 
 
