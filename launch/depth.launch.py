@@ -36,7 +36,7 @@ ARGUMENTS = [
     ("namespace", "", "namespace of the node and of the depth that it publishes"),
     ("name", "depth_node", "name of the node"),
     ("autostart", "", "false leaves the lifecycle to a manager; empty: as the parameter file says"),
-    ("use_sim_time", "false", "take the time from /clock"),
+    ("use_sim_time", "", "take the time from /clock; empty: as the parameter file says"),
     ("large_images", "false", "messages above 512 KB through shared memory (docs/large_images.md)"),
     ("enclave", "", "SROS 2 enclave of the node (docs/security.md)"),
     ("log_level", "info", "debug, info, warn, error or fatal"),
@@ -60,13 +60,17 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
     if given["log_level"] not in LOG_LEVELS:
         raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
+    pushed = context.launch_configurations.get("ros_namespace", "")
+    given["below"] = absolute(pushed, given["namespace"])
     variable = profile_variable(given)
+    values = overrides(given)
     node = Node(
         package="depth_prior_ros",
         executable="depth_node",
         name=given["name"],
         namespace=given["namespace"],
-        parameters=[given["params_file"], overrides(given)],
+        # A file of no parameters at all would not be read.
+        parameters=[given["params_file"], *([values] if values else [])],
         remappings=inputs(given),
         arguments=["--ros-args", *ros_arguments(given)],
         additional_env=variable,
@@ -87,20 +91,21 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def viewer(given: dict[str, str]) -> list[LaunchDescriptionEntity]:
     """RViz, and the active model as a text that it can show."""
-    below = "/".join(["", *parts(given["namespace"])]).rstrip("/")
-    sim_time = {"use_sim_time": truth(given, "use_sim_time")}
+    below, sim_time = given["below"], []
+    if given["use_sim_time"]:
+        sim_time = [{"use_sim_time": truth(given, "use_sim_time")}]
     text = Node(
         package="depth_prior_ros",
         executable="depth_model_text",
         namespace=given["namespace"],
-        parameters=[sim_time],
+        parameters=sim_time,
         remappings=[("active_model", f"{below}/{given['name']}/active_model")],
     )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         arguments=["-d", str(CONFIG / "depth.rviz"), "-f", given["camera_frame"]],
-        parameters=[sim_time],
+        parameters=sim_time,
         remappings=shown(given, below),
     )
     return [text, rviz]
@@ -139,8 +144,14 @@ def parts(namespace: str) -> list[str]:
     return [part for part in namespace.split("/") if part]
 
 
+def absolute(pushed: str, namespace: str) -> str:
+    """The namespace in full, empty for /; a relative one is below what PushRosNamespace pushed."""
+    above = [] if namespace.startswith("/") else parts(pushed)
+    return "".join(f"/{part}" for part in [*above, *parts(namespace)])
+
+
 def logger(given: dict[str, str]) -> str:
-    return ".".join([*parts(given["namespace"]), given["name"]])
+    return ".".join([*parts(given["below"]), given["name"]])
 
 
 def overrides(given: dict[str, str]) -> dict[str, str | bool | float]:
@@ -153,7 +164,8 @@ def overrides(given: dict[str, str]) -> dict[str, str | bool | float]:
         values["scale.camera_height"] = float(given["camera_height"])
     if given["autostart"]:
         values["autostart"] = truth(given, "autostart")
-    values["use_sim_time"] = truth(given, "use_sim_time")
+    if given["use_sim_time"]:
+        values["use_sim_time"] = truth(given, "use_sim_time")
     return values
 
 

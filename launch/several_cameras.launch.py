@@ -51,6 +51,8 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     known = {argument for argument, _, _ in runpy.run_path(ONE)["ARGUMENTS"]}
     cameras = {}
     for name, own in content["cameras"].items():
+        if "namespace" in {**shared, **(own or {})}:
+            raise ValueError(f"{path}: {name}: leave namespace out, it is the camera's name")
         arguments = {"camera": f"/{name}", **shared, **(own or {}), "namespace": str(name)}
         if unknown := sorted(set(arguments) - known):
             # launch would ignore them without a word.

@@ -125,11 +125,22 @@ def test_parameters_that_documents_name_exist(document: Path) -> None:
             assert any(full.startswith(f"{group}.") for full in named), f"{group}.{name}"
 
 
+def test_what_a_frame_may_fail_of_beside_its_message_is_explained() -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy: the worker takes ROS messages")
+    from depth_prior_ros.ros.worker import INTERNAL, MEMORY
+
+    page = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
+    for cause in (INTERNAL, MEMORY):
+        assert f"| `{cause}` |" in page
+
+
 def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: the diagnostics are ROS messages")
-    from depth_prior_ros.ros.diagnostics import Statistics
+    from depth_prior_ros.ros.diagnostics import STUCK, Statistics
 
-    statistics, active = Statistics(), {"state": "active", "publishers.image": "1"}
+    now = [0.0]
+    statistics = Statistics(clock=lambda: now[0])
+    active = {"state": "active", "publishers.image": "1"}
     messages = [
         statistics.report({"state": "inactive"}, ["runs on a CPU"]).message,
         statistics.report({**active, "publishers.image": "0"}).message,
@@ -144,6 +155,9 @@ def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() 
     for _ in range(2):
         statistics.received(4)
         statistics.inferred({})
+    messages.append(statistics.report(active).message)
+    statistics.received(4)
+    now[0] += 2 * STUCK
     messages.append(statistics.report(active).message)
 
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

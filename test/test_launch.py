@@ -98,9 +98,10 @@ class Launched:
 
     def __init__(self, log: Path, file: str, arguments: tuple[str, ...]) -> None:
         self._log = log
+        where = [file] if Path(file).is_absolute() else ["depth_prior_ros", file]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                ["ros2", "launch", "depth_prior_ros", file, *arguments],
+                ["ros2", "launch", *where, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # Its own group, so that nothing it started survives.
@@ -223,6 +224,51 @@ def test_arguments_reach_the_node(installed, tmp_path):
     )
 
 
+WITHIN = """
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace
+
+def generate_launch_description():
+    file = PythonLaunchDescriptionSource({file!r})
+    node = IncludeLaunchDescription(file, launch_arguments={arguments!r})
+    return LaunchDescription([GroupAction([PushRosNamespace({pushed!r}), node])])
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_around_the_launch_file_holds(installed, tmp_path):
+    """A namespace that another launch file pushed, and a parameter file with simulated time."""
+    make_tiny_bundle(tmp_path / "tiny")
+    values = {"bundle": str(tmp_path / "tiny"), "backend": "torch", "use_sim_time": True}
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}), encoding="utf-8")
+    pushed = f"robot_{uuid.uuid4().hex[:8]}"
+    topics = {name: f"/{pushed}/front/{name}" for name in ("image", "camera_info", "odom")}
+    arguments = {
+        "params_file": str(parameters),
+        "namespace": "front",
+        "log_level": "warn",
+        **topics,
+    }
+    outer = tmp_path / "outer.launch.py"
+    text = WITHIN.format(file=str(LAUNCH_FILE), arguments=list(arguments.items()), pushed=pushed)
+    outer.write_text(text, encoding="utf-8")
+    with (
+        launched(tmp_path / "log", file=str(outer)) as launch,
+        Peer(f"/{pushed}/front") as peer,
+    ):
+        peer.wait_for_node(launch, 240)
+        request = GetParameters.Request(names=["use_sim_time"])
+        values = peer.call(GetParameters, "depth_node/get_parameters", request).values
+        assert values[0].bool_value, "an argument that was not given goes before the file"
+        assert launch.interrupt() == 0
+    assert "waiting for images" not in launch.output, "an info line in spite of log_level:=warn"
+
+
 @pytest.mark.launch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -308,6 +354,16 @@ def test_a_misspelt_argument_of_a_camera_is_refused(installed, tmp_path):
     with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
         assert launch.process.wait(120) == 1
     assert "front: depth.launch.py has no scaling" in launch.output
+
+
+@pytest.mark.launch
+def test_a_namespace_for_a_camera_is_refused_not_ignored(installed, tmp_path):
+    cameras = {"all": {"namespace": "robot"}, "cameras": {"front": {}}}
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
+    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
+    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
+        assert launch.process.wait(120) == 1
+    assert "front: leave namespace out" in launch.output
 
 
 def test_a_ros2_command_line_is_there_or_the_tests_above_say_so(request):

@@ -333,20 +333,20 @@ def test_images_too_large_for_shared_memory_are_missed_with_their_cure(robot):
     large = shifted(texture(1242, 375), 0)
     heard = [len(robot.peer.diagnostics)]
 
-    def told() -> bool:
+    def told() -> dict[str, str] | None:
         if len(robot.peer.diagnostics) > heard[0]:
             heard[0] = len(robot.peer.diagnostics)
             robot.peer.send(large, robot.next_stamp())
             robot.peer.send(large, robot.next_stamp())
-        return "lost by the transport" in robot.peer.status()["message"]
+        status = robot.peer.status()
+        return status if "lost by the transport" in status["message"] else None
 
     try:
-        wait_until(told, "words about lost images", 60.0)
+        status = wait_until(told, "words about lost images", 60.0)
     except AssertionError:
         if int(robot.peer.status()["message_lost"]) == 0:
             pytest.skip("this middleware loses nothing, or its Python does not tell")
         raise
-    status = robot.peer.status()
     assert int(status["message_lost"]) > 0
     assert status["level"] == "1"
     assert "config/fastdds_large_images.xml" in status["message"]

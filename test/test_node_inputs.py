@@ -184,6 +184,9 @@ def test_overrides_decide_and_can_be_read(robot):
 
 def test_a_raw_image_on_the_same_name_is_not_listened_to(robot):
     assert not robot.peer.node.get_subscriptions_info_by_topic("/front/image_raw")
+    heard = len(robot.peer.diagnostics)
+    # The next one may have been made before the newest picture came, and sent after.
+    wait_until(lambda: len(robot.peer.diagnostics) > heard + 1, "a report that counts them all")
     before = robot.peer.status()["received"]
     message = image_message(view(), Header(stamp=stamp_of(robot.next_stamp()), frame_id=FRAME))
     robot.peer.image_publisher.publish(message)

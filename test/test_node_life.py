@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
+import rclpy
 from helpers import make_tiny_bundle
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
+from rclpy.context import Context
 from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
@@ -85,6 +87,26 @@ def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, li
         assert not said, "no traceback, no complaint"
 
 
+@pytest.mark.parametrize("phase", ["start", "active"])
+def test_a_second_signal_does_not_disturb_the_end(tiny_bundle, phase):
+    """A service manager signals launch and node alike, and launch hands the signal on."""
+    with node_and_peer(backend="torch", bundle=tiny_bundle) as (process, peer):
+        if phase == "active":
+            peer.wait_for_node(process)
+            peer.send(view(), STEP)
+            peer.answer(STEP)
+        else:
+            maps = Path(f"/proc/{process.process.pid}/maps")
+            wait_until(lambda: "libtorch_cpu" in maps.read_text(), "the start")
+        process.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while process.alive and time.monotonic() < deadline:
+            process.process.send_signal(signal.SIGINT)
+            time.sleep(0.02)  # not a wait: signals are to fall into every part of the end
+        assert process.process.wait(1) == 0, process.output
+        assert "Traceback" not in process.output
+
+
 def test_a_bundle_that_is_not_there_ends_the_node_with_its_name(tmp_path):
     with NodeProcess(bundle=tmp_path / "nothing") as process:
         assert process.process.wait(2 * PATIENCE) == 1
@@ -102,6 +124,20 @@ def test_an_altered_bundle_ends_the_node_with_file_and_cause(tiny_bundle, tmp_pa
     with NodeProcess(backend="torch", bundle=bundle) as process:
         assert process.process.wait(2 * PATIENCE) == 1
         assert "student.safetensors" in process.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--params-file", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["-r", "image:="], "image:="),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_ends_the_node_with_the_cause(arguments, named):
+    with NodeProcess(*arguments) as process:
+        assert process.process.wait(2 * PATIENCE) == 1
+        assert named in process.output
+        assert "Traceback" not in process.output
 
 
 @pytest.mark.parametrize("wrong", [{"sync_wait": -1.0}, {"threads": 1.5}, {"device": "gpu"}])
@@ -185,6 +221,23 @@ def test_an_unexpected_error_costs_one_frame_only(tiny_bundle):
             wait_until(lambda n=count: robot.refused("internal") == n, "the error to be counted")
         assert "every second frame fails" in peer.status()["refused.internal.last"]
         assert process.interrupt() == 0
+
+
+def test_what_a_signal_cuts_short_is_no_fault_of_the_node():
+    """The context ends first, and whatever is being published then fails."""
+    from depth_prior_ros.ros.lifecycle_node import DepthNode
+
+    context = Context()
+    rclpy.init(context=context)
+    node = DepthNode(context=context, namespace="/cut_short")
+    try:
+        node.callback_failed(RuntimeError("a real one"))
+        context.try_shutdown()
+        node.callback_failed(RuntimeError("publisher's context is invalid"))
+        values = node._statistics.report({}).values
+        assert values["refused.internal.last"] == "RuntimeError: a real one"
+    finally:
+        node.destroy_node()
 
 
 @pytest.mark.slow

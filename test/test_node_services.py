@@ -326,6 +326,42 @@ def test_without_a_scale_depth_is_called_relative_until_there_is_one(bundles):
         assert "relative" not in peer.status()["message"]
 
 
+def test_a_node_that_was_configured_anew_keeps_its_bundle(bundles, tmp_path):
+    """Not the one that a reload from before was still loading."""
+    hold = tmp_path / "hold"
+    code = WAITING.format(hold=str(hold))
+    with node_and_peer(code=code, bundle=bundles[0], backend="torch") as (process, peer):
+        peer.wait_for_node(process)
+        robot = Served(process=process, peer=peer)
+
+        def loadings(count: int) -> None:
+            wait_until(lambda: process.output.count("loading bundle") == count, "loading", PATIENCE)
+
+        def change(transition: int) -> None:
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert peer.call(ChangeState, "depth_node/change_state", request, PATIENCE).success
+
+        configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+        hold.touch()
+        with (
+            peer.client(Trigger, "depth_node/reload_bundle") as reload,
+            peer.client(ChangeState, "depth_node/change_state") as state,
+        ):
+            reloaded = reload.call_async(Trigger.Request())
+            loadings(2)
+            change(Transition.TRANSITION_DEACTIVATE)
+            change(Transition.TRANSITION_CLEANUP)
+            robot.set(bundle=str(bundles[1]))
+            configured = state.call_async(configure)
+            loadings(3)
+            hold.unlink()
+            assert wait_for_future(configured, "change_state", PATIENCE).success
+            answer = wait_for_future(reloaded, "reload_bundle", PATIENCE)
+        assert not answer.success
+        assert "meanwhile" in answer.message
+        robot.told_in("bundle", str(bundles[1]))
+
+
 def test_the_end_of_a_node_waits_for_a_bundle_that_is_being_loaded(bundles, tmp_path):
     """A process must not end below a library that is starting: that is a crash now and then."""
     hold = tmp_path / "hold"

@@ -223,6 +223,17 @@ def test_poses_far_apart_are_not_connected() -> None:
     assert trajectory.step(0, 5 * SECOND, max_age=0.5) is None
 
 
+def test_stamps_that_come_twice() -> None:
+    """As from a simulator whose odometry is faster than its clock: the newer pose counts."""
+    trajectory = Trajectory()
+    for i in range(10):
+        assert trajectory.add(i * SECOND // 10, (0.5 * i - 0.1, 0, 0), (0, 0, 0, 1))
+        assert trajectory.add(i * SECOND // 10, (0.5 * i, 0, 0), (0, 0, 0, 1))
+    found = trajectory.step(SECOND // 5, SECOND // 2)
+    assert found is not None
+    np.testing.assert_allclose(found, pose(1.5, 0.0, 0.0), atol=1e-12)
+
+
 def test_a_bag_that_starts_again() -> None:
     trajectory = Trajectory()
     drive(trajectory)

@@ -25,6 +25,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from outputs_worker import CAMERA, FRAME, PERIOD_NS, header_of, result_of
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_helpers import LATCHED, PATIENCE, RELIABLE, NodeProcess, nanoseconds_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -34,7 +36,7 @@ from test_compressed_depth import decode
 
 from depth_prior_ros.ros.messages import image_to_depth
 from depth_prior_ros.ros.output_settings import OutputSettings, parameter_name
-from depth_prior_ros.ros.outputs import ON_DEMAND, TOPICS, topic_name
+from depth_prior_ros.ros.outputs import ON_DEMAND, TOPICS, Outputs, topic_name
 from depth_prior_ros.ros.parameters import PARAMETERS
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
@@ -248,6 +250,38 @@ def test_points_by_confidence_ask_for_confidence() -> None:
         assert np.array_equal(read_numpy(message)[0]["z"], result.depth[keep])
         assert [f.name for f in message.fields] == ["x", "y", "z"]
         assert "confidence" not in listener.more_frames()  # computed, but published to nobody
+
+
+@contextlib.contextmanager
+def lifecycle_node(**overrides: str) -> Iterator[LifecycleNode]:
+    context = Context()
+    rclpy.init(context=context)
+    parameters = [Parameter(name, value=value) for name, value in overrides.items()]
+    node = LifecycleNode("outputs", context=context, parameter_overrides=parameters)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def test_points_wait_for_the_confidence_that_they_are_chosen_by() -> None:
+    """Somebody began to listen after the pipeline had been asked what is wanted."""
+    with lifecycle_node() as node:
+        outputs = Outputs(node, OutputSettings(points_min_confidence=0.5))
+        header = header_of(1)
+        assert outputs._points(header, result_of(1, confidence=False)) is None
+        chosen = outputs._points(header, result_of(1))
+        assert 0 < chosen.width < np.isfinite(result_of(1).depth).sum()
+
+
+def test_a_misspelt_override_leaves_no_publisher_behind() -> None:
+    name = "qos_overrides./depth/points.publisher.reliability"
+    with lifecycle_node(**{name: "relaible"}) as node:
+        before = len(list(node.publishers))
+        with pytest.raises(RuntimeError, match="relaible"):
+            Outputs(node)
+        assert len(list(node.publishers)) == before
 
 
 def test_settings_are_the_declared_parameters() -> None:

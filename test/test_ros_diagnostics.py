@@ -15,7 +15,9 @@ from depth_prior_ros.ros.diagnostics import (
     ERROR,
     LATENCY_PARTS,
     OK,
+    SILENCE,
     STALE,
+    STUCK,
     WARN,
     PercentileWindow,
     Statistics,
@@ -115,6 +117,78 @@ def test_where_only_calibration_comes_through_large_images_are_suspected():
     assert report.level == STALE
     assert "fastdds_large_images.xml" in report.message
     assert "fastdds" not in statistics.report(state).message, "neither comes: the camera is off"
+
+
+class Watch:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_motion_that_cannot_be_used_does_not_condemn_the_images():
+    """Odometry of NaN, and a machine that takes longer for a frame than from report to report."""
+    statistics = Statistics()
+    statistics.received()
+    statistics.refused("bad_odometry", "the speed of odometry is nan", frame=False)
+    report = statistics.report(ACTIVE)
+    assert report.level == WARN
+    assert "bad_odometry" in report.message
+
+
+def test_motion_that_cannot_be_used_does_not_hide_that_the_camera_is_missing():
+    statistics = Statistics()
+    statistics.refused("bad_odometry", "the speed of odometry is nan", frame=False)
+    report = statistics.report({**ACTIVE, "publishers.image": "0"})
+    assert report.level == STALE
+    assert "nobody publishes the image topic" in report.message
+    assert "bad_odometry" in report.message
+
+
+def test_a_slow_camera_is_no_silent_one():
+    """One image in one and a half seconds, and reports in between."""
+    watch = Watch()
+    statistics = Statistics(clock=watch)
+    for _ in range(4):
+        statistics.received()
+        statistics.inferred({"total": 20.0})
+        for _ in range(3):
+            assert statistics.report(ACTIVE).level == OK
+            watch.now += 0.25 * SILENCE
+    watch.now += SILENCE
+    assert statistics.report(ACTIVE).level == STALE
+
+
+def test_images_of_which_nothing_becomes_are_an_error_in_words():
+    watch = Watch()
+    statistics = Statistics(clock=watch)
+    levels = []
+    for _ in range(4):
+        statistics.received()
+        report = statistics.report(ACTIVE)
+        levels.append(report.level)
+        watch.now += 0.6 * STUCK
+    assert levels == [OK, OK, ERROR, ERROR]
+    assert "none has become depth" in report.message
+    statistics.inferred({"total": 20.0})
+    statistics.received()
+    assert statistics.report(ACTIVE).level == OK
+
+
+@pytest.mark.parametrize("between", [{"state": "inactive"}, {**ACTIVE, "publishers.image": "0"}])
+def test_an_image_that_was_given_up_is_not_waited_for(between):
+    """The node was deactivated, or its camera went away, before the image's turn."""
+    watch = Watch()
+    statistics = Statistics(clock=watch)
+    statistics.received()
+    statistics.report(ACTIVE)
+    watch.now += 2 * STUCK
+    statistics.report(between)
+    statistics.received()
+    assert statistics.report(ACTIVE).level == OK
 
 
 def test_remarks_are_said_whatever_happens():

@@ -113,6 +113,7 @@ def test_refusals_say_what_would_be_right():
     assert "stop_speed" in refusal(motion__stop_speed=7.0)
     assert "cuda:N" in refusal("unconfigured", device="gpu")
     assert "-1" in refusal(time_budget=-0.5)
+    assert "motion.source" in refusal("inactive", scale__mode="odometry", motion__source="image")
     assert "640x192" in refusal(output_size="huge")
     assert "colour.min_depth_m" in refusal(colour__max_depth_m=1.0)
 

@@ -114,6 +114,20 @@ def test_a_measurement_in_hand_is_worth_more_than_the_file(tmp_path):
     assert running.scale.metres_per_unit == pytest.approx(25.0, rel=0.01)
 
 
+def test_an_activation_without_a_frame_does_not_loosen_the_file_from_its_camera(tmp_path):
+    path = tmp_path / "scale.yaml"
+    driven = pipeline()
+    first = ScaleKeeper(str(path), Log())
+    first.begin(driven, CAMERA)
+    drive(driven.scale, 30.0)
+    first.end(driven)
+    ScaleKeeper(str(path), Log()).end(driven)  # activated again, and no camera there
+    log, other = Log(), pipeline()
+    ScaleKeeper(str(path), log).begin(other, OTHER_CAMERA)
+    assert other.scale.metres_per_unit == 20.0
+    assert "another camera" in log.said[0]
+
+
 def test_without_a_file_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keeper, driven = ScaleKeeper("", Log()), pipeline()
@@ -128,5 +142,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     log, driven = Log(), pipeline()
     keeper = ScaleKeeper(str(tmp_path / "file" / "scale.yaml"), log)
     drive(driven.scale, 30.0)
+    keeper.begin(driven, CAMERA)
     keeper.end(driven)
     assert "scale not stored" in log.said[0]

@@ -46,7 +46,8 @@ _FOOTER = """\
 `use_sim_time` takes the time from `/clock`. The QoS of every topic can be overridden at the start,
 under the topic's full name: `qos_overrides./camera/image_raw.subscription.reliability: reliable` or
 `qos_overrides./depth/image_rect.publisher.depth: 5`; `history`, `depth` and `reliability` can be
-set. `ros2 param list /depth_node` shows them all.
+set. A subscription's `reliability` goes before `image_reliability` and `odom_reliability`; it is
+empty where nothing was set. `ros2 param list /depth_node` shows them all.
 """
 
 _APPLIES: dict[Applies, str] = {

@@ -7,9 +7,11 @@ lock guards them all. Nothing here knows a node: :meth:`Statistics.report` retur
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,12 +24,22 @@ LATENCY_PERCENTS = (50, 95, 99)
 
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
 
+SILENCE = 2.0
+"""Seconds without an image after which none counts as arriving: slow cameras are no fault."""
+
+STUCK = 10.0
+"""Seconds after which images that arrive ought to have become depth, or to have been refused."""
+
 SEGMENT_BYTES = 512 * 1024
 """Fast DDS's shared-memory segment, unless a profile says otherwise."""
 
 _LARGER_SEGMENT = (
     "images above 512 KB need a larger shared-memory segment at the sender: start the camera "
     "driver with config/fastdds_large_images.xml, or set image_reliability to reliable"
+)
+_STUCK = (
+    "the machine is far too slow for these networks (latency_ms.infer), or they hang; the log may "
+    "say more"
 )
 _NO_SEGMENT = (
     "set image_reliability to reliable, or give the sockets larger buffers (net.core.rmem_max)"
@@ -77,14 +89,23 @@ class Statistics:
     Args:
         window: frames over which latencies are reported.
         fast_dds: whether the middleware is Fast DDS, whose cure for lost images differs.
+        clock: steady seconds.
     """
 
-    def __init__(self, window: int = 500, fast_dds: bool = True) -> None:
+    def __init__(
+        self,
+        window: int = 500,
+        fast_dds: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._lock = threading.Lock()
         self._counts = _Counts()
         self._reported = _Counts()
         self._last_text: dict[str, str] = {}
         self._fast_dds = fast_dds
+        self._clock = clock
+        self._newest_image = -math.inf  # when it arrived
+        self._waiting_since: float | None = None  # the oldest image of which nothing has become
         self._image_bytes = 0
         self._expected_bytes = 0
         self._latency = {name: PercentileWindow(window) for name in LATENCY_PARTS}
@@ -94,6 +115,9 @@ class Statistics:
         with self._lock:
             self._counts.received += 1
             self._image_bytes = size or self._image_bytes
+            self._newest_image = self._clock()
+            if self._waiting_since is None:
+                self._waiting_since = self._newest_image
 
     def camera_info(self, width: int, height: int) -> None:
         """A calibration arrived; its image has probably three bytes a pixel."""
@@ -120,6 +144,8 @@ class Statistics:
         with self._lock:
             self._counts.refused[cause] += 1
             self._counts.refused_frames += frame
+            if frame:
+                self._waiting_since = None
             self._last_text[cause] = text
             return self._counts.refused[cause]
 
@@ -127,6 +153,7 @@ class Statistics:
         """A depth image was published; latencies in milliseconds by part."""
         with self._lock:
             self._counts.inferred += 1
+            self._waiting_since = None
             for name, value in latency_ms.items():
                 self._latency[name].add(value)
 
@@ -171,26 +198,53 @@ class Statistics:
         counts, before = self._counts, self._reported
         refused = counts.refused - before.refused
         inferred = counts.inferred - before.inferred
+        level, words = self._judge_images(state, inferred)
+        if not refused:
+            return level, words
+        cause = refused.most_common(1)[0][0]
+        said = f"{sum(refused.values())} refused, mostly {cause}: {self._last_text[cause]}"
+        if "internal" in refused:
+            return ERROR, said
+        if counts.refused_frames > before.refused_frames:
+            return ERROR if inferred == 0 else WARN, said
+        # Calibration or motion, which says nothing about the images.
+        return (WARN, said) if level == OK else (level, f"{words}; {said}")
+
+    def _judge_images(self, state: Mapping[str, str], inferred: int) -> tuple[int, str]:
+        """The same, for what became of the images; refused ones apart."""
+        counts, before = self._counts, self._reported
+        active = state.get("state") == "active"
+        waiting = self._waiting()
+        if active and waiting > STUCK and counts.received > before.received:
+            return ERROR, f"images arrive, but none has become depth for {waiting:.0f} s: {_STUCK}"
         lost = counts.message_lost - before.message_lost
-        if refused:
-            cause = refused.most_common(1)[0][0]
-            level = ERROR if inferred == 0 or "internal" in refused else WARN
-            total = sum(refused.values())
-            return level, f"{total} refused, mostly {cause}: {self._last_text[cause]}"
         if lost:
             return WARN, f"{lost} images lost by the transport: {self._cure()}"
-        if state.get("state") != "active":
+        quiet = self._clock() - self._newest_image >= SILENCE
+        silent = quiet and counts.received == before.received
+        nobody = state.get("publishers.image") == "0"
+        if not active or nobody or silent:
+            self._waiting_since = None
+        if not active:
             return OK, "not active"
-        if state.get("publishers.image") == "0":
+        if nobody:
             return STALE, "nobody publishes the image topic, or not with a QoS that fits"
-        if counts.received == before.received:
-            silent = "no image arrived since the last report"
-            # A camera sends both; where only the small one comes through, the large one is lost.
-            if counts.camera_infos > before.camera_infos and state.get("publishers.image"):
-                silent += f", but camera_info did; if images are lost on the way: {self._cure()}"
-            return STALE, silent
+        if silent:
+            return STALE, self._words_of_silence(state)
         words = f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
         return WARN if state.get("backend_fell_back") == "true" else OK, words
+
+    def _waiting(self) -> float:
+        """Seconds for which nothing has become of the images that arrived."""
+        return 0.0 if self._waiting_since is None else self._clock() - self._waiting_since
+
+    def _words_of_silence(self, state: Mapping[str, str]) -> str:
+        words = "no image arrived since the last report"
+        calibrated = self._counts.camera_infos > self._reported.camera_infos
+        # A camera sends both; where only the small one comes through, the large one is lost.
+        if calibrated and state.get("publishers.image"):
+            words += f", but camera_info did; if images are lost on the way: {self._cure()}"
+        return words
 
     def _cure(self) -> str:
         size = self._image_bytes or self._expected_bytes

@@ -24,6 +24,7 @@ from depth_prior_ros.ros import parameters
 from depth_prior_ros.ros.diagnostics import Statistics, to_message
 from depth_prior_ros.ros.inputs import Inputs
 from depth_prior_ros.ros.outputs import Outputs
+from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.scale_keeper import ScaleKeeper
 from depth_prior_ros.ros.services import Background, RefusedError, Services
 from depth_prior_ros.ros.snapshots import save_snapshot
@@ -51,6 +52,13 @@ def _logged(transition: _Transition) -> _Transition:
             return TransitionCallbackReturn.ERROR
 
     return wrapper
+
+
+def _unforceable(settings: Settings, pipeline: DepthPipeline) -> str:
+    """Why the forced model cannot run; empty where it can, or none is forced."""
+    if settings.force_model != "multi_frame" or pipeline.networks.has_multi_frame:
+        return ""
+    return f"bundle {pipeline.bundle.path} has no multi-frame network to force"
 
 
 class DepthNode(LifecycleNode):
@@ -231,6 +239,8 @@ class DepthNode(LifecycleNode):
             self._pipeline.frame_rate.saw(stamp)
 
     def _refuse(self, cause: str, text: str, frame: bool = True) -> None:
+        if cause == INTERNAL and not self.context.ok():
+            return  # a signal ended the context below the frame: no fault, and nobody to tell
         count = self._statistics.refused(cause, text, frame)
         # A camera that always sends the same wrong thing must not fill the log: 1, 10, 100, ...
         if math.log10(count).is_integer():
@@ -245,9 +255,7 @@ class DepthNode(LifecycleNode):
         )
         if settings is None:
             return answer
-        forced = settings.force_model == "multi_frame"
-        if forced and self._pipeline is not None and not self._pipeline.networks.has_multi_frame:
-            reason = f"bundle {settings.bundle} has no multi-frame network to force"
+        if self._pipeline is not None and (reason := _unforceable(settings, self._pipeline)):
             return SetParametersResult(successful=False, reason=reason)
         self.settings = settings
         if self._worker is not None:
@@ -261,12 +269,13 @@ class DepthNode(LifecycleNode):
             raise RefusedError("the node is not configured: configuring loads the bundle")
         from depth_prior_ros.ros.loading import carry_scale, load_pipeline
 
-        settings = self.settings
+        settings, before = self.settings, self._pipeline
         self.get_logger().info(f"loading bundle {settings.bundle} and warming up")
         pipeline = await self._background.run(lambda: load_pipeline(settings))
-        before = self._pipeline
-        if before is None:
+        if self._pipeline is not before:
             raise RefusedError("the node was cleaned up meanwhile")
+        if reason := _unforceable(self.settings, pipeline):
+            raise RefusedError(reason)  # force_model was set meanwhile
         carry_scale(before, pipeline)
         self._pipeline, self._applied = pipeline, settings
         if self._worker is not None:

@@ -5,8 +5,9 @@ Imports nothing that takes time, so that a signal finds a handler from the very 
 
 from __future__ import annotations
 
-import signal
 import sys
+
+from depth_prior_ros.ros import interrupts
 
 USAGE = """usage: depth_node [--ros-args -p NAME:=VALUE ... -r FROM:=TO ... --params-file FILE]
 
@@ -26,12 +27,13 @@ def main(args: list[str] | None = None) -> int:
     if "-h" in given or "--help" in given:
         print(USAGE)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.listen()
     try:
         from depth_prior_ros.ros.run import run
 
         return run(args)
     except KeyboardInterrupt:
+        interrupts.ignore()
         # Where an import was interrupted inside an exec(), CPython remembers it as unhandled and
         # dies of SIGINT after a clean end. Evaluating anything makes it forget.
         eval("None")

@@ -108,7 +108,13 @@ class Outputs:
             "colour": self._colour,
             "compressed": self._compressed,
         }
-        self._publishers = {output: self._publisher(output, qos_overrides) for output in TOPICS}
+        self._publishers: dict[str, Any] = {}
+        try:
+            for output in TOPICS:
+                self._publishers[output] = self._publisher(output, qos_overrides)
+        except BaseException:
+            self.destroy()  # nobody else knows of those that were made
+            raise
 
     @property
     def depth_topic(self) -> str:
@@ -196,8 +202,10 @@ class Outputs:
         # Somebody began to listen after the pipeline was asked: from the next frame on.
         return None if result.confidence is None else depth_to_image(result.confidence, header)
 
-    def _points(self, header: Header, result: DepthResult) -> PointCloud2:
+    def _points(self, header: Header, result: DepthResult) -> PointCloud2 | None:
         s = self._settings
+        if s.needs_confidence_for_points and result.confidence is None:
+            return None  # as above: points that nobody vouches for are not sent
         return self._cloud.message(
             header,
             result.depth,

@@ -137,6 +137,8 @@ def _check_time_budget(seconds: float) -> None:
 def _check_scale(values: Mapping[str, Any]) -> None:
     if values["scale.mode"] == "camera_height" and values["scale.camera_height"] <= 0:
         raise ValueError("scale.mode 'camera_height' needs scale.camera_height in metres")
+    if values["scale.mode"] == "odometry" and values["motion.source"] == "image":
+        raise ValueError("scale.mode 'odometry' needs another motion.source than 'image'")
 
 
 def declare(node: LifecycleNode) -> Settings:

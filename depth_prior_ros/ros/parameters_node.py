@@ -21,8 +21,9 @@ INPUT = (
     Declaration(
         "sync_wait",
         0.02,
-        "Seconds that an image waits for odometry and camera_info with its stamp. Topics are not "
-        "ordered among each other; a lockstep replay sets this to seconds.",
+        "Seconds that an image waits for odometry as new as it is, and for camera_info where none "
+        "fits its size. Topics are not ordered among each other; a lockstep replay sets this to "
+        "seconds.",
         low=0.0,
         high=60.0,
     ),

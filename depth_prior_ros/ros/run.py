@@ -9,6 +9,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
+from depth_prior_ros.ros import interrupts
 from depth_prior_ros.ros.lifecycle_node import DepthNode
 
 
@@ -17,12 +18,14 @@ def run(args: list[str] | None = None) -> int:
 
     Raises:
         KeyboardInterrupt: for SIGINT, and for SIGTERM before the node spins.
+
+    It is the end of a process: SIGINT and SIGTERM are ignored from its end on.
     """
     node = None
     try:
         # rclpy turns SIGTERM into a wake-up of the executor. While the bundle is being loaded there
         # is none to wake: until then it interrupts as SIGINT does.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        _init(args)
         node = DepthNode()
         if not node.settings.autostart:
             node.get_logger().info("autostart is off: waiting to be configured")
@@ -38,11 +41,22 @@ def run(args: list[str] | None = None) -> int:
         print(f"depth_node: {error}", file=sys.stderr)
         return 1
     finally:
+        # A frame is ended and the scale stored now, and then the interpreter takes its time.
+        interrupts.ignore()
         if node is not None:
             node.destroy_node()
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
+        interrupts.ignore()  # rclpy has put back what it found
     return 0
+
+
+def _init(args: list[str] | None) -> None:
+    """Raises ValueError for ROS arguments or parameter files that cannot be read."""
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        raise ValueError(f"the command line cannot be used: {error}") from error
 
 
 def _spin(executor: SingleThreadedExecutor, node: DepthNode) -> None:

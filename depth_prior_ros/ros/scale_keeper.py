@@ -44,8 +44,10 @@ class ScaleKeeper:
             self._log.info(f"scale taken up from {self._path}: {factor:.4g} m per unit")
 
     def end(self, pipeline: DepthPipeline) -> None:
-        """Write the factor, where one was measured."""
-        if not self._path or pipeline.scale.status.state not in ("measured", "held"):
+        """Write the factor, where one was measured, as that of the camera it was measured with."""
+        if not self._path or self._camera is None:
+            return  # no frame since the node became active: the file says all there is to say
+        if pipeline.scale.status.state not in ("measured", "held"):
             return
         stored = pipeline.scale.store()
         try:

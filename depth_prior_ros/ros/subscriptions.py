@@ -17,9 +17,9 @@ from depth_prior_ros.ros.events import message_lost_callbacks
 from depth_prior_ros.ros.inputs import Inputs, stamp_ns
 from depth_prior_ros.ros.messages import MessageError, check_image
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.ros.qos import overrides, qos
+from depth_prior_ros.ros.qos import qos, subscription_overrides
 
-UNKNOWN_POSE = -1.0
+UNKNOWN = -1.0
 """First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""
 
 FORWARD = 0.9
@@ -51,7 +51,7 @@ class Subscriptions:
         statistics: counts them.
         refuse: called with cause, text, and whether it was an image, for every message that cannot
             be used.
-        saw: called with the stamp (ns) of every image that arrives.
+        saw: called with the stamp (ns) of every image that can be used.
     """
 
     def __init__(
@@ -69,32 +69,39 @@ class Subscriptions:
         self._refuse = refuse
         self._saw = saw
         self._all: dict[str, Any] = {}
-        image = qos(1, settings.image_reliability == "reliable")
-        lost = message_lost_callbacks(statistics.message_lost)
-        kind = CompressedImage if settings.image_transport == "compressed" else Image
         self.image_topic = image_topic(node, settings)
-        self._all["image"] = node.create_subscription(
-            kind,
-            self.image_topic,
-            self._on_image,
-            image,
-            event_callbacks=lost,
-            qos_overriding_options=overrides(),
-        )
-        info = qos(5, settings.image_reliability == "reliable")
-        self._subscribe("camera_info", CameraInfo, self._on_camera_info, info)
+        try:
+            self._subscribe_all(settings)
+        except BaseException:
+            self.destroy()  # nobody else knows of those that were made
+            raise
+
+    def _subscribe_all(self, settings: Settings) -> None:
+        reliable = settings.image_reliability == "reliable"
+        kind = CompressedImage if settings.image_transport == "compressed" else Image
+        lost = message_lost_callbacks(self._statistics.message_lost)
+        events = {"event_callbacks": lost}
+        self._subscribe("image", self.image_topic, kind, self._on_image, qos(1, reliable), **events)
+        info = qos(5, reliable)
+        self._subscribe("camera_info", "camera_info", CameraInfo, self._on_camera_info, info)
         for topic, source, message in _MOTION:
             if settings.motion_source in ("auto", source):
-                self._subscribe(
-                    topic,
-                    message,
-                    self._on_odometry if source == "odometry" else self._on_twist(source),
-                    qos(50, settings.odom_reliability == "reliable"),
-                )
+                callback = self._on_odometry if source == "odometry" else self._on_twist(source)
+                motion = qos(50, settings.odom_reliability == "reliable")
+                self._subscribe(topic, topic, message, callback, motion)
 
-    def _subscribe(self, topic: str, kind: type, callback: Callable[[Any], None], p: Any) -> None:
-        self._all[topic] = self._node.create_subscription(
-            kind, topic, callback, p, qos_overriding_options=overrides()
+    def _subscribe(
+        self,
+        name: str,
+        topic: str,
+        kind: type,
+        callback: Callable[[Any], None],
+        profile: Any,
+        **options: Any,
+    ) -> None:
+        allowed = subscription_overrides(self._node, topic, profile)
+        self._all[name] = self._node.create_subscription(
+            kind, topic, callback, profile, qos_overriding_options=allowed, **options
         )
 
     def destroy(self) -> None:
@@ -111,18 +118,18 @@ class Subscriptions:
         subscription = self._all[name]
         if hasattr(subscription, "get_publisher_count"):
             return int(subscription.get_publisher_count())
-        # Humble: those that exist, connected or not.
-        return int(self._node.count_publishers(self.image_topic if name == "image" else name))
+        # Humble: those that exist, connected or not. It counts under the name that it is told.
+        topic = self.image_topic if name == "image" else self._node.resolve_topic_name(name)
+        return int(self._node.count_publishers(topic))
 
     def _on_image(self, message: Image | CompressedImage) -> None:
-        stamp = stamp_ns(message.header.stamp)
         self._statistics.received(len(message.data))
-        self._saw(stamp)
         try:
             check_image(message)
         except MessageError as error:
             self._refuse(error.cause, error.text, True)
             return
+        self._saw(stamp_ns(message.header.stamp))
         self._inputs.put_image(message)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
@@ -136,10 +143,11 @@ class Subscriptions:
         stamp = stamp_ns(message.header.stamp)
         # The pose first: storing the speed wakes whoever waits for both.
         self._on_pose(stamp, message.pose)
-        self._on_speed(stamp, message.twist.twist, "odometry")
+        if message.twist.covariance[0] != UNKNOWN:
+            self._on_speed(stamp, message.twist.twist, "odometry")
 
     def _on_pose(self, stamp: int, pose: Any) -> None:
-        if pose.covariance[0] == UNKNOWN_POSE:
+        if pose.covariance[0] == UNKNOWN:
             return
         p, q = pose.pose.position, pose.pose.orientation
         numbers = (p.x, p.y, p.z), (q.x, q.y, q.z, q.w)

@@ -163,12 +163,15 @@ class FrameWorker:
                     self._survive(error)
 
     def _survive(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
+        cause, text = INTERNAL, f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            self._pipeline.networks.backend.free_memory()
-            self._refuse(MEMORY, text)
-        else:
-            self._refuse(INTERNAL, text)
+            cause = MEMORY
+            # A device in a bad state fails here, too; without this thread there is no depth ever.
+            try:
+                self._pipeline.networks.backend.free_memory()
+            except Exception as further:
+                cause, text = INTERNAL, f"{text}; then {type(further).__name__}: {further}"
+        self._refuse(cause, text)
 
     def _take_up_changes(self) -> None:
         with self._pending:

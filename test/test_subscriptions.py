@@ -1,0 +1,152 @@
+"""What an active node listens to: its QoS, its names, and what becomes of single messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
+
+import rclpy
+from geometry_msgs.msg import Twist, TwistWithCovariance, Vector3
+from nav_msgs.msg import Odometry
+from rclpy.context import Context
+from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSReliabilityPolicy
+from ros_helpers import FRAME, STEP, image_message, stamp_of
+from std_msgs.msg import Header
+
+from depth_prior_ros.ros.diagnostics import Statistics
+from depth_prior_ros.ros.inputs import Inputs
+from depth_prior_ros.ros.parameters import PARAMETERS, Settings
+from depth_prior_ros.ros.subscriptions import Subscriptions
+
+DEFAULTS = {d.name: d.default for d in PARAMETERS}
+RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
+
+MakeNode = Callable[..., LifecycleNode]
+
+
+@pytest.fixture
+def make_node() -> Iterator[MakeNode]:
+    """Nodes in a context of their own, with parameters and remappings as of a command line."""
+    context = Context()
+    rclpy.init(context=context)
+    nodes = []
+
+    def make(*arguments: str, **parameters: str) -> LifecycleNode:
+        nodes.append(
+            LifecycleNode(
+                "subscribing",
+                namespace="/subscriptions",
+                context=context,
+                cli_args=["--ros-args", *arguments] if arguments else None,
+                parameter_overrides=[Parameter(k, value=v) for k, v in parameters.items()],
+            )
+        )
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+    context.try_shutdown()
+
+
+class Heard:
+    """Subscriptions of a node, and what they did with messages."""
+
+    def __init__(self, node: LifecycleNode, **settings: Any) -> None:
+        values = {name.replace("__", "."): value for name, value in settings.items()}
+        self.refused: list[str] = []
+        self.seen: list[int] = []
+        self.inputs = Inputs(lambda: None)
+        self.subscriptions = Subscriptions(
+            node,
+            Settings.from_values({**DEFAULTS, **values}),
+            self.inputs,
+            Statistics(),
+            lambda cause, text, frame: self.refused.append(cause),
+            self.seen.append,
+        )
+
+
+def reliabilities(node: LifecycleNode, *topics: str) -> list[QoSReliabilityPolicy]:
+    own = [s for s in node.subscriptions if s.topic_name.startswith("/subscriptions/")]
+    found = {s.topic_name.removeprefix("/subscriptions/"): s.qos_profile for s in own}
+    return [found[topic].reliability for topic in topics]
+
+
+def test_reliability_changed_between_two_activations_is_taken_up(make_node):
+    node, topics = make_node(), ("image", "camera_info", "odom", "twist")
+    Heard(node).subscriptions.destroy()
+    changed = Heard(node, image_reliability="reliable", odom_reliability="reliable")
+    assert reliabilities(node, *topics) == [RELIABLE] * 4
+    changed.subscriptions.destroy()
+    Heard(node)
+    assert reliabilities(node, *topics) == [BEST_EFFORT] * 4
+
+
+def test_an_override_goes_before_the_nodes_own_parameter(make_node):
+    name = "qos_overrides./subscriptions/odom.subscription.reliability"
+    node = make_node(**{name: "best_effort"})
+    Heard(node, image_reliability="reliable", odom_reliability="reliable")
+    assert reliabilities(node, "image", "odom") == [RELIABLE, BEST_EFFORT]
+    assert node.get_parameter(name).value == "best_effort"
+    assert node.describe_parameter(name).read_only
+
+
+def test_a_misspelt_override_is_named_and_leaves_no_subscription_behind(make_node):
+    name = "qos_overrides./subscriptions/twist.subscription.reliability"
+    node = make_node(**{name: "relaible"})
+    before = len(list(node.subscriptions))
+    with pytest.raises(ValueError, match=f"{name}.*best_effort.*relaible"):
+        Heard(node)
+    assert len(list(node.subscriptions)) == before
+
+
+def test_publishers_are_counted_under_the_name_after_remapping(make_node):
+    """Where a subscription cannot tell whom it is connected to, as in Humble."""
+    node = make_node("-r", "camera_info:=/somewhere/camera_info")
+    heard = Heard(node).subscriptions
+    asked: list[str] = []
+    node.count_publishers = lambda name: asked.append(name) or 1
+    heard.destroy()
+    heard._all = {name: SimpleNamespace() for name in ("image", "camera_info", "odom")}
+    assert heard.publishers() == {"image": 1, "camera_info": 1, "odom": 1}
+    assert asked == ["/subscriptions/image", "/somewhere/camera_info", "/subscriptions/odom"]
+    heard._all = {}
+
+
+def odometry(speed: float, twist_covariance: float, pose_covariance: float = 0.0) -> Odometry:
+    message = Odometry(header=Header(stamp=stamp_of(STEP)))
+    message.twist = TwistWithCovariance(twist=Twist(linear=Vector3(x=speed)))
+    message.twist.covariance[0] = twist_covariance
+    message.pose.covariance[0] = pose_covariance
+    message.pose.pose.orientation.w = 1.0
+    return message
+
+
+@pytest.mark.parametrize(("covariance", "speed"), [(0.0, 3.0), (0.1, 3.0), (-1.0, None)])
+def test_odometry_that_knows_no_speed_does_not_say_that_the_vehicle_stands(
+    make_node, covariance, speed
+):
+    heard = Heard(make_node())
+    heard.subscriptions._on_odometry(odometry(3.0, covariance))
+    motion = heard.inputs.motion_at(STEP, 0.5, wait=0)
+    assert (motion.speed if motion else None) == speed
+    assert not heard.refused
+
+
+def test_malformed_images_do_not_count_for_the_cameras_rate(make_node):
+    heard = Heard(make_node())
+    message = image_message(np.zeros((4, 6, 3), np.uint8), Header(frame_id=FRAME))
+    heard.subscriptions._on_image(message)
+    message.encoding = "yuv9"
+    heard.subscriptions._on_image(message)
+    assert heard.refused == ["unknown_encoding"]
+    assert heard.seen == [0]
