@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.framing import InvalidFrameError
-from depth_prior_ros.guard import is_out_of_memory
+from depth_prior_ros.guard import is_out_of_memory, let_go
 from depth_prior_ros.motion import Motion
 from depth_prior_ros.odometry import CameraMount
 from depth_prior_ros.rectification import rectification_wanted
@@ -166,6 +166,7 @@ class FrameWorker:
         cause, text = INTERNAL, f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             cause = MEMORY
+            let_go(error)
             # A device in a bad state fails here, too; without this thread there is no depth ever.
             try:
                 self._pipeline.networks.backend.free_memory()
