@@ -73,6 +73,8 @@ class DepthNode(LifecycleNode):
         self._lifecycle = "unconfigured"
         super().__init__(name, **options)
         self.settings = parameters.declare(self)
+        for remark in parameters.unknown(getattr(self, "_parameter_overrides", {})):
+            self.get_logger().warning(remark)
         self._applied = self.settings  # those that the pipeline has while there is no worker
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
