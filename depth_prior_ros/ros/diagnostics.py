@@ -136,7 +136,7 @@ class Statistics:
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
                 values; ``state`` and ``publishers.image`` decide whether silence is worth a
-                warning, ``backend_fell_back`` is one.
+                warning, which names ``image_topic``; ``backend_fell_back`` is one.
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
@@ -182,7 +182,8 @@ class Statistics:
         if state.get("state") != "active":
             return OK, "not active"
         if state.get("publishers.image") == "0":
-            return STALE, "nobody publishes the image topic, or not with a QoS that fits"
+            topic = state.get("image_topic") or "the image topic"
+            return STALE, f"nobody publishes {topic}, or not with a QoS that fits"
         if counts.received == before.received:
             silent = "no image arrived since the last report"
             # A camera sends both; where only the small one comes through, the large one is lost.

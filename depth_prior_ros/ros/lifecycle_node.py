@@ -134,7 +134,8 @@ class DepthNode(LifecycleNode):
         pipeline.reset()
         outputs.reconfigure(settings.outputs)
         outputs.reset()
-        self._inputs = Inputs(self._statistics.dropped_stale)
+        info_topic = self.resolve_topic_name("camera_info")
+        self._inputs = Inputs(self._statistics.dropped_stale, info_topic=info_topic)
         self._keeper = ScaleKeeper(settings.scale_file, self.get_logger())
         self._listening = Subscriptions(
             self, settings, self._inputs, self._statistics, self._refuse, self._saw
