@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
+from launch.substitutions import SubstitutionFailure
 from launch_ros.actions import Node
+from launch_ros.substitutions import ExecutableInPackage
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -55,11 +57,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
-    # launch itself only warns, and the node would start with defaults.
-    if not Path(given["params_file"]).is_file():
-        raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
-    if given["log_level"] not in LOG_LEVELS:
-        raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
+    check(given, context)
     pushed = context.launch_configurations.get("ros_namespace", "")
     given["below"] = absolute(pushed, given["namespace"])
     variable = profile_variable(given)
@@ -87,6 +85,28 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     return [*actions, *viewer(given)] if truth(given, "rviz") else actions
+
+
+def check(given: dict[str, str], context: LaunchContext) -> None:
+    """Refuse what cannot be started, before anything is.
+
+    Where an action fails, launch ends at once and leaves running what other actions have started.
+
+    Raises:
+        ValueError, FileNotFoundError: saying which argument is wrong.
+    """
+    # launch itself only warns, and the node would start with defaults.
+    if not Path(given["params_file"]).is_file():
+        raise FileNotFoundError(f"params_file:={given['params_file']}: no such file")
+    if given["log_level"] not in LOG_LEVELS:
+        raise ValueError(f"log_level:={given['log_level']} is none of {', '.join(LOG_LEVELS)}")
+    overrides(given)
+    truth(given, "large_images")
+    if truth(given, "rviz"):
+        try:
+            ExecutableInPackage("rviz2", "rviz2").perform(context)
+        except (LookupError, SubstitutionFailure) as error:
+            raise FileNotFoundError("RViz (package rviz2) is not installed: rviz:=false") from error
 
 
 def viewer(given: dict[str, str]) -> list[LaunchDescriptionEntity]:
@@ -161,7 +181,7 @@ def overrides(given: dict[str, str]) -> dict[str, str | bool | float]:
     if given["scale"]:
         values["scale.mode"] = given["scale"]
     if given["camera_height"]:
-        values["scale.camera_height"] = float(given["camera_height"])
+        values["scale.camera_height"] = number(given, "camera_height")
     if given["autostart"]:
         values["autostart"] = truth(given, "autostart")
     if given["use_sim_time"]:
@@ -176,6 +196,13 @@ def profile_variable(given: dict[str, str]) -> dict[str, str]:
     old = os.environ.get("ROS_DISTRO") in OLD_DISTRIBUTIONS
     name = f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE"
     return {name: str(CONFIG / "fastdds_large_images.xml")}
+
+
+def number(given: dict[str, str], name: str) -> float:
+    try:
+        return float(given[name])
+    except ValueError:
+        raise ValueError(f"{name}:={given[name]} must be a number") from None
 
 
 def truth(given: dict[str, str], name: str) -> bool:

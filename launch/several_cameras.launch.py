@@ -35,7 +35,16 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     path = Path(context.launch_configurations["cameras"])
-    return [one(name, arguments) for name, arguments in read(path).items()]
+    depth = runpy.run_path(ONE)
+    defaults = {name: default for name, default, _ in depth["ARGUMENTS"]}
+    cameras = read(path)
+    for name, arguments in cameras.items():
+        try:
+            # All of them before the first is started.
+            depth["check"]({**defaults, **arguments}, context)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
+    return [one(arguments) for arguments in cameras.values()]
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -66,7 +75,7 @@ def text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def one(name: str, arguments: dict[str, str]) -> GroupAction:
+def one(arguments: dict[str, str]) -> GroupAction:
     """The node of one camera; scoped, so that the arguments of one are not those of the next."""
     source = PythonLaunchDescriptionSource(ONE)
     return GroupAction([IncludeLaunchDescription(source, launch_arguments=list(arguments.items()))])

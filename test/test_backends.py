@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -403,3 +404,20 @@ def test_openvino_needs_no_onnxruntime() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert result.stdout.strip() == b"(1, 2, 6, 6)"
+
+
+def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    """Importing it writes ~/intel and opens a connection where its telemetry is not kept out."""
+    pytest.importorskip("openvino")
+    code = (
+        "import sys, depth_prior_ros.backends.openvino_backend\n"
+        "loaded = [m for m, x in sys.modules.items() if 'openvino_telemetry' in m and x]\n"
+        "sys.exit(', '.join(loaded) or 0)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("CI", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "intel").exists()

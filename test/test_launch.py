@@ -280,6 +280,26 @@ def test_launch_tells_that_the_bundle_is_not_there(installed, tmp_path):
 
 
 @pytest.mark.launch
+@pytest.mark.timeout(120)
+def test_a_launch_that_fails_leaves_nothing_running(installed, tmp_path):
+    """Neither the node beside an RViz that is missing, nor the cameras before a wrong one."""
+    cameras = tmp_path / "cameras.yaml"
+    cameras.write_text("cameras: {front: {}, rear: {camera_height: 'high'}}", encoding="utf-8")
+    commands = [
+        ("several_cameras.launch.py", f"cameras:={cameras}", "rear: camera_height:=high must be a"),
+        ("depth.launch.py", "camera_height:=high", "camera_height:=high must be a number"),
+    ]
+    if shutil.which("rviz2") is None:
+        commands.append(("depth.launch.py", "rviz:=true", "RViz (package rviz2) is not installed"))
+    for file, argument, words in commands:
+        with launched(tmp_path / "log", argument, file=file) as launch:
+            launch.process.wait(60)
+            assert words in launch.output
+            with pytest.raises(ProcessLookupError):
+                os.killpg(launch.process.pid, 0)
+
+
+@pytest.mark.launch
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):

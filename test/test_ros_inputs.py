@@ -82,6 +82,7 @@ def test_without_camera_info_the_frame_is_refused():
     with pytest.raises(MessageError) as caught:
         inputs.camera_info(640, 192, wait=0.01)
     assert caught.value.cause == "no_camera_info"
+    assert "camera_info" in caught.value.text
 
 
 def test_camera_info_that_comes_after_its_image_is_waited_for():

@@ -18,7 +18,7 @@ from rclpy.parameter import Parameter
 from depth_prior_ros.motion import GateSettings
 from depth_prior_ros.ros import parameter_file
 from depth_prior_ros.ros.output_settings import OutputSettings
-from depth_prior_ros.ros.parameters import PARAMETERS, Settings, changed
+from depth_prior_ros.ros.parameters import PARAMETERS, Settings, changed, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = {d.name: d.default for d in PARAMETERS}
@@ -55,6 +55,16 @@ def test_the_parameter_file_holds_every_default_with_its_type():
     values = flat(tree["/**"]["ros__parameters"])
     assert values == DEFAULTS
     assert {k: type(v) for k, v in values.items()} == {k: type(v) for k, v in DEFAULTS.items()}
+
+
+def test_names_that_are_no_parameters_are_told():
+    fine = [*DEFAULTS, "use_sim_time", "qos_overrides./depth/image_rect.publisher.depth"]
+    assert unknown(fine) == []
+    (misspelt,) = unknown([*fine, "scale.camera_heigth"])
+    assert "is scale.camera_height meant?" in misspelt
+    (strange,) = unknown(["xyzzy"])
+    assert "xyzzy" in strange
+    assert "meant" not in strange
 
 
 def test_defaults_are_valid():

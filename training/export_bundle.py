@@ -263,7 +263,7 @@ def _table(names: Sequence[str], arrays: Arrays) -> list[dict[str, Any]]:
 
 def _to_openvino(path: Path) -> Path:
     """The IR of an ONNX file, beside it and in its place."""
-    import openvino
+    from depth_prior_ros.backends.quiet_openvino import openvino
 
     target = path.with_suffix(".xml")
     try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from depth_prior_ros.backends.base import BackendError, Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
+from depth_prior_ros.backends.quiet_openvino import openvino
 
 
 class OpenVinoBackend(OnnxBackend):

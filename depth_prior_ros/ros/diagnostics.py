@@ -163,7 +163,7 @@ class Statistics:
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
                 values; ``state`` and ``publishers.image`` decide whether silence is worth a
-                warning, ``backend_fell_back`` is one.
+                warning, which names ``image_topic``; ``backend_fell_back`` is one.
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
@@ -228,7 +228,8 @@ class Statistics:
         if not active:
             return OK, "not active"
         if nobody:
-            return STALE, "nobody publishes the image topic, or not with a QoS that fits"
+            topic = state.get("image_topic") or "the image topic"
+            return STALE, f"nobody publishes {topic}, or not with a QoS that fits"
         if silent:
             return STALE, self._words_of_silence(state)
         words = f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"

@@ -65,11 +65,18 @@ class Inputs:
         on_overwritten: called for every image that a newer one replaces before it was taken.
         history: speeds kept; a bag that loops brings old stamps back, so they are kept by arrival,
             not by stamp.
+        info_topic: what the topic of ``camera_info`` is called, to be told where none comes.
     """
 
-    def __init__(self, on_overwritten: Callable[[], None], history: int = 512) -> None:
+    def __init__(
+        self,
+        on_overwritten: Callable[[], None],
+        history: int = 512,
+        info_topic: str = "camera_info",
+    ) -> None:
         self._changed = threading.Condition()
         self._on_overwritten = on_overwritten
+        self._info_topic = info_topic
         self._image: ImageArrival | None = None
         self._infos: dict[tuple[int, int], Any] = {}
         self._speeds: deque[Speed] = deque(maxlen=history)
@@ -166,7 +173,7 @@ class Inputs:
             if not self._infos:
                 raise MessageError(
                     "no_camera_info",
-                    "no camera_info yet: without intrinsics the depth would not be metres",
+                    f"no calibration on {self._info_topic} yet, and no metres without it",
                 )
             return self._fitting(width, height) or list(self._infos.values())[-1]
 

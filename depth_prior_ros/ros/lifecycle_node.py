@@ -81,6 +81,8 @@ class DepthNode(LifecycleNode):
         self._lifecycle = "unconfigured"
         super().__init__(name, **options)
         self.settings = parameters.declare(self)
+        for remark in parameters.unknown(getattr(self, "_parameter_overrides", {})):
+            self.get_logger().warning(remark)
         self._applied = self.settings  # those that the pipeline has while there is no worker
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -140,7 +142,8 @@ class DepthNode(LifecycleNode):
         pipeline.reset()
         outputs.reconfigure(settings.outputs)
         outputs.reset()
-        self._inputs = Inputs(self._statistics.dropped_stale)
+        info_topic = self.resolve_topic_name("camera_info")
+        self._inputs = Inputs(self._statistics.dropped_stale, info_topic=info_topic)
         self._keeper = ScaleKeeper(settings.scale_file, self.get_logger())
         self._listening = Subscriptions(
             self, settings, self._inputs, self._statistics, self._refuse, self._saw

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
@@ -22,7 +23,7 @@ from depth_prior_ros.ros import parameters_node as node_
 from depth_prior_ros.ros.declaration import Applies, Declaration
 from depth_prior_ros.ros.output_settings import OutputSettings
 
-__all__ = ["PARAMETERS", "Applies", "Declaration", "Settings", "changed", "declare"]
+__all__ = ["PARAMETERS", "Applies", "Declaration", "Settings", "changed", "declare", "unknown"]
 
 PARAMETERS: tuple[Declaration, ...] = (
     *depth.MODEL,
@@ -36,6 +37,7 @@ PARAMETERS: tuple[Declaration, ...] = (
 )
 
 _BY_NAME = {declaration.name: declaration for declaration in PARAMETERS}
+_OF_EVERY_NODE = ("use_sim_time", "qos_overrides.", "start_type_description_service")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,22 @@ def declare(node: LifecycleNode) -> Settings:
     for declaration in PARAMETERS:
         node.declare_parameter(declaration.name, declaration.default, declaration.descriptor())
     return Settings.from_values(current_values(node))
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """A warning for each name that the node has no parameter of; ROS would ignore it silently.
+
+    Args:
+        names: of what parameter files and command line set for the node.
+    """
+    remarks = []
+    for name in names:
+        if name in _BY_NAME or name.startswith(_OF_EVERY_NODE):
+            continue
+        close = get_close_matches(name, _BY_NAME, n=1)
+        meant = f"; is {close[0]} meant?" if close else ""
+        remarks.append(f"there is no parameter {name}, it is ignored{meant}")
+    return remarks
 
 
 def current_values(node: LifecycleNode) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def state_of(
         "model_error": worker.model_error if worker is not None else "",
         **_scale(pipeline),
         **_camera(worker),
+        "image_topic": subscriptions.image_topic if subscriptions is not None else "",
         **{f"publishers.{n}": str(c) for n, c in _counts(subscriptions).items()},
         **{f"subscribers.{n}": str(c) for n, c in _heard(outputs).items()},
         **{f"published.{n}": str(c) for n, c in sorted(outputs.counts.items() if outputs else ())},
