@@ -20,9 +20,12 @@ from depth_prior_ros.ros.diagnostics import (
     STUCK,
     WARN,
     PercentileWindow,
+    Report,
     Statistics,
     to_message,
 )
+from depth_prior_ros.ros.health_log import HealthLog
+from depth_prior_ros.ros.status import known_share
 
 ACTIVE = {"state": "active"}
 
@@ -246,3 +249,52 @@ def test_the_message_holds_every_value_with_the_last_text_of_each_cause():
     assert values["latency_ms.total.p95"] == "10.0"
     assert (status.name, status.hardware_id) == ("depth_node: depth", "lite")
     assert status.level == bytes([report.level])
+
+
+@pytest.mark.parametrize(
+    ("known", "share"), [(0, "0"), (1, "0.0001"), (5_000, "0.5000"), (10_000, "1.0000")]
+)
+def test_depth_without_a_known_pixel_is_told(known, share):
+    depth = np.full(10_000, np.inf, np.float32)
+    depth[1::2] = np.nan
+    depth[:known] = 7.0
+    assert known_share(depth.reshape(100, 100)) == share
+    statistics = Statistics()
+    statistics.received()
+    statistics.inferred({"total": 1.0})
+    report = statistics.report({**ACTIVE, "known_share": share})
+    assert report.level == (WARN if known == 0 else OK)
+    assert ("max_depth_m" in report.message) is (known == 0)
+
+
+class Log:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def info(self, text):
+        self.lines.append(f"info {text}")
+
+    def warning(self, text):
+        self.lines.append(f"warning {text}")
+
+
+@pytest.mark.parametrize(
+    ("levels", "lines"),
+    [
+        ([OK, OK, OK, OK], []),
+        ([WARN, OK, WARN, OK, WARN, WARN, WARN, OK], []),
+        ([WARN, WARN, WARN, WARN, WARN], ["warning 3"]),
+        ([STALE] * 4 + [OK] * 5, ["warning 3", "info well again: 7"]),
+        ([STALE] * 4 + [WARN] + [STALE] * 5, ["warning 3"]),
+        ([ERROR] * 4 + [WARN] * 4 + [OK], ["warning 3", "warning 7"]),
+    ],
+)
+def test_a_level_that_lasts_is_logged_once(levels, lines):
+    log = Log()
+    times = iter(range(-1, 100))
+    health = HealthLog(lambda: log, clock=lambda: next(times))
+    for number, level in enumerate(levels):
+        health.take(Report(level, str(number), {}))
+    assert log.lines == lines

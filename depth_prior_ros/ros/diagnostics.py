@@ -41,6 +41,10 @@ _STUCK = (
     "the machine is far too slow for these networks (latency_ms.infer), or they hang; the log may "
     "say more"
 )
+_EMPTY = (
+    "but no pixel of the newest has a depth: all lie beyond max_depth_m, or "
+    "scale.metres_per_unit is wrong"
+)
 _NO_SEGMENT = (
     "set image_reliability to reliable, or give the sockets larger buffers (net.core.rmem_max)"
 )
@@ -163,7 +167,8 @@ class Statistics:
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
                 values; ``state`` and ``publishers.image`` decide whether silence is worth a
-                warning, which names ``image_topic``; ``backend_fell_back`` is one.
+                warning, which names ``image_topic``; ``backend_fell_back`` and a ``known_share``
+                of 0 are one.
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
@@ -233,6 +238,8 @@ class Statistics:
         if silent:
             return STALE, self._words_of_silence(state)
         words = f"{inferred} depth image{'' if inferred == 1 else 's'} since the last report"
+        if inferred and state.get("known_share") == "0":
+            return WARN, f"{words}, {_EMPTY}"
         return WARN if state.get("backend_fell_back") == "true" else OK, words
 
     def _waiting(self) -> float:

@@ -22,6 +22,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 
 from depth_prior_ros.ros import parameters
 from depth_prior_ros.ros.diagnostics import Statistics, to_message
+from depth_prior_ros.ros.health_log import HealthLog
 from depth_prior_ros.ros.inputs import Inputs
 from depth_prior_ros.ros.outputs import Outputs
 from depth_prior_ros.ros.parameters import Settings
@@ -79,6 +80,7 @@ class DepthNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._background: Background | None = None
         self._lifecycle = "unconfigured"
+        self._health = HealthLog(self.get_logger)
         super().__init__(name, **options)
         self.settings = parameters.declare(self)
         for remark in parameters.unknown(getattr(self, "_parameter_overrides", {})):
@@ -323,6 +325,7 @@ class DepthNode(LifecycleNode):
 
     def _diagnosis(self) -> DiagnosticArray:
         report = self._statistics.report(self._state(), remarks_of(self._pipeline, self._outputs))
+        self._health.take(report)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: depth"
         message = to_message(report, name, self.settings.bundle)
         message.header.stamp = self.get_clock().now().to_msg()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
     from depth_prior_ros.ros.outputs import Outputs
@@ -34,6 +37,7 @@ def state_of(
         **_model(outputs.active_model if outputs else "", frame.result if frame else None),
         "model_error": worker.model_error if worker is not None else "",
         **_scale(pipeline),
+        "known_share": known_share(frame.result.depth) if frame else "",
         **_camera(worker),
         "image_topic": subscriptions.image_topic if subscriptions is not None else "",
         **{f"publishers.{n}": str(c) for n, c in _counts(subscriptions).items()},
@@ -50,6 +54,12 @@ def remarks_of(pipeline: DepthPipeline | None, outputs: Outputs | None) -> list[
     if outputs is not None and not outputs.metres:
         remarks.append(f"depth is relative, not metres (scale.mode none), on {outputs.depth_topic}")
     return remarks
+
+
+def known_share(depth: NDArray[np.float32]) -> str:
+    """Share of the pixels (h, w) with a finite depth; `0` means not a single one."""
+    share = float(np.isfinite(depth).mean())
+    return "0" if share == 0 else f"{share:.4f}"
 
 
 def _networks(pipeline: DepthPipeline | None) -> dict[str, str]:
