@@ -142,6 +142,33 @@ def test_odometry_that_knows_no_speed_does_not_say_that_the_vehicle_stands(
     assert not heard.refused
 
 
+@pytest.mark.parametrize(
+    ("told", "covariance", "expected"),
+    [(0.0, 0.0, 4.0), (0.0, -1.0, 4.0), (3.0, 0.0, 3.0), (float("nan"), 0.0, None)],
+)
+def test_where_the_twist_is_never_filled_the_poses_tell_the_speed(
+    make_node, told, covariance, expected
+):
+    heard = Heard(make_node())
+    for number in range(8):  # ten poses a second, 0.4 m apart
+        message = odometry(told if number != 4 else 0.0, covariance)
+        message.header.stamp = stamp_of((number + 1) * 10**8)
+        message.pose.pose.position.x = 0.4 * number
+        heard.subscriptions._on_odometry(message)
+    motion = heard.inputs.motion_at(8 * 10**8, 0.01, wait=0)
+    assert (motion.speed if motion else None) == pytest.approx(expected)
+
+
+def test_a_vehicle_that_stands_has_no_speed_by_its_poses(make_node):
+    heard = Heard(make_node())
+    for number in range(8):
+        message = odometry(0.0, 0.0)
+        message.header.stamp = stamp_of((number + 1) * 10**8)
+        heard.subscriptions._on_odometry(message)
+        motion = heard.inputs.motion_at((number + 1) * 10**8, 0.01, wait=0)
+        assert motion is not None and motion.speed == 0
+
+
 def test_malformed_images_do_not_count_for_the_cameras_rate(make_node):
     heard = Heard(make_node())
     message = image_message(np.zeros((4, 6, 3), np.uint8), Header(frame_id=FRAME))

@@ -144,6 +144,10 @@ class Inputs:
         """Store a pose of the vehicle: metres, and x, y, z, w; False when it is none."""
         return self._trajectory.add(stamp, position, quaternion)
 
+    def speed_of_poses(self) -> float | None:
+        """The speed in m/s that the newest poses show; None where they are too few."""
+        return self._trajectory.speed()
+
     def close(self) -> None:
         """Wake everybody who waits; from now on :meth:`take_image` returns None."""
         with self._changed:

@@ -69,6 +69,7 @@ class Subscriptions:
         self._refuse = refuse
         self._saw = saw
         self._all: dict[str, Any] = {}
+        self._twist_is_filled = False  # of odometry: that once it was not zero
         self.image_topic = image_topic(node, settings)
         try:
             self._subscribe_all(settings)
@@ -143,7 +144,14 @@ class Subscriptions:
         stamp = stamp_ns(message.header.stamp)
         # The pose first: storing the speed wakes whoever waits for both.
         self._on_pose(stamp, message.pose)
-        if message.twist.covariance[0] != UNKNOWN:
+        known = message.twist.covariance[0] != UNKNOWN
+        linear = message.twist.twist.linear
+        self._twist_is_filled |= known and any((linear.x, linear.y, linear.z))
+        # Many a visual odometry fills the pose only; a twist of zeros is then no speed.
+        speed = None if self._twist_is_filled else self._inputs.speed_of_poses()
+        if speed is not None:
+            self._inputs.put_speed(stamp, speed, "odometry")
+        elif known:
             self._on_speed(stamp, message.twist.twist, "odometry")
 
     def _on_pose(self, stamp: int, pose: Any) -> None:
