@@ -197,7 +197,7 @@ def processes(transport: str, arguments: argparse.Namespace) -> Iterator[Setup]:
 
     environment = large_images() if transport == "profile" else {}
     namespace = f"/load_{uuid.uuid4().hex[:8]}"
-    film = {"size": arguments.image, "rate": arguments.rate, "speed": SPEED}
+    film = {"size": arguments.image, "rate": arguments.rate, "speed": SPEED, "poses": True}
     folder = tempfile.mkdtemp(prefix="snapshots_")
     os.environ.update(environment)  # the node inherits it; NodeProcess takes no environment
     try:

@@ -204,7 +204,7 @@ def whole(bundle: Path, image: Size, speed: float | None, frames: int, core: int
             )
         stack.enter_context(node)
         peer = stack.enter_context(Peer(namespace))
-        film = {"size": image, "rate": RATE, "speed": speed}
+        film = {"size": image, "rate": RATE, "speed": speed, "poses": True}
         stack.enter_context(CameraProcess(namespace, large_images(), **film))
         wait_until(lambda: peer.depth or not node.alive, "the first depth", 120)
         assert node.alive, node.output

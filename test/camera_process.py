@@ -29,7 +29,8 @@ class Film:
 
     size: (width, height) of the rgb8 images. rate: images per second; 0: paused. count: images left
     to send, -1 without end. info: `good`, `none`, or a kind of `malformed.INFO`. speed: m/s on
-    `odom` beside every image, None for no odometry. shift: pixels by which the picture moves from
+    `odom` beside every image, None for no odometry. poses: whether `odom` has poses that go on with
+    that speed. shift: pixels by which the picture moves from
     image to image. stamp: of the next image in nanoseconds, None for the clock's. step: nanoseconds
     from stamp to stamp where they are not the clock's; 0: as the rate says. loop: images after
     which stamps start over, as of a bag that loops; 0: never. clock: whether /clock is sent.
@@ -41,6 +42,7 @@ class Film:
     count: int = -1
     info: str = "good"
     speed: float | None = None
+    poses: bool = False
     shift: int = 3
     stamp: int | None = None
     step: int = 0
@@ -163,6 +165,7 @@ class _Camera:
 
         rclpy.init()
         self._film = film
+        self._began = 0  # stamp of the first pose
         self._node = rclpy.create_node("camera", namespace=namespace)
         policy = QoSReliabilityPolicy
         self._qos = QoSProfile(
@@ -271,7 +274,7 @@ class _Camera:
         if self._clock is not None:
             self._send_clock(header.stamp)
         if film.speed is not None:
-            self._send_odometry(header, film.speed)
+            self._send_odometry(header, film.speed, stamp)
         if film.info != "none":
             self._send_info(header)
         message = self._picture()
@@ -293,12 +296,15 @@ class _Camera:
         assert self._clock is not None
         self._publish(self._clock, Clock(clock=stamp))
 
-    def _send_odometry(self, header: Any, speed: float) -> None:
+    def _send_odometry(self, header: Any, speed: float, stamp: int) -> None:
         from nav_msgs.msg import Odometry
 
         message = Odometry()
         message.header.stamp, message.header.frame_id = header.stamp, "odom"
         message.twist.twist.linear.x = float(speed)
+        if self._film.poses:
+            self._began = self._began or stamp
+            message.pose.pose.position.x = speed * (stamp - self._began) * 1e-9
         self._publish(self._odometry, message)
 
     def _send_info(self, header: Any) -> None:
