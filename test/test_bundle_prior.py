@@ -107,8 +107,16 @@ def test_the_same_prior_is_the_same_file(tmp_path: Path) -> None:
     assert read is not None and read.images[0]["drive"] == strange[0]["drive"]
 
 
-def test_a_bundle_of_schema_1_still_loads_and_says_nothing_of_a_teacher() -> None:
-    lite = load_bundle("lite")
+def as_in_schema_1(manifest: dict[str, Any]) -> None:
+    manifest["schema"] = 1
+    drop("teacher", "alignment", "selection")(manifest["prior"])
+
+
+def test_a_bundle_of_schema_1_still_loads_and_says_nothing_of_a_teacher(tmp_path: Path) -> None:
+    shutil.copytree(load_bundle("lite").path, tmp_path / "lite")
+    forge(load_bundle(tmp_path / "lite"), manifest=as_in_schema_1)
+    assert "alignment" not in (tmp_path / "lite" / "bundle.yaml").read_text()
+    lite = load_bundle(tmp_path / "lite")
     assert lite.manifest.schema_version == 1
     assert lite.prior_sources() is None
     assert lite.teacher() is None
