@@ -206,9 +206,10 @@ def whole(bundle: Path, image: Size, speed: float | None, frames: int, core: int
         peer = stack.enter_context(Peer(namespace))
         film = {"size": image, "rate": RATE, "speed": speed, "poses": True}
         stack.enter_context(CameraProcess(namespace, large_images(), **film))
-        wait_until(lambda: peer.depth or not node.alive, "the first depth", 120)
+        # Depth may well come before the first diagnostics.
+        wait_until(lambda: (peer.depth and peer.status()) or not node.alive, "depth", 120)
         assert node.alive, node.output
-        begin = int(peer.status().get("inferred", 0)) + 20
+        begin = int(peer.status()["inferred"]) + 20
         wait_until(lambda: int(peer.status()["inferred"]) >= begin, "frames", 60 + frames)
         begin, used = int(peer.status()["inferred"]), core_ms(node.process.pid)
         end = begin + frames
