@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import itemgetter
 
 import numpy as np
@@ -104,11 +105,15 @@ class Trajectory:
         """Metres per second over the newest ``over`` seconds of poses; None where they span less
         than a tenth of a second."""
         with self._lock:
-            recent = [p for p in self._poses if self._poses[-1][0] - p[0] <= over * 1e9]
-        seconds = (recent[-1][0] - recent[0][0]) * 1e-9 if recent else 0.0
+            if not self._poses:
+                return None
+            newest = self._poses[-1]
+            recent = takewhile(lambda p: newest[0] - p[0] <= over * 1e9, reversed(self._poses))
+            *_, oldest = recent
+        seconds = (newest[0] - oldest[0]) * 1e-9
         if seconds < 0.1:
             return None
-        return float(np.linalg.norm(recent[-1][1] - recent[0][1])) / seconds
+        return float(np.linalg.norm(newest[1] - oldest[1])) / seconds
 
     def step(self, previous_ns: int, current_ns: int, max_age: float = 0.5) -> Transform | None:
         """The vehicle's motion between two stamps, previous_from_current (4, 4), in its own frame.

@@ -6,9 +6,15 @@ import importlib.util
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.pipeline import DepthPipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,3 +79,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def data_dir() -> Path:
     """The folder with the real data; for tests marked ``data``."""
     return Path(os.environ["DEPTH_PRIOR_DATA"])
+
+
+# -- a pipeline of tiny networks ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Tiny random networks; test modules that need others have a `bundle` of their own."""
+    from helpers import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def shared(bundle: Bundle) -> DepthPipeline:
+    """One pipeline for a whole module: making it takes longer than a frame."""
+    from depth_prior_ros.pipeline import DepthPipeline
+
+    return DepthPipeline(bundle, "torch", "cpu")
+
+
+@pytest.fixture
+def pipeline(shared: DepthPipeline) -> Iterator[DepthPipeline]:
+    """The shared pipeline, as new."""
+    from pipeline_scenes import restart
+
+    restart(shared)
+    yield shared
+    restart(shared)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import METRES_PER_UNIT, TINY_SIZE, make_tiny_bundle, shifted, texture, tiny_manifest
+from helpers import METRES_PER_UNIT, TINY_SIZE, shifted, texture, tiny_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,24 +25,6 @@ REASONS = {
     *("moving", "first_frame", "stationary", "gap", "time_jump", "resolution", "pose", "forced"),
     *("budget", "memory", "model_failed"),
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def shared(bundle: Bundle) -> DepthPipeline:
-    return DepthPipeline(bundle, "torch", "cpu")
-
-
-@pytest.fixture
-def pipeline(shared: DepthPipeline) -> Iterator[DepthPipeline]:
-    """The shared pipeline, as new."""
-    restart(shared)
-    yield shared
-    restart(shared)
 
 
 # -- which model, and why --------------------------------------------------------------------------

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import METRES_PER_UNIT, make_tiny_bundle, texture
+from helpers import METRES_PER_UNIT, texture
 from numpy.typing import NDArray
 from pipeline_scenes import (
     MOVING,
@@ -30,24 +29,6 @@ from depth_prior_ros.motion import Motion
 from depth_prior_ros.multi_frame_step import units_step
 from depth_prior_ros.pipeline import BUDGET_SHARE, DepthPipeline, DepthResult
 from depth_prior_ros.scale import FixedScale
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def shared(bundle: Bundle) -> DepthPipeline:
-    return DepthPipeline(bundle, "torch", "cpu")
-
-
-@pytest.fixture
-def pipeline(shared: DepthPipeline) -> Iterator[DepthPipeline]:
-    """The shared pipeline, as new."""
-    restart(shared)
-    yield shared
-    restart(shared)
 
 
 def ahead(metres: float, side: float = 0.0, yaw: float = 0.0) -> NDArray[np.float64]:

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import METRES_PER_UNIT, make_tiny_bundle, shifted, texture
+from helpers import METRES_PER_UNIT, shifted, texture
 from numpy.typing import NDArray
-from pipeline_scenes import MOVING, TENTH, WatchedScale, drive, models, restart, view
+from pipeline_scenes import MOVING, TENTH, WatchedScale, drive, models, view
 
 from depth_prior_ros import pipeline as module
-from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.motion import Motion
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.scale import FilterSettings, FixedScale, OdometryScale
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def shared(bundle: Bundle) -> DepthPipeline:
-    return DepthPipeline(bundle, "torch", "cpu")
-
-
-@pytest.fixture
-def pipeline(shared: DepthPipeline) -> Iterator[DepthPipeline]:
-    """The shared pipeline, as new."""
-    restart(shared)
-    yield shared
-    restart(shared)
 
 
 def test_frames_far_apart_are_driving_all_the_same(pipeline: DepthPipeline) -> None:
