@@ -52,7 +52,7 @@ class InstantBackend:
 
 def use_instant_networks() -> None:
     """From now on every pipeline of this process is given them."""
-    from depth_prior_ros import runtime
+    from depth_prior_ros.pipeline import runtime
 
     assert hasattr(runtime, "make_backend"), "backends are made elsewhere now"
     runtime.make_backend = lambda *_, **__: InstantBackend()

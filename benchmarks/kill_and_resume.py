@@ -40,7 +40,7 @@ class Command:
     said: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "training.cli", "run", str(self.recipe)]
+        command = [sys.executable, "-m", "training.commands.cli", "run", str(self.recipe)]
         overrides = [*self.overrides, "log_every=1"]  # the log tells which step is being done
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(

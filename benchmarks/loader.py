@@ -37,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from depth_prior_ros.camera import Camera  # noqa: E402
+from depth_prior_ros.geometry.camera import Camera  # noqa: E402
 from depth_prior_ros.recordings import open_recording  # noqa: E402
 from depth_prior_ros.recordings.base import Frame  # noqa: E402
 from depth_prior_ros.recordings.image_files import probe_image, read_image  # noqa: E402

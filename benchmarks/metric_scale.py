@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.metrics import PROTOCOLS, DepthErrors, NoValidPixelsError, mean_errors
-from depth_prior_ros.motion import Motion
+from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import Frame

@@ -26,8 +26,8 @@ from metric_scale import KITTI_HEIGHT, run_pipeline
 
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import Recording, StoredRecording
+from rosbag_tools.make import write_bag
 from rosbag_tools.node_process import NodeProcess
-from rosbag_tools.writing import write_bag
 
 MEASURED = ("camera_height", "odometry")
 

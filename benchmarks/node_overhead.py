@@ -84,11 +84,11 @@ def parts(bundle: Path, image: Size, frames: int, core: int) -> Times:
     from sensor_msgs.msg import CameraInfo, Image
     from std_msgs.msg import Header
 
-    from depth_prior_ros.framing import frame_image
-    from depth_prior_ros.motion import ImageMotion
+    from depth_prior_ros.motion.gate import ImageMotion
     from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.pipeline.framing import frame_image
     from depth_prior_ros.ros import messages
-    from depth_prior_ros.ros.encodings import check_image, image_to_rgb
+    from depth_prior_ros.ros.messages import check_image, image_to_rgb
 
     cv2.setNumThreads(1)
     messages_in = [image_message(p, Header()) for p in moving_pictures(image)]

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from training.losses.photometric import Target, identity_error, minimum_reprojection
-from training.losses.smoothness import Edges, edge_aware_smoothness
+from training.losses.regularisation import Edges, edge_aware_smoothness
 from training.losses.views import Views
 
 SCALES = 4

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depth_prior_ros.bundle import BundleError, load_bundle
 from depth_prior_ros.models.prior_fusion import Prior
-from training.quick_evaluation import SETS, evaluate_network
+from training.evaluation.quick import SETS, evaluate_network
 
 _SEED = 0
 

@@ -35,10 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.models.attention import attend
-from depth_prior_ros.models.folded_fusion import FoldedFusion
-from depth_prior_ros.models.fusion_config import FusionConfig
-from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+from depth_prior_ros.models.export import FoldedFusion
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion, attend
 
 WIDTH, HEIGHT = 640, 192
 # Channels of the W18's concatenated taps.

@@ -35,11 +35,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from depth_prior_ros.models.fusion_config import FusionConfig
-from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
 from depth_prior_ros.models.student import Student
 from training.prior.rate_bar import RateBar
-from training.prior.reference_files import (
+from training.prior.reference.files import (
     ReferenceManifest,
     Settings,
     ShardEntry,
@@ -48,12 +47,11 @@ from training.prior.reference_files import (
     write_manifest,
     write_shard,
 )
-from training.prior.reference_set import ReferenceSet
-from training.prior.score_blocks import Queries
-from training.prior.selection import feature_maps, select
-from training.prior.statistics import mean_weights
-from training.prior.sweep import split
-from training.prior.teachers import TeacherIdentity
+from training.prior.reference.set import ReferenceSet
+from training.prior.selection.selection import feature_maps, select
+from training.prior.selection.statistics import Queries, mean_weights
+from training.prior.selection.sweep import split
+from training.prior.teachers.base import TeacherIdentity
 
 CHANNELS = 64
 PER_IMAGE = 1300

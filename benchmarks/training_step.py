@@ -59,15 +59,15 @@ class Measured:
 
 
 def random_run(path: Path, overrides: list[str]) -> Any:
-    """A `training.run.Run` of a recipe that sees random images."""
+    """A `training.runs.run.Run` of a recipe that sees random images."""
     import numpy as np
     import torch
 
-    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.geometry.camera import Camera
     from training.data.sources import LoadedData
     from training.data.triplets import TripletBatch
-    from training.recipe_file import load_recipe
-    from training.run import Run
+    from training.recipes.files import load_recipe
+    from training.runs.run import Run
 
     recipe = load_recipe(path, overrides)
     width, height = recipe.size
@@ -114,7 +114,7 @@ def random_run(path: Path, overrides: list[str]) -> Any:
 
 def measure(path: Path, device: str, rounds: int, changes: list[str]) -> list[Measured]:
     """Every stage of a recipe with `key=value` changes, in this process."""
-    from training.recipe_file import load_recipe
+    from training.recipes.files import load_recipe
 
     recipe = load_recipe(path, changes)
     on_cpu = device == "cpu"

@@ -1,4 +1,7 @@
-"""`depth_bag`: bags in; bags and reports out. Heavy imports wait until a command needs them."""
+"""`depth_bag`: bags in; bags and reports out. Heavy imports wait until a command needs them.
+
+What the commands' arguments may be; argparse shows the errors.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,52 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rosbag_tools.argument_types import count, intrinsics, positive, quality, size
-
 if TYPE_CHECKING:
-    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.recordings import StoredRecording
     from rosbag_tools.session import ReplayOptions
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def quality(text: str) -> int:
+    """A JPEG quality, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text} is no size such as 640x192")
+    return int(width), int(height)
+
+
+def intrinsics(text: str) -> tuple[float, float, float, float]:
+    """FX,FY,CX,CY in pixels."""
+    try:
+        fx, fy, cx, cy = (float(value) for value in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not FX,FY,CX,CY") from error
+    return fx, fy, cx, cy
+
 
 _EPILOG = "`depth_bag COMMAND --help` explains a command."
 
@@ -69,7 +112,7 @@ def _is_expected(error: Exception) -> bool:
         return True
     from depth_prior_ros.backends import BackendError
     from depth_prior_ros.bundle import BundleError
-    from depth_prior_ros.camera import InvalidCameraError
+    from depth_prior_ros.geometry.camera import InvalidCameraError
     from depth_prior_ros.recordings import RecordingError
 
     return isinstance(error, (RecordingError, BundleError, BackendError, InvalidCameraError))
@@ -121,11 +164,11 @@ def _make(parsed: argparse.Namespace) -> None:
 
 def _make_source(parsed: argparse.Namespace) -> StoredRecording:
     if parsed.kitti_raw:
-        from depth_prior_ros.recordings.kitti_raw import open_kitti_raw
+        from depth_prior_ros.recordings.kitti import open_kitti_raw
 
         return open_kitti_raw(parsed.kitti_raw)
     if parsed.kitti_odometry:
-        from depth_prior_ros.recordings.kitti_odometry import open_kitti_odometry
+        from depth_prior_ros.recordings.kitti import open_kitti_odometry
 
         return open_kitti_odometry(parsed.kitti_odometry)
     from depth_prior_ros.recordings.folder import open_image_folder
@@ -137,7 +180,7 @@ def _make_source(parsed: argparse.Namespace) -> StoredRecording:
 
 
 def _camera_of_images(folder: Path, intrinsics: tuple[float, float, float, float]) -> Camera:
-    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.recordings.folder import image_size
 
     return Camera(*intrinsics, *image_size(folder))
@@ -186,7 +229,7 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _render(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.render import render
+    from rosbag_tools.make import render
 
     render(
         parsed.out,

@@ -1,13 +1,282 @@
-"""`depth_bag make`: a bag out of a KITTI drive, an odometry sequence or a folder of images."""
+"""`depth_bag render`: a bag of a drive through a synthetic street, with exact depth.
+
+Any recording as a bag, with the topics that this project writes.
+
+    /camera/image_raw/compressed   sensor_msgs/CompressedImage, JPEG
+    /camera/camera_info            sensor_msgs/CameraInfo
+    /odom                          nav_msgs/Odometry, where the speed is known
+    /ground_truth/depth            sensor_msgs/CompressedImage, 16-bit PNG, metres x 256, 0 = none
+    /ground_truth/camera_info      sensor_msgs/CameraInfo
+    /ground_truth/source           std_msgs/String: lidar, stereo or exact
+    /ground_truth/moving           sensor_msgs/CompressedImage, 8-bit PNG, 255 = moves by itself,
+                                   where asked for and known
+
+The same recording gives the same bytes.
+
+`depth_bag make`: a bag out of a KITTI drive, an odometry sequence or a folder of images.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from depth_prior_ros.recordings import Recording
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings import bag_messages as kinds
+from depth_prior_ros.recordings.bag import MOVING_TOPIC, SOURCE_TOPIC
+from depth_prior_ros.recordings.base import (
+    CorruptFrameError,
+    Frame,
+    Recording,
+    RecordingError,
+    name_skipped,
+)
+from depth_prior_ros.recordings.image_files import encode_depth
 from rosbag_tools.console import progress, show, show_skipped
 from rosbag_tools.info import summary
-from rosbag_tools.writing import write_bag
+
+IMAGE_TOPIC = "/camera/image_raw/compressed"
+CAMERA_INFO_TOPIC = "/camera/camera_info"
+ODOMETRY_TOPIC = "/odom"
+DEPTH_TOPIC = "/ground_truth/depth"
+DEPTH_INFO_TOPIC = "/ground_truth/camera_info"
+CAMERA_FRAME = "camera_optical_frame"
+
+DEFAULT_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Written:
+    """What went into a bag."""
+
+    path: Path
+    images: int
+    depths: int
+    odometry: int
+    movings: int
+    size: int  # bytes
+
+
+def write_bag(
+    recording: Recording,
+    out: Path,
+    *,
+    quality: int = DEFAULT_QUALITY,
+    moving: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write a recording to `out`: one file if it ends in .mcap, else a bag folder.
+
+    JPEG files go in as they are; everything else becomes a JPEG of the given quality. With
+    `moving`, masks of what moves by itself go in where the recording has them. Corrupt
+    frames are left out and named in `recording.skipped`. `progress(done, total)` is called after
+    every frame. The bag appears under its name only when it is complete. Raises RecordingError
+    where `out` exists or not one frame could be written.
+    """
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    out = Path(out)
+    if out.exists():
+        raise RecordingError(f"{out} exists already; remove it or choose another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as temporary:
+        # the writer names the file after its folder
+        folder = Path(temporary) / out.stem
+        with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+            counts = _Messages(writer, quality, moving).write_all(recording, progress)
+        if not counts["images"]:
+            raise RecordingError(f"{recording.name}: not one frame could be read")
+        if out.suffix == ".mcap":
+            (folder / f"{out.stem}.mcap").replace(out)
+            size = out.stat().st_size
+        else:
+            shutil.move(folder, out)
+            size = sum(file.stat().st_size for file in out.iterdir())
+    return Written(out, size=size, **counts)
+
+
+class _Messages:
+    """Builds and writes the messages of one bag."""
+
+    def __init__(self, writer: Any, quality: int, moving: bool) -> None:
+        from rosbags.typesys import Stores, get_typestore
+
+        self._store = get_typestore(Stores.ROS2_HUMBLE)
+        self._writer = writer
+        self._quality = quality
+        self._moving = moving
+        self._connections: dict[str, Any] = {}
+
+    def write_all(
+        self, recording: Recording, progress: Callable[[int, int], None] | None
+    ) -> dict[str, int]:
+        counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
+        for done, frame in enumerate(recording.frames, start=1):
+            try:
+                image, depth = self._encode(frame), frame.depth()
+                moving = frame.moving() if self._moving else None
+            except CorruptFrameError as error:
+                name_skipped(recording.skipped, f"frame {frame.index}", str(error))
+                continue
+            if depth is not None and not counts["depths"]:
+                source = recording.depth_source
+                self._send(SOURCE_TOPIC, kinds.STRING, frame.stamp_ns, data=source)
+            counts["odometry"] += self._write_odometry(frame)
+            self._write_image(frame, image)
+            counts["images"] += 1
+            if depth is not None:
+                self._write_depth(frame, depth)
+                counts["depths"] += 1
+            if moving is not None:
+                self._write_moving(frame, moving)
+                counts["movings"] += 1
+            if progress is not None:
+                progress(done, len(recording.frames))
+        return counts
+
+    def _encode(self, frame: Frame) -> bytes:
+        image = frame.image()  # also where the file is copied: it has to be readable
+        if frame.file is not None and frame.file.suffix.lower() in (".jpg", ".jpeg"):
+            return frame.file.read_bytes()
+        options = [cv2.IMWRITE_JPEG_QUALITY, self._quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+        return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1])
+
+    def _write_image(self, frame: Frame, jpeg: bytes) -> None:
+        stamp = frame.stamp_ns
+        self._send(
+            CAMERA_INFO_TOPIC,
+            kinds.CAMERA_INFO,
+            stamp,
+            header=self._header(stamp, CAMERA_FRAME),
+            **self._camera_info(frame.camera),
+        )
+        self._send(
+            IMAGE_TOPIC,
+            kinds.COMPRESSED_IMAGE,
+            stamp,
+            header=self._header(stamp, CAMERA_FRAME),
+            format="rgb8; jpeg compressed bgr8",
+            data=np.frombuffer(jpeg, np.uint8),
+        )
+
+    def _write_depth(self, frame: Frame, depth: NDArray[np.float32]) -> None:
+        stamp = frame.stamp_ns
+        camera = frame.camera.scaled(depth.shape[1], depth.shape[0])
+        self._send(
+            DEPTH_INFO_TOPIC,
+            kinds.CAMERA_INFO,
+            stamp,
+            header=self._header(stamp, CAMERA_FRAME),
+            **self._camera_info(camera),
+        )
+        self._send(
+            DEPTH_TOPIC,
+            kinds.COMPRESSED_IMAGE,
+            stamp,
+            header=self._header(stamp, CAMERA_FRAME),
+            format="16UC1; png compressed",
+            data=np.frombuffer(encode_depth(depth), np.uint8),
+        )
+
+    def _write_moving(self, frame: Frame, moving: NDArray[np.bool_]) -> None:
+        coded = cv2.imencode(".png", np.where(moving, np.uint8(255), np.uint8(0)))[1]
+        self._send(
+            MOVING_TOPIC,
+            kinds.COMPRESSED_IMAGE,
+            frame.stamp_ns,
+            header=self._header(frame.stamp_ns, CAMERA_FRAME),
+            format="8UC1; png compressed",
+            data=np.frombuffer(bytes(coded), np.uint8),
+        )
+
+    def _write_odometry(self, frame: Frame) -> int:
+        # A pose alone would read as a vehicle that stands still.
+        if frame.speed is None:
+            return 0
+        position, quaternion = np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0])
+        pose_covariance = np.zeros(36)
+        if frame.pose is None:
+            pose_covariance[0] = kinds.UNKNOWN
+        else:
+            position, quaternion = kinds.odometry_from_pose(frame.pose)
+        make = self._make
+        pose = make(
+            "geometry_msgs/msg/Pose",
+            position=make("geometry_msgs/msg/Point", **_named("xyz", position)),
+            orientation=make("geometry_msgs/msg/Quaternion", **_named("xyzw", quaternion)),
+        )
+        still = make("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=0.0)
+        ahead = make("geometry_msgs/msg/Vector3", x=frame.speed, y=0.0, z=0.0)
+        twist = make("geometry_msgs/msg/Twist", linear=ahead, angular=still)
+        self._send(
+            ODOMETRY_TOPIC,
+            kinds.ODOMETRY,
+            frame.stamp_ns,
+            header=self._header(frame.stamp_ns, "odom"),
+            child_frame_id="base_link",
+            pose=make(
+                "geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=pose_covariance
+            ),
+            twist=make(
+                "geometry_msgs/msg/TwistWithCovariance", twist=twist, covariance=np.zeros(36)
+            ),
+        )
+        return 1
+
+    def _camera_info(self, camera: Camera) -> dict[str, Any]:
+        """A rectified camera: no distortion, R is one, P is K."""
+        K = camera.matrix()
+        roi = self._make(
+            "sensor_msgs/msg/RegionOfInterest",
+            x_offset=0,
+            y_offset=0,
+            height=0,
+            width=0,
+            do_rectify=False,
+        )
+        return {
+            "height": camera.height,
+            "width": camera.width,
+            "distortion_model": "plumb_bob",
+            "d": np.zeros(5),
+            "k": K.ravel(),
+            "r": np.eye(3).ravel(),
+            "p": np.hstack([K, np.zeros((3, 1))]).ravel(),
+            "binning_x": 0,
+            "binning_y": 0,
+            "roi": roi,
+        }
+
+    def _header(self, stamp_ns: int, frame_id: str) -> Any:
+        stamp = self._make(
+            "builtin_interfaces/msg/Time",
+            sec=stamp_ns // 1_000_000_000,
+            nanosec=stamp_ns % 1_000_000_000,
+        )
+        return self._make("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
+
+    def _make(self, kind: str, **values: Any) -> Any:
+        return self._store.types[kind](**values)
+
+    def _send(self, topic: str, kind: str, time: int, **values: Any) -> None:
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._store
+            )
+        raw = self._store.serialize_cdr(self._make(kind, **values), kind)
+        self._writer.write(self._connections[topic], time, raw)
+
+
+def _named(names: str, values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def make(recording: Recording, out: Path, quality: int, *, moving: bool = False) -> None:
@@ -24,3 +293,36 @@ def make(recording: Recording, out: Path, quality: int, *, moving: bool = False)
         + (f"{written.movings} motion masks, " if written.movings else "")
         + f"{written.odometry} odometry messages, {written.size / 1e6:.1f} MB"
     )
+
+
+def render(
+    out: Path,
+    seed: int,
+    frames: int,
+    size: tuple[int, int],
+    quality: int,
+    *,
+    street: str = "embedded",
+    traffic: str = "mixed",
+    stop: bool = True,
+    moving: bool = False,
+    renderer: str = "auto",
+) -> None:
+    """Render a street drive and write it; the same arguments give the same bag.
+
+    `moving` adds masks of what moves by itself. See `street_drive` for the others. Raises
+    RecordingError where `out` exists, or where `renderer` is gl and OpenGL does not work (saying
+    what to install).
+    """
+    from depth_prior_ros.recordings.synthetic.drive import street_drive
+    from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
+
+    drive = street_drive(
+        seed, frames, size, street=street, traffic=traffic, stop=stop, renderer=renderer
+    )
+    try:
+        make(drive, out, quality, moving=moving)
+    except RendererUnavailableError as error:
+        raise RecordingError(str(error)) from error
+    finally:
+        drive.close()

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import depth_prior_ros
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools.transport import replay_environment
+from rosbag_tools.sending import replay_environment
 
 _TAIL_LINES = 15
 _STOP_SECONDS = 15.0

@@ -26,8 +26,13 @@ from std_msgs.msg import String
 
 from depth_prior_ros.recordings import Frame, Recording, read_frames
 from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.sending import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Sender
-from rosbag_tools.transport import use_replay_environment
+from rosbag_tools.sending import (
+    IMAGE_TOPIC,
+    INFO_TOPIC,
+    ODOMETRY_TOPIC,
+    Sender,
+    use_replay_environment,
+)
 
 __all__ = ["IMAGE_TOPIC", "INFO_TOPIC", "ODOMETRY_TOPIC", "Answer", "Played", "Player"]
 

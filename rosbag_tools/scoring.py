@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.bundle_baselines import (
+from depth_prior_ros.bundle.baselines import (
     LIDAR_PIXEL,
     LIDAR_ROW,
     OWN_MEAN,
     as_depth,
     read_baselines,
 )
-from depth_prior_ros.framing import fit_region
 from depth_prior_ros.metrics import (
     PROTOCOLS,
     DepthErrors,
@@ -29,6 +28,7 @@ from depth_prior_ros.metrics import (
     Protocol,
     summary,
 )
+from depth_prior_ros.pipeline.framing import fit_region
 from depth_prior_ros.recordings import CorruptFrameError, Recording, read_frames
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
-from training.checkpoint import LAST, load_checkpoint
-from training.config import Schedule
-from training.distributed import Processes, start_processes
-from training.engine import Engine, Settings, TrainingError
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
+from training.loop.checkpoint import LAST, load_checkpoint
+from training.loop.distributed import Processes, start_processes
+from training.loop.trainer import Engine, Settings, TrainingError
+from training.recipes.recipe import Schedule
 
 STEPS, BATCH, MULTI = 10, 4, 2
 WIDTH, HEIGHT = 64, 32

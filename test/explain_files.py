@@ -11,8 +11,8 @@ import torch
 from helpers import tiny_manifest
 
 from depth_prior_ros.bundle import Bundle, Provenance, build_network, save_bundle
-from depth_prior_ros.bundle_manifest import PriorSpec, PriorTeacher
-from depth_prior_ros.bundle_prior import PriorSources
+from depth_prior_ros.bundle.manifest import PriorSpec, PriorTeacher
+from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 
 REFERENCES = 40

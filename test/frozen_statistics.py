@@ -7,7 +7,7 @@ import sys
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.cli import main
+from training.commands.cli import main
 
 
 def stay_frozen(layer: _BatchNorm, mode: bool = True) -> _BatchNorm:

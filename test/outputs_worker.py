@@ -17,12 +17,12 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header, String
 
-from depth_prior_ros.camera import Camera
-from depth_prior_ros.framing import Region
-from depth_prior_ros.results import DepthResult
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.pipeline.framing import Region
+from depth_prior_ros.pipeline.results import DepthResult
 from depth_prior_ros.ros.camera_infos import camera_info_of
 from depth_prior_ros.ros.output_settings import OutputSettings
-from depth_prior_ros.ros.outputs import Outputs
+from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.scale import ScaleStatus
 
 FRAME = "camera_optical_frame"

@@ -9,7 +9,7 @@ import numpy as np
 from helpers import METRES_PER_UNIT, shifted, texture
 from numpy.typing import NDArray
 
-from depth_prior_ros.motion import GateSettings, Motion
+from depth_prior_ros.motion.gate import GateSettings, Motion
 from depth_prior_ros.pipeline import DepthPipeline, DepthResult
 from depth_prior_ros.scale import FixedScale, ScaleSight, ScaleStatus
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame
 from training.data.drives import DriveFrames
 from training.data.frames import MemoryFrames
 from training.data.static import Travel
 from training.data.triplets import TripletSource
-from training.prior.reference_files import (
+from training.prior.reference.files import (
     ReferenceManifest,
     Settings,
     ShardEntry,
@@ -26,7 +26,7 @@ from training.prior.reference_files import (
     write_manifest,
     write_shard,
 )
-from training.prior.teachers import TeacherIdentity, TeacherView
+from training.prior.teachers.base import TeacherIdentity, TeacherView
 
 SIZE = (32, 16)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose, project, rays, warp
+from depth_prior_ros.geometry.warping import Pose, project, rays, warp
 
 # Levels of the pyramid, coarse to fine: (reduction of the input, iterations).
 LEVELS = ((4, 6), (2, 4))

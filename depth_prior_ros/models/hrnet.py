@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from depth_prior_ros.models.image_weights import fit_weights
-from depth_prior_ros.models.inputs import check_image
-from depth_prior_ros.models.residual import BasicBlock, Bottleneck, initialise_convolutions
-from depth_prior_ros.models.trunk import Features
+from depth_prior_ros.models.resnet import BasicBlock, Bottleneck, initialise_convolutions
+from depth_prior_ros.models.trunk import Features, check_image, fit_weights
 
 # What timm's classifiers have on top of the trunk; such keys are left out when weights are loaded.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")

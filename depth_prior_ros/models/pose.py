@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import Pose
-from depth_prior_ros.models.inputs import check_image
-from depth_prior_ros.models.residual import initialise_convolutions
-from depth_prior_ros.models.resnet import RESNET18_TAPS, ResNet18Body, normalise_image
+from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.models.resnet import (
+    RESNET18_TAPS,
+    ResNet18Body,
+    initialise_convolutions,
+    normalise_image,
+)
+from depth_prior_ros.models.trunk import check_image
 
 # Keeps the first poses close to the identity, where warps still find their targets.
 _OUTPUT_SCALE = 0.01

@@ -12,14 +12,19 @@ the output projection, is a constant added to the values. The keys of the pixel-
 linear in the reference features: their layer is applied to the queries instead (`lookup_queries`),
 and the features themselves, which are the values anyhow, serve as keys. `folded_fusion` goes
 further where weights and prior no longer change.
+
+Settings of the prior fusion.
+
+Attention of many queries over a fixed set of references, never holding all weights at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +32,154 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import (
+from depth_prior_ros.geometry.warping import (
     MAX_DEPTH,
     MIN_DEPTH,
     depth_to_disparity,
     disparity_to_depth,
 )
-from depth_prior_ros.models.attention import attend, pad_channels, split_heads
-from depth_prior_ros.models.fusion_config import FusionConfig
+
+TAPS = (4, 8, 16, 32)
+DEPTH_INPUTS = ("log", "inverse", "none")
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Settings of the prior fusion; the paper names none of them, so none is fixed.
+
+    Attributes:
+        tap: stride of the student's features that are fused: 4, 8, 16 or 32. Default 16: at 25,000
+            references and 640x192 an attention costs 1.5 GMAC there, 6.1 at 8 and 24.6 at 4, and
+            the whole DIFFNet 11.8.
+        reference_channels: channels of the prior's features, which its teacher decides.
+        width: channels of queries and keys, and of the depth-hint branch. Default 64: about what
+            the taps of a W18 have, and more than the 32 channels of the PADS teacher.
+        heads: heads of the depth-hint attention; divides `width`. Default 4: every head takes as
+            many exponentials as the whole pixel-wise branch.
+        depth_input: what the convolution sees of the reference inverse depth D_c: its logarithm
+            ("log", default: near and far weigh alike), itself ("inverse"), or nothing ("none").
+        temperature: what the scores of the pixel-wise branch are divided by, besides sqrt(width);
+            below one the affinity is sharper. Default 1, the scaling of every attention. If it is
+            learned this is where it starts.
+        learn_temperature: whether it is learned. Default: yes; how sharply to look up depends on
+            how many references there are, and training sees fewer than the whole set.
+        pixel_wise, depth_hint: use this branch; off for ablations. One of the two must be on.
+        normalise: bring the features of every reference pixel to mean zero and variance one, so
+            that none is looked up for the length of its features alone.
+        blend: mix the looked-up depth D_c into the student's output, too, by a weight that is
+            learned for every pixel and begins with this value; 0: not at all. The paper lets D_c
+            in through the features alone; there a student may learn to ignore it, and another
+            prior changes nothing. Needs `pixel_wise`.
+        activation: behind the first convolution: "relu", which may die and leave the prior
+            ignored, or "elu", which cannot.
+    """
+
+    tap: int = 16
+    reference_channels: int = 32
+    width: int = 64
+    heads: int = 4
+    depth_input: str = "log"
+    temperature: float = 1.0
+    learn_temperature: bool = True
+    pixel_wise: bool = True
+    depth_hint: bool = True
+    normalise: bool = False
+    activation: str = "relu"
+    blend: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tap not in TAPS:
+            raise ValueError(f"fusion tap {self.tap}: must be 4, 8, 16 or 32")
+        if min(self.reference_channels, self.width, self.heads) < 1:
+            raise ValueError("fusion reference_channels, width and heads must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"fusion width {self.width} is no multiple of {self.heads} heads")
+        if self.depth_input not in DEPTH_INPUTS:
+            raise ValueError(
+                f"fusion depth_input {self.depth_input!r}: must be one of {', '.join(DEPTH_INPUTS)}"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"fusion temperature {self.temperature}: must be positive")
+        if self.activation not in ("relu", "elu"):
+            raise ValueError(f"fusion activation {self.activation!r}: must be relu or elu")
+        if not (self.pixel_wise or self.depth_hint):
+            raise ValueError("fusion with neither pixel_wise nor depth_hint: switch one on")
+        if not 0 <= self.blend < 1:
+            raise ValueError(f"fusion blend {self.blend}: must be at least 0 and below 1")
+        if self.blend and not self.pixel_wise:
+            raise ValueError("fusion blend mixes in the depth of the pixel_wise branch: it is off")
+
+    @property
+    def feeds_depth(self) -> bool:
+        """Whether the convolution sees the reference depth."""
+        return self.pixel_wise and self.depth_input != "none"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FusionConfig:
+        """Build from a mapping; an unknown key is a ValueError."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown fusion settings: {unknown}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `from_dict` takes."""
+        return asdict(self)
+
+
+# Queries whose weights over all references are held at once in bfloat16: at 25,000 references
+# 3 MiB, which stay in a processor's cache.
+_BLOCK = 64
+
+
+def pad_channels(x: Tensor, width: int) -> Tensor:
+    """Zeros behind the last dimension, up to `width`."""
+    return F.pad(x, (0, width - x.shape[-1]))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(N, width) -> (heads, N, width / heads)."""
+    return x.unflatten(1, (heads, -1)).transpose(0, 1).contiguous()
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(queries keys^T) values.
+
+    PyTorch's fused kernel holds blocks of the weights only, if queries, keys and values have the
+    same number of channels, side by side in memory; otherwise it falls back, without a word, to
+    one that holds them all. A map's queries are channels first and are copied. Queries in float32
+    with keys and values in bfloat16 go through `attend_in_blocks`, as the fused kernel is no faster
+    in bfloat16 on a CPU.
+
+    Args:
+        queries: (B, heads, Q, P), scaled.
+        keys: (1, heads, N, P).
+        values: (1, heads, N, P).
+
+    Returns:
+        (B, heads, Q, P) in the queries' type.
+    """
+    batch = queries.shape[0]
+    keys, values = (t.expand(batch, -1, -1, -1) for t in (keys, values))
+    if keys.dtype == torch.bfloat16 and queries.dtype == torch.float32:
+        return attend_in_blocks(queries, keys, values)
+    queries = queries.contiguous()
+    keys, values = (t.to(queries.dtype) for t in (keys, values))
+    return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+
+
+def attend_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, block: int = _BLOCK) -> Tensor:
+    """softmax(queries keys^T) values in the type of the keys, a block of queries at a time.
+
+    Shapes as in `attend`. The products sum up in float32 and are rounded to the keys' type.
+    """
+    across = keys.transpose(-2, -1)
+    blocks = [
+        torch.softmax(part.to(keys.dtype) @ across, dim=-1) @ values
+        for part in queries.split(block, dim=2)
+    ]
+    return torch.cat(blocks, dim=2).to(queries.dtype)
+
 
 # Inverse depth below this (network units) is treated as this before its logarithm is taken.
 _MIN_INVERSE_DEPTH = 1e-3

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.models.matching import STRIDE, quarter
-from depth_prior_ros.models.teacher import Gather
+from depth_prior_ros.models.matching import STRIDE, Gather, quarter
 
 #: Bounds of the search width delta: never closed, never beyond five times the depth.
 DELTA_RANGE = (0.05, 4.0)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import MAX_DEPTH, MIN_DEPTH
-from depth_prior_ros.models.decoder import FAR_BIAS
+from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
+from depth_prior_ros.models.decoder import FAR_BIAS, Monodepth2Decoder
 from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
-from depth_prior_ros.models.fusion_config import FusionConfig
 from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
-from depth_prior_ros.models.monodepth2 import Monodepth2Decoder
 from depth_prior_ros.models.prior_fusion import (
+    FusionConfig,
     Prior,
     PriorFusion,
     ProjectedPrior,

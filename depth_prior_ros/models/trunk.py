@@ -1,9 +1,122 @@
-"""What all trunks return: features by stride, and the check that a decoder fits them."""
+"""What all trunks return: features by stride, and the check that a decoder fits them.
+
+The one rule all networks share about what they accept.
+
+ImageNet weights in timm's naming: do they fit a network, and if not, why, in words.
+
+Here are state dicts only; `training.runs.initialise` reads files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+#: Every side of a network input is a multiple of this, the deepest stride of the trunks.
+SIDE_MULTIPLE = 32
+
+
+def check_size(height: int, width: int, name: str = "image") -> None:
+    """Raise ValueError unless both sides are positive multiples of 32."""
+    if height <= 0 or width <= 0 or height % SIDE_MULTIPLE or width % SIDE_MULTIPLE:
+        raise ValueError(
+            f"{name} is {width}x{height} (width x height): both sides must be positive multiples "
+            f"of {SIDE_MULTIPLE}; resize it first, for example to 320x96 or 640x192"
+        )
+
+
+def check_image(image: Tensor, name: str = "image", channels: int = 3) -> None:
+    """Raise ValueError unless `image` is (B, channels, H, W) with sides that the networks take.
+
+    Does nothing while a graph is traced for export: there the example input was checked before.
+    """
+    if torch.jit.is_tracing():
+        return
+    if image.dim() != 4:
+        raise ValueError(f"{name} has shape {tuple(image.shape)}: expected (B, {channels}, H, W)")
+    if image.shape[1] != channels:
+        raise ValueError(f"{name} has {image.shape[1]} channels: expected {channels}")
+    check_size(int(image.shape[2]), int(image.shape[3]), name)
+
+
+# How many names of a kind an error lists before it says "...".
+_NAMED = 3
+_HRNET_WIDTHS = {16: "hrnet_w18_small", 18: "hrnet_w18"}
+_RESNET_BLOCKS = {(2, False): "resnet18", (3, False): "resnet34", (3, True): "resnet50"}
+
+
+def recognise(state: Mapping[str, Tensor]) -> str:
+    """Which network a state dict seems to belong to, for error messages: "resnet18" etc."""
+    if not state:
+        return "nothing (it is empty)"
+    branch = state.get("stage4.0.branches.0.0.conv1.weight")
+    if branch is not None:
+        return _recognise_hrnet(state, int(branch.shape[0]))
+    if "layer4.0.conv1.weight" in state:
+        return _recognise_resnet(state)
+    first = ", ".join(sorted(state)[:_NAMED])
+    return f"a network unknown here (its first tensors are {first})"
+
+
+def _recognise_hrnet(state: Mapping[str, Tensor], width: int) -> str:
+    blocks = sum(f"stage4.0.branches.0.{i}.conv1.weight" in state for i in range(8))
+    name = _HRNET_WIDTHS.get(width)
+    if name is None or blocks != (2 if name.endswith("small") else 4):
+        return f"an HRNet of width {width} with {blocks} blocks a branch"
+    return name
+
+
+def _recognise_resnet(state: Mapping[str, Tensor]) -> str:
+    blocks = sum(f"layer1.{i}.conv1.weight" in state for i in range(8))
+    bottleneck = "layer1.0.conv3.weight" in state
+    return _RESNET_BLOCKS.get((blocks, bottleneck), f"a ResNet with {blocks} blocks in layer1")
+
+
+def fit_weights(
+    module: nn.Module, state: Mapping[str, Tensor], name: str, ignored: Sequence[str] = ()
+) -> None:
+    """Load `state` into `module`, every tensor of it, or leave the module as it was.
+
+    Args:
+        module: the network.
+        state: tensors by timm's names.
+        name: what the network is called, for the error.
+        ignored: beginnings of names that are left out, such as a classifier's.
+
+    Raises:
+        ValueError: tensors are missing, unknown or of another shape; the message lists some of
+            each and says which network the tensors seem to be of.
+    """
+    given = {k: v for k, v in state.items() if not k.startswith(tuple(ignored))}
+    wanted = module.state_dict()
+    # Left out by files of very old versions of PyTorch; only a momentum of None reads it.
+    counters = {k for k in set(wanted) - set(given) if k.endswith(".num_batches_tracked")}
+    missing = sorted(set(wanted) - set(given) - counters)
+    unknown = sorted(set(given) - set(wanted))
+    shapes = [
+        f"{k} has shape {tuple(given[k].shape)} where {tuple(wanted[k].shape)} is needed"
+        for k in sorted(set(given) & set(wanted))
+        if given[k].shape != wanted[k].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({_some(names)})"
+        for what, names in (("missing", missing), ("unexpected", unknown), ("misshapen", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"these weights do not fit {name}: {'; '.join(problems)}. They seem to be of "
+            f"{recognise(state)}"
+        )
+    with torch.no_grad():
+        module.load_state_dict({**{k: wanted[k] for k in counters}, **given}, strict=True)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
 
 #: stride -> tensors (B, C_i, H / stride, W / stride).
 Features = dict[int, list[Tensor]]

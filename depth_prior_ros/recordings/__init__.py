@@ -65,15 +65,10 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
 
 
 def _open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
-    from depth_prior_ros.recordings import (
-        cityscapes,
-        folder,
-        kitti_2015,
-        kitti_odometry,
-        kitti_raw,
-        make3d,
-        nuscenes,
-    )
+    from depth_prior_ros.recordings import cityscapes, folder, make3d, nuscenes
+    from depth_prior_ros.recordings import kitti as kitti_2015
+    from depth_prior_ros.recordings import kitti as kitti_odometry
+    from depth_prior_ros.recordings import kitti as kitti_raw
 
     # KITTI 2015 before KITTI raw: both have an image_02.
     if kitti_2015.is_kitti_2015(path):

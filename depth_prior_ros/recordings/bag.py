@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.images.rectification import DistortedCamera, Rectifier, rectification_wanted
 from depth_prior_ros.recordings import bag_messages as messages
 from depth_prior_ros.recordings.base import (
     DEPTH_SOURCES,
@@ -30,7 +31,6 @@ from depth_prior_ros.recordings.base import (
     Skipped,
     StoredRecording,
 )
-from depth_prior_ros.rectification import DistortedCamera, Rectifier, rectification_wanted
 
 SOURCE_TOPIC = "/ground_truth/source"
 MOVING_TOPIC = "/ground_truth/moving"

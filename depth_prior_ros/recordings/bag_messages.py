@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera
-from depth_prior_ros.encodings import image_to_rgb
-from depth_prior_ros.message_error import MessageError
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.images.encodings import MessageError, image_to_rgb
+from depth_prior_ros.images.rectification import NEGLIGIBLE, DistortedCamera, distortion_model
 from depth_prior_ros.recordings.base import CorruptFrameError
 from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth
-from depth_prior_ros.rectification import NEGLIGIBLE, DistortedCamera, distortion_model
 
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 IMAGE = "sensor_msgs/msg/Image"

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 
 # Where the depth of a recording comes from decides how it may be judged (see metrics.py).
 DEPTH_SOURCES = ("lidar", "stereo", "exact")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import RecordingError
 
 # The colour camera of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.

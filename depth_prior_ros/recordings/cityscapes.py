@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,

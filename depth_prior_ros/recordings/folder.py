@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
 from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS, scaled_to_images
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import RecordingError
 
 Units = Literal["pixels", "normalised"]

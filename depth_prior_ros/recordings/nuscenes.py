@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,

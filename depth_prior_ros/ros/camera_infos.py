@@ -15,9 +15,9 @@ import numpy.typing as npt
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from depth_prior_ros.camera import Camera, InvalidCameraError
-from depth_prior_ros.message_error import MessageError
-from depth_prior_ros.rectification import (
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.images.encodings import MessageError
+from depth_prior_ros.images.rectification import (
     NEGLIGIBLE,
     DistortedCamera,
     Rectifier,

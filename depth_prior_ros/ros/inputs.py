@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_prior_ros.motion import Motion, Source
-from depth_prior_ros.odometry import CameraMount, Trajectory, arc
+from depth_prior_ros.motion.gate import Motion, Source
+from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc
 from depth_prior_ros.ros.messages import MessageError, camera_from_info
 
 NANOSECONDS = 1_000_000_000

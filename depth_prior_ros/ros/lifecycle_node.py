@@ -21,14 +21,12 @@ from rclpy.parameter import Parameter
 from rclpy.utilities import get_rmw_implementation_identifier
 
 from depth_prior_ros.ros import parameters
-from depth_prior_ros.ros.diagnostics import Statistics, to_message
-from depth_prior_ros.ros.health_log import HealthLog
+from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
 from depth_prior_ros.ros.inputs import Inputs
-from depth_prior_ros.ros.outputs import Outputs
+from depth_prior_ros.ros.loading import ScaleKeeper
+from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.ros.scale_keeper import ScaleKeeper
-from depth_prior_ros.ros.services import Background, RefusedError, Services
-from depth_prior_ros.ros.snapshots import save_snapshot
+from depth_prior_ros.ros.services import Background, RefusedError, Services, save_snapshot
 from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker

@@ -1,22 +1,78 @@
-"""From the node's settings to a warmed-up pipeline. Imports the networks: import it late."""
+"""From the node's settings to a warmed-up pipeline. Imports the networks: import it late.
+
+The measured factor between two runs of the node: read with the first frame, written at the end.
+
+Kept per bundle and camera, so that the file of another vehicle or network does no harm.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline import DepthPipeline
-from depth_prior_ros.results import parse_output_size
+from depth_prior_ros.pipeline.results import parse_output_size
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.parameters_depth import FIRST_RATE_RATIO
-from depth_prior_ros.scale import FilterSettings, RoadSettings, Scale, make_scale
+from depth_prior_ros.scale import (
+    FilterSettings,
+    RoadSettings,
+    Scale,
+    ScaleFileError,
+    load_scale,
+    make_scale,
+    save_scale,
+)
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
-    from depth_prior_ros.pipeline import Model, PoseChoice
+    from depth_prior_ros.geometry.camera import Camera
+    from depth_prior_ros.pipeline import DepthPipeline, Model, PoseChoice
+
+
+class ScaleKeeper:
+    """Keeps the factor of one pipeline in a file.
+
+    Args:
+        path: the file; empty: nothing is kept.
+        log: the node's logger.
+    """
+
+    def __init__(self, path: str, log: Any) -> None:
+        self._path = path
+        self._log = log
+        self._camera: Camera | None = None
+
+    def begin(self, pipeline: DepthPipeline, camera: Camera) -> None:
+        """Take the stored factor up; called with the camera of the first frame."""
+        self._camera = camera
+        if not self._path or pipeline.scale.status.state != "searching":
+            return
+        try:
+            stored = load_scale(self._path, bundle=pipeline.bundle.digest, camera=camera)
+            pipeline.scale.restore(stored)
+        except FileNotFoundError:
+            return
+        except (ScaleFileError, ValueError) as error:
+            self._log.warning(f"stored scale not taken up: {error}")
+        else:
+            factor = pipeline.scale.metres_per_unit
+            self._log.info(f"scale taken up from {self._path}: {factor:.4g} m per unit")
+
+    def end(self, pipeline: DepthPipeline) -> None:
+        """Write the factor, where one was measured, as that of the camera it was measured with."""
+        if not self._path or self._camera is None:
+            return  # no frame since the node became active: the file says all there is to say
+        if pipeline.scale.status.state not in ("measured", "held"):
+            return
+        stored = pipeline.scale.store()
+        try:
+            save_scale(self._path, stored, bundle=pipeline.bundle.digest, camera=self._camera)
+        except (OSError, ValueError) as error:
+            self._log.warning(f"scale not stored: {error}")
 
 
 def load_pipeline(settings: Settings) -> DepthPipeline:

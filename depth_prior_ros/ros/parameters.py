@@ -16,8 +16,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 
-from depth_prior_ros.motion import GateSettings
-from depth_prior_ros.results import parse_output_size
+from depth_prior_ros.motion.gate import GateSettings
+from depth_prior_ros.pipeline.results import parse_output_size
 from depth_prior_ros.ros import parameters_depth as depth
 from depth_prior_ros.ros import parameters_node as node_
 from depth_prior_ros.ros.declaration import Applies, Declaration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depth_prior_ros.motion import GateSettings
+from depth_prior_ros.motion.gate import GateSettings
 from depth_prior_ros.ros.declaration import Declaration
 from depth_prior_ros.scale import SCALE_MODES, FilterSettings
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
-    from depth_prior_ros.ros.outputs import Outputs
+    from depth_prior_ros.ros.outputs.publishers import Outputs
     from depth_prior_ros.ros.subscriptions import Subscriptions
     from depth_prior_ros.ros.worker import FrameWorker
 

@@ -1,4 +1,7 @@
-"""What the node listens to while it is active. Callbacks check, count and store; nothing else."""
+"""What the node listens to while it is active. Callbacks check, count and store; nothing else.
+
+Events of the transport, where the distribution and the middleware report them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,31 @@ from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from depth_prior_ros.motion import Source
+from depth_prior_ros.motion.gate import Source
 from depth_prior_ros.ros.diagnostics import Statistics
-from depth_prior_ros.ros.events import message_lost_callbacks
 from depth_prior_ros.ros.inputs import Inputs, stamp_ns
 from depth_prior_ros.ros.messages import MessageError, check_image
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import qos, subscription_overrides
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+
+def message_lost_callbacks(on_lost: Callable[[int], None]) -> SubscriptionEventCallbacks:
+    """Callbacks for a subscription that report messages which were sent and never arrived.
+
+    Args:
+        on_lost: called in the executor's thread with the number of newly lost messages.
+    """
+
+    def lost(event: Any) -> None:
+        on_lost(int(event.total_count_change))
+
+    return SubscriptionEventCallbacks(message_lost=lost)
+
 
 UNKNOWN = -1.0
 """First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.framing import InvalidFrameError
-from depth_prior_ros.guard import is_out_of_memory, let_go
-from depth_prior_ros.motion import Motion
-from depth_prior_ros.odometry import CameraMount
-from depth_prior_ros.rectification import rectification_wanted
+from depth_prior_ros.images.rectification import rectification_wanted
+from depth_prior_ros.motion.gate import Motion
+from depth_prior_ros.motion.odometry import CameraMount
+from depth_prior_ros.pipeline.framing import InvalidFrameError
+from depth_prior_ros.pipeline.guard import is_out_of_memory, let_go
 from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
-from depth_prior_ros.ros.encodings import ImageArray
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
 from depth_prior_ros.ros.messages import (
+    ImageArray,
     MessageError,
     image_size,
     image_to_rgb,
@@ -30,10 +30,10 @@ from depth_prior_ros.ros.messages import (
 from depth_prior_ros.ros.parameters import Settings
 
 if TYPE_CHECKING:
-    from depth_prior_ros.camera import Camera
+    from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
-    from depth_prior_ros.ros.outputs import Outputs
-    from depth_prior_ros.ros.scale_keeper import ScaleKeeper
+    from depth_prior_ros.ros.loading import ScaleKeeper
+    from depth_prior_ros.ros.outputs.publishers import Outputs
 
 INTERNAL = "internal"
 """Cause under which an unexpected error of a frame is counted."""

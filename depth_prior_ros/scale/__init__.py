@@ -8,17 +8,18 @@ one) or `none`.
 
 from depth_prior_ros.scale.files import ScaleFileError, load_scale, save_scale
 from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.fixed import FixedScale, NoScale, focal_ratio
-from depth_prior_ros.scale.making import make_scale
-from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale, make_scale
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import (
     SCALE_MODES,
+    FixedScale,
+    NoScale,
     Scale,
     ScaleMode,
     ScaleSight,
     ScaleState,
     ScaleStatus,
+    focal_ratio,
 )
 
 __all__ = [

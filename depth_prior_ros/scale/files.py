@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale.measured import stored_factor
 
 _FORMAT = 1

@@ -1,4 +1,7 @@
-"""Factors that are measured while the vehicle drives."""
+"""A scale from what the node's parameters and the bundle say.
+
+Factors that are measured while the vehicle drives.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
-from depth_prior_ros.scale.fixed import FixedScale
 from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_road
-from depth_prior_ros.scale.state import ScaleMode, ScaleSight, ScaleState, ScaleStatus
+from depth_prior_ros.scale.state import (
+    SCALE_MODES,
+    FixedScale,
+    NoScale,
+    Scale,
+    ScaleMode,
+    ScaleSight,
+    ScaleState,
+    ScaleStatus,
+)
 
 _MIN_STEP = 0.1  # metres between two frames; shorter ones are mostly noise
 _LEVER = 2.0  # metres between odometry's reference point and a camera
@@ -207,3 +218,33 @@ def stored_factor(stored: Mapping[str, Any]) -> float:
         if not (number and math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread must be a finite number or none, got {spread!r}")
     return float(factor)
+
+
+def make_scale(
+    mode: str,
+    *,
+    fixed: float,
+    source: str,
+    camera_height: float | None = None,
+    settings: FilterSettings | None = None,
+    road: RoadSettings | None = None,
+) -> Scale:
+    """The scale of a mode.
+
+    mode: one of SCALE_MODES. fixed, source: the factor to use (mode `fixed`) or to begin with, and
+    where it is from. camera_height: metres, for mode `camera_height`.
+
+    Raises ValueError for an unknown mode, a missing camera height, and values out of range.
+    """
+    start = FixedScale(fixed, source)
+    if mode == "fixed":
+        return start
+    if mode == "none":
+        return NoScale(fixed, source)
+    if mode == "odometry":
+        return OdometryScale(start, settings)
+    if mode == "camera_height":
+        if camera_height is None:
+            raise ValueError("scale mode camera_height needs the camera's height in metres")
+        return CameraHeightScale(start, camera_height, settings, road)
+    raise ValueError(f"scale mode must be one of {', '.join(SCALE_MODES)}, got {mode!r}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 
 _Floats = NDArray[np.float64]
 

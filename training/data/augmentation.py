@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose
+from depth_prior_ros.geometry.warping import Pose
 
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _TO_RGB = np.linalg.inv(_TO_YIQ)

@@ -1,4 +1,7 @@
-"""Pairs of synthetic frames with exact depth and motion."""
+"""Rendering the synthetic pairs that a recipe asks for.
+
+Pairs of synthetic frames with exact depth and motion.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose
-from training.config_base import RecipeError
+from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
+from depth_prior_ros.recordings.synthetic.samples import write_samples
 from training.data.augmentation import (
     Colours,
     mirror_intrinsics,
@@ -19,6 +23,8 @@ from training.data.augmentation import (
     write_planes,
 )
 from training.losses.supervised import FAR_UNITS
+from training.recipes.base import RecipeError
+from training.recipes.data import Synthetic
 
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
 
@@ -159,3 +165,38 @@ def _degrade(images: Tensor, rng: np.random.Generator) -> Tensor:
             noise = torch.from_numpy(rng.standard_normal(out[i].shape, dtype=np.float32))
             out[i] = out[i] + noise * float(rng.uniform(0, 0.03))
     return out.clamp(0, 1)
+
+
+def ensure_samples(
+    synthetic: Synthetic, size: tuple[int, int], root: Path, count: int | None = None
+) -> Path:
+    """Render what is missing of the first ``count`` pairs (default: all); return their folder.
+
+    Raises:
+        RecipeError: a texture drive without images, a folder with other samples, no OpenGL.
+    """
+    textures = [path for drive in synthetic.textures for path in _texture_images(root / drive)]
+    folder = Path(synthetic.folder)
+    wanted = min(count or synthetic.count, synthetic.count)
+    try:
+        write_samples(
+            folder,
+            wanted,
+            size=size,
+            seed=synthetic.seed,
+            texture_images=textures,
+            processes=synthetic.processes,
+            dense=synthetic.dense,
+            renderer=synthetic.renderer,
+        )
+    except (RendererUnavailableError, ValueError) as error:
+        raise RecipeError(f"data.synthetic: {error}") from error
+    return folder
+
+
+def _texture_images(drive: Path) -> list[Path]:
+    images = sorted(drive.glob("image_0*/**/*"))
+    found = [path for path in images if path.suffix in (".jpg", ".png")]
+    if not found:
+        raise RecipeError(f"data.synthetic.textures: no image in {drive}/image_0*")
+    return found

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from depth_prior_ros.recordings import is_bag
-from training.config_base import RecipeError
-from training.config_data import Data, Drive, KittiRaw
 from training.data.drives import drive_path
 from training.data.splits import (
     DriveKey,
@@ -21,7 +19,9 @@ from training.data.splits import (
     read_split,
     refuse_shared,
 )
-from training.evaluation_sets import drive_key, find_drives
+from training.evaluation.sets import drive_key, find_drives
+from training.recipes.base import RecipeError
+from training.recipes.data import Data, Drive, KittiRaw
 
 _LEAK = " (data.split.allow_leak: true trains on them all the same; figures on them mean nothing)"
 

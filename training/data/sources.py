@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from training.config_base import RecipeError
-from training.config_data import Data
 from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
 from training.data.frames import FrameStores, LastImage
 from training.data.plan import Entry, Plan, plan_data
@@ -24,6 +22,8 @@ from training.data.splits import (
 )
 from training.data.static import StaticRule
 from training.data.triplets import TripletSource
+from training.recipes.base import RecipeError
+from training.recipes.data import Data
 
 __all__ = ["Entry", "LoadedData", "Plan", "load_data", "plan_data", "write_zhou_split"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from training.config_base import RecipeError
-from training.evaluation_sets import drive_key, eigen_test_frames
+from training.evaluation.sets import drive_key, eigen_test_frames
+from training.recipes.base import RecipeError
 
 DriveKey = tuple[str, str]
 

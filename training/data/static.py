@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.motion import ImageMotion
+from depth_prior_ros.motion.gate import ImageMotion
 from depth_prior_ros.recordings.base import CorruptFrameError, Frame
-from training.config_data import Static
+from training.recipes.data import Static
 
 Triplet = tuple[int, int, int]
 Picture = NDArray[np.uint8]

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from depth_prior_ros.geometry import Pose
+from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.recordings.base import CorruptFrameError
-from training.config_base import RecipeError
-from training.config_data import Drive
 from training.data.augmentation import Colours, mirror_intrinsics, mirror_pose, write_planes
 from training.data.batch import TripletBatch
 from training.data.drives import (
@@ -27,6 +25,8 @@ from training.data.drives import (
 )
 from training.data.frames import FrameStores
 from training.data.static import Triplet
+from training.recipes.base import RecipeError
+from training.recipes.data import Drive
 
 __all__ = [
     "DriveFrames",

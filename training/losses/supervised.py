@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose
+from depth_prior_ros.geometry.warping import Pose
 
 # Sky, and everything beyond this many units, is only far: it has to be predicted at least there.
 FAR_UNITS = 15.0

@@ -1,6 +1,6 @@
 """View synthesis for several depth maps of the same images (monodepth2, section 3.1).
 
-:func:`depth_prior_ros.geometry.view_synthesis` does everything for one depth map. In training a
+:func:`depth_prior_ros.geometry.warping.view_synthesis` does everything for one depth map. In training a
 batch is rebuilt from several sources at several scales with the same motion. The rays, turned into
 the sources' frames and projected, are then the same for all scales and computed once, here; and all
 sources are sampled in one call.
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from depth_prior_ros.geometry import intrinsics_inverse
+from depth_prior_ros.geometry.warping import intrinsics_inverse
 
 # As geometry.project: points closer to the image plane than this are projected from there.
 _MIN_Z = 1e-5

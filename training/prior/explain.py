@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle import Bundle, load_bundle
-from training.evaluation_sets import DATA_VARIABLE, data_folder
+from training.evaluation.sets import DATA_VARIABLE, data_folder
 from training.prior.explain_images import example_images, one_image
 from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels
 from training.prior.explain_sources import SourcePictures, read_origins
@@ -146,8 +146,8 @@ def _root(data: Path | None) -> Path | None:
 
 def _reference_depths(reader: PriorReader, folder: Path) -> NDArray[np.float64]:
     """Depth of a reference set in metres, of a sample where it is large."""
-    from training.prior.reference_set import ReferenceSet
-    from training.prior.teachers import TeacherIdentity
+    from training.prior.reference.set import ReferenceSet
+    from training.prior.teachers.base import TeacherIdentity
 
     references = ReferenceSet.open(folder)
     spec = reader.bundle.manifest.prior

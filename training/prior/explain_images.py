@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depth_prior_ros.recordings import CorruptFrameError, RecordingError, is_bag, open_recording
 from depth_prior_ros.recordings.folder import is_image_folder
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
-from training.evaluation_sets import eigen_drive_sets, kitti_2015_set
+from training.evaluation.sets import eigen_drive_sets, kitti_2015_set
 from training.prior.explain_lookup import ExplainError
 
 Picture = NDArray[np.uint8]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depth_prior_ros.bundle import Bundle
-from depth_prior_ros.framing import Framed, InvalidFrameError, frame_image
-from depth_prior_ros.geometry import disparity_to_depth
-from depth_prior_ros.models.fusion_config import FusionConfig
-from training.evaluation_sets import EvaluationError
+from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.pipeline.framing import Framed, InvalidFrameError, frame_image
+from training.evaluation.sets import EvaluationError
 
 PIXEL_WISE, HINT = "pixel_wise", "hint"
 _SKY = 80.0  # metres

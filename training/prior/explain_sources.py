@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from depth_prior_ros.bundle import Bundle, Manifest
-from depth_prior_ros.framing import fit_region
+from depth_prior_ros.pipeline.framing import fit_region
 from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag, open_recording
-from training.config_base import RecipeError
-from training.config_data import Drive
 from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
-from training.evaluation_sets import drive_key
+from training.evaluation.sets import drive_key
+from training.recipes.base import RecipeError
+from training.recipes.data import Drive
 
 Crop = tuple[float, float, float, float]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.prior.explain_lookup import ExplainError, PriorReader
 from training.prior.explain_sources import Origins
-from training.prior.statistics import PriorUsage, prior_usage
+from training.prior.selection.statistics import PriorUsage, prior_usage
 
 UNUSED = 0.01
 """A reference counts as unused below this share of the mean weight."""

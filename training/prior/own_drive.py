@@ -1,19 +1,26 @@
-"""A user's recording as `depth_train adapt` uses it: its first part, and the rest, held out."""
+"""What another prior changes on frames that neither was made of.
+
+A user's recording as `depth_train adapt` uses it: its first part, and the rest, held out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from depth_prior_ros.camera import Camera
-from depth_prior_ros.framing import InvalidFrameError, frame_image
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
+from depth_prior_ros.metrics import PROTOCOLS
+from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     Frame,
@@ -26,11 +33,19 @@ from training.data.frames import LazyFrames, Picture
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.evaluation_sets import Progress, quiet
+from training.evaluation.frames import row_entry
+from training.evaluation.sets import PROTOCOL_OF_SOURCE, EvaluationSet, Progress, quiet
+from training.losses.photometric import Target, minimum_error
+from training.losses.views import Views
+from training.prior.teachers.base import RichTeacher
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.geometry.camera import Camera
 
 # A triplet's frames are read once, though three triplets in a row share them.
 _KEPT = 24
-# Size at which it is looked whether the camera moves: that of `depth_prior_ros.motion`.
+# Size at which it is looked whether the camera moves: that of `depth_prior_ros.motion.gate`.
 _LOOK = (160, 48)
 
 
@@ -191,3 +206,189 @@ def _framed(frame: Frame, trained: Camera) -> Picture:
         return frame_image(frame.image(), frame.camera, trained).pixels
     except InvalidFrameError as error:
         raise CorruptFrameError(f"frame {frame.index}: {error}") from error
+
+
+# Triplets whose photometric error is measured, evenly spaced.
+PHOTOMETRIC = 200
+_ERRORS = ("abs_rel", "sq_rel", "rmse", "d1")
+_MORE_IS_BETTER = ("d1",)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A figure of the same frames with the old prior and the new one: one value a frame."""
+
+    before: list[float]
+    after: list[float]
+
+    def entry(self, more_is_better: bool = False) -> dict[str, float | int]:
+        """Means, their difference, and in how many frames the new one is better."""
+        sign = -1 if more_is_better else 1
+        pairs = list(zip(self.before, self.after, strict=True))
+        return {
+            "before": fmean(self.before),
+            "after": fmean(self.after),
+            "difference": fmean(self.after) - fmean(self.before),
+            "better": sum(sign * (after - before) < 0 for before, after in pairs),
+        }
+
+
+# -- photometric error -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def photometric(
+    before: Bundle,
+    after: Bundle,
+    drive: OwnDrive,
+    teacher: RichTeacher,
+    camera: Camera,
+    metres_per_unit: float,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any] | None:
+    """Minimum reprojection error of both neighbours (monodepth2, eq. 4), no auto-mask.
+
+    Motions are those of the bundle's own pose network, in the unit of its depth. A student alone is
+    judged with its teacher's motions; its depth is then scaled to the teacher's by medians. Where
+    neither knows a motion, recorded poses serve.
+
+    Args:
+        before: with the old prior.
+        after: with the new one; the networks are the same.
+        drive: whose held-out triplets are judged.
+        teacher: of the prior.
+        camera: the teacher's, at its input size.
+        metres_per_unit: unit of what the teacher sees and says.
+        device: where the networks run.
+        progress: told of every triplet.
+
+    Returns:
+        "frames", "motions" (whose), and `Paired.entry`; None where no motion is known.
+    """
+    student = before.student().to(device)
+    assert student.fusion is not None
+    priors = [student.fusion.project(b.prior().to(device)) for b in (before, after)]
+    limits = before.manifest.depth.min_units, before.manifest.depth.max_units
+    places = spaced(len(drive.held_out), PHOTOMETRIC)
+    triplets = [drive.held_out[place] for place in places]
+    trained = before.manifest.camera
+    source = drive.source(triplets, trained, metres_per_unit)
+    motions = _Motions(before, drive.source(triplets, camera, metres_per_unit), teacher, device)
+    errors = Paired([], [])
+    whose = ""
+    for number in range(len(triplets)):
+        progress("held out: photometric error", number, len(triplets))
+        try:
+            batch = source.triplet(0, number).to(torch.device(device))
+            found = motions.of(batch.images, batch.poses, bool(batch.known[0]), number)
+        except CorruptFrameError:
+            continue
+        if found is None:
+            continue
+        whose, poses, scale = found
+        images = batch.images.transpose(0, 1)
+        views = Views.of(images[::2], batch.K, poses)
+        target = Target.of(images[1])
+        for prior, values in zip(priors, (errors.before, errors.after), strict=True):
+            seen = student(images[1], prior, scales=(0,), depth_range=limits)
+            _, depth = disparity_to_depth(seen.disparity[0].float(), *limits)
+            if scale is not None:
+                depth = depth * (scale / depth.median())
+            values.append(float(minimum_error(views.rebuild(depth), target).mean()))
+    if not errors.before:
+        return None
+    return {"frames": len(errors.before), "motions": whose, **errors.entry()}
+
+
+class _Motions:
+    """Motions to previous and next from current (2, 1, 4, 4), and the depth they belong to."""
+
+    def __init__(self, bundle: Bundle, source: Any, teacher: RichTeacher, device: str) -> None:
+        self._pose = bundle.pose().to(device) if bundle.has("pose") else None
+        self._source, self._teacher, self._device = source, teacher, device
+
+    def of(
+        self, images: Tensor, poses: Tensor, known: bool, number: int
+    ) -> tuple[str, Tensor, float | None] | None:
+        """Whose they are, the motions, and the median depth in their unit (None: the student's)."""
+        if self._pose is not None:
+            before, now, after = images.unbind(1)
+            back = Pose(self._pose(before, now).matrix.float()).inverse().matrix
+            forth = self._pose(now, after).matrix.float()
+            return "the bundle's pose network", torch.stack([back, forth]), None
+        batch = self._source.triplet(0, number)
+        view = self._teacher.look(batch.images, batch.K, batch.poses, batch.known)
+        if view.motions is not None:
+            scale = float(view.depth.median())
+            return "the teacher's", view.motions.float().to(self._device), scale
+        return ("recorded", poses.transpose(0, 1), None) if known else None
+
+
+# -- depth error -----------------------------------------------------------------------------------
+
+
+def depth_errors(
+    before: Bundle, after: Bundle, drive: OwnDrive, backend: str, device: str, progress: Progress
+) -> dict[str, Any] | None:
+    """Single-frame depth against the recording's own truth, scaled by medians.
+
+    The pipeline and the protocol are those of `depth_train evaluate --protocol drive`.
+
+    Returns:
+        "protocol", "frames", for each error `Paired.entry`, and "all": every figure of both; None
+        where no held-out frame has depth.
+    """
+    from depth_prior_ros.pipeline import DepthPipeline
+    from training.evaluation.evaluation import run_model
+
+    judged = drive.held_out_depth
+    if not judged:
+        return None
+    recording = drive.recording
+    protocol = PROTOCOLS[PROTOCOL_OF_SOURCE.get(recording.depth_source or "", "eigen")]
+    chosen = EvaluationSet(recording.name, protocol, recording, judged)
+    rows = []
+    for what, bundle in (("old prior", before), ("new prior", after)):
+        pipeline = DepthPipeline(bundle, backend, device)
+        text = f"held out: depth, {what}"
+        rows.append(run_model(pipeline, chosen, "single_frame", judged, progress, text, keep=False))
+    common = {f.position for f in rows[0]} & {f.position for f in rows[1]}
+    old, new = ([f for f in row if f.position in common] for row in rows)
+    if not old:
+        return None
+    content: dict[str, Any] = {"protocol": protocol.name, "frames": len(old)}
+    for name in _ERRORS:
+        paired = Paired(*([getattr(f.errors, name) for f in row] for row in (old, new)))
+        content[name] = paired.entry(name in _MORE_IS_BETTER)
+    content["all"] = {"before": row_entry(old, protocol), "after": row_entry(new, protocol)}
+    return content
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """Photometric and depth errors before and after, as lines of text."""
+    rows: list[tuple[str, Mapping[str, Any], int]] = []
+    light, depth = content.get("photometric"), content.get("depth")
+    if light is not None:
+        rows.append(("photometric", light, light["frames"]))
+    if depth is not None:
+        rows += [(name, depth[name], depth["frames"]) for name in _ERRORS]
+    lines = [f"{'held out':<12} {'before':>9} {'after':>9} {'difference':>11} {'better in':>14}"]
+    for name, row, frames in rows:
+        share = f"{row['better']} of {frames}"
+        numbers = f"{row['before']:9.4f} {row['after']:9.4f} {row['difference']:+11.4f}"
+        lines.append(f"{name:<12} {numbers} {share:>14}")
+    return "\n".join(lines) if rows else "held out: nothing to judge"
+
+
+def notes(drive: OwnDrive, light: object, depth: object) -> Sequence[str]:
+    """What could not be judged, and why."""
+    said = []
+    if drive.first == len(drive.recording):
+        return ["nothing is held out, so nothing was judged"]
+    if light is None:
+        why = "the camera stands" if not drive.held_out else "no motion is known"
+        said.append(f"no photometric error: {why} in the held-out frames")
+    if depth is None:
+        said.append("no depth error: no held-out frame has true depth")
+    return said

@@ -15,7 +15,7 @@ _QUIET = 30.0
 
 
 class RateBar:
-    """A `training.prior.sweep.Progress` on standard error, as a context.
+    """A `training.prior.selection.sweep.Progress` on standard error, as a context.
 
     A bar with the rate of operations on a terminal; elsewhere a line about every half minute.
     """

@@ -15,18 +15,17 @@ from rich.console import Console
 from torch import Tensor
 
 from depth_prior_ros.bundle import load_bundle
-from depth_prior_ros.models.fusion_config import FusionConfig
-from training.config import Recipe, RecipeError, Reference, Select, Student
+from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.data.sources import LoadedData
-from training.distributed import Processes
-from training.evaluation_progress import ProgressBar
-from training.prior.chosen import FILE, ChosenPrior
-from training.prior.extraction import extract_reference_set
+from training.evaluation.progress import ProgressBar
+from training.loop.distributed import Processes
 from training.prior.rate_bar import RateBar
-from training.prior.reference_set import ReferenceSet
-from training.prior.reference_work import claimed
-from training.prior.teacher_outputs import TeacherOutputs
-from training.prior.teachers import RichTeacher, open_teacher
+from training.prior.reference.extraction import claimed, extract_reference_set
+from training.prior.reference.set import ReferenceSet
+from training.prior.selection.chosen import FILE, ChosenPrior
+from training.prior.teachers.base import RichTeacher, open_teacher
+from training.prior.teachers.outputs import TeacherOutputs
+from training.recipes.recipe import Recipe, RecipeError, Reference, Select, Student
 from training.stages.system import System
 
 
@@ -155,7 +154,7 @@ class PriorWork:
 
     def _refuse_too_many(self, count: int) -> None:
         """What cannot be selected from the set is told before a student is trained for it."""
-        from training.prior.selection import check
+        from training.prior.selection.selection import check
 
         for select in self.recipe.stages:
             if isinstance(select, Select):
@@ -175,8 +174,8 @@ class PriorWork:
         )
 
     def _choose(self, stage: Select, system: System) -> ChosenPrior:
-        from training.prior.select_command import spread_images
-        from training.prior.selection import select
+        from training.prior.selection.command import spread_images
+        from training.prior.selection.selection import select
 
         references = self.references
         assert references is not None  # the recipe was checked

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depth_prior_ros.geometry import Pose
-from training.config import Distil
+from depth_prior_ros.geometry.warping import Pose
 from training.data.triplets import TripletBatch
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.losses.views import Views
+from training.recipes.recipe import Distil
 from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
 from training.stages.system import System, View

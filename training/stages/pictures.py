@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.data.triplets import TripletBatch, TripletSource
-from training.quick_evaluation import colour_inverse_depth
+from training.evaluation.quick import colour_inverse_depth
 from training.stages.system import System, View
 
 _ROWS = 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from depth_prior_ros.geometry import Pose
+from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.prior_fusion import Prior
 from training.data.triplets import TripletSource
 from training.stages.system import System, View

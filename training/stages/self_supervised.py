@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import Pose, disparity_to_depth
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
+from depth_prior_ros.models.matching import TeacherOutput
 from depth_prior_ros.models.search_range import DELTA_RANGE
-from depth_prior_ros.models.teacher import TeacherOutput
-from training.config import SelfSupervised
 from training.data.pairs import PairSource
 from training.data.triplets import TripletBatch, TripletSource
 from training.losses.photometric import Target, identity_error, minimum_reprojection
-from training.losses.smoothness import edge_aware_smoothness
+from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
-from training.losses.velocity import velocity_loss
 from training.losses.views import Views
+from training.recipes.recipe import SelfSupervised
 from training.stages.pictures import system_pictures
 from training.stages.system import System, View, share, supervised_loss
 from training.stages.validation import HELD_OUT, Validation, held_out_error

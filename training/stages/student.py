@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import Student
 from training.data.triplets import TripletBatch
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.guided import (
@@ -22,7 +21,8 @@ from training.losses.guided import (
 )
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.prior.reference_set import ReferenceSet
+from training.prior.reference.set import ReferenceSet
+from training.recipes.recipe import Student
 from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
 
 # The part of the reference set that stands for all of it while the student is validated.
@@ -30,7 +30,7 @@ _SHOWN_SEED = 17
 
 
 class Outputs(Protocol):
-    """A frozen teacher's word on triplets; see `training.prior.teacher_outputs`."""
+    """A frozen teacher's word on triplets; see `training.prior.teachers.outputs`."""
 
     def of(self, batch: TripletBatch) -> tuple[Tensor, Tensor | None]:
         """Depth (B, 1, H, W) and motions (2, B, 4, 4) or None, network units."""

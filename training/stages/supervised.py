@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from training.config import Supervised
 from training.data.pairs import PairSource
+from training.recipes.recipe import Supervised
 from training.stages.system import System, share, supervised_loss
 from training.stages.validation import Validation
 

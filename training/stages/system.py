@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry import Pose, disparity_to_depth, view_synthesis
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
-from depth_prior_ros.models.fusion_config import FusionConfig
-from depth_prior_ros.models.multi_frame import build_multi_frame
+from depth_prior_ros.models.matching import Features, Lookup
+from depth_prior_ros.models.mism import build_multi_frame
 from depth_prior_ros.models.pose import PoseNet
-from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
-from depth_prior_ros.models.teacher import Features, Lookup
-from training.config import MultiFrame, Recipe, teaches_multi
 from training.data.pairs import PairBatch
-from training.distributed import ALONE, Processes
+from training.loop.distributed import ALONE, Processes
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
+from training.recipes.recipe import MultiFrame, Recipe, teaches_multi
 
 
 @dataclass

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from depth_prior_ros.geometry import disparity_to_depth
-from depth_prior_ros.models.cost_volume import CostVolumeOutput
-from training.config import Teacher
-from training.losses.consistency import (
+from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.models.manydepth import CostVolumeOutput
+from training.losses.distillation import (
     Rectangle,
     masked_input_consistency,
     reliable_matches,
@@ -21,6 +20,7 @@ from training.losses.consistency import (
 from training.losses.masked import masked_mean
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
+from training.recipes.recipe import Teacher
 from training.stages.self_supervised import (
     Logs,
     Scene,

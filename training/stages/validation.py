@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from training.data.triplets import TripletSource
-from training.evaluation_sets import EvaluationError
-from training.losses.photometric import Target, identity_error, minimum_error
-from training.losses.views import Views
-from training.quick_evaluation import (
+from training.evaluation.quick import (
     cached_set,
     colour_inverse_depth,
     evaluate_network,
     predict_inverse_depth,
 )
+from training.evaluation.sets import EvaluationError
+from training.losses.photometric import Target, identity_error, minimum_error
+from training.losses.views import Views
 from training.stages.system import System
 
 #: Photometric error on the triplets that a split holds out.

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.raycast import Raycaster
 from depth_prior_ros.recordings.synthetic.renderer import (

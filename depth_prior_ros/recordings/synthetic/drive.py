@@ -1,4 +1,7 @@
-"""A synthetic drive as a recording: a car goes down a street, waits at a crossing, goes on."""
+"""A synthetic drive as a recording: a car goes down a street, waits at a crossing, goes on.
+
+The plans of synthetic drives: when the car drives, along which street, among whom.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,266 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame, Skipped
+from depth_prior_ros.recordings.synthetic import vehicles
 from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
-from depth_prior_ros.recordings.synthetic.develop import (
+from depth_prior_ros.recordings.synthetic.exposure import (
     Development,
     automatic_exposure,
     develop,
+    random_light,
+    sun_at,
 )
-from depth_prior_ros.recordings.synthetic.drive_plan import (
-    EMBEDDED,
-    START,
-    DriveSpec,
-    dense_drive,
-    plan_world,
-)
-from depth_prior_ros.recordings.synthetic.light import random_light, sun_at
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.pairs import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.renderer import Light
+from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
+from depth_prior_ros.recordings.synthetic.traffic import TOP_SPEED, convoy, dense_fleet, queue
+from depth_prior_ros.recordings.synthetic.world import (
+    KINDS,
+    Mover,
+    StreetSpec,
+    StreetWorld,
+    random_spec,
+)
+
+EMBEDDED = "embedded"
+STREETS = (EMBEDDED, *KINDS)
+TRAFFIC = ("mixed", "dense")
+START = 20.0  # road position of the first frame, metres
+_VIEW = 200.0  # metres of street that must lie ahead
+
+
+@dataclass(frozen=True)
+class DriveSpec:
+    """When the car drives and stands. Times in seconds from the first frame, speeds in m/s.
+
+    Without a `stop` it goes on at `cruise`.
+    """
+
+    frames: int = 80
+    rate: float = 10.0
+    cruise: float = 7.0  # speed before the stop
+    brake_at: float = 1.6
+    stop_at: float = 3.5
+    go_at: float = 5.9
+    away: float = 6.0  # speed after the stop, reached in `pick_up` seconds
+    pick_up: float = 2.4
+    camera_height: float = 1.6
+    stop: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.brake_at < self.stop_at <= self.go_at:
+            raise ValueError(
+                "a drive brakes, stops and goes in this order: 0 <= brake_at < stop_at <= go_at, "
+                f"got {self.brake_at}, {self.stop_at}, {self.go_at}"
+            )
+        if self.frames < 1 or self.rate <= 0:
+            raise ValueError(f"need frames >= 1 and rate > 0, got {self.frames}, {self.rate}")
+
+    def speed(self, time: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Speed in m/s at the given times: smooth braking, standing still, smooth start."""
+        if not self.stop:
+            return np.full(time.shape, self.cruise)
+        braking = self.cruise * (
+            1.0 - _smooth((time - self.brake_at) / (self.stop_at - self.brake_at))
+        )
+        starting = self.away * _smooth((time - self.go_at) / self.pick_up)
+        return np.where(time < self.stop_at, braking, starting)
+
+    def travel(self, time: float) -> float:
+        """Metres driven since the first frame: the integral of `speed`."""
+        if not self.stop:
+            return self.cruise * time
+        braking = self.stop_at - self.brake_at
+        return (
+            self.cruise * min(time, self.brake_at)
+            + self.cruise * braking * (_part(time, self.brake_at, braking) - self._eased(time))
+            + self.away * self.pick_up * _smooth_integral((time - self.go_at) / self.pick_up)
+        )
+
+    def stands(self, time: float) -> bool:
+        """Whether the car stands still."""
+        return self.stop and self.stop_at <= time <= self.go_at
+
+    @property
+    def seconds(self) -> float:
+        """How long the drive takes."""
+        return self.frames / self.rate
+
+    def _eased(self, time: float) -> float:
+        braking = self.stop_at - self.brake_at
+        return _smooth_integral(_part(time, self.brake_at, braking))
+
+
+def _part(time: float, start: float, length: float) -> float:
+    return float(np.clip((time - start) / length, 0.0, 1.0))
+
+
+def _smooth_integral(x: float) -> float:
+    """Integral of the smooth step from 0 to x; beyond 1 it grows by 1 per unit."""
+    inside = min(max(x, 0.0), 1.0)
+    return inside**3 - 0.5 * inside**4 + max(x - 1.0, 0.0)
+
+
+def _smooth(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x = np.clip(x, 0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
+def plan_world(
+    seed: int, bank: TextureBank, spec: DriveSpec, street: str, traffic: str
+) -> StreetWorld:
+    """The street of a drive with all that moves on it.
+
+    street: `embedded` is the town street of the package's drive, another of STREETS a random one
+    of that kind. traffic: `dense` puts queues of cars and lorries around the car.
+    """
+    for value, known, what in ((street, STREETS, "street"), (traffic, TRAFFIC, "traffic")):
+        if value not in known:
+            raise ValueError(f"{what} {value!r} is not one of {', '.join(known)}")
+    crossing = START + spec.travel(spec.stop_at) + 9.5
+    plan = embedded_street(crossing)
+    if street != EMBEDDED:
+        plan = random_spec(np.random.default_rng([seed, 3]), street)
+        crossings = ((crossing, 9.0),) if spec.stop and street != "motorway" else ()
+        plan = replace(plan, crossings=crossings, dead_end=False)
+    length = START + spec.travel(spec.seconds) + _VIEW
+    plan = replace(plan, length=length) if length > plan.length + 30 else plan
+    world = StreetWorld(seed, bank, plan, movers=False)
+    if traffic == "dense":
+        world.movers = _dense_traffic(world, spec, seed)
+    elif street == EMBEDDED and spec.stop:
+        world.movers = embedded_traffic(world, spec, crossing, seed)
+    else:
+        world.movers = _traffic(world, spec, seed)
+    return world
+
+
+def embedded_street(crossing: float) -> StreetSpec:
+    """A town street with parked cars, trees and one crossing."""
+    return StreetSpec(
+        kind="town",
+        lanes=2,
+        lane_width=3.2,
+        parking=(True, True),
+        pavement=(2.6, 2.6),
+        verge=(0.0, 0.0),
+        crossings=((crossing, 9.0),),
+        dead_end=False,
+        bend=(0.0, 0.0, 0.0, 0.004, -0.006, 0.0),
+        slope=(0.0, 0.0, 0.01, 0.0),
+        occupancy=0.75,
+        traffic=0.0,
+        tree_spacing=10,
+    )
+
+
+def embedded_traffic(
+    world: StreetWorld, spec: DriveSpec, crossing: float, seed: int
+) -> list[Mover]:
+    """Cars that cross while the own car stands, oncoming cars, people."""
+    rng = np.random.default_rng([seed, 2])
+    bank = world.bank
+    movers: list[Mover] = []
+
+    def add(mesh: Mesh, s: float, d: float, speed: float, yaw: float, side: float = 0.0) -> None:
+        kerb = world.ground.height(d) if not side else 0.0
+        movers.append(Mover(mesh, s, d, speed, 4.5, yaw, side, kerb))
+
+    for meet, sense, pace in (
+        (0.1, 1.0, 8.0),
+        (0.75, -1.0, 7.0),
+        (1.5, 1.0, 7.5),
+        (2.0, -1.0, 8.5),
+    ):
+        time = spec.stop_at + meet * (spec.go_at - spec.stop_at) / 2.4
+        body = vehicles.van(rng, bank) if meet == 0.75 else vehicles.car(rng, bank)
+        s = crossing + 2.0 * sense
+        add(body.mesh, s, -sense * pace * time, 0.0, sense * np.pi / 2, sense * pace)
+    for meet, pace in ((1.1, 7.0), (-0.9, 7.5)):
+        body = vehicles.car(rng, bank)
+        add(
+            body.mesh,
+            20.0 + spec.travel(max(meet, 0.0)) + pace * meet,
+            world.lane_offset(1),
+            -pace,
+            np.pi,
+        )
+    waiting = vehicles.car(rng, bank)
+    add(waiting.mesh, crossing + 9.0, world.lane_offset(1), 0.0, np.pi)
+    leading = vehicles.car(rng, bank)
+    add(leading.mesh, crossing + 6.0, world.lane_offset(0), 7.5, 0.0)
+    for s, d, pace in ((32.0, -7.0, 1.3), (44.0, 6.6, -1.2), (60.0, -6.8, -1.4), (66.0, 7.2, 1.1)):
+        add(vehicles.person(rng, bank), s, d, pace, 0.0 if pace > 0 else np.pi)
+    add(vehicles.cyclist(rng, bank), 62.0, -3.4, 2.5, 0.0)
+    return movers
+
+
+def _dense_traffic(world: StreetWorld, spec: DriveSpec, seed: int) -> list[Mover]:
+    """A queue ahead that stops and goes as the own car does, slow queues on the other lanes."""
+    rng = np.random.default_rng([seed, 4])
+    fleet = dense_fleet(rng, world.bank)
+    beside = queue(world, fleet, rng, START, 0, min(spec.cruise, TOP_SPEED), 0.0)
+    own = world.lane_offset(0)
+    movers = [m for m in beside if abs(m.d - own) > world.spec.lane_width / 2]
+    movers += convoy(world, rng, START, 0, spec.travel, fleet)
+    return movers + _people(world, spec, rng)
+
+
+def _traffic(world: StreetWorld, spec: DriveSpec, seed: int) -> list[Mover]:
+    """Oncoming vehicles, mostly one that drives ahead, crossing ones during the stop, people."""
+    rng = np.random.default_rng([seed, 2])
+    movers: list[Mover] = []
+
+    def add(s: float, d: float, speed: float, yaw: float, side: float = 0.0) -> Mover:
+        # A lorry that crosses would hide the whole street.
+        large = vehicles.truck if rng.random() < 0.5 and not side else vehicles.van
+        body = (large if rng.random() < 0.25 else vehicles.car)(rng, world.bank)
+        movers.append(Mover(body.mesh, s, d, speed, body.length, yaw, side))
+        return movers[-1]
+
+    own = max(1, world.spec.lanes // 2)
+    fast = {"motorway": 25.0, "country": 17.0}.get(world.spec.kind, 8.0)
+    for lane in range(own, world.spec.lanes):
+        time = rng.uniform(0.0, 2.0)
+        while time < spec.seconds + 4.0:
+            pace = fast * rng.uniform(0.9, 1.1)
+            add(START + spec.travel(time) + pace * time, world.lane_offset(lane), -pace, np.pi)
+            time += rng.uniform(1.2, 4.0)
+    if rng.random() < 0.7:
+        leading = add(START + rng.uniform(13, 30), world.lane_offset(0), 0.0, 0.0)
+        leading.path = spec.travel
+    for at, _ in world.spec.crossings:
+        for sense in (1.0, -1.0):
+            time, pace = rng.uniform(spec.stop_at, spec.go_at - 1.0), rng.uniform(6.0, 9.0)
+            add(at + 2.0 * sense, -sense * pace * time, 0.0, sense * np.pi / 2, sense * pace)
+    return movers + _people(world, spec, rng)
+
+
+def _people(world: StreetWorld, spec: DriveSpec, rng: np.random.Generator) -> list[Mover]:
+    """Who walks or cycles beside the road."""
+    movers = []
+    for _ in range(0 if world.spec.kind == "motorway" else 2 + rng.poisson(spec.seconds / 2)):
+        side = int(rng.integers(2))
+        sign = 1.0 - 2.0 * side
+        kerb = world.spec.half_road + (2.2 if world.spec.parking[side] else 0.0)
+        rider = rng.random() < 0.25
+        d = sign * (kerb + (0.0 if rider else rng.uniform(0.8, 1.8)))
+        pace = rng.uniform(3.0, 5.0) if rider else rng.uniform(0.9, 1.6)
+        sense = rng.choice([-1.0, 1.0])
+        mesh = (vehicles.cyclist if rider else vehicles.person)(rng, world.bank)
+        s = rng.uniform(START + 5, START + spec.travel(spec.seconds) + 40)
+        yaw = 0.0 if sense > 0 else np.pi
+        movers.append(Mover(mesh, s, d, sense * pace, 1.8, yaw, 0.0, world.ground.height(d)))
+    return movers
+
+
+def dense_drive(frames: int = 80, stop: bool = True) -> DriveSpec:
+    """Stop and go at walking pace."""
+    return DriveSpec(frames=frames, cruise=0.85 * TOP_SPEED, away=0.7 * TOP_SPEED, stop=stop)
+
 
 START_NS = 1_700_000_000_000_000_000
 FARTHEST = 200.0  # metres; depth beyond is given as none, as a 16-bit PNG could not hold it

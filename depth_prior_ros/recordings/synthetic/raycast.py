@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.raycast_scene import Look, Scene, Surface, length_of
 from depth_prior_ros.recordings.synthetic.rays import HitMap

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from depth_prior_ros.camera import Camera
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.synthetic import shaders
 from depth_prior_ros.recordings.synthetic.mesh import FLOATS_PER_VERTEX, Mesh
 from depth_prior_ros.recordings.synthetic.textures import TextureBank

@@ -11,6 +11,8 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
 Every shard depends on (seed, number of the shard, size, textures, share of dense traffic,
 renderer) only, so an interrupted run goes
 on where it stopped and gives the same files.
+
+One random pair of frames after the other: camera, traffic, light, picture, depth, motion.
 """
 
 from __future__ import annotations
@@ -21,17 +23,253 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from depth_prior_ros.recordings.synthetic.choice import open_renderer
-from depth_prior_ros.recordings.synthetic.pairs import FRAME_TIME, Pair, iterate
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
+from depth_prior_ros.recordings.synthetic.exposure import (
+    automatic_exposure,
+    develop,
+    matching_curve,
+    random_development,
+    random_light,
+)
+from depth_prior_ros.recordings.synthetic.mesh import Mesh
+from depth_prior_ros.recordings.synthetic.renderer import Light
+from depth_prior_ros.recordings.synthetic.textures import TextureBank, tone_quantiles
+from depth_prior_ros.recordings.synthetic.traffic import (
+    NEAREST,
+    TOP_SPEED,
+    dense_fleet,
+    dense_spec,
+    queue,
+)
+from depth_prior_ros.recordings.synthetic.vehicles import Body
+from depth_prior_ros.recordings.synthetic.world import Mover, StreetWorld, placed
+
+PAIRS_PER_WORLD = 8
+FRAME_TIME = 0.1  # seconds between the frames of a pair
+_ATTEMPTS = 6
+CAMERA_FROM_VEHICLE = np.array(
+    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
+"""Columns: the camera's right, down and forward in a frame with x forward, y left, z up."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two frames: index 0 is the previous one."""
+
+    images: np.ndarray
+    depth: np.ndarray
+    K: np.ndarray
+    previous_from_current: np.ndarray
+    moving: np.ndarray
+
+
+def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
+    """A camera like KITTI's, varied a little."""
+    width, height = size
+    fx = 0.581 * width * rng.uniform(0.94, 1.06)
+    # KITTI's pixels are square at 1242 x 375; the resized image's need not be.
+    fy = fx * (height / 375.0) / (width / 1242.0)
+    cx = width * rng.normal(0.491, 0.01)
+    cy = height * rng.normal(0.461, 0.02)
+    return Camera(fx, fy, cx, cy, width, height)
+
+
+def turned(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """(4, 4) rotation of a frame with x forward, y left, z up; radians, pitch up is positive."""
+    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    y = np.array([[cp, 0, -sp], [0, 1, 0], [sp, 0, cp]])
+    x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = z @ y @ x
+    return matrix
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """Where the camera stands at both instants and what is in front of it."""
+
+    camera: Camera
+    poses: tuple[np.ndarray, np.ndarray]  # world_from_camera, previous and current
+    time: float
+    s: float
+    lane: int
+    speed: float  # m/s
+    movers: list[Mover]
+
+
+def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], dense: bool) -> _Shot:
+    spec = world.spec
+    last = 150.0 if not spec.dead_end else 110.0
+    s = rng.uniform(0, last)
+    own = max(1, spec.lanes // 2)
+    lane = int(rng.integers(own))
+    d = world.lane_offset(lane) + rng.normal(0, 0.25)
+    yaw = rng.normal(0, np.deg2rad(2.0))
+    if rng.random() < 0.12:
+        yaw = rng.normal(0, np.deg2rad(12.0))
+    pitch, roll = rng.normal(0, np.deg2rad([0.9, 0.6]))
+    height = rng.uniform(1.4, 1.9)
+    current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
+    travel = rng.uniform(0.0, TOP_SPEED * FRAME_TIME) if dense else rng.uniform(0.2, 2.0)
+    if rng.random() < (0.2 if dense else 0.1):
+        previous, travel = current.copy(), 0.0
+    else:
+        step = turned(*(rng.normal(0, np.deg2rad([0.5, 0.15, 0.1])) * (0.5 + travel)))
+        step[:3, 3] = (-travel, rng.normal(0, 0.02), rng.normal(0, 0.008))
+        previous = current @ step
+    poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
+    camera, time = random_camera(rng, size), rng.uniform(0, 3)
+    return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers)
+
+
+def _in_traffic(
+    world: StreetWorld, shot: _Shot, rng: np.random.Generator, fleet: list[Body]
+) -> _Shot:
+    """The shot with a queue about the camera instead of the street's own vehicles."""
+    people = [m for m in world.movers if m.length < 2.0]
+    dense = queue(world, fleet, rng, shot.s, shot.lane, shot.speed, shot.time)
+    return replace(shot, movers=people + dense)
+
+
+def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> tuple[Mesh, Mesh]:
+    """What moves near the camera, and what waits; whoever is in its way has been left out."""
+    eye = shot.poses[1]
+    around = (shot.s - 15.0, shot.s + 150.0)
+    kept = []
+    for mover in shot.movers:
+        s = mover.along(shot.time)
+        if not around[0] < s < around[1]:
+            continue
+        d = mover.d + mover.side_speed * shot.time
+        place = world.course.points(np.float64(s), np.float64(d), np.float64(0))
+        ahead = eye[:3, :3].T @ (place - eye[:3, 3])
+        reach = mover.length / 2
+        if abs(ahead[0]) < 1.9 and -reach - 3 < ahead[2] < gap + reach:
+            continue
+        beside = abs(ahead[0]) < reach + 1.3 and -reach - 3 < ahead[2] < reach + 3
+        if beside and (abs(mover.side_speed) > 0 or abs(ahead[0]) < 2.2):
+            continue
+        kept.append(mover)
+    return placed(kept, world.course, time)
+
+
+def render_pair(
+    renderer: WorldRenderer,
+    world: StreetWorld,
+    light: Light,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    tones: np.ndarray | None = None,
+    fleet: list[Body] | None = None,
+) -> Pair | None:
+    """One random pair of frames in a loaded world; None where something blocks the view.
+
+    tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
+    fleet: the vehicles of dense, slow traffic; None leaves the street its own.
+    """
+    shot = _aim(world, rng, size, fleet is not None)
+    gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
+    if fleet is not None:
+        shot, gap = _in_traffic(world, shot, rng, fleet), 0.8 * NEAREST
+    how = random_development(rng)
+    eye = shot.poses[1]
+    renderer.cast_shadows(
+        light,
+        eye[:3, 3] + eye[:3, 2] * 28.0,
+        48.0,
+        Mesh.merge(list(_movers(world, shot, shot.time, gap))),
+        (shot.s - 30.0, shot.s + 80.0),
+    )
+    around = (shot.s - 15.0, shot.s + 150.0)
+    frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for pose, time in zip(shot.poses[::-1], (shot.time, shot.time - FRAME_TIME), strict=True):
+        movers, waiting = _movers(world, shot, time, gap)
+        frame = renderer.render_linear(shot.camera, pose, light, movers, 2, around, waiting)
+        if not frames and _blocked(frame[1]):
+            return None
+        frames.append(frame)
+    exposure = automatic_exposure(frames[0][0], how.target)
+    curve = None
+    if tones is not None and len(tones) and rng.random() < 0.5:
+        clean = replace(how, blur=0.0, noise=0.0, jpeg=None)
+        image = develop(frames[0][0], clean, rng, exposure)
+        tone = tones[rng.integers(len(tones))]
+        tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
+        curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
+    frames.reverse()
+    return Pair(
+        images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
+        depth=np.stack([f[1] for f in frames]).astype(np.float16),
+        K=shot.camera.matrix().astype(np.float32),
+        previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
+        moving=frames[1][2].astype(np.uint8),
+    )
+
+
+def _blocked(depth: np.ndarray) -> bool:
+    seen = depth[depth > 0]
+    near = (seen < 3.0).sum() / depth.size
+    return bool(near > 0.04 or np.median(seen) < 4.0 if len(seen) else True)
+
+
+def iterate(
+    renderer: WorldRenderer,
+    shard: int,
+    count: int,
+    size: tuple[int, int],
+    seed: int,
+    texture_images: Sequence[Path] = (),
+    dense: float = 0.0,
+) -> Iterator[Pair]:
+    """The `count` pairs of one shard; it loads its own textures into the renderer.
+
+    dense: share of the worlds with dense, slow traffic; the other worlds do not depend on it.
+    """
+    bank = TextureBank([seed, shard], texture_images)
+    renderer.load_textures(bank)
+    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
+    made = number = 0
+    while made < count:
+        world, fleet = _world([seed, shard, number], bank, dense)
+        renderer.load(world.drawing)
+        rng = np.random.default_rng([seed, shard, number, 1])
+        number += 1
+        light = random_light(rng, bank)
+        good = 0
+        for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
+            if attempt == PAIRS_PER_WORLD // 2:
+                light = random_light(rng, bank)
+            pair = render_pair(renderer, world, light, rng, size, tones, fleet)
+            if pair is None:
+                continue
+            yield pair
+            made, good = made + 1, good + 1
+            if made == count or good == PAIRS_PER_WORLD:
+                break
+
+
+def _world(
+    seed: list[int], bank: TextureBank, dense: float
+) -> tuple[StreetWorld, list[Body] | None]:
+    """A street, and the vehicles of its queues where it has dense traffic."""
+    rng = np.random.default_rng([*seed, 2])
+    if rng.random() >= dense:
+        return StreetWorld(seed, bank), None
+    return StreetWorld(seed, bank, dense_spec(rng)), dense_fleet(rng, bank)
+
 
 SCHEMA = 1
 SCHEMA_DENSE = 2  # some streets have dense traffic

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.recordings.synthetic.patches import SIZE
-from depth_prior_ros.recordings.synthetic.textures import TextureBank
+from depth_prior_ros.recordings.synthetic.textures import SIZE, TextureBank
 
 _Floats = NDArray[np.floating]
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from depth_prior_ros.recordings.synthetic import vehicles
-from depth_prior_ros.recordings.synthetic.ground import lay_ground
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.renderer import Drawing
-from depth_prior_ros.recordings.synthetic.road import Course, Ground
+from depth_prior_ros.recordings.synthetic.road import Course, Ground, lay_ground
 from depth_prior_ros.recordings.synthetic.roadside import line_roadside
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 

@@ -1,0 +1,384 @@
+"""A trained system on disk: a manifest and safetensors; load, save, verify, describe.
+
+A bundle is a folder::
+
+    bundle.yaml               the manifest (see `Manifest`), sealed by a checksum on its last line
+    student.safetensors       the single-frame network, with its prior fusion where it has one
+    prior.safetensors         features (N, C) and inverse_depth (N,) of the reference pixels, and
+                              where they come from (see `bundle_prior`)
+    multi_frame.safetensors   the multi-frame network with its PADS map
+    pose.safetensors          the pose network
+    teacher/                  the bundle that the prior came from
+
+Floating-point tensors are half precision on disk and single precision in memory. All but the
+student may be absent: then the manifest does not list them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from depth_prior_ros.bundle.files import (
+    move_into_place,
+    open_tensors,
+    refuse_foreign,
+    sha256_of,
+    staging,
+    verify_hash,
+    write_tensors,
+)
+from depth_prior_ros.bundle.manifest import (
+    FILE_NAMES,
+    MANIFEST_NAME,
+    PARTS,
+    SCHEMA_VERSION,
+    TEACHER_FOLDER,
+    TEACHER_NAME,
+    Architecture,
+    BundleError,
+    CameraSpec,
+    DepthSpec,
+    Manifest,
+    Part,
+    PriorSpec,
+    PriorTeacher,
+    Provenance,
+    file_name,
+    read_manifest,
+    validate_manifest,
+    write_manifest,
+)
+from depth_prior_ros.bundle.prior import (
+    PriorSources,
+    compare_shapes,
+    copy_teacher,
+    match_prior,
+    read_prior,
+    read_sources,
+    verify_prior,
+    verify_teacher,
+    write_prior,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from depth_prior_ros.models.mism import AnyMultiFrame
+    from depth_prior_ros.models.pose import PoseNet
+    from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+    from depth_prior_ros.models.student import Student
+
+__all__ = [
+    "MANIFEST_NAME",
+    "PARTS",
+    "SCHEMA_VERSION",
+    "Architecture",
+    "Bundle",
+    "BundleError",
+    "CameraSpec",
+    "DepthSpec",
+    "Manifest",
+    "PriorSources",
+    "PriorSpec",
+    "PriorTeacher",
+    "Provenance",
+    "build_network",
+    "describe",
+    "load_bundle",
+    "rewrite_manifest",
+    "save_bundle",
+    "seal_bundle",
+]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. Networks are built and their weights read on each call."""
+
+    path: Path
+    manifest: Manifest
+
+    def has(self, part: Part) -> bool:
+        """Whether the bundle holds this part."""
+        return file_name(part) in self.manifest.files
+
+    @property
+    def digest(self) -> str:
+        """A hash over the hashes of all files: what to key caches with."""
+        joined = json.dumps(sorted(self.manifest.files.items()))
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def student(self) -> Student:
+        """The single-frame network in eval mode, on the CPU, in float32."""
+        return self._network("student")
+
+    def multi_frame(self) -> AnyMultiFrame:
+        """The multi-frame network in eval mode, on the CPU, in float32."""
+        return self._network("multi_frame")
+
+    def pose(self) -> PoseNet:
+        """The pose network in eval mode, on the CPU, in float32."""
+        return self._network("pose")
+
+    def prior(self) -> Prior:
+        """The reference pixels, float32."""
+        return read_prior(self._file("prior"))
+
+    def prior_sources(self) -> PriorSources | None:
+        """Where the reference pixels come from; None where the bundle does not say."""
+        return read_sources(self._file("prior"))
+
+    def teacher(self) -> Bundle | None:
+        """The bundle that the prior came from, verified; None where it is not in here."""
+        if TEACHER_NAME not in self.manifest.files:
+            return None
+        return load_bundle(self.path / TEACHER_FOLDER)
+
+    def match_prior(self, student: Student) -> None:
+        """Check that the prior is this student's. Raises BundleError, which says what to do."""
+        if self.manifest.prior is None:
+            raise BundleError(self.path / MANIFEST_NAME, "has no `prior`")
+        match_prior(self._file("prior"), self.manifest.prior, student.fusion)
+
+    def _network(self, part: Part) -> Any:
+        net = build_network(self.manifest, part)
+        net.load_state_dict({**_stored(net, kept=False), **self._tensors(part)}, strict=True)
+        net.requires_grad_(False)
+        return net.eval()
+
+    def _tensors(self, part: Part) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        tensors = load_file(self._file(part))
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+    def _file(self, part: Part) -> Path:
+        path = self.path / file_name(part)
+        if not self.has(part):
+            raise BundleError(path, f"this bundle has no {part}")
+        return path
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """Verify a bundle, by path or by the name of a shipped one, and open it.
+
+    Checked are: schema version, the manifest's keys, types and seal, that every file is there and
+    has the recorded sha256, that it is readable, and that the names and shapes of its tensors are
+    those of the architecture, and that the prior is the student's. Raises BundleError naming file
+    and cause.
+    """
+    from depth_prior_ros.share import bundle_path
+
+    try:
+        path = bundle_path(name_or_path)
+    except FileNotFoundError as error:
+        raise BundleError(Path(name_or_path), f"missing: {error}") from error
+    manifest = read_manifest(path / MANIFEST_NAME)
+    if file_name("student") not in manifest.files:
+        raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
+    for name, expected in manifest.files.items():
+        verify_hash(path / name, expected)
+    bundle = Bundle(path, manifest)
+    _verify_content(bundle)
+    return bundle
+
+
+def save_bundle(
+    path: str | Path,
+    manifest: Manifest,
+    *,
+    student: nn.Module,
+    prior: Prior | None = None,
+    multi_frame: nn.Module | None = None,
+    pose: nn.Module | None = None,
+    prior_sources: PriorSources | None = None,
+    teacher: str | Path | None = None,
+    identify: Callable[[Bundle], str] | None = None,
+) -> Bundle:
+    """Write a bundle; `manifest.files` is replaced by the hashes of what is written.
+
+    Everything is written and verified beside `path` first, then renamed, so that `path` never
+    holds half a bundle. An existing bundle is replaced; any other existing folder is refused.
+
+    Args:
+        path: the folder.
+        manifest: `prior.alignment` is filled in where it is None.
+        student, multi_frame, pose: networks.
+        prior: reference pixels.
+        prior_sources: where they come from.
+        teacher: a bundle's folder or name, copied into this one: the prior's teacher.
+        identify: gives the sha256 of a bundle as a teacher (`manifest.prior.teacher.sha256`), to
+            make sure that `teacher` is the right one.
+
+    Raises:
+        BundleError: also where a weight is not finite or does not fit half precision, the prior
+            does not fit the student, or the disk is full.
+    """
+    path = Path(path)
+    refuse_foreign(path)
+    spec = manifest.prior
+    if prior is not None:
+        if spec is None:
+            raise BundleError(path, "a prior is given, but the manifest has no `prior`")
+        spec = aligned(spec, getattr(student, "fusion", None))
+    states: dict[Part, Mapping[str, Tensor]] = {"student": student.state_dict()}
+    if multi_frame is not None:
+        states["multi_frame"] = _stored(multi_frame)
+    if pose is not None:
+        states["pose"] = pose.state_dict()
+    with staging(path) as folder:
+        for part, state in states.items():
+            write_tensors(folder / file_name(part), state)
+        if prior is not None and spec is not None:
+            write_prior(folder / file_name("prior"), prior, spec, prior_sources)
+        if teacher is not None:
+            copy_teacher(folder, load_bundle(teacher), spec, identify)
+        return seal_bundle(folder, path, manifest.model_copy(update={"prior": spec}))
+
+
+def seal_bundle(folder: Path, path: Path, manifest: Manifest) -> Bundle:
+    """Write the manifest of the files in `folder`, verify it all and move it to `path`.
+
+    Raises BundleError; then `path` is as it was.
+    """
+    files = {n: sha256_of(folder / n) for n in FILE_NAMES if (folder / n).is_file()}
+    manifest = manifest.model_copy(update={"files": files, "schema_version": SCHEMA_VERSION})
+    try:
+        write_manifest(folder / MANIFEST_NAME, manifest)
+    except OSError as error:
+        raise BundleError(folder / MANIFEST_NAME, f"cannot be written: {error}") from error
+    load_bundle(folder)
+    move_into_place(folder, path)
+    return Bundle(path, read_manifest(path / MANIFEST_NAME))
+
+
+def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Change fields of a bundle's manifest (metrics, provenance, ...) and leave the weights.
+
+    Raises BundleError where the result is not a valid bundle or cannot be written; then the
+    manifest is as it was.
+    """
+    data = bundle.manifest.data()
+    for name, value in changes.items():
+        data[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    target = bundle.path / MANIFEST_NAME
+    manifest = validate_manifest(target, data)
+    if manifest.files != bundle.manifest.files:
+        raise BundleError(target, "the hashes of files are not yours to change")
+    _verify_content(Bundle(bundle.path, manifest))
+    temporary = target.with_suffix(".yaml.tmp")
+    try:
+        write_manifest(temporary, manifest)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(target, f"cannot be written: {error}") from error
+    return Bundle(bundle.path, manifest)
+
+
+def build_network(manifest: Manifest, part: Part) -> nn.Module:
+    """Build one of the manifest's networks, randomly initialised.
+
+    The global random state is left as it was. Raises BundleError for an architecture that this
+    version of the package does not know.
+    """
+    import torch
+
+    from depth_prior_ros.models.mism import build_multi_frame
+    from depth_prior_ros.models.pose import build_pose
+    from depth_prior_ros.models.student import build_student
+
+    width, height = manifest.input_size
+    architecture = manifest.architecture
+    name = Path(MANIFEST_NAME)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if part == "student":
+                return build_student(architecture.student)
+            if part == "multi_frame" and architecture.multi_frame is not None:
+                values = {"size": [height, width], **architecture.multi_frame}
+                if list(values["size"]) != [height, width]:
+                    raise ValueError(f"size {values['size']} is not the input size")
+                return build_multi_frame(values)
+            if part == "pose" and architecture.pose is not None:
+                return build_pose(architecture.pose)
+    except (TypeError, ValueError, KeyError) as error:
+        raise BundleError(name, f"architecture of {part} cannot be built: {error}") from error
+    raise BundleError(name, f"architecture has no entry for {part}")
+
+
+def describe(bundle: Bundle) -> str:
+    """The bundle in words and figures, for people."""
+    from depth_prior_ros.bundle.text import describe_manifest
+
+    sizes = {}
+    for name in bundle.manifest.files:
+        path = bundle.path / name
+        files = path.parent.rglob("*") if name == TEACHER_NAME else [path]
+        sizes[name] = sum(file.stat().st_size for file in files if file.is_file())
+    sources = bundle.prior_sources() if bundle.has("prior") else None
+    return describe_manifest(bundle.manifest, bundle.path, sizes, sources)
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+def aligned(spec: PriorSpec, fusion: PriorFusion | None) -> PriorSpec:
+    """The spec with the alignment hash of the fusion that reads the prior, if it has none yet."""
+    if spec.alignment is not None or fusion is None:
+        return spec
+    return spec.model_copy(update={"alignment": fusion.alignment_hash()})
+
+
+def _verify_content(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    fusion: PriorFusion | None = None
+    for part in PARTS:  # the student before the prior that it reads
+        if not bundle.has(part):
+            continue
+        path = bundle.path / file_name(part)
+        if part != "prior":
+            net = _verify_network(bundle, part)
+            fusion = _read_fusion(path, net) if part == "student" else fusion
+        elif manifest.prior is None:
+            raise BundleError(bundle.path / MANIFEST_NAME, "lists a prior file but has no `prior`")
+        else:
+            verify_prior(path, manifest.prior, fusion)
+    if TEACHER_NAME in manifest.files:
+        verify_teacher(bundle.path, manifest.prior)
+
+
+def _verify_network(bundle: Bundle, part: Part) -> nn.Module:
+    path = bundle.path / file_name(part)
+    with open_tensors(path) as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        net = build_network(bundle.manifest, part)
+    except BundleError as error:
+        raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
+    expected = {name: list(tensor.shape) for name, tensor in _stored(net).items()}
+    compare_shapes(path, found, expected)
+    return net
+
+
+def _read_fusion(path: Path, student: nn.Module) -> PriorFusion | None:
+    """The fusion of a student just built, with its weights from the file."""
+    fusion: PriorFusion | None = getattr(student, "fusion", None)
+    if fusion is not None:
+        with open_tensors(path) as file:
+            state = {name: file.get_tensor(f"fusion.{name}") for name in fusion.state_dict()}
+        fusion.load_state_dict(state)
+    return fusion
+
+
+def _stored(net: nn.Module, kept: bool = True) -> dict[str, Tensor]:
+    """A network's state without what only a training run needs, or (`kept` false) just that."""
+    training: tuple[str, ...] = getattr(net, "training_buffers", ())
+    return {n: t for n, t in net.state_dict().items() if (n not in training) == kept}

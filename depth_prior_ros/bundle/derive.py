@@ -1,0 +1,140 @@
+"""A new bundle with the same networks and another prior, as `select` and `adapt` write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.bundle.bundle import Bundle, aligned, load_bundle, seal_bundle
+from depth_prior_ros.bundle.files import (
+    copy_file,
+    open_tensors,
+    refuse_foreign,
+    staging,
+    write_tensors,
+)
+from depth_prior_ros.bundle.manifest import (
+    BASELINES_NAME,
+    MANIFEST_NAME,
+    TEACHER_FOLDER,
+    TEACHER_NAME,
+    BundleError,
+    Manifest,
+    PriorSpec,
+    file_name,
+    validate_manifest,
+)
+from depth_prior_ros.bundle.prior import PriorSources, copy_teacher, write_prior
+
+if TYPE_CHECKING:
+    from depth_prior_ros.models.prior_fusion import Prior
+
+_NETWORKS = tuple(file_name(part) for part in ("student", "multi_frame", "pose"))
+
+
+def replace_prior(
+    bundle: Bundle,
+    out: str | Path,
+    prior: Prior,
+    spec: PriorSpec,
+    sources: PriorSources | None = None,
+    *,
+    note: str,
+    name: str | None = None,
+    data_sources: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    teacher: str | Path | None = None,
+    identify: Callable[[Bundle], str] | None = None,
+) -> Bundle:
+    """Write a bundle with the networks of another, byte for byte, and a new prior.
+
+    Everything is written and verified beside `out` first. What was measured with the old prior
+    does not travel: metrics, and the mean of the student's own depth.
+
+    Args:
+        bundle: where the networks, and the teacher in it, come from.
+        out: folder of the new bundle; an existing bundle is replaced, it may be `bundle` itself.
+        prior: reference pixels.
+        spec: what they are; `alignment` is filled in. Its teacher must be that of the present
+            prior, where the bundle names it.
+        sources: where the pixels come from.
+        note: what was done; added to the note of the provenance.
+        name: of the new bundle; default: as before.
+        data_sources: added to those of the provenance.
+        metrics: of the new bundle; default: none.
+        licence: of the new bundle, where the prior's is stricter; default: as before.
+        teacher: a bundle to put inside instead of the one that is there, if any.
+        identify: see `save_bundle`.
+
+    Raises:
+        BundleError: a prior that the student cannot read, or of another teacher; a full disk.
+    """
+    out = Path(out)
+    refuse_foreign(out)
+    spec = aligned(spec, bundle.student().fusion)
+    _check_teacher(bundle, spec)
+    manifest = _manifest(bundle, out, spec, note, name, data_sources, metrics, licence)
+    with staging(out) as folder:
+        for file in _NETWORKS:
+            if file in bundle.manifest.files:
+                copy_file(bundle.path / file, folder / file)
+        write_prior(folder / file_name("prior"), prior, spec, sources)
+        _copy_baselines(bundle, folder)
+        inside = teacher
+        if inside is None and TEACHER_NAME in bundle.manifest.files:
+            inside = bundle.path / TEACHER_FOLDER
+        if inside is not None:
+            copy_teacher(folder, load_bundle(inside), spec, identify)
+        return seal_bundle(folder, out, manifest)
+
+
+def _check_teacher(bundle: Bundle, spec: PriorSpec) -> None:
+    """The student was trained on one teacher's features; another's mean something else."""
+    old = None if bundle.manifest.prior is None else bundle.manifest.prior.teacher
+    if old is None:
+        return
+    new = spec.teacher
+    if new is None or (new.sha256, new.tap) != (old.sha256, old.tap):
+        what = "an unknown teacher" if new is None else f"{new.name} at tap {new.tap}"
+        digest = "" if new is None else f" ({new.sha256[:12]}...)"
+        raise BundleError(
+            bundle.path / MANIFEST_NAME,
+            f"the student reads features of {old.name} at tap {old.tap} ({old.sha256[:12]}...), "
+            f"the new prior is of {what}{digest}: make the reference set with that teacher, or "
+            "train the student's fusion on the new one first",
+        )
+
+
+def _manifest(
+    bundle: Bundle,
+    out: Path,
+    spec: PriorSpec,
+    note: str,
+    name: str | None,
+    data_sources: Sequence[str],
+    metrics: Mapping[str, Any] | None,
+    licence: str | None,
+) -> Manifest:
+    data = bundle.manifest.data()
+    data["name"] = name or data["name"]
+    data["licence"] = licence or data["licence"]
+    data["metrics"] = dict(metrics or {})
+    data["prior"] = spec.model_dump(mode="json")
+    provenance = data["provenance"]
+    provenance["note"] = "; ".join(filter(None, (provenance["note"], note)))
+    provenance["data_sources"] += [s for s in data_sources if s not in provenance["data_sources"]]
+    return validate_manifest(out / MANIFEST_NAME, data)
+
+
+def _copy_baselines(bundle: Bundle, folder: Path) -> None:
+    """The maps that do not depend on the student, hence not on its prior."""
+    from depth_prior_ros.bundle.baselines import OWN_MEAN
+
+    if BASELINES_NAME not in bundle.manifest.files:
+        return
+    with open_tensors(bundle.path / BASELINES_NAME) as file:
+        kept = {n: file.get_tensor(n) for n in file.keys() if n != OWN_MEAN}  # noqa: SIM118
+    if kept:
+        write_tensors(folder / BASELINES_NAME, kept)

@@ -1,0 +1,175 @@
+"""The files of a bundle: hashes, tensors in half precision, folders that appear whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.bundle.manifest import MANIFEST_NAME, BundleError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_hash(path: Path, expected: str) -> None:
+    """Raise BundleError unless a file is there and has the expected hash."""
+    try:
+        found = sha256_of(path)
+    except FileNotFoundError:
+        raise BundleError(path, "missing: the manifest lists it") from None
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error}") from error
+    if found == expected:
+        return
+    problem = _truncation(path) or "altered"
+    raise BundleError(
+        path, f"{problem}: sha256 is {found[:12]}..., the manifest says {expected[:12]}..."
+    )
+
+
+def _truncation(path: Path) -> str | None:
+    """In words, by how much a safetensors file is shorter than its header says."""
+    if path.name == MANIFEST_NAME:
+        return None
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if size < 8:
+            return f"truncated ({size} bytes)"
+        header = int.from_bytes(file.read(8), "little")
+        if header > size - 8:
+            return f"truncated (its header alone needs {8 + header} bytes, it has {size})"
+        try:
+            entries = json.loads(file.read(header))
+            tensors = [e for name, e in entries.items() if name != "__metadata__"]
+            needed = 8 + header + max(e["data_offsets"][1] for e in tensors)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
+    return f"truncated ({size} of {needed} bytes)" if size < needed else None
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped: what is not asked for is not read. Raises BundleError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BundleError(path, f"not readable as safetensors: {error}") from error
+
+
+def write_tensors(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, floating-point ones in half precision.
+
+    Raises BundleError for a value that is not finite or too large for it, and for a full disk.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in state.items():
+        value = tensor.detach().cpu()
+        if value.is_floating_point():
+            half = value.to(torch.float16)
+            if not torch.isfinite(half).all():
+                cause = "is not finite" if not torch.isfinite(value).all() else "exceeds 65504"
+                raise BundleError(path, f"tensor {name} {cause} and cannot be stored")
+            value = half
+        tensors[name] = value.contiguous().clone()
+    try:
+        save_file(tensors, path, dict(metadata) if metadata else None)
+        _order_metadata(path)
+        path.chmod(0o644)  # safetensors' 0600 would lock other users out of an installed bundle
+    except (OSError, SafetensorError) as error:  # a full disk is the latter's
+        raise BundleError(path, f"cannot be written: {error}") from error
+
+
+def _order_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in alphabetical order, in place.
+
+    They are written in another order by every process, and the same content would have another
+    hash. Only names and values change places, so the header keeps its length.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if len(header.get("__metadata__", ())) < 2:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file byte for byte, readable by all. Raises BundleError."""
+    try:
+        target.parent.mkdir(exist_ok=True)
+        target.parent.chmod(0o755)
+        shutil.copyfile(source, target)
+        target.chmod(0o644)
+    except OSError as error:
+        raise BundleError(target, f"cannot be written: {error}") from error
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise BundleError where a bundle at `path` would take the place of something else."""
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST_NAME).is_file():
+        raise BundleError(path, "is a folder with other things in it; choose another place")
+    if path.exists() and not path.is_dir():
+        raise BundleError(path, "is a file; a bundle is a folder")
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, gone afterwards unless it was moved.
+
+    What is wrong with a file in it is reported by the name that the file would have had.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder.chmod(0o755)  # mkdtemp's 0700 would lock other users out of an installed bundle
+    try:
+        yield folder
+    except BundleError as error:
+        if folder != error.path and folder not in error.path.parents:
+            raise
+        raise BundleError(path / error.path.relative_to(folder), error.cause) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(folder: Path, path: Path) -> None:
+    """Move `folder` to `path`. A folder cannot be exchanged in one step: the old one waits."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

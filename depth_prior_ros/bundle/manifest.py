@@ -1,0 +1,287 @@
+"""The manifest of a bundle, bundle.yaml: its fields, and how it is sealed and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+
+# 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
+SCHEMA_VERSION = 2
+MANIFEST_NAME = "bundle.yaml"
+# Optional maps that do not depend on the image; see bundle_baselines.
+BASELINES_NAME = "baselines.safetensors"
+Part = Literal["student", "prior", "multi_frame", "pose"]
+PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
+# A whole bundle inside a bundle: the teacher that its prior came from.
+TEACHER_FOLDER = "teacher"
+TEACHER_NAME = f"{TEACHER_FOLDER}/{MANIFEST_NAME}"
+FILE_NAMES = (*(f"{part}.safetensors" for part in PARTS), BASELINES_NAME, TEACHER_NAME)
+
+_SEAL = "sha256: "
+_HEX = "^[0-9a-f]{64}$"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be trusted or used; the message names the file and the cause."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path}: {cause}")
+        self.path = path
+        self.cause = cause
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no silent conversions, no changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class Architecture(_Strict):
+    """The arguments from which each network is built again."""
+
+    student: dict[str, Any]
+    multi_frame: dict[str, Any] | None = None
+    pose: dict[str, Any] | None = None
+    # Motions for the multi-frame network are refined against the single-frame depth.
+    align_motion: bool = False
+
+
+class CameraSpec(_Strict):
+    """The training camera, in pixels at the input size."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, camera: Camera) -> CameraSpec:
+        """The spec of `camera`, which must already have the input size."""
+        return cls(
+            fx=camera.fx,
+            fy=camera.fy,
+            cx=camera.cx,
+            cy=camera.cy,
+            width=camera.width,
+            height=camera.height,
+        )
+
+    def camera(self) -> Camera:
+        """As a `Camera`. Raises InvalidCameraError."""
+        return Camera(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
+
+
+class DepthSpec(_Strict):
+    """Network units, their range, and the factor to metres with its origin."""
+
+    min_units: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    max_units: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    metres_per_unit: float = Field(gt=0, allow_inf_nan=False)
+    metres_per_unit_source: str = Field(min_length=1)
+    max_metres: float = Field(default=80.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DepthSpec:
+        if self.min_units >= self.max_units:
+            raise ValueError(f"min_units {self.min_units} is not below max_units {self.max_units}")
+        return self
+
+
+class Provenance(_Strict):
+    """Where the weights come from: enough to judge them, and to make them again."""
+
+    data_sources: list[str] = Field(default_factory=list)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
+    git: str | None = None
+    steps: dict[str, int] = Field(default_factory=dict)
+    note: str = ""
+
+
+class PriorTeacher(_Strict):
+    """The network that the reference pixels came from.
+
+    Attributes:
+        name: the bundle's name, or the model's on Hugging Face.
+        kind: "bundle" or "foundation".
+        sha256: of everything that decides its outputs.
+        tap: stride of the features at its input size.
+        channels: channels of the features.
+        size: (W, H) of its input.
+        licence: of its weights.
+    """
+
+    name: str = Field(min_length=1)
+    kind: Literal["bundle", "foundation"]
+    sha256: str = Field(pattern=_HEX)
+    tap: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    size: tuple[int, int]
+    licence: str = Field(min_length=1)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> PriorTeacher:
+        """From a mapping such as YAML or `dataclasses.asdict` gives. Raises ValueError."""
+        return cls.model_validate_json(json.dumps(dict(values)))
+
+    @property
+    def map_pixels(self) -> int:
+        """Pixels of one image's map of features."""
+        width, height = self.size
+        return (width // self.tap) * (height // self.tap)
+
+
+class PriorSpec(_Strict):
+    """What the reference pixels are.
+
+    Attributes:
+        pixels: how many.
+        channels: width of their features.
+        note: shown by `inspect`.
+        teacher: what they came from; None in bundles that do not say.
+        alignment: hash of the student's layers that read the prior, and of how they are used
+            (`PriorFusion.alignment_hash`); filled in by `save_bundle`.
+        selection: how they were chosen: `method`, how many were `kept`, `out_of` how many, by how
+            many `images`, `seed`.
+    """
+
+    pixels: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    note: str
+    teacher: PriorTeacher | None = None
+    alignment: str | None = Field(default=None, pattern=_HEX)
+    selection: dict[str, Any] | None = None
+
+
+class Manifest(_Strict):
+    """bundle.yaml. `files` (file name to sha256) is filled in by `save_bundle`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema", ge=1)
+    name: str = Field(min_length=1)
+    architecture: Architecture
+    input_size: tuple[int, int]
+    training_camera: CameraSpec
+    depth: DepthSpec
+    licence: str = Field(min_length=1)
+    provenance: Provenance = Field(default_factory=Provenance)
+    prior: PriorSpec | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        width, height = self.input_size
+        if width <= 0 or height <= 0 or width % 32 or height % 32:
+            raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
+        camera = self.training_camera
+        if (camera.width, camera.height) != self.input_size:
+            raise ValueError(
+                f"training_camera is given at {camera.width}x{camera.height}, not at the input "
+                f"size {width}x{height}"
+            )
+        try:
+            camera.camera()
+        except InvalidCameraError as error:
+            raise ValueError(f"training_camera: {error}") from error
+        unknown = set(self.files) - set(FILE_NAMES)
+        if unknown:
+            raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
+        return self
+
+    def data(self) -> dict[str, Any]:
+        """As plain data, of today's schema: for `validate_manifest`, after a change."""
+        return {**self.model_dump(by_alias=True, mode="json"), "schema": SCHEMA_VERSION}
+
+    @property
+    def camera(self) -> Camera:
+        """The training camera at the input size."""
+        return self.training_camera.camera()
+
+
+def file_name(part: Part) -> str:
+    """The file that holds a part."""
+    return f"{part}.safetensors"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest: seal, schema, keys and types. Raises BundleError."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise BundleError(path, "missing: this folder is no bundle") from None
+    except UnicodeDecodeError as error:
+        raise BundleError(path, f"altered: not text ({error})") from error
+    except OSError as error:
+        raise BundleError(path, f"cannot be read: {error}") from error
+    body, data = _unseal(path, text)
+    if not isinstance(data, dict):
+        raise BundleError(path, "holds no mapping of keys to values")
+    version = data.get("schema")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            path,
+            f"written by a newer version (schema {version}, this package reads up to "
+            f"{SCHEMA_VERSION}): update the package",
+        )
+    manifest = validate_manifest(path, data)
+    if body is not None:
+        raise BundleError(path, body)
+    return manifest
+
+
+def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
+    """What is wrong with the seal (None for nothing), and the parsed content without it.
+
+    The seal is reported last: a newer schema or an unknown key says more than "altered".
+    """
+    body, found, tail = text.rpartition(_SEAL)
+    problem = None
+    if not found or (body and not body.endswith("\n")):
+        problem, body = "truncated: the sha256 on its last line is missing", text
+    elif tail != hashlib.sha256(body.encode()).hexdigest() + "\n":
+        problem = (
+            "altered: its sha256 does not match (to change a manifest, use "
+            "depth_prior_ros.bundle.rewrite_manifest)"
+        )
+    try:
+        return problem, yaml.safe_load(body)
+    except (yaml.YAMLError, ValueError) as error:
+        raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
+
+
+def validate_manifest(path: Path, data: Mapping[str, Any]) -> Manifest:
+    """A manifest from plain data, such as YAML gives. Raises BundleError."""
+    try:
+        # By way of JSON, where strict validation takes lists for tuples.
+        return Manifest.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise BundleError(path, "; ".join(_plain(e) for e in error.errors())) from error
+    except (TypeError, ValueError) as error:
+        raise BundleError(path, f"holds a value that a manifest cannot have: {error}") from error
+
+
+def _plain(error: Any) -> str:
+    place = ".".join(str(step) for step in error["loc"]) or "manifest"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {place}"
+    if error["type"] == "missing":
+        return f"key {place} is missing"
+    return f"{place}: {error['msg']}"
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest with its seal as the last line."""
+    data = manifest.model_dump(by_alias=True, mode="json")
+    body = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    seal = hashlib.sha256(body.encode()).hexdigest()
+    path.write_bytes(f"{body}{_SEAL}{seal}\n".encode())

@@ -1,0 +1,332 @@
+"""The prior in a bundle: its file, where its pixels come from, and whether it fits the student.
+
+`prior.safetensors` holds ``features`` (N, C) and ``inverse_depth`` (N,) in half precision,
+optionally ``image`` and ``pixel`` (N,) int32, and as metadata what it belongs to: the teacher's
+sha256, its tap, the student's alignment hash, and the list of images. The manifest says the same;
+where the two, or the student's own weights, disagree, somebody put together what does not belong
+together, and depth looked up in such a prior would be noise (RPrDepth, section 3.2: queries and
+keys are trained on one another).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.bundle.files import (
+    copy_file,
+    open_tensors,
+    sha256_of,
+    verify_hash,
+    write_tensors,
+)
+from depth_prior_ros.bundle.manifest import (
+    MANIFEST_NAME,
+    TEACHER_FOLDER,
+    TEACHER_NAME,
+    BundleError,
+    Manifest,
+    PriorSpec,
+    read_manifest,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle.bundle import Bundle
+    from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+
+_REMEDY = (
+    "select a prior for this student (depth_train select, or adapt for a recording of your own), "
+    "or let the student settle on this one (depth_train fine-tune)"
+)
+_IMAGE_KEYS = ("drive", "frame", "stamp", "stamp_ns")
+
+
+@dataclass(frozen=True)
+class PriorSources:
+    """Where the pixels of a prior come from.
+
+    Attributes:
+        image: (N,) int32, index into `images`.
+        pixel: (N,) int32, row-major in the teacher's map of features.
+        images: for each image `drive` (name), `frame` (int, its position in the drive) and, where
+            known, `stamp` or `stamp_ns`. Other keys are left out of a bundle.
+
+    Raises:
+        ValueError: shapes that differ, an index without an image, an image without a name.
+    """
+
+    image: NDArray[np.int32]
+    pixel: NDArray[np.int32]
+    images: Sequence[Mapping[str, Any]]
+
+    def __post_init__(self) -> None:
+        for name in ("image", "pixel"):
+            values = np.asarray(getattr(self, name))
+            if values.ndim != 1 or values.dtype.kind not in "iu":
+                raise ValueError(f"prior sources: {name} is not a list of whole numbers")
+            if values.size and (values.min() < 0 or values.max() > np.iinfo(np.int32).max):
+                raise ValueError(f"prior sources: {name} holds {values.min()} to {values.max()}")
+            object.__setattr__(self, name, values.astype(np.int32, copy=False))
+        if self.image.shape != self.pixel.shape:
+            raise ValueError(
+                f"prior sources: {len(self.image)} images for {len(self.pixel)} pixels"
+            )
+        if self.image.size and self.image.max() >= len(self.images):
+            raise ValueError(
+                f"prior sources: image {self.image.max()}, but only {len(self.images)} are listed"
+            )
+        for entry in self.images:
+            if not (
+                isinstance(entry, Mapping)
+                and isinstance(entry.get("drive"), str)
+                and type(entry.get("frame")) is int
+            ):
+                raise ValueError(f"prior sources: {entry!r} lacks drive (text) or frame (number)")
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def compact(self) -> PriorSources:
+        """The same with only the images that pixels come from, in the same order."""
+        used, image = np.unique(self.image, return_inverse=True)
+        return PriorSources(
+            image.astype(np.int32).reshape(-1), self.pixel, [self.images[i] for i in used.tolist()]
+        )
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def write_prior(path: Path, prior: Prior, spec: PriorSpec, sources: PriorSources | None) -> None:
+    """Write a prior with what it belongs to; images that no pixel comes from are left out.
+
+    Raises:
+        BundleError: values that cannot be stored, sources of another length, a full disk.
+    """
+    import torch
+
+    state = {"features": prior.features, "inverse_depth": prior.inverse_depth}
+    metadata = _belonging(spec)
+    if sources is not None:
+        if len(sources) != len(prior.inverse_depth):
+            raise BundleError(
+                path, f"{len(sources)} sources for {len(prior.inverse_depth)} reference pixels"
+            )
+        sources = sources.compact()
+        state["image"] = torch.from_numpy(sources.image)
+        state["pixel"] = torch.from_numpy(sources.pixel)
+        images = [{k: image[k] for k in _IMAGE_KEYS if k in image} for image in sources.images]
+        metadata["images"] = json.dumps(images, separators=(",", ":"))
+    write_tensors(path, state, metadata)
+
+
+def read_prior(path: Path) -> Prior:
+    """The reference pixels, float32, and nothing else of the file. Raises BundleError."""
+    from depth_prior_ros.models.prior_fusion import Prior
+
+    with open_tensors(path) as file:
+        return Prior(file.get_tensor("features").float(), file.get_tensor("inverse_depth").float())
+
+
+def read_sources(path: Path) -> PriorSources | None:
+    """Where the pixels come from; None in a file that does not say. Raises BundleError."""
+    with open_tensors(path) as file:
+        if "image" not in file.keys():  # noqa: SIM118
+            return None
+        image, pixel = (file.get_tensor(name).numpy() for name in ("image", "pixel"))
+        text = (file.metadata() or {}).get("images")
+    try:
+        images = json.loads(text or "null")
+        if not isinstance(images, list):
+            raise ValueError("its list of images is missing")
+        return PriorSources(image, pixel, images)
+    except ValueError as error:
+        raise BundleError(path, f"sources cannot be read: {error}") from error
+
+
+def _belonging(spec: PriorSpec) -> dict[str, str]:
+    """What a prior's file says of itself, for a manifest that says `spec`."""
+    found: dict[str, str] = {}
+    if spec.teacher is not None:
+        found |= {"teacher": spec.teacher.sha256, "tap": str(spec.teacher.tap)}
+    if spec.alignment is not None:
+        found["alignment"] = spec.alignment
+    return found
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def verify_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None:
+    """Check a prior's tensors and values, and that it belongs to the manifest and the student.
+
+    Args:
+        path: its file.
+        spec: what the manifest says.
+        fusion: the student's, with its weights; None for a student that has none.
+
+    Raises:
+        BundleError: says what does not fit and what to do.
+    """
+    import torch
+
+    with open_tensors(path) as file:
+        names = set(file.keys())
+        expected = {"features": [spec.pixels, spec.channels], "inverse_depth": [spec.pixels]}
+        if names & {"image", "pixel"}:
+            expected |= {"image": [spec.pixels], "pixel": [spec.pixels]}
+        compare_shapes(path, {n: list(file.get_slice(n).get_shape()) for n in names}, expected)
+        if not torch.isfinite(file.get_tensor("features")).all():
+            raise BundleError(path, f"features hold NaN or infinite values; {_REMEDY}")
+        inverse = file.get_tensor("inverse_depth")
+        if not (torch.isfinite(inverse) & (inverse > 0)).all():
+            raise BundleError(
+                path,
+                "inverse_depth holds values that are NaN, infinite, or not positive in half "
+                f"precision; {_REMEDY}",
+            )
+    sources = read_sources(path)
+    if sources is not None and spec.teacher is not None:
+        last = int(sources.pixel.max())
+        if last >= spec.teacher.map_pixels:
+            raise BundleError(
+                path,
+                f"pixel {last} is outside the teacher's map of {spec.teacher.map_pixels} pixels",
+            )
+    match_prior(path, spec, fusion)
+
+
+def match_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None:
+    """Check that a prior's file, the manifest and the student belong together, by header alone.
+
+    Raises:
+        BundleError: another teacher, tap, channel width or alignment hash.
+    """
+    if fusion is None:
+        raise BundleError(path, "a prior, but the student has no prior fusion to read it")
+    width = fusion.config.reference_channels
+    if spec.channels != width:
+        raise BundleError(
+            path,
+            f"the prior has {spec.channels} channels, the student's fusion reads {width}; it was "
+            f"made by another teacher than the student's: {_REMEDY}",
+        )
+    teacher = spec.teacher
+    if teacher is not None and teacher.channels != spec.channels:
+        raise BundleError(
+            path,
+            f"the prior has {spec.channels} channels, its teacher {teacher.name} gives "
+            f"{teacher.channels}: {_REMEDY}",
+        )
+    with open_tensors(path) as file:
+        found = file.metadata() or {}
+    expected = _belonging(spec)
+    for key, what in (("teacher", "teacher"), ("tap", "tap"), ("alignment", "alignment hash")):
+        if found.get(key) != expected.get(key):
+            raise BundleError(
+                path,
+                f"another {what} than the manifest's: {_short(found.get(key))}, not "
+                f"{_short(expected.get(key))}; this prior is not this student's: {_REMEDY}",
+            )
+    own = [fusion.alignment_hash(), fusion.alignment_hash(layers_only=True)]
+    if spec.alignment is not None and spec.alignment not in own:
+        raise BundleError(
+            path,
+            f"another alignment hash than the student's: {_short(spec.alignment)}, not "
+            f"{_short(own[0])}; the layers that read the prior have changed since: {_REMEDY}",
+        )
+
+
+def compare_shapes(
+    path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]
+) -> None:
+    """Raise BundleError unless a file's tensors have these names and shapes."""
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        parts = [f"lacks {len(missing)} ({missing[0]}, ...)"] if missing else []
+        parts += [f"has {len(unknown)} unknown ({unknown[0]}, ...)"] if unknown else []
+        raise BundleError(path, f"tensors do not fit the architecture: {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise BundleError(
+                path, f"tensor {name} has shape {found[name]}, the architecture asks for {shape}"
+            )
+
+
+def _short(text: str | None) -> str:
+    return "none" if text is None else text if len(text) < 16 else f"{text[:12]}..."
+
+
+# -- the teacher in the bundle ---------------------------------------------------------------------
+
+
+def copy_teacher(
+    folder: Path,
+    teacher: Bundle,
+    spec: PriorSpec | None,
+    identify: Callable[[Bundle], str] | None = None,
+) -> str:
+    """Copy a prior's teacher into a bundle's folder, byte for byte, without its own teacher.
+
+    Args:
+        folder: of the bundle that gets it.
+        teacher: what is copied.
+        spec: of the prior, whose `teacher` it must be.
+        identify: gives the sha256 that the prior's teacher has, of a bundle; None: only name and
+            size are compared.
+
+    Returns:
+        The sha256 of its manifest.
+
+    Raises:
+        BundleError: another teacher than the prior's; a full disk.
+    """
+    _check_teacher(folder, teacher.manifest, spec)
+    assert spec is not None and spec.teacher is not None
+    if identify is not None and (found := identify(teacher)) != spec.teacher.sha256:
+        raise BundleError(
+            teacher.path,
+            f"is not the teacher that the prior came from: {_short(found)}, not "
+            f"{_short(spec.teacher.sha256)}",
+        )
+    target = folder / TEACHER_FOLDER
+    own = [name for name in teacher.manifest.files if name != TEACHER_NAME]
+    for name in own:
+        copy_file(teacher.path / name, target / name)
+    copy_file(teacher.path / MANIFEST_NAME, target / MANIFEST_NAME)
+    if len(own) < len(teacher.manifest.files):
+        files = {name: teacher.manifest.files[name] for name in own}
+        write_manifest(target / MANIFEST_NAME, teacher.manifest.model_copy(update={"files": files}))
+    return sha256_of(target / MANIFEST_NAME)
+
+
+def verify_teacher(folder: Path, spec: PriorSpec | None) -> None:
+    """Check the hashes of the teacher in a bundle, and that it is the prior's.
+
+    Its architecture is checked when it is opened. Raises BundleError.
+    """
+    manifest = read_manifest(folder / TEACHER_NAME)
+    for name, expected in manifest.files.items():
+        verify_hash(folder / TEACHER_FOLDER / name, expected)
+    _check_teacher(folder, manifest, spec)
+
+
+def _check_teacher(folder: Path, manifest: Manifest, spec: PriorSpec | None) -> None:
+    path = folder / TEACHER_FOLDER
+    if spec is None or spec.teacher is None:
+        raise BundleError(path, "a teacher, but the manifest names none for the prior")
+    expected = ("bundle", spec.teacher.name, spec.teacher.size)
+    if expected != (spec.teacher.kind, manifest.name, manifest.input_size):
+        raise BundleError(
+            path,
+            f"is {manifest.name} at {manifest.input_size}, the prior's teacher is "
+            f"{spec.teacher.kind} {spec.teacher.name} at {spec.teacher.size}",
+        )

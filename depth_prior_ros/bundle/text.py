@@ -1,0 +1,149 @@
+"""A bundle's manifest as text for people (`depth_train inspect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.bundle.manifest import TEACHER_FOLDER, TEACHER_NAME
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle.manifest import Manifest, PriorSpec
+    from depth_prior_ros.bundle.prior import PriorSources
+
+_WIDTH = 96  # lists that fit go on one line
+
+
+def describe_manifest(
+    manifest: Manifest,
+    path: Path,
+    sizes: Mapping[str, int],
+    sources: PriorSources | None = None,
+) -> str:
+    """Everything the manifest says, grouped.
+
+    Args:
+        manifest: of a bundle.
+        path: its folder.
+        sizes: bytes by name in `manifest.files`; for a teacher, of its whole folder.
+        sources: where the prior's pixels come from.
+    """
+    width, height = manifest.input_size
+    camera, depth = manifest.training_camera, manifest.depth
+    sections: list[tuple[str, dict[str, Any]]] = [
+        (
+            f"bundle {manifest.name}",
+            {
+                "folder": path,
+                "schema": manifest.schema_version,
+                "licence": manifest.licence,
+                "input": f"{width}x{height}",
+                "training camera": f"fx {camera.fx:.2f}, fy {camera.fy:.2f}, "
+                f"cx {camera.cx:.2f}, cy {camera.cy:.2f}",
+            },
+        ),
+        (
+            "depth",
+            {
+                "network range": f"{depth.min_units:g} to {depth.max_units:g} units",
+                "metres per unit": f"{depth.metres_per_unit:.4g} ({depth.metres_per_unit_source})",
+                "reported up to": f"{depth.max_metres:g} m",
+            },
+        ),
+        ("networks", manifest.architecture.model_dump()),
+        ("prior", _prior(manifest.prior, sources) if manifest.prior else {"prior": "none"}),
+        ("provenance", manifest.provenance.model_dump()),
+        ("metrics", dict(manifest.metrics) or {"metrics": "none recorded"}),
+        (
+            "files (sha256 verified)",
+            {
+                f"{TEACHER_FOLDER}/" if name == TEACHER_NAME else name: (
+                    f"{sizes[name] / 1e6:6.2f} MB  {digest[:16]}..."
+                )
+                for name, digest in manifest.files.items()
+            },
+        ),
+    ]
+    lines: list[str] = []
+    for title, content in sections:
+        lines += [title, *_lines(content, 1), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _prior(spec: PriorSpec, sources: PriorSources | None) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "pixels": spec.pixels,
+        "channels": spec.channels,
+        "note": spec.note,
+    }
+    if sources is not None:
+        drives = {image["drive"] for image in sources.images}
+        content["from"] = (
+            _count(len(sources.images), "image") + f" of {_count(len(drives), 'drive')}"
+        )
+    if (teacher := spec.teacher) is not None:
+        content["teacher"] = {
+            "name": f"{teacher.name} ({teacher.kind})",
+            "input": "x".join(map(str, teacher.size)),
+            "features": f"{teacher.channels} channels at 1/{teacher.tap}",
+            "licence": teacher.licence,
+            "sha256": f"{teacher.sha256[:16]}...",
+        }
+    if spec.selection:
+        content["selection"] = dict(spec.selection)
+    if spec.alignment is not None:
+        content["alignment"] = f"{spec.alignment[:16]}..."
+    return content
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _lines(content: Mapping[str, Any], level: int) -> list[str]:
+    """Indented `key: value` lines; lists on one line where they fit, else an item per line."""
+    lines: list[str] = []
+    indent = "  " * level
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}:", *_lines(value, level + 1)]
+        elif isinstance(value, list | tuple) and value:
+            lines += _list_lines(str(key), value, level)
+        elif value not in (None, "", [], {}, ()):
+            lines.append(f"{indent}{key}: {_plain(value)}")
+    return lines
+
+
+def _list_lines(key: str, values: Sequence[Any], level: int) -> list[str]:
+    indent = "  " * level
+    nested = any(isinstance(value, Mapping | list | tuple) for value in values)
+    line = f"{indent}{key}: {', '.join(map(_plain, values))}"
+    if not nested and len(line) <= _WIDTH and not any(" " in str(value) for value in values):
+        return [line]
+    return [f"{indent}{key}:", *_items(values, level + 1)]
+
+
+def _items(values: Sequence[Any], level: int) -> list[str]:
+    """A line `- value` for each; what has parts is indented below its first line."""
+    lines: list[str] = []
+    for value in values:
+        if isinstance(value, Mapping) and value:
+            inner = _lines(value, level + 1)
+        elif isinstance(value, list | tuple) and value:
+            inner = _items(value, level + 1)
+        else:
+            inner = [_plain(value)]
+        if inner:
+            lines += [f"{'  ' * level}- {inner[0].strip()}", *inner[1:]]
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

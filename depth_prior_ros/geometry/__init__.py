@@ -1,0 +1,1 @@
+"""Cameras, rigid motions, and warping one view into another."""

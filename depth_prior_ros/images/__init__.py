@@ -1,0 +1,1 @@
+"""From encoded pictures to arrays, and from distorted to rectified ones."""

@@ -1,0 +1,1 @@
+"""Whether the vehicle moves, and how the camera moved between two frames."""

@@ -1,0 +1,26 @@
+"""Public names of this room."""
+
+from depth_prior_ros.pipeline.pipeline import (
+    BUDGET_SHARE as BUDGET_SHARE,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    DepthPipeline as DepthPipeline,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    DepthResult as DepthResult,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    InvalidFrameError as InvalidFrameError,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    Model as Model,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    Motion as Motion,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    PoseChoice as PoseChoice,
+)
+from depth_prior_ros.pipeline.pipeline import (
+    Reason as Reason,
+)

@@ -1,0 +1,324 @@
+"""A frame with its predecessor: features, the motion between the two, matching.
+
+The networks see every camera as the trained one, and so a world stretched along the viewing
+direction; motions here are in that world and in network units (`units_step` leads there).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.motion.gate import ImageMotion
+from depth_prior_ros.pipeline.framing import Framed
+from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
+from depth_prior_ros.pipeline.results import PoseSource, Reason
+from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch, inverse_pose
+from depth_prior_ros.scale import focal_ratio
+
+Transform = NDArray[np.float64]
+PoseChoice = Literal["auto", "network", "odometry"]
+POSE_CHOICES: tuple[PoseChoice, ...] = ("auto", "network", "odometry")
+
+ODOMETRY_MARGIN = 1.15
+"""How much worse than the refined motion odometry's may explain the picture, and still be used."""
+
+_log = logging.getLogger(__name__)
+
+
+class PoseError(Exception):
+    """The motion between the frames is not known; not a failure of the model."""
+
+
+@dataclass
+class Shown:
+    """A frame that the networks were shown; features are filled in when they are first needed."""
+
+    stamp_ns: int
+    framed: Framed
+    native: Native
+    features: Features | None = None
+    _small: NDArray[np.uint8] | None = None
+
+    def small(self) -> NDArray[np.uint8]:
+        """The picture that `ImageMotion` measures, made once."""
+        if self._small is None:
+            self._small = ImageMotion.prepare(self.framed.pixels)
+        return self._small
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A frame and the one before, and what is known of them.
+
+    inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
+    where nobody knows. pose: previous_from_current of odometry (4, 4) in metres; metres: how far
+    odometry says it went; both None where unknown. searching: whether metres_per_unit is only where
+    the search for it begins.
+    """
+
+    previous: Shown
+    current: Shown
+    inverse: Native
+    metres_per_unit: float | None = None
+    pose: Transform | None = None
+    metres: float | None = None
+    searching: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """previous_from_current (4, 4) in the networks' world, and who said so."""
+
+    matrix: Transform
+    source: PoseSource
+
+
+class Motions:
+    """Finds how the camera moved between two frames."""
+
+    def __init__(self, networks: Networks, trained: Camera) -> None:
+        self._networks = networks
+        self._trained = trained
+
+    def by_network(self, pair: Pair) -> Step:
+        """What the pose network says. Raises PoseError for numbers that are not finite."""
+        pose = self._networks.pose(pair.previous.native, pair.current.native)
+        if not np.isfinite(pose).all():
+            raise PoseError("the pose network's answer is not finite")
+        return Step(inverse_pose(pose), "network")
+
+    def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
+        """What odometry says; None where it says nothing.
+
+        length: of the translation in units with the stretch undone, for where no metric factor is
+        known.
+        """
+        if pair.pose is None:
+            return None
+        metres_per_unit = pair.metres_per_unit
+        if metres_per_unit is None:
+            metres = float(np.linalg.norm(pair.pose[:3, 3]))
+            if not length or metres == 0:
+                return None
+            metres_per_unit = metres / length
+        return Step(units_step(pair.pose, metres_per_unit, self.stretch(pair)), "odometry")
+
+    def refined(self, pair: Pair, step: Step) -> Step:
+        """The step made to fit the pictures and the single-frame depth, if the bundle asks for it.
+
+        Raises PoseError for numbers that are not finite.
+        """
+        if not self._networks.aligns:
+            return step
+        images = pair.previous.native, pair.current.native
+        K = self.matching_matrix(pair)
+        matrix = self._networks.refine(*images, step.matrix, K, pair.inverse)
+        if not np.isfinite(matrix).all():
+            raise PoseError("the refined motion is not finite")
+        return Step(matrix, step.source)
+
+    def explain(self, pair: Pair, *steps: Step) -> list[float]:
+        """How badly the previous picture, moved by each step, fits; inf: not at all."""
+        costs = self._networks.photometric_costs(
+            pair.previous.native,
+            pair.current.native,
+            [step.matrix for step in steps],
+            self.matching_matrix(pair),
+            pair.inverse,
+        )
+        return [cost if math.isfinite(cost) else math.inf for cost in costs]
+
+    def units_travelled(self, pair: Pair, step: Step) -> float:
+        """Length of a step in units, with the stretch of the networks' world undone."""
+        return float(np.linalg.norm(step.matrix[:3, 3] * (1.0, 1.0, self.stretch(pair))))
+
+    def matching_matrix(self, pair: Pair) -> NDArray[np.float64]:
+        """K (3, 3) of the networks' world: the trained focal length, the actual principal point."""
+        camera = pair.current.framed.camera
+        return replace(camera, fx=self._trained.fx, fy=self._trained.fy).matrix()
+
+    def stretch(self, pair: Pair) -> float:
+        """True depth over the depth that the networks see."""
+        return stretch_of(pair.current.framed, self._trained)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a pair of frames.
+
+    output: depth in units and confidence, (1, 1, h, w); None where there was no matching.
+    step: the motion that was matched with. units: length of the pose network's own, stretch undone;
+    None where it was not asked or had no answer. error: in words, what went wrong.
+    """
+
+    output: tuple[Native, Native] | None = None
+    step: Step | None = None
+    units: float | None = None
+    error: str | None = None
+
+
+class MultiFrameStep:
+    """Runs the multi-frame network on a frame and its predecessor.
+
+    pose_source: `network`, refined against the single-frame depth; `odometry` as it is (the network
+    where there is none); `auto`: odometry, unless the picture contradicts it. min_pose_ratio: a
+    motion by the network shorter than this share of odometry's is a pose network that has lost it.
+    guard: told of failures.
+    """
+
+    def __init__(self, networks: Networks, trained: Camera, guard: MultiFrameGuard) -> None:
+        self.pose_source: PoseChoice = "auto"
+        self.min_pose_ratio = 0.1
+        self.motions = Motions(networks, trained)
+        self._networks = networks
+        self._guard = guard
+
+    def attempt(
+        self, pair: Pair, clock: Stopwatch, *, forced: bool, measure: bool
+    ) -> tuple[Found, Reason]:
+        """Multi-frame depth, or why there is none: whatever it is, nothing is raised.
+
+        forced: the pose network is not compared with odometry. measure: see `motion`.
+        """
+        found = Found()
+        try:
+            with clock("pose"):
+                found = self.motion(pair, check=not forced, measure=measure)
+            assert found.step is not None
+            output = self.depth(pair, found.step, clock)
+            return replace(found, output=output), "forced" if forced else "moving"
+        except PoseError as error:
+            return Found(error=str(error)), "pose"
+        except Exception as error:
+            # Whatever it was, the vehicle still gets the single-frame depth.
+            reason, message = self.report(error)
+            return Found(units=found.units, error=message), reason
+
+    def travel(self, pair: Pair, clock: Stopwatch) -> Found:
+        """The pose network's motion alone, for the scale; nothing is raised."""
+        try:
+            with clock("pose"):
+                step = self.motions.refined(pair, self.motions.by_network(pair))
+                return Found(units=self.motions.units_travelled(pair, step))
+        except PoseError:
+            return Found()
+        except Exception as error:
+            return Found(error=self.report(error)[1])
+
+    def report(self, error: Exception) -> tuple[Obstacle, str]:
+        """Log a failure and pause the network for it: the reason, and what to say."""
+        reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
+        message = f"{type(error).__name__}: {error}"
+        self._guard.failed(reason, message)
+        _log.warning("multi-frame network left out (%s): %s", reason, message)
+        if reason == "memory":
+            let_go(error)
+            self._networks.backend.free_memory()
+        return reason, message
+
+    def motion(self, pair: Pair, *, check: bool = True, measure: bool = False) -> Found:
+        """The motion to match with; `Found.step` is there.
+
+        check: compare the pose network with odometry. measure: tell what the pose network travels
+        even where odometry's motion is used. Raises PoseError where nobody knows the motion.
+        """
+        motions, wanted = self.motions, self.pose_source
+        alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
+        network: Step | None = None
+        units: float | None = None
+        lost: PoseError | None = None
+        if measure or not alone:
+            try:
+                network = motions.refined(pair, motions.by_network(pair))
+                units = motions.units_travelled(pair, network)
+                # A factor that travel is yet to be measured for must not judge that travel.
+                if check and not alone and not (measure and pair.searching):
+                    self._check(pair, units)
+            except PoseError as error:
+                network, units, lost = None, None, error
+        odometry = None if wanted == "network" else motions.by_odometry(pair, units)
+        step = network if odometry is None else odometry
+        if wanted == "auto" and odometry is not None:
+            step = self._better(pair, network or motions.refined(pair, odometry), odometry)
+        if step is None:
+            raise lost or PoseError("nobody knows the motion")
+        return Found(step=step, units=units)
+
+    def _better(self, pair: Pair, refined: Step, odometry: Step) -> Step:
+        """Odometry's motion as it is, unless the picture contradicts it.
+
+        The refined one always fits the picture a little better, as it was made to; where odometry's
+        fits nearly as well, it is the truer one.
+        """
+        told, best = self.motions.explain(pair, odometry, refined)
+        return odometry if math.isfinite(told) and told <= ODOMETRY_MARGIN * best else refined
+
+    def _check(self, pair: Pair, units: float) -> None:
+        if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:
+            return
+        predicted = units * pair.metres_per_unit
+        if predicted < self.min_pose_ratio * pair.metres:
+            raise PoseError(
+                f"the pose network sees {predicted:.3f} m of motion where odometry says "
+                f"{pair.metres:.3f} m"
+            )
+
+    def rehearse(self, shown: Shown, inverse: Native) -> None:
+        """Run everything once on one frame as its own predecessor."""
+        pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
+        step = self.motions.refined(pair, self.motions.by_network(pair))
+        self.motions.explain(pair, step)
+        depth, _ = self.depth(pair, step)
+        self._networks.backend.to_numpy(depth)
+
+    def depth(
+        self, pair: Pair, step: Step, clock: Stopwatch | None = None
+    ) -> tuple[Native, Native]:
+        """Depth in units and confidence, (1, 1, h, w)."""
+        clock = clock or Stopwatch(self._networks.backend.synchronize)
+        previous, current = pair.previous, pair.current
+        with clock("features"):
+            if previous.features is None:
+                previous.features = self._networks.features(previous.native)
+            if current.features is None:
+                current.features = self._networks.features(current.native)
+        with clock("multi"):
+            return self._networks.multi(
+                current.features,
+                previous.features,
+                step.matrix,
+                self.motions.matching_matrix(pair),
+                pair.inverse,
+            )
+
+
+def stretch_of(framed: Framed, trained: Camera) -> float:
+    """True depth over the depth that the networks see."""
+    camera = framed.camera
+    return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
+
+
+def units_step(metres: Transform, metres_per_unit: float, stretch: float) -> Transform:
+    """A rigid motion (4, 4) in metres as the networks' world shows it, in units.
+
+    That world is `1 / stretch` times as long along the viewing direction; a rotation becomes an
+    affine map there, exactly.
+    """
+    world = np.array([1.0, 1.0, 1.0 / stretch])
+    result = np.eye(4)
+    result[:3, :3] = world[:, np.newaxis] * metres[:3, :3] / world
+    result[:3, 3] = metres[:3, 3] * world / metres_per_unit
+    return result
+
+
+def turned(step: Transform) -> float:
+    """The angle of a motion's rotation in radians."""
+    cosine = (float(np.trace(step[:3, :3])) - 1) / 2
+    return math.acos(min(max(cosine, -1.0), 1.0))

@@ -1,0 +1,404 @@
+"""Frame and motion in; depth, confidence, model and reason out. Knows no ROS.
+
+Both networks see every image as one of the training camera. For a camera of another focal length f
+that is a world stretched along the viewing direction by f_trained / f, consistently for the
+single-frame network, the pose network and the matching of the multi-frame network, which is
+therefore given the trained focal length with the actual principal point. The published depth is
+stretched back by f / f_trained.
+
+The previous frame's image is kept, and its matching features once they exist: a vehicle that drives
+computes them once per frame, a vehicle that stands does not compute them at all.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.backends.base import Precision
+from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.motion.gate import (
+    FrameRate,
+    GateSettings,
+    ImageMotion,
+    Motion,
+    MotionGate,
+    State,
+    Way,
+)
+from depth_prior_ros.pipeline.confidence import combine
+from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
+from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.pipeline.multi_frame_step import (
+    Found,
+    MultiFrameStep,
+    Pair,
+    PoseChoice,
+    Shown,
+    stretch_of,
+    turned,
+)
+from depth_prior_ros.pipeline.results import (
+    DepthResult,
+    Model,
+    OutputSize,
+    Reason,
+    known_inverse,
+    to_confidence,
+    to_metres,
+    to_rgb,
+    view_of,
+)
+from depth_prior_ros.pipeline.runtime import Native, Stopwatch, compile_networks
+from depth_prior_ros.pipeline.settings import PipelineSettings, TimeBudget
+from depth_prior_ros.scale import FixedScale, Scale, ScaleSight
+
+__all__ = [
+    "DepthPipeline",
+    "DepthResult",
+    "InvalidFrameError",
+    "Model",
+    "Motion",
+    "OutputSize",
+    "PoseChoice",
+    "Reason",
+]
+
+BUDGET_SHARE = 0.9
+"""Of the time between two camera images that an automatic budget gives to a frame."""
+
+
+class DepthPipeline(PipelineSettings):
+    """Depth for a sequence of frames of one camera. Not thread-safe: one thread at a time.
+
+    bundle: a `Bundle`, or the name or path of one.
+    backend, device, threads, precision, fallback: see `runtime.compile_networks`;
+    `backend_reason` tells why, `backend_fell_back` whether another one should have run.
+
+    These may be changed between two frames:
+
+    force_model: `single_frame` or `multi_frame`, for evaluation; a forced multi-frame still falls
+    back where there is no usable predecessor or pose.
+    gate_settings: when the vehicle counts as moving.
+    scale: where the metric factor comes from; it is told of every frame.
+    max_gap: seconds between frames beyond which the previous one is of no use.
+    max_metres: beyond it depth is +inf; the bundle's range by default.
+    time_budget_ms: where the median time of multi-frame frames exceeds it, they pause; `auto`: as
+    long as the camera's rate allows (see `frame_rate`).
+    pose_source, min_pose_ratio: where the multi-frame network has its motion from, see
+    `MultiFrameStep`.
+    output_size: of the depth image: `model`, `input`, or (width, height).
+    fit: of images of another aspect ratio, see `framing`.
+
+    Raises BundleError, BackendError, ValueError.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str = "lite",
+        backend: str = "auto",
+        device: str = "auto",
+        *,
+        threads: int = 1,
+        precision: Precision = "f32",
+        fallback: bool = False,
+        force_model: Model | None = None,
+        gate: GateSettings | None = None,
+        scale: Scale | None = None,
+        max_gap: float = 0.5,
+        max_metres: float | None = None,
+        time_budget_ms: TimeBudget = None,
+        pose_source: PoseChoice = "auto",
+        min_pose_ratio: float = 0.1,
+        output_size: OutputSize = "model",
+        fit: Fit = "crop",
+        guard: MultiFrameGuard | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.networks, self.backend_reason = compile_networks(
+            self.bundle, backend, device, threads=threads, precision=precision, fallback=fallback
+        )
+        depth = self.bundle.manifest.depth
+        self.scale: Scale = scale or FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
+        self.max_metres = depth.max_metres if max_metres is None else max_metres
+        self.max_gap = max_gap
+        self.frame_rate = FrameRate()
+        self.guard = guard or MultiFrameGuard()
+        self._trained = self.bundle.manifest.camera
+        self._gate = MotionGate(gate)
+        self._image_motion = ImageMotion()
+        self._step = MultiFrameStep(self.networks, self._trained, self.guard)
+        self._previous: Shown | None = None
+        self.time_budget_ms = time_budget_ms
+        self.force_model = force_model
+        self.pose_source = pose_source
+        self.min_pose_ratio = min_pose_ratio
+        self.output_size = output_size
+        self.fit = fit
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """Backend and device in words, such as `openvino on cpu`."""
+        return f"{self.networks.backend.name} on {self.networks.backend.device}"
+
+    @property
+    def backend_fell_back(self) -> bool:
+        """Whether a backend that should have run the networks could not (`backend_reason`)."""
+        return self.networks.fell_back
+
+    @property
+    def motion_state(self) -> State:
+        """What the motion gate thinks."""
+        return self._gate.state
+
+    @property
+    def previous_stamp_ns(self) -> int | None:
+        """Stamp of the frame before, to which `Motion.pose` has to lead back."""
+        return self._previous.stamp_ns if self._previous else None
+
+    def reset(self) -> None:
+        """Forget the previous frame, the motion and all pauses, as before the first frame.
+
+        The scale is left alone: it belongs to the camera and its network, not to the drive.
+        """
+        self._previous = None
+        self._gate.reset()
+        self.guard.reset()
+        self.frame_rate.reset()
+
+    def warm_up(self) -> float:
+        """Run every network twice on noise; the milliseconds of the second round.
+
+        A multi-frame network that fails here is logged and will be left out when its time comes; a
+        single-frame network that fails raises.
+        """
+        generator = np.random.default_rng(0)
+        shape = (self._trained.height, self._trained.width, 3)
+        elapsed = 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            picture = generator.integers(0, 256, shape, dtype=np.uint8)
+            shown = self._show(picture, 0, None)
+            inverse, _ = self.networks.single(shown.native)
+            self.networks.backend.to_numpy(inverse)
+            if self.networks.has_multi_frame:
+                try:
+                    self._step.rehearse(shown, inverse)
+                except Exception as error:
+                    self._step.report(error)
+            elapsed = (time.perf_counter() - start) * 1e3
+        return elapsed
+
+    # -- a frame -------------------------------------------------------------------------------
+
+    def process(
+        self,
+        image: NDArray[Any],
+        stamp_ns: int,
+        motion: Motion | None = None,
+        camera: Camera | None = None,
+        *,
+        confidence: bool = False,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> DepthResult:
+        """Depth of one frame.
+
+        image: (H, W, 3) uint8 RGB of any size. stamp_ns: when it was taken. motion: the vehicle's
+        at that time; without a speed, the pictures tell. camera: of the image; without one, the
+        training camera's field of view is assumed. confidence: whether it is wanted. outside:
+        (H, W), where the image shows nothing (the corners of a rectified one).
+
+        Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
+        been.
+        """
+        clock = Stopwatch(self.networks.backend.synchronize)
+        with clock("preprocess"):
+            current = self._show(image, stamp_ns, camera, outside)
+        self.frame_rate.saw(stamp_ns)
+        broken = self._broken_sequence(current)
+        with clock("motion"):
+            self._update_gate(current, motion.known_speed if motion else None, broken)
+        with clock("single"):
+            single = self._single(current)
+        obstacle = self.guard.obstacle()
+        way = self._way(current, motion)
+        pair = None if broken else self._pair(current, single, way)
+        reason = self._single_frame_reason(broken, obstacle)
+        detail = self.guard.detail if reason == obstacle else None
+        travel = self.scale.needs_travel
+        found = Found()
+        if pair is not None and reason is None:
+            forced = self._force_model is not None
+            found, reason = self._step.attempt(pair, clock, forced=forced, measure=travel)
+        elif pair is not None and travel and self._may_measure(obstacle):
+            found = self._step.travel(pair, clock)
+        assert reason is not None
+        with clock("postprocess"):
+            units = self._units(current, single, found)
+            self._observe(current, single, units, way, found)
+            view = view_of(current.framed, self._output_size)
+            scale = self.scale.status  # once: another thread may reset the scale
+            factor = scale.metres_per_unit * stretch_of(current.framed, self._trained)
+            depth = to_metres(units, factor, self.max_metres, view)
+            sure = None
+            if confidence:
+                sure = to_confidence(self._sure(current, single, units, found), depth, view)
+            rgb = to_rgb(image, current.framed, view)
+        self._previous = current
+        timings = clock.stop()
+        if found.output is not None:
+            self.guard.took(timings["total"], self._budget_ms())
+        return DepthResult(
+            depth=depth,
+            model="single_frame" if found.output is None else "multi_frame",
+            reason=reason,
+            timings=timings,
+            camera=view.camera,
+            stamp_ns=stamp_ns,
+            region=view.region,
+            confidence=sure,
+            rgb=rgb,
+            scale=scale,
+            error=found.error,
+            detail=found.error or detail,
+            pose_source=found.step.source if found.step else None,
+        )
+
+    def _show(
+        self,
+        image: NDArray[Any],
+        stamp_ns: int,
+        camera: Camera | None,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> Shown:
+        framed = frame_image(image, camera, self._trained, self.fit, outside)
+        return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+
+    def _single(self, current: Shown) -> Native:
+        """Inverse depth; where memory runs out, again with as much as is left."""
+        try:
+            return self.networks.single(current.native)[0]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._previous is not None:
+                self._previous.features = None
+            self._step.report(error)
+            return self.networks.single(current.native)[0]
+
+    # -- which model ---------------------------------------------------------------------------
+
+    def _broken_sequence(self, current: Shown) -> Reason | None:
+        """Why the previous frame is of no use; None where it is."""
+        previous = self._previous
+        if previous is None:
+            return "first_frame"
+        if current.stamp_ns <= previous.stamp_ns:
+            return "time_jump"
+        before, now = previous.framed, current.framed
+        if now.source_size != before.source_size or now.region != before.region:
+            return "resolution"
+        if current.stamp_ns - previous.stamp_ns > self.max_gap * 1e9:
+            return "gap"
+        return None
+
+    def _update_gate(self, current: Shown, speed: float | None, broken: Reason | None) -> None:
+        flow, previous = None, self._previous
+        if speed is None and previous is not None:
+            # What is too far apart for matching may still tell whether the picture moved.
+            seconds = (current.stamp_ns - previous.stamp_ns) * 1e-9
+            if broken is None or (broken == "gap" and seconds <= self._gate.settings.max_gap):
+                small = previous.small(), current.small()
+                flow = self._image_motion.measure(*small, current.framed.outside)
+        self._gate.update(current.stamp_ns, speed, flow)
+
+    def _single_frame_reason(
+        self, broken: Reason | None, obstacle: Obstacle | None
+    ) -> Reason | None:
+        """Why multi-frame is not even tried; None where it is to be tried."""
+        if self._force_model == "single_frame" or not self.networks.has_multi_frame:
+            return "forced"
+        if broken is not None:
+            return broken
+        if self._force_model == "multi_frame":
+            return None
+        # Unknown counts as standing: multi-frame needs motion that somebody has seen.
+        if self._gate.state != "moving":
+            return "stationary"
+        return obstacle
+
+    def _may_measure(self, obstacle: Obstacle | None) -> bool:
+        """Whether the pose network may run for the scale alone."""
+        return self._gate.state == "moving" and obstacle in (None, "budget")
+
+    def _budget_ms(self) -> float | None:
+        if self._budget != "auto":
+            return self._budget
+        interval = self.frame_rate.interval_ms
+        return None if interval is None else BUDGET_SHARE * interval
+
+    # -- two frames ----------------------------------------------------------------------------
+
+    def _way(self, current: Shown, motion: Motion | None) -> Way:
+        previous = self._previous
+        return motion.way(previous.stamp_ns, current.stamp_ns) if motion and previous else Way()
+
+    def _pair(self, current: Shown, inverse: Native, way: Way) -> Pair | None:
+        if self._previous is None or not self.networks.has_multi_frame:
+            return None
+        status = self.scale.status
+        factor = None if status.mode == "none" else status.metres_per_unit
+        searching = status.state == "searching"
+        return Pair(self._previous, current, inverse, factor, way.pose, way.metres, searching)
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _units(self, current: Shown, single: Native, found: Found) -> NDArray[np.float32]:
+        """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
+        native = single if found.output is None else found.output[0]
+        return known_inverse(
+            self.networks.backend.to_numpy(native)[0, 0],
+            current.framed.outside,
+            inverse=found.output is None,
+        )
+
+    def _observe(
+        self,
+        current: Shown,
+        single: Native,
+        units: NDArray[np.float32],
+        way: Way,
+        found: Found,
+    ) -> None:
+        """Tell the scale what was seen, of depth what does not rest on the factor itself."""
+        inverse: NDArray[np.float32] | None = None
+        if self.scale.needs_depth:
+            alone = units if found.output is None else self._units(current, single, Found())
+            inverse = alone / np.float32(stretch_of(current.framed, self._trained))
+        seconds = (current.stamp_ns - self._previous.stamp_ns) * 1e-9 if self._previous else 0.0
+        self.scale.observe(
+            ScaleSight(
+                current.stamp_ns,
+                inverse,
+                current.framed.camera,
+                moving=self._gate.state == "moving",
+                units_travelled=found.units,
+                metres_travelled=way.metres,
+                seconds=seconds if seconds > 0 else None,
+                radians_turned=None if way.pose is None else turned(way.pose),
+            )
+        )
+
+    def _sure(
+        self, current: Shown, single: Native, units: NDArray[np.float32], found: Found
+    ) -> NDArray[np.float32]:
+        """Confidence (h, w) of what is published."""
+        if found.output is None:
+            return combine(units)
+        return combine(self._units(current, single, Found()), units)

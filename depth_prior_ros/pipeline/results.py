@@ -1,0 +1,222 @@
+"""What the pipeline says about a frame, and the way there from the networks' numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.pipeline.framing import Framed, Region
+
+if TYPE_CHECKING:
+    from depth_prior_ros.scale import ScaleStatus
+
+Model = Literal["multi_frame", "single_frame"]
+Reason = Literal[
+    "moving",
+    "first_frame",
+    "stationary",
+    "gap",
+    "time_jump",
+    "resolution",
+    "pose",
+    "forced",
+    "budget",
+    "memory",
+    "model_failed",
+]
+PoseSource = Literal["network", "odometry"]
+OutputSize = Literal["model", "input"] | tuple[int, int]
+"""Size of the depth image: the networks', the camera image's, or (width, height)."""
+
+MAX_OUTPUT_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class DepthResult:
+    """What the pipeline knows about one frame.
+
+    depth: (h, w) float32 metres along the optical axis; NaN unknown, +inf beyond the range.
+    model, reason: which network made it, and why that one.
+    timings: milliseconds of what ran: preprocess motion single features pose multi scale
+    postprocess total.
+    camera: of the depth image. region: the window of the source image that the depth image shows;
+    it may exceed the source image, and the depth is NaN there.
+    confidence: (h, w) float32, 0 to 1, 1 = sure, 0 where there is no depth; None unless asked for.
+    rgb: (h, w, 3) uint8, the picture that belongs to the depth image, pixel by pixel. It may be a
+    view of the image that was processed.
+    scale: where the metres come from.
+    error: in words, what went wrong with the multi-frame network on this very frame.
+    detail: in words, what stands behind the reason, while it lasts.
+    pose_source: who told the multi-frame network how the camera moved; None without multi-frame.
+    """
+
+    depth: NDArray[np.float32]
+    model: Model
+    reason: Reason
+    timings: dict[str, float]
+    camera: Camera
+    stamp_ns: int
+    region: Region
+    confidence: NDArray[np.float32] | None = None
+    rgb: NDArray[np.uint8] | None = None
+    scale: ScaleStatus | None = None
+    error: str | None = None
+    detail: str | None = None
+    pose_source: PoseSource | None = None
+
+    @property
+    def active_model(self) -> str:
+        """`multi_frame moving` or `single_frame REASON`."""
+        return f"{self.model} {self.reason}"
+
+
+def parse_output_size(text: str) -> OutputSize:
+    """`model`, `input`, or a size such as `640x192`. Raises ValueError."""
+    if text == "model":
+        return "model"
+    if text == "input":
+        return "input"
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        raise ValueError(f"output size {text!r}: choose model, input, or WIDTHxHEIGHT (640x192)")
+    return check_output_size((int(match[1]), int(match[2])))
+
+
+def check_output_size(size: OutputSize) -> OutputSize:
+    """The size itself. Raises ValueError for one that no depth image can have."""
+    if size in ("model", "input"):
+        return size
+    if not (isinstance(size, tuple) and len(size) == 2):
+        raise ValueError(f"output size {size!r}: choose model, input, or (width, height)")
+    if not all(isinstance(side, int) and 1 <= side <= MAX_OUTPUT_SIDE for side in size):
+        raise ValueError(f"output size {size}: both sides must lie in 1..{MAX_OUTPUT_SIDE}")
+    return size
+
+
+@dataclass(frozen=True)
+class View:
+    """The depth image's place: its size, its camera, and the window of the source that it shows.
+
+    picture: (x, y, width, height) at which the networks' picture lies in it; it may exceed it.
+    """
+
+    size: tuple[int, int]
+    camera: Camera
+    region: Region
+    picture: tuple[int, int, int, int]
+
+    @property
+    def filled(self) -> bool:
+        """Whether the networks' picture and the depth image are the same window."""
+        return self.picture == (0, 0, *self.size)
+
+
+def view_of(framed: Framed, output: OutputSize) -> View:
+    """Where the depth of a framed image goes for an output size."""
+    region = framed.region
+    if output == "input":
+        width, height = framed.source_size
+        inner = framed.camera.scaled(region.width, region.height)
+        camera = Camera(inner.fx, inner.fy, inner.cx + region.x, inner.cy + region.y, width, height)
+        picture = (region.x, region.y, region.width, region.height)
+        return View((width, height), camera, Region(0, 0, width, height), picture)
+    size = framed.camera.size if output == "model" else output
+    camera = framed.camera if size == framed.camera.size else framed.camera.scaled(*size)
+    return View(size, camera, region, (0, 0, *size))
+
+
+def known_inverse(
+    values: NDArray[np.float32], outside: NDArray[np.bool_] | None = None, *, inverse: bool
+) -> NDArray[np.float32]:
+    """A network's output (h, w), depth or inverse depth in units, as inverse depth; NaN unknown.
+
+    outside: (h, w), where nothing was seen. The result is the output itself where it is inverse
+    depth and all of it can be used.
+    """
+    usable = bool(values.min() > 0) and math.isfinite(values.max())  # False with a NaN
+    if usable and outside is None:
+        return values if inverse else np.reciprocal(values)
+    known = np.isfinite(values) & (values > 0)
+    if outside is not None:
+        known &= ~outside
+    result = np.full(values.shape, math.nan, dtype=np.float32)
+    if inverse:
+        np.copyto(result, values, where=known)
+        return result
+    return np.divide(np.float32(1), values, out=result, where=known)
+
+
+def to_metres(
+    inverse: NDArray[np.float32], factor: float, max_metres: float, view: View
+) -> NDArray[np.float32]:
+    """Inverse depth in 1/units (h, w) as depth in metres in its view; a new array.
+
+    Between sizes inverse depth is interpolated, in which planes are flat; unknown pixels take no
+    part, and their places stay unknown.
+    """
+    _, _, width, height = view.picture
+    if inverse.shape != (height, width):
+        inverse = resize_known(inverse, (width, height))
+    depth = np.divide(np.float32(factor), inverse)
+    np.copyto(depth, np.float32(math.inf), where=depth > max_metres)
+    return _placed(depth, view, math.nan)
+
+
+def to_confidence(
+    values: NDArray[np.float32], depth: NDArray[np.float32], view: View
+) -> NDArray[np.float32]:
+    """Any confidence (h, w) at the depth's size, within 0..1, and 0 where there is no depth."""
+    _, _, width, height = view.picture
+    values = np.clip(np.nan_to_num(values, nan=0.0), 0.0, 1.0).astype(np.float32)
+    if values.shape != (height, width):
+        values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+    sure = _placed(values, view, 0.0)
+    sure[np.isnan(depth)] = 0.0
+    return sure
+
+
+def to_rgb(image: NDArray[Any], framed: Framed, view: View) -> NDArray[np.uint8]:
+    """The picture (h, w, 3) uint8 that belongs to the depth image."""
+    width, height = view.size
+    if view.size == framed.camera.size and view.filled:
+        return framed.pixels
+    if image.shape[:2] == (height, width) and view.region == Region(0, 0, width, height):
+        return image
+    return cv2.resize(framed.pixels, view.size, interpolation=cv2.INTER_LINEAR)
+
+
+def resize_known(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize (h, w) to (width, height) linearly; NaN stays NaN and does not spread.
+
+    A pixel is unknown where the nearest one is; where it is known, its unknown neighbours take no
+    part in the mean.
+    """
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
+    weight = (~unknown).astype(np.float32)
+    total = cv2.resize(np.where(unknown, np.float32(0), values), size)
+    share = cv2.resize(weight, size)
+    nearest = cv2.resize(weight, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    result = np.full(total.shape, math.nan, dtype=np.float32)
+    return np.divide(total, share, out=result, where=(nearest > 0) & (share > 0))
+
+
+def _placed(values: NDArray[np.float32], view: View, blank: float) -> NDArray[np.float32]:
+    """The picture's values (h, w) in the view, `blank` around them."""
+    if view.filled:
+        return values
+    x, y, picture_width, picture_height = view.picture
+    width, height = view.size
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + picture_width, width), min(y + picture_height, height)
+    result = np.full((height, width), blank, dtype=np.float32)
+    result[top:bottom, left:right] = values[top - y : bottom - y, left - x : right - x]
+    return result

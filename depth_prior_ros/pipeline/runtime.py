@@ -1,0 +1,295 @@
+"""A bundle's networks, compiled by a backend and ready to run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.backends import (
+    Backend,
+    BackendError,
+    Compiled,
+    Precision,
+    backend_options,
+    make_backend,
+)
+from depth_prior_ros.backends.choice import reason_of
+from depth_prior_ros.bundle import Bundle, BundleError
+
+Native = Any
+Features = tuple[Native, ...]
+
+_log = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Milliseconds by name, and their total; `synchronize` waits for what runs elsewhere."""
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self.timings: dict[str, float] = {}
+        self._synchronize = synchronize
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block; blocks of one name add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            elapsed = (time.perf_counter() - start) * 1e3
+            self.timings[name] = self.timings.get(name, 0.0) + elapsed
+
+    def stop(self) -> dict[str, float]:
+        """All times, with `total` since the stopwatch was made."""
+        self.timings["total"] = (time.perf_counter() - self._start) * 1e3
+        return self.timings
+
+
+class Networks:
+    """Four compiled networks with the pose conventions of the project.
+
+    Native tensors in and out, so that features can stay on the device; poses as (4, 4) float64.
+    threads: for what PyTorch computes beside another backend; None: as many as it uses anyway.
+    fell_back: whether a backend that should have run them could not.
+    aligns: whether the bundle wants motion refined against single-frame depth.
+    Raises BackendError where the backend cannot compile a network.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None) -> None:
+        from depth_prior_ros.models.export import (
+            FeatureRunner,
+            MultiFrameRunner,
+            PoseRunner,
+            StudentRunner,
+        )
+
+        self.backend = backend
+        self.threads = threads
+        self.fell_back = False
+        depth = bundle.manifest.depth
+        width, height = bundle.manifest.input_size
+        image = np.zeros((1, 3, height, width), dtype=np.float32)
+        prior = bundle.prior() if bundle.has("prior") else None
+        student_net = bundle.student()
+        if student_net.fusion is not None and prior is None:
+            raise BundleError(
+                bundle.path,
+                "the student has a prior fusion, but there is no prior: choose one (depth_train "
+                "select)",
+            )
+        if prior is not None:
+            bundle.match_prior(student_net)
+        student = StudentRunner(
+            student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
+        )
+        self._student = backend.compile(student, (image,))
+        self._features: Compiled | None = None
+        self.aligns = bundle.manifest.architecture.align_motion
+        if not (bundle.has("multi_frame") and bundle.has("pose")):
+            return
+        multi = bundle.multi_frame()
+        matching, context = (
+            np.zeros((1, *shape), dtype=np.float32) for shape in multi.feature_shapes()
+        )
+        eye = np.eye(4, dtype=np.float32)[np.newaxis]
+        K = bundle.manifest.camera.matrix().astype(np.float32)[np.newaxis]
+        depth_example = np.full((1, 1, height, width), 10.0, dtype=np.float32)
+        self._features = backend.compile(FeatureRunner(multi), (image,))
+        self._pose = backend.compile(PoseRunner(bundle.pose()), (image, image))
+        self._multi = backend.compile(
+            MultiFrameRunner(multi), (matching, context, matching, eye, K, depth_example)
+        )
+
+    @property
+    def has_multi_frame(self) -> bool:
+        """Whether there are a multi-frame and a pose network."""
+        return self._features is not None
+
+    def try_out(self, size: tuple[int, int]) -> None:
+        """Run the single-frame network once, on a grey image of (width, height).
+
+        Raises BackendError: a network that compiles need not run.
+        """
+        width, height = size
+        try:
+            image = np.full((1, 3, height, width), 0.5, dtype=np.float32)
+            self.backend.to_numpy(self.single(self.backend.to_native(image))[0])
+        except Exception as error:  # each library has errors of its own
+            raise BackendError(
+                f"{self.backend.name} on {self.backend.device} does not run the single-frame "
+                f"network: {type(error).__name__}: {error}"
+            ) from error
+
+    def single(self, image: Native) -> tuple[Native, Native]:
+        """Image (1, 3, H, W) to inverse depth in 1/units and confidence, both (1, 1, H, W)."""
+        inverse, confidence = self._student(image)
+        return inverse, confidence
+
+    def features(self, image: Native) -> Features:
+        """What the multi-frame network keeps of an image: matching and context features."""
+        assert self._features is not None
+        return self._features(image)
+
+    def pose(self, previous: Native, current: Native) -> NDArray[np.float64]:
+        """`current_from_previous` (4, 4), network units; the frames in temporal order."""
+        (matrix,) = self._pose(previous, current)
+        return self.backend.to_numpy(matrix)[0].astype(np.float64)
+
+    def refine(
+        self,
+        previous: Native,
+        current: Native,
+        previous_from_current: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> NDArray[np.float64]:
+        """The motion (4, 4) refined against single-frame depth; see `aligns`.
+
+        Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
+        """
+        from depth_prior_ros.geometry.warping import Pose
+        from depth_prior_ros.models.alignment import align_motion
+
+        with self._few_threads():
+            image, before, depth, intrinsics, matrix = self._tensors(
+                current, previous, single_inverse, K, previous_from_current
+            )
+            refined = align_motion(image, before, depth, intrinsics, Pose(matrix))
+        return refined.matrix[0].double().cpu().numpy()
+
+    def photometric_costs(
+        self,
+        previous: Native,
+        current: Native,
+        previous_from_current: Sequence[NDArray[np.float64]],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> list[float]:
+        """How badly the previous image, warped by single-frame depth and each of several motions,
+        fits the current one.
+
+        The robust mean that `refine` lowers; inf where too little of the frames overlaps.
+        """
+        from depth_prior_ros.geometry.warping import Pose
+        from depth_prior_ros.models.alignment import photometric_costs
+
+        with self._few_threads():
+            image, before, depth, intrinsics, matrices = self._tensors(
+                current, previous, single_inverse, K, *previous_from_current
+            )
+            motions = [Pose(matrix[None]) for matrix in matrices]
+            costs = photometric_costs(image, before, depth, intrinsics, motions)
+            return [float(cost) for cost in costs[:, 0].cpu()]
+
+    def _tensors(
+        self,
+        current: Native,
+        previous: Native,
+        single_inverse: Native,
+        K: NDArray[np.float64],
+        *steps: NDArray[np.float64],
+    ) -> tuple[Any, ...]:
+        """Both images, depth, intrinsics and motions as PyTorch's, on the images' device."""
+        import torch
+
+        image = _tensor(current)
+        small = (torch.from_numpy(array).float() for array in (K[np.newaxis], np.stack(steps)))
+        return (
+            image,
+            _tensor(previous),
+            1.0 / _tensor(single_inverse),
+            *(array.to(image.device) for array in small),
+        )
+
+    @contextmanager
+    def _few_threads(self) -> Iterator[None]:
+        """PyTorch beside another backend keeps to that one's number of threads."""
+        import torch
+
+        if self.threads is None or self.backend.name == "torch":
+            yield
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def multi(
+        self,
+        current: Features,
+        previous: Features,
+        previous_from_current: NDArray[np.float64],
+        K: NDArray[np.float64],
+        single_inverse: Native,
+    ) -> tuple[Native, Native]:
+        """Depth in units and confidence; K (3, 3) at the input size."""
+        native = self.backend.to_native
+        single_depth = 1.0 / single_inverse  # numpy or torch alike; inverse depth is never zero
+        depth, confidence = self._multi(
+            current[0],
+            current[1],
+            previous[0],
+            native(previous_from_current.astype(np.float32)[np.newaxis]),
+            native(K.astype(np.float32)[np.newaxis]),
+            single_depth,
+        )
+        return depth, confidence
+
+
+def _tensor(native: Native) -> Any:
+    """A backend's tensor as PyTorch's, on the same device."""
+    import torch
+
+    if isinstance(native, torch.Tensor):
+        return native
+    return torch.from_numpy(np.require(native, dtype=np.float32, requirements="W"))
+
+
+def compile_networks(
+    bundle: Bundle,
+    backend: str = "auto",
+    device: str = "auto",
+    *,
+    threads: int = 1,
+    precision: Precision = "f32",
+    fallback: bool = False,
+) -> tuple[Networks, str]:
+    """The bundle's networks on the first backend that runs them, and why that one.
+
+    Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
+    the networks or fails on a first image is named in the reason, and `Networks.fell_back` is true.
+    Raises BackendError: that of the first backend, where none is left.
+    """
+    failures: list[BackendError] = []
+    for option in backend_options(backend, device, precision=precision, fallback=fallback):
+        try:
+            made = make_backend(
+                option.name, option.device, threads=threads, precision=option.precision
+            )
+            networks = Networks(bundle, made, threads)
+            networks.try_out(bundle.manifest.input_size)
+        except BackendError as error:
+            failures.append(error)
+            _log.warning("%s cannot be used: %s", option, error)
+            continue
+        networks.fell_back = bool(failures)
+        return networks, reason_of(option, [str(error) for error in failures])
+    raise failures[0]
+
+
+def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of a rigid transform (4, 4)."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = pose[:3, :3].T
+    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return inverse

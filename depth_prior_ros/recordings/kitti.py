@@ -1,0 +1,333 @@
+"""A drive of KITTI raw (Geiger et al., IJRR 2013), as published or thinned out.
+
+DATE/calib_cam_to_cam.txt
+DATE/DATE_drive_NNNN_sync/image_02/data/0000000000.png|jpg   (or image_02/*.png directly)
+                          image_02/timestamps.txt
+                          oxts/data/0000000000.txt
+                          proj_depth/{groundtruth,velodyne_raw}/image_02/0000000000.png
+
+Separate scenes of KITTI 2015 (Menze and Geiger, CVPR 2015) with depth from stereo.
+
+image_02/000002.jpg, depth_stereo/000002.png (16-bit, metres x 256), calib_cam_to_cam.txt
+
+A sequence of KITTI odometry: images, calib.txt, times.txt, and poses beside the sequences.
+
+sequences/NN/{image_2,image_0}/000000.png|jpg, calib.txt, times.txt
+poses/NN.txt      one 3x4 world_from_camera per line, of camera 0
+"""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings.base import (
+    Frame,
+    RecordingError,
+    Skipped,
+    StoredRecording,
+    speeds_from_poses,
+)
+from depth_prior_ros.recordings.calibration import (
+    CAMERA_2011_09_26,
+    FRAME_PERIOD_NS,
+    STAMP_ORIGIN_NS,
+    camera_for_images,
+    find_projection,
+    scaled_to_images,
+)
+from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_depth, read_image
+from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
+
+
+def is_kitti_2015(path: Path) -> bool:
+    """Whether a folder holds KITTI 2015 scenes."""
+    return (path / "image_02").is_dir() and (path / "depth_stereo").is_dir()
+
+
+def open_kitti_2015(path: Path) -> StoredRecording:
+    """Open the scenes; no frame follows another (`gap_before` is True for all but the first).
+
+    Raises RecordingError without a usable image.
+    """
+    path = Path(path)
+    skipped: list[Skipped] = []
+    notes: list[str] = []
+    images, size = probe_all(images_by_number(path / "image_02", skipped), skipped)
+    if size is None:
+        raise RecordingError(f"{path / 'image_02'}: no usable image in it")
+    file = path / "calib_cam_to_cam.txt"
+    if file.is_file():
+        _, projection = find_projection(file, ["P_rect_02"])
+        camera = camera_for_images(projection, size, str(file), notes)
+    else:
+        notes.append("no calib_cam_to_cam.txt: KITTI's own values of 2011-09-26 taken")
+        camera = scaled_to_images(CAMERA_2011_09_26, size, str(path), notes)
+    depths = images_by_number(path / "depth_stereo", skipped)
+    frames = [
+        Frame(
+            index=number,
+            stamp_ns=STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS,
+            camera=camera,
+            load_image=partial(read_image, image, size),
+            file=image,
+            load_depth=partial(read_depth, depths[number], size) if number in depths else None,
+        )
+        for number, image in images.items()
+    ]
+    source = "stereo" if depths else None
+    return StoredRecording(
+        path.name, frames, skipped, depth_source=source, consecutive=False, notes=notes
+    )
+
+
+ODOMETRY_CAMERAS = ("image_2", "image_0", "image_3", "image_1")
+
+
+def is_kitti_odometry(path: Path) -> bool:
+    """Whether a folder looks like a KITTI odometry sequence."""
+    return any((path / camera).is_dir() for camera in ODOMETRY_CAMERAS)
+
+
+def open_kitti_odometry(
+    path: Path, *, camera: str | None = None, poses: Path | None = None
+) -> StoredRecording:
+    """Open `sequences/NN`; `poses` defaults to `../../poses/NN.txt` where that is there.
+
+    Raises RecordingError without a usable image.
+    """
+    path = Path(path)
+    name = _find_camera_folder(path, camera)
+    skipped: list[Skipped] = []
+    notes: list[str] = []
+    listed = images_by_number(path / name, skipped)
+    name_missing(list(listed), "frame", skipped)
+    images, size = probe_all(listed, skipped)
+    if size is None:
+        raise RecordingError(f"{path / name}: no usable image in it")
+    calibrated, offset = _odometry_camera(path, name, size, notes)
+    stamps = _odometry_stamps(path, images, notes)
+    world = _poses(path, poses, offset, notes)
+    speeds = _speeds(images, world, stamps)
+    frames = [
+        Frame(
+            index=number,
+            stamp_ns=stamps[number],
+            camera=calibrated,
+            load_image=partial(read_image, file, size),
+            file=file,
+            pose=world.get(number),
+            speed=speeds.get(number),
+        )
+        for number, file in images.items()
+    ]
+    return StoredRecording(f"odometry_{path.name}", frames, skipped, notes=notes)
+
+
+def _find_camera_folder(path: Path, camera: str | None) -> str:
+    for name in (camera,) if camera else ODOMETRY_CAMERAS:
+        if (path / name).is_dir():
+            return name
+    raise RecordingError(f"{path}: no {camera or 'image_2 or image_0'} in it")
+
+
+def _odometry_camera(
+    path: Path, name: str, size: tuple[int, int], notes: list[str]
+) -> tuple[Camera, NDArray[np.float64]]:
+    """The camera, and its position (3,) in camera 0's frame, which the poses are of."""
+    file = path / "calib.txt"
+    if not file.is_file():
+        notes.append("no calib.txt: KITTI's own values of 2011-09-26 taken")
+        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes), np.zeros(3)
+    _, projection = find_projection(file, [f"P{name[-1]}"])
+    camera = camera_for_images(projection, size, str(file), notes)
+    K, shift = projection.matrix[:, :3], projection.matrix[:, 3]
+    return camera, np.asarray(-np.linalg.solve(K, shift), np.float64)
+
+
+def _odometry_stamps(path: Path, images: dict[int, Path], notes: list[str]) -> dict[int, int]:
+    file = path / "times.txt"
+    if file.is_file():
+        try:
+            times = [float(value) for value in file.read_text().split()]
+            stamps = {n: STAMP_ORIGIN_NS + round(times[n] * 1e9) for n in images}
+            ordered = list(stamps.values())
+            if all(a < b for a, b in itertools.pairwise(ordered)):
+                return stamps
+            notes.append(f"{file}: times do not increase; 10 Hz taken")
+        except (ValueError, IndexError, OverflowError):
+            notes.append(f"{file}: does not cover every frame; 10 Hz taken")
+    return {number: STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS for number in images}
+
+
+def _poses(
+    path: Path, file: Path | None, offset: NDArray[np.float64], notes: list[str]
+) -> dict[int, NDArray[np.float64]]:
+    """world_from_camera (4, 4) by frame number; the line's number is the frame's."""
+    named = file is not None
+    file = file or path.parent.parent / "poses" / f"{path.name}.txt"
+    if not file.is_file():
+        if named:
+            raise RecordingError(f"{file}: no such file with poses")
+        notes.append("no poses")
+        return {}
+    camera0_from_camera = np.eye(4)
+    camera0_from_camera[:3, 3] = offset
+    poses: dict[int, NDArray[np.float64]] = {}
+    for number, line in enumerate(file.read_text().splitlines()):
+        try:
+            matrix = np.array([float(v) for v in line.split()]).reshape(3, 4)
+        except ValueError as error:
+            raise RecordingError(f"{file}, line {number + 1}: not twelve numbers") from error
+        poses[number] = np.vstack([matrix, [0, 0, 0, 1]]) @ camera0_from_camera
+    return poses
+
+
+def _speeds(
+    images: dict[int, Path], poses: dict[int, NDArray[np.float64]], stamps: dict[int, int]
+) -> dict[int, float | None]:
+    numbers = [number for number in images if number in poses]
+    if len(numbers) < 2:
+        return {}
+    speeds = speeds_from_poses([poses[n] for n in numbers], [stamps[n] for n in numbers])
+    return dict(zip(numbers, speeds, strict=True))
+
+
+RAW_CAMERAS = ("image_02", "image_03", "image_00", "image_01")  # colour first
+DEPTH_KINDS = ("velodyne_raw", "groundtruth")
+_FORWARD_SPEED = 8  # "vf" in an oxts packet
+
+
+def is_kitti_raw(path: Path) -> bool:
+    """Whether a folder looks like a KITTI raw drive."""
+    return path.is_dir() and any(_image_folder(path, camera) for camera in RAW_CAMERAS)
+
+
+def open_kitti_raw(
+    path: Path, *, camera: str | None = None, depth: str | None = None
+) -> StoredRecording:
+    """Open a drive; `camera` is one of RAW_CAMERAS (the first one there), `depth` of DEPTH_KINDS.
+
+    Raises RecordingError without a usable image or without a calibration.
+    """
+    path = Path(path)
+    name, folder = _find_images(path, camera)
+    skipped: list[Skipped] = []
+    notes: list[str] = []
+    listed = images_by_number(folder, skipped)
+    name_missing(list(listed), "frame", skipped)
+    images, size = probe_all(listed, skipped)
+    if size is None:
+        raise RecordingError(f"{folder}: no usable image in it ({_reasons(skipped)})")
+    calibrated = _raw_camera(path, name, size, notes)
+    stamps = _raw_stamps(folder, images, notes)
+    depths = _depth_files(path, name, depth)
+    frames = [
+        Frame(
+            index=number,
+            stamp_ns=stamps[number],
+            camera=calibrated,
+            load_image=partial(read_image, file, size),
+            file=file,
+            load_depth=partial(read_depth, depths[number], size) if number in depths else None,
+            speed=_read_speed(path / "oxts" / "data" / f"{number:010d}.txt", skipped),
+        )
+        for number, file in images.items()
+    ]
+    source = "lidar" if any(frame.has_depth for frame in frames) else None
+    return StoredRecording(path.name, frames, skipped, depth_source=source, notes=notes)
+
+
+def _image_folder(path: Path, camera: str) -> Path | None:
+    for folder in (path / camera / "data", path / camera):
+        if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
+            return folder
+    return None
+
+
+def _find_images(path: Path, camera: str | None) -> tuple[str, Path]:
+    if not path.is_dir():
+        raise RecordingError(f"{path}: no such folder")
+    for name in (camera,) if camera else RAW_CAMERAS:
+        folder = _image_folder(path, name)
+        if folder is not None:
+            return name, folder
+    wanted = camera or "image_02 (nor image_03, image_00, image_01)"
+    raise RecordingError(f"{path}: no images in {wanted}; is this a KITTI raw drive?")
+
+
+def _reasons(skipped: list[Skipped]) -> str:
+    return "; ".join(str(entry) for entry in skipped[:3]) or "the folder is empty"
+
+
+def _raw_camera(path: Path, name: str, size: tuple[int, int], notes: list[str]) -> Camera:
+    # A drive copied out of its date folder may carry the calibration with it.
+    for folder in (path, path.parent):
+        file = folder / "calib_cam_to_cam.txt"
+        if not file.is_file():
+            continue
+        own = f"P_rect_{name[-2:]}"
+        # Rectified cameras share their intrinsics, so any other one will do.
+        others = [f"P_rect_{i:02d}" for i in (2, 0, 3, 1)]
+        found, projection = find_projection(file, [own, *others])
+        if found != own:
+            notes.append(f"{file.name} has no {own}: {found} taken, whose intrinsics are the same")
+        return camera_for_images(projection, size, str(file), notes)
+    if path.name.startswith("2011_09_26"):
+        notes.append("no calib_cam_to_cam.txt: KITTI's own values of 2011-09-26 taken")
+        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes)
+    raise RecordingError(
+        f"{path}: no calib_cam_to_cam.txt in it or beside it; copy KITTI's calibration of that day"
+    )
+
+
+def _raw_stamps(folder: Path, images: dict[int, Path], notes: list[str]) -> dict[int, int]:
+    """Stamps in nanoseconds by frame number: timestamps.txt, or 10 Hz from the day's midnight."""
+    for file in (folder / "timestamps.txt", folder.parent / "timestamps.txt"):
+        if not file.is_file():
+            continue
+        lines = file.read_text(errors="replace").split("\n")
+        try:
+            stamps = {number: _parse_stamp(lines[number]) for number in images}
+        except (IndexError, ValueError):
+            notes.append(f"{file}: does not cover every frame; 10 Hz taken")
+            break
+        ordered = list(stamps.values())
+        if all(a < b for a, b in itertools.pairwise(ordered)):
+            return stamps
+        notes.append(f"{file}: stamps do not increase; 10 Hz taken")
+        break
+    return {number: STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS for number in images}
+
+
+def _parse_stamp(line: str) -> int:
+    """Nanoseconds of "2011-09-26 13:02:25.964389445" (taken as UTC)."""
+    whole, _, fraction = line.strip().partition(".")
+    moment = datetime.strptime(whole, "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
+    return int(moment.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0")[:9] or 0)
+
+
+def _depth_files(path: Path, camera: str, kind: str | None) -> dict[int, Path]:
+    if kind is not None and kind not in DEPTH_KINDS:
+        raise RecordingError(f"depth {kind!r} is unknown; one of {', '.join(DEPTH_KINDS)}")
+    for name in (kind,) if kind else DEPTH_KINDS:
+        folder = path / "proj_depth" / name / camera
+        if folder.is_dir():
+            return images_by_number(folder, [])
+    return {}
+
+
+def _read_speed(file: Path, skipped: list[Skipped]) -> float | None:
+    if not file.is_file():
+        return None
+    try:
+        return float(file.read_text().split()[_FORWARD_SPEED])
+    except (OSError, ValueError, IndexError):
+        skipped.append(Skipped(str(file), "no speed in it"))
+        return None

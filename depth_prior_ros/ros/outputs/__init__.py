@@ -1,0 +1,1 @@
+"""What the node publishes: depth, points, colour, compressed depth."""

@@ -1,0 +1,144 @@
+"""Point clouds of depth images: `sensor_msgs/PointCloud2` with xyz or xyzrgb."""
+
+from __future__ import annotations
+
+import array
+import sys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from depth_prior_ros.geometry.camera import Camera
+
+FIELD_BYTES = 4
+
+
+class CloudMaker:
+    """Makes clouds of one camera after another, and keeps the rays of the newest."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Camera, int] | None = None
+        self._x = self._y = np.empty(0, dtype=np.float32)
+
+    def message(
+        self,
+        header: Header,
+        depth: NDArray[np.float32],
+        camera: Camera,
+        *,
+        rgb: NDArray[np.uint8] | None = None,
+        confidence: NDArray[np.float32] | None = None,
+        min_confidence: float = 0.0,
+        max_depth: float = 0.0,
+        stride: int = 1,
+        organized: bool = False,
+    ) -> PointCloud2:
+        """The cloud in the camera's optical frame (x right, y down, z forward).
+
+        Args:
+            header: taken over as it is.
+            depth: (h, w) along the optical axis; pixels that are not finite have no point.
+            camera: of the depth image.
+            rgb: (H, W, 3) uint8 of the same view, at any size; None: no colours.
+            confidence: (h, w) in [0, 1]; None: all points are kept.
+            min_confidence: points below it are left out.
+            max_depth: points beyond it are left out; 0: none is.
+            stride: every n-th column and row is taken.
+            organized: keep rows and columns, NaN where there is no point.
+
+        Raises:
+            ValueError: camera or confidence are of another size than the depth.
+        """
+        values, known = self._points(depth, camera, stride, 3 if rgb is None else 4)
+        if confidence is not None and min_confidence > 0:
+            if confidence.shape != depth.shape:
+                raise ValueError(f"confidence is {confidence.shape}, depth {depth.shape}")
+            known &= confidence[::stride, ::stride] >= min_confidence
+        if max_depth > 0:
+            known &= values[..., 2] <= max_depth
+        if rgb is not None:
+            fill_colours(values[..., 3:], rgb, depth.shape, stride)
+        if organized:
+            values[~known, :3] = np.nan
+            return cloud_message(header, values)
+        # Three times as fast as values[known].
+        chosen = values.reshape(-1, values.shape[2]).take(np.flatnonzero(known), axis=0)
+        return cloud_message(header, chosen[np.newaxis], dense=True)
+
+    def _points(
+        self, depth: NDArray[np.float32], camera: Camera, stride: int, fields: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(h, w, fields) float32 with x, y and z filled in, and where (h, w) depth is known."""
+        if camera.size != (depth.shape[1], depth.shape[0]):
+            raise ValueError(
+                f"the camera is for {camera.width}x{camera.height}, the depth image has "
+                f"{depth.shape[1]}x{depth.shape[0]}"
+            )
+        if self._key != (camera, stride):
+            self._key = (camera, stride)
+            columns = np.arange(0, camera.width, stride, dtype=np.float64)
+            rows = np.arange(0, camera.height, stride, dtype=np.float64)
+            self._x = ((columns - camera.cx) / camera.fx).astype(np.float32)
+            self._y = ((rows - camera.cy) / camera.fy).astype(np.float32)[:, np.newaxis]
+        z = depth[::stride, ::stride]
+        known = np.isfinite(z)
+        values = np.empty((*z.shape, fields), dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # the ray through the middle times infinity
+            np.multiply(z, self._x, out=values[..., 0])
+            np.multiply(z, self._y, out=values[..., 1])
+        values[..., 2] = z
+        return values, known
+
+
+def fill_colours(
+    out: NDArray[np.float32], rgb: NDArray[np.uint8], shape: Sequence[int], stride: int = 1
+) -> None:
+    """Write a picture as 0x00RRGGBB into the bytes of floats, as PCL and RViz read `rgb`.
+
+    Args:
+        out: (rows, columns, 1), a part of an array whose last dimension lies side by side.
+        rgb: (H, W, 3), resized to `shape` where it differs.
+        shape: (h, w, ...) of the depth image, of which every `stride`-th row and column is taken.
+        stride: likewise.
+    """
+    height, width = shape[0], shape[1]
+    if rgb.shape[:2] != (height, width):
+        shrinks = rgb.shape[0] > height or rgb.shape[1] > width
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        rgb = cv2.resize(rgb, (width, height), interpolation=how)
+    packed = np.zeros((*out.shape[:2], 4), dtype=np.uint8)
+    packed[..., 2::-1] = rgb[::stride, ::stride]  # blue in the lowest byte
+    out.view(np.uint32)[..., 0] = packed.view("<u4")[..., 0]
+
+
+def cloud_message(
+    header: Header, values: NDArray[np.float32], *, dense: bool = False
+) -> PointCloud2:
+    """A message of points, packed without gaps.
+
+    Args:
+        header: taken over as it is.
+        values: (rows, columns, 3 or 4) float32: x, y, z, and the bytes of `fill_colours`.
+        dense: no point is NaN.
+    """
+    names = ("x", "y", "z", "rgb")[: values.shape[2]]
+    rows, columns = values.shape[:2]
+    message = PointCloud2()
+    message.header = header
+    message.height, message.width = rows, columns
+    message.fields = [
+        PointField(name=name, offset=i * FIELD_BYTES, datatype=PointField.FLOAT32, count=1)
+        for i, name in enumerate(names)
+    ]
+    message.is_bigendian = sys.byteorder == "big"
+    message.point_step = FIELD_BYTES * len(names)
+    message.row_step = message.point_step * columns
+    message.is_dense = dense
+    data = array.array("B")  # every other type is checked element by element somewhere
+    data.frombytes(values.reshape(-1).view(np.uint8).data)
+    message.data = data
+    return message

@@ -1,0 +1,251 @@
+"""The node's publishers: what is made of a depth result, and for whom.
+
+`depth/image_rect` and `depth/camera_info` are made of every frame. Everything else is made only
+while somebody listens; `Outputs.counts` tells how often.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header, String
+
+from depth_prior_ros.ros.messages import depth_to_image
+from depth_prior_ros.ros.output_settings import OutputSettings
+from depth_prior_ros.ros.outputs.clouds import CloudMaker
+from depth_prior_ros.ros.outputs.colours import ColourScale, colour_image
+from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
+from depth_prior_ros.ros.qos import overrides, qos
+
+if TYPE_CHECKING:
+    from depth_prior_ros.pipeline import DepthResult
+    from depth_prior_ros.scale import ScaleStatus
+
+ALWAYS = ("depth", "info")
+"""Outputs made of every frame; `model` and `scale` are made when they change."""
+
+ON_DEMAND = ("confidence", "points", "colour", "compressed")
+"""Outputs made only while somebody listens."""
+
+SCALE_PERIOD = 1.0
+"""Seconds between two `~/scale` messages whose state is the same."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One output: type, relative name, its name where depth is not metres, and whether latched."""
+
+    kind: type
+    name: str
+    relative: str | None = None
+    latched: bool = False
+
+
+TOPICS: dict[str, Topic] = {
+    "depth": Topic(Image, "depth/image_rect", "depth/relative"),
+    "info": Topic(CameraInfo, "depth/camera_info"),
+    "confidence": Topic(Image, "depth/confidence"),
+    "points": Topic(PointCloud2, "depth/points", "depth/relative/points"),
+    "colour": Topic(Image, "depth/colour"),
+    "compressed": Topic(
+        CompressedImage, "depth/image_rect/compressedDepth", "depth/relative/compressedDepth"
+    ),
+    "model": Topic(String, "~/active_model", latched=True),
+    "scale": Topic(DiagnosticStatus, "~/scale", latched=True),
+}
+
+
+def topic_name(output: str, metres: bool = True) -> str:
+    """The relative name of an output; `metres` is False where the scale mode is `none`."""
+    topic = TOPICS[output]
+    return topic.name if metres or topic.relative is None else topic.relative
+
+
+class Outputs:
+    """The publishers of one configured node. `publish` runs in the worker's thread.
+
+    Args:
+        node: whose lifecycle publishers these become.
+        settings: of what is made on demand; replaced by `reconfigure` between two frames.
+        metres: False where nobody knows the metres (scale mode `none`): the topics are then called
+            `depth/relative`. Ranges given in metres count in the depth's unit then.
+        qos_overrides: declare `qos_overrides.<topic>.publisher.*` parameters.
+
+    Attributes:
+        counts: how many messages of each output were made.
+        active_model: the newest one, such as `single_frame stationary`; empty before the first.
+        scale: the newest scale status; None before the first.
+        metres: whether the depth is metres.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        settings: OutputSettings | None = None,
+        *,
+        metres: bool = True,
+        qos_overrides: bool = True,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.active_model = ""
+        self.scale: ScaleStatus | None = None
+        self.metres = metres
+        self._node = node
+        self._settings = settings or OutputSettings()
+        self._cloud = CloudMaker()
+        self._scale_told = (-np.inf, "")
+        self._makers: dict[str, Callable[[Header, DepthResult], Any]] = {
+            "confidence": self._confidence,
+            "points": self._points,
+            "colour": self._colour,
+            "compressed": self._compressed,
+        }
+        self._publishers: dict[str, Any] = {}
+        try:
+            for output in TOPICS:
+                self._publishers[output] = self._publisher(output, qos_overrides)
+        except BaseException:
+            self.destroy()  # nobody else knows of those that were made
+            raise
+
+    @property
+    def depth_topic(self) -> str:
+        """The relative name of the depth image's topic."""
+        return topic_name("depth", self.metres)
+
+    def reconfigure(self, settings: OutputSettings) -> None:
+        """Use other settings from the next frame on; called between two frames."""
+        self._settings = settings
+
+    def reset(self) -> None:
+        """Tell model and scale again, as after activation."""
+        self.active_model = ""
+        self._scale_told = (-np.inf, "")
+
+    def wanted(self) -> frozenset[str]:
+        """The outputs on demand that somebody listens to.
+
+        `confidence` is among them also where points are to be left out by it: then the pipeline
+        has to be asked for it.
+        """
+        heard = {o for o in ON_DEMAND if self._publishers[o].get_subscription_count() > 0}
+        if "points" in heard and self._settings.needs_confidence_for_points:
+            heard.add("confidence")
+        return frozenset(heard)
+
+    def subscriptions(self) -> dict[str, int]:
+        """How many listen to each output."""
+        return {o: int(p.get_subscription_count()) for o, p in self._publishers.items()}
+
+    def publish(self, header: Header, info: CameraInfo, result: DepthResult) -> None:
+        """Publish what a frame is worth: model and scale first, so that whoever sees depth knows.
+
+        Args:
+            header: of the camera's image; every message gets it.
+            info: camera_info of the depth image.
+            result: of the pipeline.
+        """
+        self._tell_model(result.active_model)
+        self._tell_scale(getattr(result, "scale", None))
+        info.header = header
+        self._send("info", info)
+        self._send("depth", depth_to_image(result.depth, header))
+        for output in ON_DEMAND:
+            if self._publishers[output].get_subscription_count() > 0:
+                self._send(output, self._makers[output](header, result))
+
+    def destroy(self) -> None:
+        """Give the publishers back."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers = {}
+
+    def _publisher(self, output: str, overridable: bool) -> Any:
+        # Reliable serves both reliable and best-effort listeners.
+        latched = TOPICS[output].latched
+        return self._node.create_lifecycle_publisher(
+            TOPICS[output].kind,
+            topic_name(output, self.metres),
+            qos(1 if latched else 2, reliable=True, latched=latched),
+            **({"qos_overriding_options": overrides()} if overridable else {}),
+        )
+
+    def _send(self, output: str, message: Any) -> None:
+        if message is not None:
+            self.counts[output] += 1
+            self._publishers[output].publish(message)
+
+    def _tell_model(self, model: str) -> None:
+        if model != self.active_model:
+            self.active_model = model
+            self._send("model", String(data=model))
+
+    def _tell_scale(self, status: ScaleStatus | None) -> None:
+        if status is None:
+            return
+        self.scale = status
+        then, state = self._scale_told
+        now = time.monotonic()
+        if status.state != state or now - then >= SCALE_PERIOD:
+            self._scale_told = (now, status.state)
+            self._send("scale", scale_message(status, self._node.get_fully_qualified_name()))
+
+    def _confidence(self, header: Header, result: DepthResult) -> Image | None:
+        # Somebody began to listen after the pipeline was asked: from the next frame on.
+        return None if result.confidence is None else depth_to_image(result.confidence, header)
+
+    def _points(self, header: Header, result: DepthResult) -> PointCloud2 | None:
+        s = self._settings
+        if s.needs_confidence_for_points and result.confidence is None:
+            return None  # as above: points that nobody vouches for are not sent
+        return self._cloud.message(
+            header,
+            result.depth,
+            result.camera,
+            rgb=getattr(result, "rgb", None) if s.points_colour else None,
+            confidence=result.confidence if s.needs_confidence_for_points else None,
+            min_confidence=s.points_min_confidence,
+            max_depth=s.points_max_depth_m,
+            stride=s.points_stride,
+            organized=s.points_organized,
+        )
+
+    def _colour(self, header: Header, result: DepthResult) -> Image:
+        s = self._settings
+        scale = ColourScale(s.colour_min_depth_m, s.colour_max_depth_m)
+        return colour_image(result.depth, header, scale)
+
+    def _compressed(self, header: Header, result: DepthResult) -> CompressedImage:
+        s = self._settings
+        quantisation = Quantisation.of(
+            s.compressed_depth_max_depth_m, s.compressed_depth_quantization
+        )
+        return compress_depth(result.depth, header, quantisation, s.compressed_depth_png_level)
+
+
+def scale_message(status: ScaleStatus, node: str) -> DiagnosticStatus:
+    """A scale status as a message: level, words, and the numbers as key and value."""
+    message = DiagnosticStatus()
+    relative = status.state == "none"
+    unsure = relative or status.state == "searching"
+    message.level = DiagnosticStatus.WARN if unsure else DiagnosticStatus.OK
+    message.name = f"{node.lstrip('/')}: scale"
+    message.message = status.text
+    values = {
+        "mode": status.mode,
+        "state": status.state,
+        "unit": "relative" if relative else "metres",
+        "metres_per_unit": f"{status.metres_per_unit:.6g}",
+        "spread": "" if status.spread is None else f"{status.spread:.4g}",
+        "samples": str(status.samples),
+    }
+    message.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return message

@@ -1,0 +1,146 @@
+"""The backends agree on the trained bundle `lite`, within a stated tolerance.
+
+Random networks are too kind: their depth is flat, and their convolutions do not cancel.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from depth_prior_ros.backends import BackendError, make_backend
+from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.pipeline.runtime import Networks, inverse_pose
+
+TOLERANCE = {("cpu", "f32"): 1e-4, ("cuda", "f32"): 0.01, ("cpu", "bf16"): 0.03}
+"""Mean absolute relative difference of depth from PyTorch's on the CPU in float32.
+
+CUDA multiplies in TF32, with the mantissa of half precision. benchmarks/backends.py measures it on
+real frames; all of it is far below what separates the depth from the truth (AbsRel above 0.1).
+"""
+
+CASES = [
+    ("torch", "cpu", "bf16"),
+    ("openvino", "cpu", "f32"),
+    ("openvino", "cpu", "bf16"),
+    ("onnxruntime", "cpu", "f32"),
+    pytest.param("torch", "cuda", "f32", marks=pytest.mark.gpu),
+    pytest.param("torch", "cuda", "bf16", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(scope="module")
+def lite() -> Bundle:
+    return load_bundle("lite")
+
+
+def street(nearer: float) -> NDArray[np.float32]:
+    """A made-up street as (1, 3, 96, 320): sky, road to a vanishing point, textured sides.
+
+    nearer: by how much it has grown around that point, as though the camera had driven.
+    """
+    import cv2
+
+    random = np.random.default_rng(3)
+    coarse = random.integers(60, 200, (56, 112, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (448, 224), interpolation=cv2.INTER_CUBIC)
+    picture[:94] = (200, 215, 235)
+    road = np.array([[224, 108], [0, 224], [448, 224]])
+    cv2.fillPoly(picture, [road], (95, 95, 100))
+    for x in (60, 150, 300, 390):
+        cv2.rectangle(picture, (x, 60), (x + 22, 150), (40, 60, 50), -1)
+    zoom = 1 + nearer
+    place = np.array([[zoom, 0, 160 - 224 * zoom], [0, zoom, 44 - 108 * zoom]])
+    view = cv2.warpAffine(picture, place, (320, 96), flags=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(view.transpose(2, 0, 1)[np.newaxis]).astype(np.float32) / 255
+
+
+def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    """Depth of the second of two frames, by model; the motion is the same for all backends."""
+    backend = networks.backend
+    first, second = (backend.to_native(street(nearer)) for nearer in (0.0, 0.04))
+    inverse, _ = networks.single(second)
+    step = np.eye(4)
+    step[:3, 3] = (0.02, 0.0, -0.08)
+    depth, _ = networks.multi(
+        networks.features(second),
+        networks.features(first),
+        step,
+        bundle.manifest.camera.matrix(),
+        inverse,
+    )
+    return {
+        "single_frame": 1 / backend.to_numpy(inverse),
+        "multi_frame": backend.to_numpy(depth),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(lite: Bundle) -> dict[str, NDArray[np.float32]]:
+    return answers(Networks(lite, make_backend("torch", "cpu")), lite)
+
+
+@cache
+def made(name: str, device: str, precision: str) -> Networks:
+    """The bundle's networks on a backend; skips where this machine has it not."""
+    if name != "torch":
+        pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
+    try:
+        backend = make_backend(name, device, precision=precision)  # type: ignore[arg-type]
+    except BackendError as error:
+        pytest.skip(str(error))
+    return Networks(load_bundle("lite"), backend)
+
+
+@pytest.mark.parametrize(("name", "device", "precision"), CASES)
+def test_agreement_on_the_trained_bundle(
+    lite: Bundle,
+    reference: dict[str, NDArray[np.float32]],
+    name: str,
+    device: str,
+    precision: str,
+) -> None:
+    found = answers(made(name, device, precision), lite)
+    for model, depth in reference.items():
+        apart = np.abs(found[model] / depth - 1)
+        key = (device if precision == "f32" else "cpu", precision)
+        assert apart.mean() < TOLERANCE[key], model
+        # The comparison means something: the picture's depth spans a street's.
+        assert depth.max() / depth.min() > 5
+
+
+def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
+    first, second = (street(nearer) for nearer in (0.0, 0.04))
+    K = lite.manifest.camera.matrix()
+
+    def step(networks: Networks) -> NDArray[np.float64]:
+        native = networks.backend.to_native
+        inverse, _ = networks.single(native(second))
+        images = native(first), native(second)
+        return networks.refine(*images, inverse_pose(networks.pose(*images)), K, inverse)
+
+    expected = step(made("torch", "cpu", "f32"))
+    found = step(made("openvino", "cpu", "f32"))
+    length = float(np.linalg.norm(expected[:3, 3]))
+    assert length > 0.005
+    np.testing.assert_allclose(found, expected, atol=0.02 * length)
+
+
+def test_aligning_beside_another_backend_keeps_to_its_threads(lite: Bundle) -> None:
+    """PyTorch would take every core of the machine, and put nothing back."""
+    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
+    networks = Networks(lite, make_backend("openvino"), threads=1)
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with networks._few_threads():
+            seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 3]

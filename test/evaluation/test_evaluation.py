@@ -1,0 +1,418 @@
+"""A bundle against ground truth: what counts, what is written, on small made-up KITTI folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import make_tiny_bundle
+from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
+from torch import nn
+
+from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.metrics import PROTOCOLS, depth_errors
+from depth_prior_ros.pipeline.framing import InvalidFrameError
+from training.evaluation import evaluation
+from training.evaluation.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
+from training.evaluation.evaluation import evaluate, evaluate_set, verdict
+from training.evaluation.frames import compare
+from training.evaluation.json import as_json, write_json
+from training.evaluation.quick import SparseTruth, evaluate_network, judge
+from training.evaluation.report import print_report, write_pictures
+from training.evaluation.sets import PROTOCOL_SETS, EvaluationSet, drive_set, kitti_2015_set
+
+ERRORS = {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3"}
+WHOLE = SimpleNamespace(x=0, y=0, width=414, height=125)
+
+
+def road(tilt: float = 1.0) -> np.ndarray:
+    """True depth (125, 414), metres: nearer towards the bottom."""
+    rows = np.linspace(40, 5, 125, dtype=np.float32) * tilt
+    return np.repeat(rows[:, None], 414, axis=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six frames of drive 0052 without number 3, three training frames, three scenes."""
+    root = tmp_path_factory.mktemp("data")
+    drive = write_drive(root, TEST_DRIVE, range(6))
+    for folder in ("image_02", "proj_depth/velodyne_raw/image_02"):
+        (drive / folder / f"{3:010d}.png").unlink()
+    write_drive(root, TRAINING_DRIVE, range(3))
+    for number in (2, 7, 9):
+        write_frame(root / "kitti_2015", number, 1.0, name="{:06d}")
+        depth = (road(1 + number / 20) * 256).astype(np.uint16)
+        cv2.imwrite(str(root / "kitti_2015" / "depth_stereo" / f"{number:06d}.png"), depth)
+    return root
+
+
+class PretendPipeline:
+    """Answers with the truth times `factor`; multi-frame where the frame before was there."""
+
+    def __init__(self, chosen: EvaluationSet, factor: float = 1.0) -> None:
+        self.by_stamp = {f.stamp_ns: f.depth() for f in chosen.recording.frames}
+        self.networks = SimpleNamespace(has_multi_frame=True)
+        self.factor, self.force_model = factor, None
+        self.shown: list[tuple[str | None, int]] = []
+        self.previous: int | None = None
+
+    def reset(self) -> None:
+        self.previous = None
+
+    def process(self, image, stamp_ns, motion=None, camera=None):
+        assert image.shape == (125, 414, 3) and camera.size == (414, 125)
+        self.shown.append((self.force_model, stamp_ns))
+        follows = self.previous is not None and stamp_ns - self.previous < 150_000_000
+        multi = self.force_model == "multi_frame" and follows
+        self.previous = stamp_ns
+        return SimpleNamespace(
+            depth=self.by_stamp[stamp_ns] * self.factor,
+            model="multi_frame" if multi else "single_frame",
+            reason="forced" if follows else "gap",
+            region=WHOLE,
+        )
+
+
+# --- what is judged -----------------------------------------------------------------------------
+
+
+def test_a_perfect_pipeline_has_no_error_and_its_scale_is_seen(root: Path):
+    chosen = kitti_2015_set(root)
+    report = evaluate_set(PretendPipeline(chosen, factor=0.5), chosen)
+    assert len(report.rows["all"]) == 3
+    for frame in report.rows["all"]:
+        assert frame.errors.abs_rel == pytest.approx(0, abs=1e-6)
+        assert frame.errors.ratio == pytest.approx(2)
+        assert frame.metric.abs_rel == pytest.approx(0.5, abs=1e-3)
+
+
+def test_scenes_are_judged_one_by_one(root: Path):
+    chosen = kitti_2015_set(root)
+    pipeline = PretendPipeline(chosen)
+    report = evaluate_set(pipeline, chosen)
+    assert [model for model, _ in pipeline.shown] == ["single_frame"] * 3
+    assert report.rows["all"] is report.rows["single_frame"]
+    assert report.rows["multi_frame"] == []
+    assert any("separate scenes" in note for note in report.notes)
+
+
+def test_a_frame_that_the_pipeline_refuses_is_named(root: Path):
+    chosen = kitti_2015_set(root)
+
+    class Choosy(PretendPipeline):
+        def process(self, image, stamp_ns, motion=None, camera=None):
+            if stamp_ns == chosen.recording.frames[1].stamp_ns:
+                raise InvalidFrameError("size", "the image is too small")
+            return super().process(image, stamp_ns, motion, camera)
+
+    report = evaluate_set(Choosy(chosen), chosen)
+    assert [frame.position for frame in report.rows["all"]] == [0, 2]
+    assert any("too small" in entry.why for entry in chosen.recording.skipped)
+
+
+def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
+    chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
+    pipeline = PretendPipeline(chosen)
+    report = evaluate_set(pipeline, chosen)
+    numbers = {
+        name: [chosen.recording.frames[f.position].index for f in frames]
+        for name, frames in report.rows.items()
+    }
+    # Frame 3 is missing: 4 has no predecessor.
+    assert numbers == {"all": [0, 1, 2, 4, 5], "single_frame": [1, 2, 5], "multi_frame": [1, 2, 5]}
+    assert {f.model for f in report.rows["multi_frame"]} == {"multi_frame"}
+    assert not [note for note in report.notes if "fell back" in note]
+    assert any("frame 3" in str(entry) for entry in chosen.recording.skipped)
+
+
+def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):
+    whole = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
+    chosen = EvaluationSet(whole.name, whole.protocol, whole.recording, (2,))
+    pipeline = PretendPipeline(chosen)
+    report = evaluate_set(pipeline, chosen)
+    stamps = [f.stamp_ns for f in whole.recording.frames[:3]]
+    shown = {m: [s for n, s in pipeline.shown if n == m] for m in (None, "multi_frame")}
+    # As published, motion is judged over all frames; forced, one predecessor is enough.
+    assert shown == {None: stamps, "multi_frame": stamps[1:]}
+    assert [len(frames) for frames in report.rows.values()] == [1, 1, 1]
+
+
+def test_one_model_alone(root: Path):
+    chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
+    assert set(evaluate_set(PretendPipeline(chosen), chosen, ["multi_frame"]).rows) == {
+        "multi_frame"
+    }
+
+
+def test_a_corrupt_frame_is_named_and_left_out(tmp_path: Path):
+    drive = write_drive(tmp_path, TEST_DRIVE, range(3))
+    chosen = drive_set(drive)
+    pipeline = PretendPipeline(chosen)
+    file = drive / "proj_depth/velodyne_raw/image_02" / f"{1:010d}.png"
+    file.write_bytes(file.read_bytes()[:40])
+    report = evaluate_set(pipeline, chosen)
+    assert [f.position for f in report.rows["all"]] == [0, 2]
+    assert [e for e in chosen.recording.skipped if e.what == "frame 1"]
+
+
+def test_fallbacks_of_the_multi_frame_network_are_told(root: Path):
+    chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
+    pipeline = PretendPipeline(chosen)
+    pipeline.process = lambda image, stamp_ns, *_: SimpleNamespace(  # type: ignore[method-assign]
+        depth=pipeline.by_stamp[stamp_ns], model="single_frame", reason="model_failed", region=WHOLE
+    )
+    notes = evaluate_set(pipeline, chosen).notes
+    assert "multi_frame: 3 of 3 frames fell back to single frame (model_failed)" in notes
+
+
+# --- comparing ----------------------------------------------------------------------------------
+
+
+def test_a_window_of_the_image_is_compared_with_that_window():
+    truth = road()
+    window = (100, 20, 200, 80)
+    inside = truth[20:100, 100:300]
+    errors, _ = compare(inside, truth, PROTOCOLS["kitti2015"], window)
+    assert errors.abs_rel == pytest.approx(0, abs=1e-9) and errors.coverage == 1
+    wrong, _ = compare(inside, truth, PROTOCOLS["kitti2015"])
+    assert wrong.abs_rel > 0.01
+
+
+def test_the_crop_is_that_of_the_whole_image():
+    """Garg's crop of a window is not the part of Garg's crop within the window."""
+    truth = np.zeros((125, 414), np.float32)
+    truth[60:70], truth[100:110] = 10.0, 20.0  # within Garg's rows, 51 to 123
+    truth[20:30] = 5.0  # outside of them
+    prediction = np.full((125, 414), 10.0, np.float32)
+    prediction[85:] = 20.0
+    for region in (None, (0, 10, 414, 112)):
+        shown = prediction if region is None else prediction[10:122]
+        errors, _ = compare(shown, truth, PROTOCOLS["eigen"], region)
+        assert errors.abs_rel == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("crop", ["kitti2015", "eigen"])
+def test_the_quick_way_gives_the_same_figures(crop: str):
+    rng = np.random.default_rng(0)
+    truth = np.where(rng.random((125, 414)) < 0.2, road() * rng.uniform(0.5, 3), 0)
+    truth = truth.astype(np.float32)
+    inverse = rng.uniform(0.02, 3, (32, 96)).astype(np.float32)
+    protocol = PROTOCOLS[crop]
+    slow = depth_errors(1 / inverse, truth, crop=protocol.crop, max_depth=80)
+    quick = SparseTruth.of(truth, protocol).errors(inverse, 80.0)
+    for name, value in quick.items():
+        assert value == pytest.approx(getattr(slow, name), rel=2e-4), name
+
+
+# --- baselines and the verdict --------------------------------------------------------------------
+
+
+def test_baselines_are_judged_beside_the_bundle(root: Path, bundle: Bundle):
+    report = evaluate(bundle, root, "kitti2015", baselines=True, backend="torch", device="cpu")
+    (scenes,) = report.sets
+    assert set(scenes.baselines) == {*COUNTED, CONSTANT, SET_MEAN, OTHER_IMAGE}
+    assert {len(rows) for rows in scenes.baselines.values()} == {3}
+    # The LiDAR of the training frames is 10 m everywhere: as good as a constant.
+    constant = [e.abs_rel for e in scenes.baselines[CONSTANT]]
+    for name in COUNTED[1:]:
+        assert [e.abs_rel for e in scenes.baselines[name]] == pytest.approx(constant, abs=1e-3)
+    truth = [scenes.judged.recording.frames[i].depth() for i in scenes.judged.judged]
+    by_hand = [float(np.mean(np.abs(t / np.median(t) - 1) / (t / np.median(t)))) for t in truth]
+    assert constant == pytest.approx(by_hand, abs=1e-4)
+
+
+def scenes_report(root: Path, factor_by_row: float = 0.0, baseline: float = 0.5):
+    """KITTI 2015 with predictions that are wrong by a known amount, and one baseline."""
+    chosen = kitti_2015_set(root)
+    pipeline = PretendPipeline(chosen)
+    ramp = np.linspace(1, 1 + factor_by_row, 125, dtype=np.float32)[:, None]
+    pipeline.by_stamp = {stamp: depth * ramp for stamp, depth in pipeline.by_stamp.items()}
+    report = evaluate_set(pipeline, chosen)
+    error = SimpleNamespace(abs_rel=baseline)
+    report.baselines = {COUNTED[0]: [error] * 3, COUNTED[1]: [SimpleNamespace(abs_rel=9.0)] * 3}
+    return report
+
+
+def test_the_verdict_needs_ten_percent(root: Path):
+    report = scenes_report(root, factor_by_row=0.4)
+    own = float(np.mean([f.errors.abs_rel for f in report.rows["all"]]))
+    assert own > 0.05
+    for baseline, passed in ((own / 0.89, True), (own / 0.91, False)):
+        outcome = verdict(scenes_report(root, factor_by_row=0.4, baseline=baseline))
+        assert outcome is not None
+        assert outcome.passed == passed
+        assert outcome.best_baseline == COUNTED[0]
+        assert outcome.ratio == pytest.approx(own / baseline)
+
+
+def test_rows_for_orientation_do_not_count(root: Path):
+    report = scenes_report(root, factor_by_row=0.4)
+    report.baselines[CONSTANT] = [SimpleNamespace(abs_rel=1e-6)] * 3
+    outcome = verdict(report)
+    assert outcome is not None and outcome.best_abs_rel == 0.5
+
+
+def test_there_is_no_verdict_without_baselines_or_on_drives(root: Path):
+    report = scenes_report(root)
+    report.baselines = {}
+    assert verdict(report) is None
+    chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
+    drive = evaluate_set(PretendPipeline(chosen), chosen)
+    drive.baselines = {COUNTED[0]: [SimpleNamespace(abs_rel=0.5)]}
+    assert verdict(drive) is None
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
+    told: list[str] = []
+    report = evaluate(bundle, root, baselines=True, progress=lambda what, *_: told.append(what))
+    assert [s.name for s in report.sets] == ["kitti_2015", TEST_DRIVE]
+    assert told[0].startswith("kitti_2015") and any("baselines" in line for line in told)
+    path = tmp_path / "deep" / "figures.json"
+    write_json(report, path)
+    content = json.loads(path.read_text())
+    assert content["bundle"]["name"] == "tiny" and "depth" not in content
+    scenes, drive = content["data_sets"].values()
+    for one in (scenes, drive):
+        assert set(one["depth"]) == {"all", "single_frame", "multi_frame"}
+        assert set(one["baselines"]) == {*COUNTED, CONSTANT, SET_MEAN, OTHER_IMAGE}
+    assert scenes["depth"]["multi_frame"]["frames"] == 0
+    assert scenes["depth"]["multi_frame"]["abs_rel"] is None
+    assert [drive["depth"][r]["frames"] for r in ("all", "single_frame", "multi_frame")] == [
+        5,
+        3,
+        3,
+    ]
+    entry = drive["depth"]["all"]
+    assert set(entry) >= ERRORS and set(entry["metric"]) >= ERRORS
+    assert all(np.isfinite(entry[name]) for name in ERRORS)
+    assert set(scenes["verdict"]) >= {"passed", "ratio", "needed", "best_baseline"}
+    assert "verdict" not in drive
+    assert any("3" in entry["what"] for entry in drive["skipped"])
+    assert list(path.parent.iterdir()) == [path]
+
+    from rich.console import Console
+
+    for width in (80, 120):
+        console = Console(record=True, width=width, file=Path("/dev/null").open("w"))  # noqa: SIM115
+        print_report(report, console)
+        text = console.export_text()
+        assert "…" not in text
+        for word in ("kitti_2015", TEST_DRIVE, "multi_frame", "LiDAR mean by row", "at least 10%"):
+            assert word in text
+        figure = np.mean([f.errors.abs_rel for f in report.sets[1].rows["multi_frame"]])
+        assert f"{figure:.3f}" in text
+
+    pictures = write_pictures(report, tmp_path / "pictures", count=2)
+    assert len(pictures) == 4
+    rows = [cv2.imread(str(p)).shape for p in pictures]
+    assert [shape[0] // 160 for shape in rows] == [3, 4, 3, 3]
+
+
+def test_one_set_stands_at_the_top_as_in_metrics_json(root: Path, bundle: Bundle):
+    report = evaluate(bundle, root, "eigen", models=["single_frame"])
+    content = as_json(report)
+    assert content["depth"] == content["data_sets"][TEST_DRIVE]["depth"]
+    # Of the listed frames 0, 2 and 4 only 2 has a predecessor.
+    assert content["depth"]["single_frame"]["frames"] == 1
+
+
+def test_evaluating_twice_gives_the_same(root: Path, bundle: Bundle):
+    first, second = (
+        as_json(evaluate(bundle, root, "drive", backend="torch", device="cpu")) for _ in range(2)
+    )
+    assert first == second
+
+
+# --- in training ----------------------------------------------------------------------------------
+
+
+class RowNetwork(nn.Module):
+    """Nearer towards the bottom, whatever the image; counts its calls by mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[bool] = []
+
+    def forward(self, image: torch.Tensor, prior: object = None) -> SimpleNamespace:
+        assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
+        self.modes.append(self.training)
+        b, _, h, w = image.shape
+        depth = torch.linspace(40, 5, h).reshape(1, 1, h, 1).expand(b, 1, h, w) / 10
+        return SimpleNamespace(disparity={0: (1 / depth - 0.01) / 9.99})
+
+
+def test_a_bare_network_in_training(root: Path):
+    network = RowNetwork().train()
+    figures = evaluate_network(network, "cpu", (96, 32), root, ("kitti2015", "0052", "0039lidar"))
+    assert set(figures) == {"kitti2015", "0052", "0039lidar"}
+    assert figures["kitti2015"]["abs_rel"] < 0.04
+    assert figures["kitti2015"]["frames"] == 3 and figures["0052"]["frames"] == 5
+    assert figures["0052"]["abs_rel"] > 0.1  # flat truth
+    # It does not look at the image, which the other two rows tell.
+    scenes = figures["kitti2015"]
+    assert scenes["own_mean"] == pytest.approx(scenes["abs_rel"], abs=1e-4)
+    assert scenes["other_image"] == pytest.approx(scenes["abs_rel"], abs=1e-4)
+    assert network.training and not any(network.modes)
+
+
+def test_a_prior_reaches_the_network_that_is_judged(root: Path):
+    seen: list[object] = []
+
+    class WithPrior(RowNetwork):
+        def forward(self, image: torch.Tensor, prior: object = None) -> SimpleNamespace:
+            seen.append(prior)
+            return super().forward(image)
+
+    prior = object()
+    evaluate_network(WithPrior(), "cpu", (96, 32), root, ("kitti2015",), prior)  # type: ignore[arg-type]
+    assert seen and all(one is prior for one in seen)
+
+
+def test_damaged_depth_is_left_out_of_the_quick_figures(tmp_path: Path, caplog):
+    for number in range(3):
+        write_frame(tmp_path / "kitti_2015", number, 20.0, name="{:06d}")
+    broken = tmp_path / "kitti_2015" / "depth_stereo" / f"{1:06d}.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    figures = evaluate_network(RowNetwork(), "cpu", (96, 32), tmp_path, ("kitti2015",))
+    assert figures["kitti2015"]["frames"] == 2
+    assert broken.name in caplog.text
+
+
+def test_another_image_is_told_from_the_right_one():
+    truth = [SparseTruth.of(road()[::s].copy(), PROTOCOLS["kitti2015"]) for s in (1, -1)]
+    inverse = np.stack([1 / road(), 1 / road()[::-1]])
+    cached = SimpleNamespace(truth=tuple(truth), cap=80.0)
+    figures = judge(inverse, cached)
+    assert figures["abs_rel"] == pytest.approx(0, abs=1e-6)
+    assert figures["other_image"] > figures["own_mean"] > 0.1
+
+
+def test_model_names_are_the_pipelines():
+    from training.commands.cli import MODEL_NAMES, PROTOCOL_NAMES
+
+    assert MODEL_NAMES[1:] == evaluation.MODELS
+    assert set(PROTOCOL_NAMES) == set(PROTOCOL_SETS)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_shipped_bundle_looks_at_the_image(data_dir: Path):
+    """At least 10 % below the best image-independent predictor on KITTI 2015."""
+    report = evaluate("lite", data_dir, "kitti2015", models=["single_frame"], baselines=True)
+    outcome = verdict(report.sets[0])
+    assert outcome is not None and set(COUNTED) <= set(report.sets[0].baselines)
+    assert outcome.best_abs_rel <= 0.245  # the LiDAR rows alone reach .242
+    assert outcome.passed, outcome

@@ -1,0 +1,373 @@
+"""The multi-frame network and its PADS map."""
+
+import numpy as np
+import pytest
+import torch
+
+from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.models.matching import (
+    Features,
+    Lookup,
+    depth_hypotheses,
+    group_correlation,
+    warp_to_hypotheses,
+)
+from depth_prior_ros.models.mism import MultiFrameNet, MultiFrameOutput, build_multi_frame
+from depth_prior_ros.models.search_range import TrackedRange
+
+H, W = 32, 64
+
+
+def _inputs(batch: int = 2) -> tuple[Pose, torch.Tensor, torch.Tensor]:
+    pose = Pose.from_axis_angle(torch.zeros(batch, 3), torch.full((batch, 3), 0.1))
+    K = torch.tensor([[[40.0, 0, 31.5], [0, 40.0, 15.5], [0, 0, 1]]]).expand(batch, 3, 3)
+    return pose, K, torch.rand(batch, 1, H, W) * 5 + 1
+
+
+def _run(net: MultiFrameNet, batch: int = 2) -> MultiFrameOutput:
+    images = torch.rand(2, batch, 3, H, W)
+    return net(net.features(images[0]), net.features(images[1]), *_inputs(batch))
+
+
+def test_counts() -> None:
+    net = MultiFrameNet((H, W))
+    parts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in [
+            ("features", net.feature_net),
+            ("regulariser", net.regulariser),
+            ("upsampling", net.mask),
+        ]
+    }
+    total = sum(p.numel() for p in net.parameters())
+    print(f"multi-frame network: {total:,} parameters {parts}")
+    assert total == pytest.approx(1_380_000, rel=0.005)
+    assert parts["features"] == pytest.approx(186_000, rel=0.005)
+    assert parts["regulariser"] == pytest.approx(1_170_000, rel=0.005)
+    assert parts["upsampling"] == pytest.approx(28_000, rel=0.01)
+
+
+def test_shapes_and_ranges() -> None:
+    torch.manual_seed(0)
+    output = _run(MultiFrameNet((H, W)))
+    assert output.depth.shape == (2, 1, H, W)
+    assert output.depth_quarter.shape == output.confidence.shape == (2, 1, H // 4, W // 4)
+    assert output.probability.shape == output.hypotheses.shape == (2, 16, H // 4, W // 4)
+    assert torch.allclose(output.probability.sum(1), torch.ones(2, H // 4, W // 4), atol=1e-5)
+    assert ((output.confidence >= 0) & (output.confidence <= 1 + 1e-6)).all()
+    low, high = output.hypotheses.amin(1, True), output.hypotheses.amax(1, True)
+    assert ((output.depth_quarter >= low - 1e-4) & (output.depth_quarter <= high + 1e-4)).all()
+    # The single-frame depth lies within the hypotheses of its pixel.
+    assert (low > 0).all()
+
+
+def test_every_parameter_learns_and_inputs_from_other_networks_do_not() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W))
+    pose, K, single = _inputs()
+    single.requires_grad_()
+    matrix = pose.matrix.clone().requires_grad_()
+    images = torch.rand(2, 2, 3, H, W)
+    output = net(net.features(images[0]), net.features(images[1]), Pose(matrix), K, single)
+    (output.depth * torch.rand_like(output.depth)).mean().backward()
+    silent = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().any()]
+    assert silent == []
+    assert single.grad is None
+    assert matrix.grad is None
+
+
+def test_the_previous_frame_matters() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    pose, K, single = _inputs(1)
+    with torch.no_grad():
+        a, b, c = (net.features(torch.rand(1, 3, H, W)) for _ in range(3))
+        assert not torch.equal(net(a, b, pose, K, single).depth, net(a, c, pose, K, single).depth)
+        swapped = Features(b.matching, c.context)
+        assert torch.equal(net(a, b, pose, K, single).depth, net(a, swapped, pose, K, single).depth)
+
+
+@torch.no_grad()
+def test_the_volume_is_sampled_with_quarter_intrinsics_and_depth() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    net.delta.uniform_(0.1, 2)
+    a, b = net.features(torch.rand(2, 3, H, W)), net.features(torch.rand(2, 3, H, W))
+    pose, K, single = _inputs()
+    small = K * torch.tensor([[0.25], [0.25], [1.0]])
+    hypotheses = depth_hypotheses(single[..., ::4, ::4], net.delta, 16)
+    warped = warp_to_hypotheses(b.matching, hypotheses, small, pose)
+    logits = net.regulariser(group_correlation(a.matching, warped, 16))
+    output = net(a, b, pose, K, single)
+    assert torch.allclose(output.hypotheses, hypotheses)
+    assert torch.allclose(output.probability, torch.softmax(logits, dim=1), atol=1e-6)
+
+
+def test_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = _run(net)
+    assert all(tensor.dtype == torch.float32 for tensor in output)
+    assert output.depth.isfinite().all()
+
+
+def _images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.rand(2, count, 1, H, W, generator=generator) * 20 + 0.5
+    return both[0], both[1]
+
+
+def _twin_delta(delta, multi, single):
+    """PADS update in float64 numpy; bilinear reduction by four averages the four middle pixels."""
+    b, _, h, w = multi.shape
+    middle = multi.reshape(b, h // 4, 4, w // 4, 4)[:, :, 1:3, :, 1:3].mean(axis=(2, 4))
+    picked = single[:, 0, ::4, ::4]
+    ratio = np.maximum(middle / picked, picked / middle).max(axis=0)
+    return np.clip(0.99 * delta + 0.01 * 1.2 * (ratio - 1), 0.05, 4.0)
+
+
+def test_delta_follows_its_float64_twin() -> None:
+    net = MultiFrameNet((H, W)).train()
+    twin = np.ones((H // 4, W // 4))
+    for step in range(20):
+        multi, single = _images(12, step)  # the papers' batch: one step of delta each
+        net.update_delta(multi, single)
+        twin = _twin_delta(twin, multi.double().numpy(), single.double().numpy())
+    assert net.delta[0, 0].numpy() == pytest.approx(twin, rel=1e-5)
+    assert abs(twin - 1).max() > 0.05, "the map did not move"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 16, 60])
+def test_delta_does_not_depend_on_the_batch(batch: int) -> None:
+    multi, single = _images(60)
+    whole, parts = MultiFrameNet((H, W)).train(), MultiFrameNet((H, W)).train()
+    for start in range(0, 60, 12):
+        whole.update_delta(multi[start : start + 12], single[start : start + 12])
+    for start in range(0, 60, batch):
+        parts.update_delta(multi[start : start + batch], single[start : start + batch])
+    assert torch.equal(parts.delta, whole.delta)
+    assert parts.window_seen == whole.window_seen == 0
+    assert abs(whole.delta - 1).max() > 0.01
+
+
+def test_delta_does_not_depend_on_the_number_of_processes() -> None:
+    """Two processes with three images each against one with six."""
+    multi, single = _images(24)
+    alone = MultiFrameNet((H, W)).train()
+    pair = [MultiFrameNet((H, W)).train() for _ in range(2)]
+    for start in range(0, 24, 6):
+        alone.update_delta(multi[start : start + 6], single[start : start + 6])
+        shards = [slice(start, start + 3), slice(start + 3, start + 6)]
+        kept: list[torch.Tensor] = []
+
+        def keep(ratio: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(ratio)
+            return ratio
+
+        probe = MultiFrameNet((H, W)).train()
+        for shard in shards:
+            probe.update_delta(multi[shard], single[shard], keep)
+        for net, shard in zip(pair, shards, strict=True):
+            net.update_delta(multi[shard], single[shard], lambda _, kept=kept: torch.cat(kept))
+    assert torch.equal(pair[0].delta, pair[1].delta)
+    assert torch.equal(pair[0].delta, alone.delta)
+    assert not torch.equal(alone.delta, torch.ones_like(alone.delta))
+
+
+def test_a_small_batch_does_not_close_the_map() -> None:
+    """The old rule, the largest of a batch of two, sinks; the window keeps the width of twelve."""
+    torch.manual_seed(0)
+    net, narrow = MultiFrameNet((H, W)).train(), MultiFrameNet((H, W), window=2).train()
+    for _ in range(600):
+        single = torch.ones(2, 1, H, W)
+        multi = torch.exp(0.2 * torch.randn(2, 1, 1, 1)).expand(2, 1, H, W)
+        net.update_delta(multi, single)
+        narrow.update_delta(multi, single)
+    assert net.delta.mean() > 1.4 * narrow.delta.mean()
+
+
+def test_a_run_that_stops_within_a_window_goes_on_exactly() -> None:
+    multi, single = _images(20)
+    unbroken = MultiFrameNet((H, W)).train()
+    unbroken.update_delta(multi, single)
+    first = MultiFrameNet((H, W)).train()
+    first.update_delta(multi[:7], single[:7])
+    second = MultiFrameNet((H, W)).train()
+    second.load_state_dict(first.state_dict())
+    second.update_delta(multi[7:], single[7:])
+    assert torch.equal(second.delta, unbroken.delta)
+    assert torch.equal(second.window_max, unbroken.window_max)
+    assert second.window_seen == unbroken.window_seen == 8
+    assert {"delta", "window_max", "window_seen"} < set(second.state_dict())
+
+
+def test_delta_is_clipped_and_survives_bad_depth() -> None:
+    net = MultiFrameNet((H, W), window=1).train()
+    one = torch.ones(1, 1, H, W)
+    for _ in range(400):
+        net.update_delta(one, one)
+    assert torch.allclose(net.delta, torch.full_like(net.delta, 0.05))
+    net.update_delta(one * 1e6, one)
+    assert torch.equal(net.delta, torch.full_like(net.delta, 4.0))
+    bad = one.clone()
+    bad[..., :4, :4] = float("nan")
+    net.update_delta(bad, one)
+    assert net.delta.isfinite().all()
+    assert net.delta[0, 0, 0, 0] == 4.0
+    assert (net.delta[0, 0, 1:, 1:] < 4.0).all()
+
+
+def test_delta_rests_in_eval_mode_and_where_it_is_fixed() -> None:
+    multi, single = _images(12)
+    net = MultiFrameNet((H, W)).eval()
+    net.update_delta(multi, single)
+    assert torch.equal(net.delta, torch.ones_like(net.delta))
+    assert net.window_seen == 0
+    net.train().update_delta(multi, single)
+    assert not torch.equal(net.delta, torch.ones_like(net.delta))
+    assert not net.delta.requires_grad
+    fixed = MultiFrameNet((H, W), delta_mode="fixed", delta_init=2.0).train()
+    fixed.observe(multi, single)
+    assert torch.equal(fixed.delta, torch.full_like(fixed.delta, 2.0))
+
+
+@pytest.mark.parametrize("init", [0.5, 1.0, 2.0])
+def test_delta_starts_where_it_is_told(init: float) -> None:
+    net = MultiFrameNet((H, W), delta_init=init)
+    assert torch.equal(net.delta, torch.full_like(net.delta, init))
+    assert build_multi_frame(net.architecture).delta_init == init
+
+
+def test_delta_forgets_where_it_started() -> None:
+    nets = [MultiFrameNet((H, W), delta_init=init, window=1).train() for init in (0.5, 2.0)]
+    for _ in range(600):
+        for net in nets:
+            net.observe(torch.full((1, 1, H, W), 1.5), torch.ones(1, 1, H, W))
+    assert (nets[0].delta - nets[1].delta).abs().max() < 0.01
+    assert nets[0].delta.mean() == pytest.approx(0.6, abs=0.01)
+
+
+def test_tracked_range_follows_the_data_set_and_not_the_single_frame_depth() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W), range_mode="tracked").train()
+    assert net.range is not None
+    single = torch.full((12, 1, H, W), 4.0)
+    single[:, 0, 0, 0], single[:, 0, -1, -1] = 2.0, 8.0
+    for _ in range(700):
+        net.observe(torch.rand(12, 1, H, W), single)
+    assert net.range.min_depth.item() == pytest.approx(1.8, abs=0.01)
+    assert net.range.max_depth.item() == pytest.approx(8.8, abs=0.02)
+    assert torch.equal(net.delta, torch.ones_like(net.delta))
+    net.eval()
+    output = _run(net)
+    inverse = 1 / output.hypotheses[0, :, 3, 5]
+    low, high = 1 / net.range.max_depth, 1 / net.range.min_depth
+    assert torch.allclose(inverse, torch.linspace(float(low), float(high), 16), rtol=1e-4)
+    assert torch.equal(output.hypotheses[0, :, 0, 0], output.hypotheses[1, :, 5, 9])
+    again = build_multi_frame(net.architecture)
+    again.load_state_dict(net.state_dict())
+    assert again.range is not None
+    assert torch.equal(again.range.max_depth, net.range.max_depth)
+
+
+def test_tracked_range_does_not_depend_on_the_batch_and_skips_bad_images() -> None:
+    depth = torch.full((24, 1, H, W), 3.0)
+    depth[..., 0, 0], depth[..., 1, 1] = 0.05, 20.0
+    ends = []
+    for batch in (2, 12, 24):
+        tracked = TrackedRange().train()
+        for part in depth.split(batch):
+            tracked.update(part)
+        ends.append((tracked.min_depth.item(), tracked.max_depth.item()))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert ends[2] == pytest.approx(ends[1], rel=1e-5)
+    # Near the papers' 0.99 and 0.01 with a batch of twelve; never nearer than 0.1.
+    assert ends[1] == pytest.approx((0.1, 0.99**2 * 10 + (1 - 0.99**2) * 22), rel=1e-5)
+    tracked = TrackedRange().train()
+    tracked.update(torch.full((2, 1, H, W), float("nan")))
+    tracked.eval().update(depth)
+    assert (tracked.min_depth.item(), tracked.max_depth.item()) == pytest.approx((0.1, 10.0))
+
+
+@torch.no_grad()
+def test_several_lookup_frames() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    a, b, c = (net.features(torch.rand(2, 3, H, W)) for _ in range(3))
+    pose, K, single = _inputs()
+    back = pose.inverse()
+    one = net(a, b, pose, K, single).depth
+    past, future = Lookup(b.matching, pose), Lookup(c.matching, back)
+    assert torch.equal(net.match_many(a, [past], K, single).depth, one)
+    twice = net.match_many(a, [past, past], K, single).depth
+    assert torch.allclose(twice, one, atol=1e-5), "the average of a frame with itself is the frame"
+    both = net.match_many(a, [past, future], K, single)
+    assert not torch.allclose(both.depth, one, atol=1e-3)
+    order = net.match_many(a, [future, past], K, single)
+    assert torch.allclose(both.probability, order.probability, atol=1e-5)
+    # The second sample has no future frame: it gets what the past alone gives.
+    some = Lookup(c.matching, back, valid=torch.tensor([True, False]))
+    mixed = net.match_many(a, [past, some], K, single).depth
+    assert torch.allclose(mixed[0], both.depth[0], atol=1e-5)
+    assert torch.allclose(mixed[1], one[1], atol=1e-5)
+    with pytest.raises(ValueError, match="at least one"):
+        net.match_many(a, [], K, single)
+
+
+def test_taps_and_best() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    current = net.features(torch.rand(2, 3, H, W))
+    output = _run(net)
+    assert torch.equal(net.tap(current, output, 4), current.matching)
+    assert net.feature_shapes() == ((32, H // 4, W // 4), (32, H // 4, W // 4))
+    assert output.best.shape == (2, 1, H // 4, W // 4)
+    with pytest.raises(ValueError, match=r"stride 8: choose one of \[4\]"):
+        net.tap(current, output, 8)
+
+
+def test_delta_steers_the_hypotheses() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    with torch.no_grad():
+        net.delta.fill_(0.05)
+        output = _run(net)
+    spread = output.hypotheses[:, :1] / output.hypotheses[:, -1:]
+    assert torch.allclose(spread, torch.full_like(spread, 1.05**2), rtol=1e-4)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        MultiFrameNet((33, 64))
+    with pytest.raises(ValueError, match="groups"):
+        MultiFrameNet((H, W), groups=5)
+    with pytest.raises(ValueError, match="hypotheses"):
+        MultiFrameNet((H, W), hypotheses=12)
+    net = MultiFrameNet((H, W)).eval()
+    with pytest.raises(ValueError, match="was built for 64x32"):
+        net.features(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        net.features(torch.rand(1, 3, 30, 64))
+    with pytest.raises(ValueError, match="input size"):
+        build_multi_frame({"groups": 16})
+    with pytest.raises(ValueError, match="unknown multi-frame settings"):
+        build_multi_frame({"size": [32, 32], "bins": 3})
+    with pytest.raises(ValueError, match="range_mode"):
+        MultiFrameNet((H, W), range_mode="wide")
+    with pytest.raises(ValueError, match="delta_mode"):
+        MultiFrameNet((H, W), delta_mode="free")
+    with pytest.raises(ValueError, match="delta_init"):
+        MultiFrameNet((H, W), delta_init=9.0)
+    with pytest.raises(ValueError, match="window"):
+        MultiFrameNet((H, W), window=0)
+
+
+def test_built_from_its_own_description_and_by_seed() -> None:
+    torch.manual_seed(2)
+    net = MultiFrameNet((H, W), hypotheses=8, groups=8)
+    torch.manual_seed(2)
+    again = build_multi_frame(net.architecture)
+    assert again.architecture == net.architecture
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())

@@ -1,0 +1,396 @@
+"""The launch files: by a real ``ros2`` where there is one, and what can be said in any case."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
+
+from helpers import make_tiny_bundle, shifted, texture
+from rcl_interfaces.srv import GetParameters
+from ros_helpers import Peer, nanoseconds_of
+from test_bag import make_recording
+
+from depth_prior_ros.recordings import open_recording
+from rosbag_tools.make import write_bag
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH_FILE = ROOT / "launch" / "depth.launch.py"
+REPLAY_FILE = ROOT / "launch" / "replay.launch.py"
+LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
+TEST_IN_LAUNCH = Path(__file__).parents[1].joinpath("depth_node_launch.py")
+PROGRAMS = {
+    "depth_node": "depth_prior_ros.ros.node",
+    "depth_model_text": "depth_prior_ros.ros.model_text",
+    "depth_bag": "rosbag_tools.cli",
+}
+
+
+def test_the_profile_for_large_images_has_room_for_them():
+    space = "{http://www.eprosima.com}"
+    root = ET.parse(ROOT / "config" / "fastdds_large_images.xml").getroot()
+    (memory,) = [
+        t for t in root.iter(f"{space}transport_descriptor") if t.findtext(f"{space}type") == "SHM"
+    ]
+    assert int(memory.findtext(f"{space}segment_size", "0")) >= 32 * 2**20
+    assert int(memory.findtext(f"{space}maxMessageSize", "0")) >= 16 * 2**20
+    participant = next(root.iter(f"{space}participant"))
+    assert participant.get("is_default_profile") == "true"
+    listed = {t.text for t in participant.iter(f"{space}transport_id")}
+    assert listed == {t.findtext(f"{space}transport_id") for t in root.iter(memory.tag)}
+
+
+@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda path: path.name)
+def test_every_launch_argument_is_explained_and_used(file: Path):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tables = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("ARGUMENTS", "HANDED_ON")  # type: ignore[attr-defined]
+    ]
+    entries = [entry for table in tables for entry in table.elts]  # type: ignore[attr-defined]
+    names = [entry.elts[0].value for entry in entries]
+    assert all(entry.elts[2].value for entry in entries)
+    strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    handed_on = {"HANDED_ON"} & {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    for name in names:
+        assert handed_on or strings.count(name) > 1, f"{name} is declared and never read"
+
+
+def arguments_of(file: Path) -> dict[str, str]:
+    """Names and descriptions of a launch file's arguments, without importing launch."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("ARGUMENTS", "HANDED_ON"):  # type: ignore[attr-defined]
+            found |= {e.elts[0].value: e.elts[2].value for e in node.value.elts}  # type: ignore[attr-defined]
+    return found
+
+
+def test_replay_hands_on_what_the_depth_launch_file_has():
+    handed = {n for n, text in arguments_of(REPLAY_FILE).items() if "depth.launch.py" in text}
+    assert handed
+    assert handed <= set(arguments_of(LAUNCH_FILE))
+
+
+def test_the_example_of_several_cameras_uses_arguments_that_exist():
+    content = yaml.safe_load((ROOT / "config" / "several_cameras.yaml").read_text("utf-8"))
+    assert len(content["cameras"]) > 1
+    for arguments in [content["all"], *content["cameras"].values()]:
+        assert set(arguments) <= set(arguments_of(LAUNCH_FILE))
+
+
+class Launched:
+    """A running ``ros2 launch`` of this checkout's package."""
+
+    def __init__(self, log: Path, file: str, arguments: tuple[str, ...]) -> None:
+        self._log = log
+        where = [file] if Path(file).is_absolute() else ["depth_prior_ros", file]
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                ["ros2", "launch", *where, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Its own group, so that nothing it started survives.
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(120)
+
+
+@contextmanager
+def launched(log: Path, *arguments: str, file: str = "depth.launch.py") -> Iterator[Launched]:
+    """Started, and interrupted, or else killed, at the end."""
+    launch = Launched(log, file, arguments)
+    try:
+        yield launch
+    finally:
+        try:
+            if launch.alive:
+                launch.interrupt()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launch.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package of this checkout where ament looks for it, so that no colcon build is needed."""
+    prefix = tmp_path / "prefix"
+    index = prefix / "share" / "ament_index" / "resource_index" / "packages"
+    programs = prefix / "lib" / "depth_prior_ros"
+    index.mkdir(parents=True)
+    programs.mkdir(parents=True)
+    (index / "depth_prior_ros").touch()
+    (prefix / "share" / "depth_prior_ros").symlink_to(ROOT)
+    for name, module in PROGRAMS.items():
+        script = f"#!{sys.executable}\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
+        (programs / name).write_text(script, encoding="utf-8")
+        (programs / name).chmod(0o755)
+    for name, path in (("AMENT_PREFIX_PATH", prefix), ("PYTHONPATH", ROOT)):
+        monkeypatch.setenv(name, str(path), prepend=os.pathsep)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda path: path.name)
+def test_show_args_lists_every_argument(installed, file: Path):
+    shown = subprocess.run(
+        ["ros2", "launch", "depth_prior_ros", file.name, "--show-args"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    names = arguments_of(file) or {"cameras": ""}
+    for name, description in names.items():
+        assert f"'{name}':" in shown
+        assert description in shown
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_started_by_launch_testing(installed, tmp_path):
+    """test/depth_node_launch.py has the checks; launch_testing runs them inside a launch."""
+    make_tiny_bundle(tmp_path / "tiny")
+    environment = {**os.environ, "TEST_BUNDLE": str(tmp_path / "tiny")}
+    command = [sys.executable, "-m", "launch_testing.launch_test", str(TEST_IN_LAUNCH)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=560, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Three while it runs, one after the end.
+    for count in ("Ran 3 tests", "Ran 1 test"):
+        assert count in done.stdout + done.stderr
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_arguments_reach_the_node(installed, tmp_path):
+    make_tiny_bundle(tmp_path / "tiny")
+    namespace = f"car_{uuid.uuid4().hex[:8]}"
+    arguments = (
+        f"bundle:={tmp_path / 'tiny'}",
+        "backend:=torch",
+        "scale:=camera_height",
+        "camera_height:=1",
+        f"namespace:={namespace}",
+        "log_level:=warn",
+        "large_images:=true",
+        f"image:=/{namespace}/image",
+        f"camera_info:=/{namespace}/camera_info",
+        f"odom:=/{namespace}/odom",
+    )
+    with launched(tmp_path / "log", *arguments) as launch, Peer(f"/{namespace}") as peer:
+        peer.wait_for_node(launch, 240)
+        names = ["bundle", "scale.mode", "scale.camera_height", "max_gap"]
+        request = GetParameters.Request(names=names)
+        values = peer.call(GetParameters, "depth_node/get_parameters", request).values
+        assert values[0].string_value == str(tmp_path / "tiny"), "the command line goes first"
+        assert values[1].string_value == "camera_height"
+        assert values[2].double_value == 1.0
+        assert values[3].double_value == 0.5, "the rest comes from the parameter file"
+        assert launch.interrupt() == 0
+    assert "process has finished cleanly" in launch.output, launch.output
+    assert "Traceback" not in launch.output
+    assert "waiting for images" not in launch.output, "an info line in spite of log_level:=warn"
+    profile = "_DEFAULT_PROFILES_FILE="
+    assert f"{profile}{(ROOT / 'config' / 'fastdds_large_images.xml')}" in launch.output.replace(
+        f"{tmp_path}/prefix/share/depth_prior_ros", str(ROOT)
+    )
+
+
+WITHIN = """
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace
+
+def generate_launch_description():
+    file = PythonLaunchDescriptionSource({file!r})
+    node = IncludeLaunchDescription(file, launch_arguments={arguments!r})
+    return LaunchDescription([GroupAction([PushRosNamespace({pushed!r}), node])])
+"""
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_around_the_launch_file_holds(installed, tmp_path):
+    """A namespace that another launch file pushed, and a parameter file with simulated time."""
+    make_tiny_bundle(tmp_path / "tiny")
+    values = {"bundle": str(tmp_path / "tiny"), "backend": "torch", "use_sim_time": True}
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}), encoding="utf-8")
+    pushed = f"robot_{uuid.uuid4().hex[:8]}"
+    topics = {name: f"/{pushed}/front/{name}" for name in ("image", "camera_info", "odom")}
+    arguments = {
+        "params_file": str(parameters),
+        "namespace": "front",
+        "log_level": "warn",
+        **topics,
+    }
+    outer = tmp_path / "outer.launch.py"
+    text = WITHIN.format(file=str(LAUNCH_FILE), arguments=list(arguments.items()), pushed=pushed)
+    outer.write_text(text, encoding="utf-8")
+    with (
+        launched(tmp_path / "log", file=str(outer)) as launch,
+        Peer(f"/{pushed}/front") as peer,
+    ):
+        peer.wait_for_node(launch, 240)
+        request = GetParameters.Request(names=["use_sim_time"])
+        values = peer.call(GetParameters, "depth_node/get_parameters", request).values
+        assert values[0].bool_value, "an argument that was not given goes before the file"
+        assert launch.interrupt() == 0
+    assert "waiting for images" not in launch.output, "an info line in spite of log_level:=warn"
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_launch_tells_that_the_bundle_is_not_there(installed, tmp_path):
+    with launched(tmp_path / "log", f"bundle:={tmp_path / 'nothing'}") as launch:
+        launch.process.wait(120)
+    assert str(tmp_path / "nothing") in launch.output
+    assert "exit code 1" in launch.output
+
+
+@pytest.mark.launch
+@pytest.mark.timeout(120)
+def test_a_launch_that_fails_leaves_nothing_running(installed, tmp_path):
+    """Neither the node beside an RViz that is missing, nor the cameras before a wrong one."""
+    cameras = tmp_path / "cameras.yaml"
+    cameras.write_text("cameras: {front: {}, rear: {camera_height: 'high'}}", encoding="utf-8")
+    commands = [
+        ("several_cameras.launch.py", f"cameras:={cameras}", "rear: camera_height:=high must be a"),
+        ("depth.launch.py", "camera_height:=high", "camera_height:=high must be a number"),
+    ]
+    if shutil.which("rviz2") is None:
+        commands.append(("depth.launch.py", "rviz:=true", "RViz (package rviz2) is not installed"))
+    for file, argument, words in commands:
+        with launched(tmp_path / "log", argument, file=file) as launch:
+            launch.process.wait(60)
+            assert words in launch.output
+            with pytest.raises(ProcessLookupError):
+                os.killpg(launch.process.pid, 0)
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):
+    make_tiny_bundle(tmp_path / "tiny")
+    bag = write_bag(make_recording(12), tmp_path / "drive.mcap").path
+    namespace = f"car_{uuid.uuid4().hex[:8]}"
+    arguments = (
+        f"bag:={bag}",
+        f"bundle:={tmp_path / 'tiny'}",
+        f"namespace:={namespace}",
+        "backend:=torch",
+        "rviz:=false",
+        "loop:=false",
+        "rate:=0.5",
+    )
+    log = tmp_path / "log"
+    with (
+        Peer(f"/{namespace}") as peer,
+        launched(log, *arguments, file="replay.launch.py") as launch,
+    ):
+        launch.process.wait(400)
+    assert launch.process.returncode == 0, launch.output
+    assert "12 frames played" in launch.output
+    assert "process has died" not in launch.output, launch.output
+    stamps = [nanoseconds_of(message.header.stamp) for message in peer.depth]
+    # How many of them is a question of the machine's speed.
+    assert stamps
+    assert stamps == sorted(set(stamps))
+    assert set(stamps) <= {frame.stamp_ns for frame in open_recording(bag).frames}
+    assert peer.models
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_several_cameras_are_several_nodes(installed, tmp_path):
+    make_tiny_bundle(tmp_path / "tiny")
+    names = [f"{side}_{uuid.uuid4().hex[:8]}" for side in ("left", "right")]
+    cameras = {
+        "all": {"bundle": str(tmp_path / "tiny"), "backend": "torch"},
+        "cameras": {name: {"image": f"/{name}/image", "odom": f"/{name}/odom"} for name in names},
+    }
+    cameras["cameras"][names[1]]["device"] = "cpu"
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
+    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
+    with (
+        launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch,
+        Peer(f"/{names[0]}") as left,
+        Peer(f"/{names[1]}") as right,
+    ):
+        for number, peer in enumerate((left, right)):
+            peer.wait_for_node(launch, 240)
+            peer.send(shifted(texture(), 0), 10**9 + number)
+        assert nanoseconds_of(left.answer(10**9).header.stamp) == 10**9
+        assert nanoseconds_of(right.answer(10**9 + 1).header.stamp) == 10**9 + 1
+        assert len(left.depth) == len(right.depth) == 1, "none has the other's"
+        request = GetParameters.Request(names=["device"])
+        devices = [
+            peer.call(GetParameters, "depth_node/get_parameters", request).values[0].string_value
+            for peer in (left, right)
+        ]
+        assert devices == ["auto", "cpu"], "arguments of one camera are not the other's"
+        assert launch.interrupt() == 0
+    assert launch.output.count("process has finished cleanly") == 2, launch.output
+
+
+@pytest.mark.launch
+def test_a_misspelt_argument_of_a_camera_is_refused(installed, tmp_path):
+    cameras = {"cameras": {"front": {"scaling": "odometry"}}}
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
+    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
+    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
+        assert launch.process.wait(120) == 1
+    assert "front: depth.launch.py has no scaling" in launch.output
+
+
+@pytest.mark.launch
+def test_a_namespace_for_a_camera_is_refused_not_ignored(installed, tmp_path):
+    cameras = {"all": {"namespace": "robot"}, "cameras": {"front": {}}}
+    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
+    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
+    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
+        assert launch.process.wait(120) == 1
+    assert "front: leave namespace out" in launch.output
+
+
+def test_a_ros2_command_line_is_there_or_the_tests_above_say_so(request):
+    """Skips must not pass unseen: without launch, every test that needs it has its reason."""
+    needing = [item for item in request.session.items if item.get_closest_marker("launch")]
+    if shutil.which("ros2") is None:
+        for item in needing:
+            assert any(
+                "ros2" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skip")
+            )

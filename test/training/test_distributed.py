@@ -1,0 +1,196 @@
+"""A run on two processes is the run of one with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import distributed_worker as worker
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import recipe
+
+from depth_prior_ros.geometry.warping import Pose
+from training.errors import TrainingError
+from training.loop.distributed import ALONE, Processes, start_processes
+
+# Relative, after ten steps of Adam: what summing in another order leaves.
+TOLERANCE = {"double": 1e-12, "single": 1e-5}
+# Losses of a recipe, in float32.
+RECIPE_TOLERANCE = 1e-5
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+    pose: Pose
+    words: str = "kept"
+
+
+def numbers(batch: int) -> torch.Tensor:
+    return torch.arange(batch, dtype=torch.float32)
+
+
+def test_shares_are_the_batch() -> None:
+    poses = torch.eye(4).expand(6, 4, 4) * numbers(6)[:, None, None]
+    batch = Batch(numbers(6), Pose(poses))
+    shares = [Processes(rank, 3).take(batch) for rank in range(3)]
+    assert [s.images.tolist() for s in shares] == [[0, 3], [1, 4], [2, 5]]
+    assert [s.pose.matrix[:, 0, 0].tolist() for s in shares] == [[0, 3], [1, 4], [2, 5]]
+    assert shares[0].words == "kept"
+    assert ALONE.take(batch) is batch
+
+
+def test_the_first_samples_are_the_first_of_every_share() -> None:
+    """multi_batch: the multi-frame network sees the first n samples of the global batch."""
+    processes = [Processes(rank, 2) for rank in range(2)]
+    parts = [p.take(numbers(8))[: p.part(4)].tolist() for p in processes]
+    assert sorted(parts[0] + parts[1]) == [0, 1, 2, 3]
+
+
+def test_random_numbers_do_not_depend_on_the_processes() -> None:
+    def draw(processes: Processes) -> torch.Tensor:
+        torch.manual_seed(3)
+        return processes.draw(4 // processes.count, lambda n: torch.randn(n, 2))
+
+    whole = draw(ALONE)
+    assert torch.equal(draw(Processes(0, 2)), whole[0::2])
+    assert torch.equal(draw(Processes(1, 2)), whole[1::2])
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_batch_that_cannot_be_divided_is_refused(size: int) -> None:
+    with pytest.raises(TrainingError, match=rf"{size} samples .* 2 processes; .* multiple of 2"):
+        Processes(1, 2).take(numbers(size))
+
+
+def test_alone_nothing_is_changed() -> None:
+    p = start_processes(torch.device("cpu"))
+    assert (p.rank, p.count, p.is_first, p.device.type) == (0, 1, True, "cpu")
+    x = numbers(3).requires_grad_()
+    for reduced in (p.all_max(x), p.all_mean(x), p.all_sum(x), p.gather(x)):
+        assert torch.equal(reduced, x) and not reduced.requires_grad
+    mean = p.masked_mean(x[1:].sum(), torch.tensor(2))
+    mean.backward()
+    assert mean.item() == 1.5 and x.grad is not None and x.grad.tolist() == [0, 0.5, 0.5]
+    assert p.mean_values({"a": 1.0}) == {"a": 1.0} and p.broadcast("a") == "a"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_precision(precision: str, dtype: str) -> None:
+    processes = start_processes(torch.device("cpu"), precision)
+    layer = torch.nn.Linear(2, 2)
+    with processes.autocast():
+        assert str(layer(torch.ones(1, 2)).dtype) == f"torch.{dtype}"
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TrainingError, match="4 processes on a machine with 2 GPUs"):
+        start_processes(torch.device("cuda"))
+
+
+def start(script: str, arguments: list[str], processes: int) -> subprocess.CompletedProcess:
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *(several if processes > 1 else []), script, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    start(worker.__file__, [str(folder)], processes=2)
+    return folder
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    """Of the weights, relative to the largest of each tensor."""
+    first, second = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
+    assert first.keys() == second.keys()
+    nets = [name for name in first if name.startswith("net.")]
+    return max(
+        (
+            (first[n].double() - second[n].double()).abs().max() / first[n].double().abs().max()
+        ).item()
+        for n in nets
+        if first[n].double().abs().max() > 0
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(s) for s in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [v["loss"] for v in lines if "loss" in v]
+
+
+def worst_loss(a: Path, b: Path) -> float:
+    pairs = list(zip(losses(a), losses(b), strict=True))
+    assert len(pairs) == worker.STEPS and pairs[0] != pairs[-1]
+    return max(abs(one - two) / abs(one) for one, two in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), [("double", torch.float64), ("single", torch.float32)])
+def test_two_processes_equal_one(
+    two_processes: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    worker.train(tmp_path, ALONE, worker.TinyTeacher(ALONE, dtype))
+    worst = worst_loss(tmp_path, two_processes / name)
+    weights = largest_difference(tmp_path, two_processes / name)
+    print(f"{name}: losses within {worst:.1e}, weights within {weights:.1e}")
+    assert worst < TOLERANCE[name] and weights < TOLERANCE[name]
+    assert (two_processes / name / "best.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_all_processes_stop_after_the_same_step_and_go_on(two_processes: Path) -> None:
+    for rank in range(2):
+        said, _ = json.loads((two_processes / f"said_{rank}.json").read_text())
+        assert said.startswith(f"stopped after step {worker.ONE_PROCESS_SENDS + 1};")
+    assert losses(two_processes / "interrupted") == losses(two_processes / "double")
+    assert largest_difference(two_processes / "interrupted", two_processes / "double") == 0
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_and_keeps_every_batch(two_processes: Path) -> None:
+    for rank, name in enumerate(["failed_batch", "failed_batch_of_process_1"]):
+        _, said = json.loads((two_processes / f"said_{rank}.json").read_text())
+        path = two_processes / "failed" / f"{name}.safetensors"
+        assert f"loss is inf at step {worker.ONE_PROCESS_FAILS}" in said and str(path) in said
+        assert load_file(path)["images"].shape[0] == worker.BATCH // 2
+
+
+@pytest.mark.slow
+def test_a_recipe_on_two_processes_equals_one(tmp_path: Path) -> None:
+    """The whole way, `depth_train run` with the project's networks, BatchNorm frozen."""
+    overrides = [f"stages.{i}.{key}" for i in range(3) for key in ("batch=4", "steps=10")]
+    overrides += ["stages.0.multi_batch=2", "stages.1.rounds=1"]
+    # Refining the motion of untrained networks goes anywhere from any rounding.
+    overrides.append("networks.multi_frame.align_motion=false")
+    arguments = ["run", str(recipe(tmp_path)), *overrides, "--out"]
+    script = str(Path(__file__).parents[1].joinpath("frozen_statistics.py"))
+    start(script, [*arguments, str(tmp_path / "one")], processes=1)
+    done = start(script, [*arguments, str(tmp_path / "two")], processes=2)
+    assert done.stderr.count("step 1 of 10") == 3, "three stages, told by one process"
+    for stage in ("0_teacher", "1_mutual", "2_prior"):
+        worst = worst_loss(tmp_path / "one" / stage, tmp_path / "two" / stage)
+        print(f"{stage}: losses within {worst:.1e}")
+        assert worst < RECIPE_TOLERANCE
+    (entry,) = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert entry["processes"] == 2
+    names = [
+        sorted(f.name for f in (tmp_path / run / "bundle").iterdir()) for run in ("one", "two")
+    ]
+    assert names[0] == names[1]

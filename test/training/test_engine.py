@@ -1,0 +1,352 @@
+"""The training loop on a stage of one weight: what it logs, when it stops, how it goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from training.loop import checkpoint, progress
+from training.loop.checkpoint import CheckpointError, load_checkpoint
+from training.loop.progress import duration
+from training.loop.trainer import BEST, LAST, Engine, Settings, TrainingError
+from training.recipes.recipe import Schedule
+
+STEPS = 10
+
+
+class OneWeight:
+    """Fits y = 3 x; `before` is called with the number of each loss."""
+
+    name = "one weight"
+
+    def __init__(self, steps: int = STEPS, before: Callable[[int], None] | None = None) -> None:
+        torch.manual_seed(0)
+        self.schedule = Schedule(steps=steps, learning_rate=0.1, warm_up=2)
+        self.net = nn.Linear(1, 1)
+        self.networks: dict[str, nn.Module] = {"net": self.net}
+        self.trained = list(self.net.parameters())
+        self.factor = 1.0
+        self._before = before or (lambda _: None)
+        self.calls = 0
+
+    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        self._before(self.calls)
+        self.calls += 1
+        x = torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32))
+        return self.factor * (self.net(x) - 3 * x).square().mean(), {"extra": 1.0}
+
+    def validate(self) -> dict[str, float]:
+        return {"weight": self.net.weight.item()}
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        return {"black": np.zeros((4, 6, 3), np.uint8)}
+
+
+def engine(stage: OneWeight, folder: Path, output: io.StringIO | None = None) -> Engine:
+    console = Console(file=output or io.StringIO(), width=200)
+    settings = Settings(seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1)
+    return Engine(stage, folder, settings, console)
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_logged(tmp_path: Path) -> None:
+    done = engine(OneWeight(), tmp_path).run()
+    lines = logged(tmp_path)
+    assert [v["step"] for v in lines if "loss" in v] == list(range(1, STEPS + 1))
+    assert [v["step"] for v in lines if "validation/weight" in v] == [5, 10]
+    assert {"loss", "gradient_norm", "learning_rate", "seconds", "extra"} <= set(lines[0])
+    assert lines[0]["learning_rate"] == pytest.approx(0.05)
+    assert done["step"] == STEPS and done["validation"]["weight"] == lines[-1]["validation/weight"]
+    assert done["loss"] == [v for v in lines if "loss" in v][-1]["loss"]
+
+
+def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    engine(OneWeight(), tmp_path).run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss", "learning_rate", "validation/weight", "extra"} <= set(tags["scalars"])
+    assert tags["images"] == ["black"]
+
+
+def test_a_log_file_gets_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.StringIO()
+    engine(OneWeight(), tmp_path / "a", output).run()
+    steps = [line for line in output.getvalue().splitlines() if "loss" in line]
+    assert [line.split(",")[0] for line in steps] == [
+        "one weight: step 1 of 10",
+        "one weight: step 10 of 10",
+    ]
+    monkeypatch.setattr(progress, "_BETWEEN_LINES", 0.0)
+    output = io.StringIO()
+    engine(OneWeight(), tmp_path / "b", output).run()
+    assert output.getvalue().count("loss") == STEPS
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    output = io.StringIO()
+    run = engine(OneWeight(), tmp_path)
+    run.console = Console(file=output, force_terminal=True, width=80)
+    run.run()
+    assert "10/10" in output.getvalue()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
+    tmp_path: Path, bad: float
+) -> None:
+    stage = OneWeight()
+
+    def spoil(call: int) -> None:
+        stage.factor = bad if call == 6 else 1.0
+
+    stage._before = spoil
+    with pytest.raises(TrainingError, match=r"step 6.*learning_rate") as caught:
+        engine(stage, tmp_path).run()
+    assert str(bad) in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in stage.trained)
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
+
+
+def test_a_loss_that_is_not_finite_is_not_derived(tmp_path: Path) -> None:
+    """Sampling an image at places that are NaN ends the process there."""
+
+    class Crashes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * math.nan
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            raise AssertionError("the gradient of NaN was asked for")
+
+    class Spoiled(OneWeight):
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            loss, values = super().loss(rng)
+            return Crashes.apply(loss), values
+
+    with pytest.raises(TrainingError, match=r"loss is nan at step 0"):
+        engine(Spoiled(), tmp_path).run()
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
+    stage = OneWeight()
+    stage.net.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match="gradient norm is nan at step 0"):
+        engine(stage, tmp_path).run()
+    assert all(torch.isfinite(p).all() for p in stage.trained)
+
+
+@pytest.mark.parametrize("cause", ["loss", "gradient norm"])
+def test_the_batch_that_failed_is_kept(tmp_path: Path, cause: str) -> None:
+    class KeepsBatch(OneWeight):
+        last_batch: ClassVar[dict[str, Tensor]] = {}
+
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            loss, values = super().loss(rng)
+            # Views of one memory are what batches are made of, and safetensors refuses them.
+            x = torch.full((2, 3), float(self.calls))
+            KeepsBatch.last_batch = {"images": x, "first": x[:1], "turned": x.T}
+            return (loss * math.nan if cause == "loss" and self.calls == 7 else loss), values
+
+    stage = KeepsBatch()
+    if cause == "gradient norm":
+        stage.net.weight.register_hook(lambda g: g * math.inf if stage.calls == 7 else g)
+    with pytest.raises(
+        TrainingError, match=rf"{cause} is .* at step 6; the batch is kept"
+    ) as error:
+        engine(stage, tmp_path).run()
+    path = tmp_path / "failed_batch.safetensors"
+    assert str(path) in str(error.value)
+    with safe_open(str(path), framework="pt") as file:
+        assert file.metadata() == {
+            "stage": "one weight",
+            "step": "6",
+            "seed": "1",
+            "cause": cause,
+        }
+        assert file.get_tensor("turned").tolist() == [[7.0, 7.0]] * 3
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = OneWeight()
+    stage.factor, stage.last_batch = math.nan, {"x": torch.zeros(1)}  # type: ignore[attr-defined]
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(TrainingError, match=r"loss is nan.* could not be kept: .*No space left"):
+        engine(stage, tmp_path).run()
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_best_networks_are_kept(tmp_path: Path) -> None:
+    class Chooses(OneWeight):
+        chosen_by = "error"
+        errors = iter([math.nan, 0.3, 0.1, 0.2, 0.1])
+
+        def validate(self) -> dict[str, float]:
+            return {"error": next(self.errors), "test set": -1.0}
+
+    stage = Chooses()
+    run = engine(stage, tmp_path)
+    run.settings = Settings(
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=2, log_every=1
+    )
+    done = run.run()
+    assert done["best"] == {"step": 6, "name": "error", "figure": 0.1}
+    best, last = OneWeight(), OneWeight()
+    assert load_checkpoint(tmp_path / BEST, best.networks)["step"] == 6
+    assert load_checkpoint(tmp_path / LAST, last.networks)["best"] == done["best"]
+    assert best.net.weight.item() != last.net.weight.item() == stage.net.weight.item()
+
+
+def test_without_the_figure_there_is_no_best(tmp_path: Path) -> None:
+    stage, output = OneWeight(), io.StringIO()
+    stage.chosen_by = "held out"  # type: ignore[attr-defined]
+    done = engine(stage, tmp_path, output).run()
+    assert done["best"] is None and not (tmp_path / BEST).exists()
+    assert output.getvalue().count("no figure held out") == 1
+
+
+def test_collapse_is_told_and_logged_once(tmp_path: Path) -> None:
+    class Collapses(OneWeight):
+        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            return super().loss(rng)[0], {"explained": 0.0}
+
+    output = io.StringIO()
+    engine(Collapses(), tmp_path, output).run()
+    (event,) = [line for line in logged(tmp_path) if "event" in line]
+    assert event["step"] == 5 and event["kind"] == "explained_little"
+    assert output.getvalue().count("warning at step 5: explained is 0, below 0.05") == 1
+    whole = logged(tmp_path)
+    (tmp_path / LAST).rename(tmp_path / "kept")
+    engine(Collapses(), tmp_path).run()  # from the beginning: the log is written anew
+    assert [v for v in logged(tmp_path) if "event" in v] == [v for v in whole if "event" in v]
+
+
+def test_a_stage_may_change_with_time(tmp_path: Path) -> None:
+    """A freeze from step 5 on holds in a run that goes on, too."""
+
+    class Freezes(OneWeight):
+        def at_step(self, step: int) -> None:
+            self.net.bias.requires_grad_(step < 5)
+
+    def press(call: int) -> None:
+        if call == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = engine(Freezes(), tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        engine(Freezes(before=press), tmp_path / "broken").run()
+    assert engine(Freezes(), tmp_path / "broken").run() == whole
+    assert whole != engine(OneWeight(), tmp_path / "free").run()
+
+
+def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
+    def terminate(call: int) -> None:
+        if call == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="after step 6"):
+        engine(OneWeight(before=terminate), tmp_path).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 6
+
+
+def test_interrupted_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
+    def press(call: int) -> None:
+        if call == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = engine(OneWeight(), tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt, match="after step 6"):
+        engine(OneWeight(before=press), tmp_path / "broken").run()
+    output = io.StringIO()
+    assert engine(OneWeight(), tmp_path / "broken", output).run() == whole
+    assert "going on after step 6" in output.getvalue()
+    figures = [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for folder in ("whole", "broken")
+        for line in logged(tmp_path / folder)
+    ]
+    assert figures[: len(figures) // 2] == figures[len(figures) // 2 :]
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
+    def press_twice(call: int) -> None:
+        if call == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    stage = OneWeight(before=press_twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        engine(stage, tmp_path).run()
+    assert stage.calls == 5, "the step was not finished"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    first = engine(OneWeight(), tmp_path).run()
+    stage, output = OneWeight(), io.StringIO()
+    assert engine(stage, tmp_path, output).run() == first
+    assert stage.calls == 0 and "done before" in output.getvalue()
+    assert stage.net.weight.item() == first["validation"]["weight"]
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, log_every: int) -> None:
+    """Files may grow to a hundred bytes only, from the second checkpoint on."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(call: int) -> None:
+        if call == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
+
+    run = engine(OneWeight(before=fill), tmp_path)
+    run.settings = Settings(
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=50, log_every=log_every
+    )
+    # Whatever is written first meets the full disk: the log, or the checkpoint.
+    expected, words = (TrainingError, "") if log_every == 1 else (CheckpointError, r"last\.sa.* ")
+    try:
+        with pytest.raises(expected, match=words + "cannot be written") as caught:
+            run.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "goes on" in str(caught.value)
+    assert not list(tmp_path.glob("*.partial"))
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
+    assert engine(OneWeight(), tmp_path).run()["step"] == STEPS
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (245, "4:05"), (3723, "1:02:03")])
+def test_time_left(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

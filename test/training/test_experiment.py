@@ -1,0 +1,125 @@
+"""Experiments: which runs, in which order, and the table that comes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from depth_prior_ros.bundle import MANIFEST_NAME
+from depth_prior_ros.share import share_dir
+from training.comparison.experiment import Job, Runner, is_of_another_recipe, plan, read_experiment
+from training.errors import TrainingError
+from training.recipes.base import RecipeError
+from training.recipes.files import load_recipe
+
+RECIPE = share_dir() / "config" / "training" / "small_teacher.yaml"
+
+
+def written(folder: Path, **content: object) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_a_series_has_a_run_for_each_seed_and_waits_for_what_it_names(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        runs={
+            "one": {"recipe": str(RECIPE)},
+            "two": {"recipe": str(RECIPE), "seeds": [3, 4], "set": ["start={one}/x.safetensors"]},
+            "three": {"recipe": str(RECIPE), "seeds": [3, 4], "set": ["start={two}/y"]},
+        },
+        compare={"rows": ["A:B=two", "C:=three/0_teacher/bundle"]},
+    )
+    made = plan(read_experiment(path), path, tmp_path)
+    jobs = {job.folder.name: job for job in made.jobs}
+    assert list(jobs) == ["one_seed1", "two_seed3", "two_seed4", "three_seed3", "three_seed4"]
+    assert jobs["two_seed4"].overrides == ("seed=4", f"start={tmp_path}/one_seed1/x.safetensors")
+    assert jobs["three_seed4"].needs == {tmp_path / "two_seed4"}, "paired by seed"
+    assert made.table is not None
+    assert made.table.rows[0] == (
+        f"A:B={tmp_path}/two_seed3/bundle@3,{tmp_path}/two_seed4/bundle@4"
+    )
+    assert f"{tmp_path}/three_seed3/0_teacher/bundle@3" in made.table.rows[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"runs": {}}, "runs"),
+        ({"runs": {"a": {"recipe": "r", "sed": 1}}}, r"runs\.a\.sed"),
+        ({"runs": {"a": {"recipe": "r", "set": ["start={b}"]}}}, "'start={b}' names a series"),
+        ({"runs": {"a": {"recipe": "r"}}, "compare": {"rows": ["X=b"]}}, "'X=b' is not"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, content: dict[str, object], words: str) -> None:
+    path = written(tmp_path, **content)
+    with pytest.raises(RecipeError, match=words):
+        plan(read_experiment(path), path, tmp_path)
+
+
+def finish(job: Job) -> None:
+    (job.folder / "bundle").mkdir(parents=True)
+    (job.folder / "bundle" / MANIFEST_NAME).touch()
+
+
+def jobs(folder: Path) -> list[Job]:
+    first = Job("a", 1, folder / "a_seed1", RECIPE, (), frozenset())
+    return [first, Job("b", 1, folder / "b_seed1", RECIPE, (), frozenset({first.folder}))]
+
+
+def test_needs_come_first_and_finished_runs_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(Runner, "_carry_out", lambda self, job, core: ran.append(job.name))
+    both = jobs(tmp_path)
+    Runner(2).run(both[::-1])
+    assert ran == ["a", "b"]
+    for job in both:
+        finish(job)
+    ran.clear()
+    Runner(2).run(both)
+    assert ran == []
+
+
+def test_a_finished_run_of_another_recipe_is_noticed(tmp_path: Path) -> None:
+    job = jobs(tmp_path)[0]
+    now = load_recipe(RECIPE)
+    assert not is_of_another_recipe(job, now), "not finished: the run itself refuses"
+    finish(job)
+    kept = job.folder / "recipe.yaml"
+    kept.write_text(yaml.safe_dump(now.model_dump(mode="json")))
+    assert not is_of_another_recipe(job, now)
+    assert is_of_another_recipe(job, load_recipe(RECIPE, ["stages.0.steps=9"]))
+    kept.unlink()
+    assert is_of_another_recipe(job, now)
+
+
+def test_a_failed_run_names_its_log_and_stops_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(TrainingError, match=r"a_seed1 failed with status 1, see .*a_seed1\.log"):
+        Runner(1).run(jobs(tmp_path))
+
+
+def test_runs_that_need_each_other_are_refused(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    circle = [
+        Job("a", 1, a, RECIPE, (), frozenset({b})),
+        Job("b", 1, b, RECIPE, (), frozenset({a})),
+    ]
+    with pytest.raises(RecipeError, match="need each other: a, b"):
+        Runner(1).run(circle)
+
+
+def test_the_shipped_experiments_are_valid(tmp_path: Path) -> None:
+    files = sorted((share_dir() / "config" / "training" / "experiments").glob("*.yaml"))
+    assert files
+    for file in files:
+        for job in plan(read_experiment(file), file, tmp_path).jobs:
+            load_recipe(job.recipe, list(job.overrides))

@@ -1,0 +1,1 @@
+"""`depth_train` and its commands."""

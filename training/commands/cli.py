@@ -1,0 +1,303 @@
+"""`depth_train`: run recipes, judge bundles, show what is in them.
+
+Only the parser lives at import time: `depth_train --help` loads none of the libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.commands.prior import add_prior_commands
+
+if TYPE_CHECKING:
+    from training.comparison.rows import Listing
+
+# Kept here as plain words, so that --help needs no import; a test compares them.
+PROTOCOL_NAMES = (
+    "kitti2015",
+    "eigen",
+    "eigen_improved",
+    "make3d",
+    "cityscapes",
+    "nuscenes",
+    "drive",
+)
+SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
+MODEL_NAMES = ("both", "single_frame", "multi_frame")
+BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `depth_train`."""
+    parser = argparse.ArgumentParser(
+        prog="depth_train", description="Train, judge and inspect depth bundles."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_experiment(commands)
+    _add_inspect(commands)
+    add_prior_commands(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="train by a recipe and write a bundle",
+        description="Train by a recipe and write a bundle. The same command again resumes.",
+    )
+    run.add_argument("recipe", type=Path, help="YAML file, for example config/training/first.yaml")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="values to set in the recipe, for example seed=2 stages.0.steps=100",
+    )
+    run.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    run.set_defaults(handler=_run)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare a bundle's depth with ground truth",
+        description="Compare a bundle's depth with ground truth, image by image, and print the "
+        "mean errors after median scaling and as metres.",
+    )
+    add = evaluate.add_argument
+    add("bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder")
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    add(
+        "--protocol",
+        choices=PROTOCOL_NAMES,
+        help="kitti2015: the separate scenes of KITTI 2015; eigen, eigen_improved: the frames of "
+        "the Eigen test list in the KITTI raw drives below --data, against single LiDAR sweeps or "
+        "the accumulated ones; make3d, cityscapes, nuscenes: those data sets at --data or below; "
+        "drive: every frame with depth of one recording (a drive, a bag). Without it: kitti2015, "
+        "and drive for each Eigen test drive below --data",
+    )
+    add(
+        "--pose",
+        action="store_true",
+        help="judge ego-motion on the recordings with poses (KITTI odometry's sequences below "
+        "--data, or the one there); with --protocol, depth as well",
+    )
+    add("--model", choices=MODEL_NAMES, default="both", help="models to judge (default: both)")
+    add(
+        "--baselines",
+        action="store_true",
+        help="also judge predictors that do not look at the image",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
+    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    evaluate.set_defaults(handler=_evaluate)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="one table of many bundles: spread over seeds, paired differences",
+        description="Judge bundles on the same frames of KITTI 2015, the Eigen test drives and "
+        "synthetic drives, and write a table with the spread over seeds and the differences "
+        "paired by seed, beside predictors that do not look at the image. The same command again "
+        "judges only what is new.",
+    )
+    add = compare.add_argument
+    add(
+        "listing",
+        nargs="?",
+        type=Path,
+        help="YAML file with rows, against, pairs, synthetic, sets, in place of the options",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME=BUNDLE[@SEED],...",
+        help="a row: bundles (or folders of runs), one per seed. NAME S gives the rows 'S' and 'S "
+        "multi-frame', S:M names the two, 'S:' and ':M' leave one out",
+    )
+    add("--against", metavar="NAME", help="row that the others are compared with (default: first)")
+    add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
+    add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
+    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
+    add("--cost", action="store_true", help="also time and size of every row")
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/comparison"),
+        metavar="DIR",
+        help="folder of comparison.md, comparison.json and what was judged already "
+        "(default: runs/comparison)",
+    )
+    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    compare.set_defaults(handler=_compare)
+
+
+def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    experiment = commands.add_parser(
+        "experiment",
+        help="all runs that a table needs, then the table",
+        description="Train all runs that an experiment names, several at a time, and compare "
+        "them. Runs that are finished are kept, so the same command goes on where it was.",
+    )
+    add = experiment.add_argument
+    add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
+    add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
+    add(
+        "--jobs", type=int, default=1, help="runs at a time, each on a core of its own (default: 1)"
+    )
+    add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
+    experiment.set_defaults(handler=_experiment)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="verify a bundle and print what is in it",
+        description="Verify a bundle "
+        "(files, hashes, schema, architecture) and print what is in it.",
+    )
+    inspect.add_argument(
+        "bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder"
+    )
+    inspect.set_defaults(handler=_inspect)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from training.runs.run import run_recipe
+
+    bundle = run_recipe(arguments.recipe, arguments.overrides, arguments.out)
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
+        print(f"bundle: {bundle}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from training.evaluation.evaluation import MODELS, evaluate
+    from training.evaluation.json import write_json
+    from training.evaluation.progress import ProgressBar
+    from training.evaluation.report import print_report, write_pictures
+
+    models = [model for model in MODELS if arguments.model in ("both", model)]
+    with ProgressBar() as progress:
+        report = evaluate(
+            arguments.bundle,
+            arguments.data,
+            arguments.protocol,
+            models=models,
+            baselines=arguments.baselines,
+            backend=arguments.backend,
+            device=arguments.device,
+            poses=arguments.pose,
+            keep=arguments.pictures is not None,
+            progress=progress,
+        )
+    print_report(report)
+    if arguments.json:
+        write_json(report, arguments.json)
+    if arguments.pictures:
+        for picture in write_pictures(report, arguments.pictures):
+            print(f"pictures: {picture}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from training.comparison.rows import Listing, parse_spec, read_listing
+
+    listing = read_listing(arguments.listing) if arguments.listing else Listing()
+    listing.specs += [parse_spec(text) for text in arguments.rows]
+    listing.against = arguments.against or listing.against
+    listing.pairs += arguments.pairs
+    listing.synthetic += arguments.synthetic
+    listing.sets = arguments.sets or listing.sets
+    listing.cost = arguments.cost or listing.cost
+    _table(listing, arguments.out, arguments.data, arguments.backend, arguments.device)
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    from training.comparison.experiment import run_experiment
+
+    out = arguments.out or Path("runs") / arguments.file.stem
+    listing = run_experiment(arguments.file, out, arguments.jobs, arguments.data)
+    if listing is not None:
+        _table(listing, out / arguments.file.stem, arguments.data)
+    return 0
+
+
+def _table(
+    listing: Listing,
+    out: Path,
+    data: Path | None,
+    backend: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Compare, and print the table."""
+    from training.comparison.compare import FIGURES, TABLE, compare
+    from training.evaluation.progress import ProgressBar
+
+    with ProgressBar() as progress:
+        compare(listing, out, data, backend=backend, device=device, progress=progress)
+    print((out / TABLE).read_text(encoding="utf-8"), end="")
+    print(f"table: {out / TABLE}\nfigures: {out / FIGURES}")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.bundle import describe, load_bundle
+
+    print(describe(load_bundle(arguments.bundle)))
+    return 0
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether the message alone says what to do, so that a traceback would only hide it."""
+    from depth_prior_ros.backends.base import BackendError
+    from depth_prior_ros.bundle import BundleError
+    from depth_prior_ros.recordings import RecordingError
+    from training.evaluation.sets import EvaluationError
+    from training.loop.checkpoint import CheckpointError
+    from training.loop.trainer import TrainingError
+    from training.recipes.recipe import RecipeError
+
+    plain = (BackendError, BundleError, RecordingError, RecipeError, EvaluationError, OSError)
+    return isinstance(error, (*plain, CheckpointError, TrainingError))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `depth_train`; returns the exit status (1: failed, 2: wrong usage)."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no overrides behind an option: depth_train run FILE --out DIR seed=2
+    takes = hasattr(arguments, "overrides")
+    if rest and (not takes or any("=" not in r or r[0] == "-" for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    try:
+        return int(arguments.handler(arguments))
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "the same command resumes a run"
+        print(f"depth_train: interrupted; {what}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_plain(error):
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"depth_train: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

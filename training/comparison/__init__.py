@@ -1,0 +1,1 @@
+"""Several bundles or recipes side by side."""

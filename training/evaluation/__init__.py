@@ -1,0 +1,1 @@
+"""Bundles against ground truth."""

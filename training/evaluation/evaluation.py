@@ -1,0 +1,263 @@
+"""A bundle against ground truth, through the pipeline that a vehicle runs.
+
+Three kinds of rows, as in metrics.json: ``all`` is what the node would have published,
+``single_frame`` and ``multi_frame`` are that model forced on the frames that have a predecessor.
+Separate scenes have no predecessors: there ``all`` and ``single_frame`` are the same and
+``multi_frame`` has no frames. Sets that papers quote by a list of frames have a fourth row:
+``single_frame_all``, that model on every frame of the list, with or without a predecessor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from depth_prior_ros.metrics import DepthErrors, NoValidPixelsError
+from depth_prior_ros.recordings import CorruptFrameError, StoredRecording
+from depth_prior_ros.recordings.base import name_skipped
+from training.evaluation.frames import JudgedFrame, judge_frame, show
+from training.evaluation.pose import PoseReport, evaluate_poses, pose_recordings
+from training.evaluation.sets import EvaluationSet, Progress, choose_sets, data_folder, quiet
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.pipeline import DepthPipeline, Model
+
+ALL, SINGLE, MULTI = "all", "single_frame", "multi_frame"
+SINGLE_ALL = "single_frame_all"
+MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
+# A bundle counts as looking at the image where its AbsRel on KITTI 2015 is at most this fraction
+# of the best image-independent predictor's.
+NEEDED = 0.9
+
+
+@dataclass
+class SetReport:
+    """Everything measured on one set: rows by name, baselines by name (see `baseline_rows`)."""
+
+    judged: EvaluationSet
+    rows: dict[str, list[JudgedFrame]]
+    baselines: dict[str, list[DepthErrors]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Of the set."""
+        return self.judged.name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a bundle's depth comes from the image: its AbsRel against the best of three maps."""
+
+    abs_rel: float
+    best_baseline: str
+    best_abs_rel: float
+
+    @property
+    def ratio(self) -> float:
+        """The bundle's error over the best baseline's."""
+        return self.abs_rel / self.best_abs_rel
+
+    @property
+    def passed(self) -> bool:
+        """At least 10 % below."""
+        return self.ratio <= NEEDED
+
+
+@dataclass
+class Report:
+    """An evaluation: the bundle and what runs it, in words, a report per set and per trajectory."""
+
+    bundle: Bundle
+    backend: str
+    sets: list[SetReport]
+    poses: list[PoseReport] = field(default_factory=list)
+
+
+def evaluate(
+    bundle: str | Path | Bundle = "lite",
+    data: str | Path | None = None,
+    protocol: str | None = None,
+    *,
+    models: Sequence[Model] = MODELS,
+    baselines: bool = False,
+    poses: bool = False,
+    backend: str = "auto",
+    device: str = "auto",
+    keep: bool = True,
+    progress: Progress = quiet,
+) -> Report:
+    """Judge a bundle.
+
+    Args:
+        bundle: a bundle, the name of a shipped one, or a folder.
+        data: data folder; the environment variable DEPTH_PRIOR_DATA by default.
+        protocol: see :func:`evaluation_sets.choose_sets`; None for kitti2015 and drive as far as
+            they are there.
+        models: which forced models to judge; with both, also what is published.
+        baselines: also judge predictors that do not look at the image.
+        poses: judge ego-motion on the drives with poses; without a protocol, nothing else.
+        backend, device: what runs the networks.
+        keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
+        progress: told in words what is being done, and how much of it is done.
+
+    Raises:
+        EvaluationError: nothing to judge. Also BundleError, BackendError, RecordingError.
+    """
+    from depth_prior_ros.bundle import Bundle, load_bundle
+    from depth_prior_ros.pipeline import DepthPipeline
+
+    folder = data_folder(data)
+    sets = [] if poses and protocol is None else choose_sets(folder, protocol)
+    trajectories = pose_recordings(folder) if poses else []
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    pipeline = DepthPipeline(loaded, backend, device)
+    keep = keep or baselines
+    reports = [evaluate_set(pipeline, one, models, progress, keep=keep) for one in sets]
+    if baselines:
+        from training.evaluation.baseline_rows import judge_baselines
+
+        judge_baselines(loaded, folder, reports, progress)
+    judged = evaluate_poses(pipeline, trajectories, progress) if poses else []
+    return Report(loaded, pipeline.backend, [*reports, *_sums(reports)], judged)
+
+
+def _sums(reports: Sequence[SetReport]) -> list[SetReport]:
+    """For each protocol with several recordings, all their frames as one set: the papers' mean."""
+    sums = []
+    for protocol in dict.fromkeys(one.judged.protocol for one in reports):
+        parts = [one for one in reports if one.judged.protocol == protocol]
+        if len(parts) < 2:
+            continue
+        name = f"{protocol.name} (all)"
+        # The frames are those of several recordings: no position means anything here.
+        judged = EvaluationSet(name, protocol, StoredRecording(name, []), ())
+        total = SetReport(judged, {}, notes=[f"all frames of {len(parts)} recordings"])
+        for one in parts:
+            for row, frames in one.rows.items():
+                total.rows.setdefault(row, []).extend(frames)
+            for row, errors in one.baselines.items():
+                total.baselines.setdefault(row, []).extend(errors)
+        sums.append(total)
+    return sums
+
+
+def evaluate_set(
+    pipeline: DepthPipeline,
+    chosen: EvaluationSet,
+    models: Sequence[Model] = MODELS,
+    progress: Progress = quiet,
+    *,
+    keep: bool = True,
+) -> SetReport:
+    """Run the pipeline over a set and judge what comes out."""
+    report = SetReport(chosen, {}, notes=[*chosen.notes, *chosen.recording.notes])
+    if not chosen.recording.consecutive:
+        if "single_frame" in models:
+            what = f"{chosen.name}: single frame"
+            scenes = run_model(
+                pipeline, chosen, "single_frame", chosen.judged, progress, what, keep=keep
+            )
+            report.rows = {ALL: scenes, SINGLE: scenes}
+        report.rows[MULTI] = []
+        report.notes.append("separate scenes: no frame has a predecessor for multi-frame depth")
+        return report
+    wanted: list[Model | None] = [None] if len(models) > 1 else []
+    followed = chosen.followed()
+    for model in [*wanted, *models]:
+        what = f"{chosen.name}: {model or 'as published'}"
+        if model == "multi_frame" and not pipeline.networks.has_multi_frame:
+            report.rows[MULTI] = []
+            report.notes.append("the bundle has no multi-frame network")
+            continue
+        listed = chosen.listed and model == "single_frame"
+        positions = chosen.judged if model is None or listed else followed
+        rows = run_model(pipeline, chosen, model, positions, progress, what, keep=keep)
+        report.rows[model or ALL] = rows
+        if listed:
+            report.rows[SINGLE] = [frame for frame in rows if frame.position in set(followed)]
+            report.rows[SINGLE_ALL] = rows
+    fallen = [f for f in report.rows.get(MULTI, []) if f.model != "multi_frame"]
+    if fallen:
+        reasons = sorted({frame.reason for frame in fallen})
+        report.notes.append(
+            f"multi_frame: {len(fallen)} of {len(report.rows[MULTI])} frames fell back to single "
+            f"frame ({', '.join(reasons)})"
+        )
+    return report
+
+
+def run_model(
+    pipeline: DepthPipeline,
+    chosen: EvaluationSet,
+    model: Model | None,
+    positions: Sequence[int],
+    progress: Progress = quiet,
+    what: str = "",
+    *,
+    keep: bool = True,
+) -> list[JudgedFrame]:
+    """Judge the frames at `positions` with a model forced (None: as published).
+
+    As published, the frames between them are shown too. The single-frame network has no memory,
+    the forced multi-frame network remembers one frame: they are shown no more than that.
+    """
+    from depth_prior_ros.pipeline import Motion
+    from depth_prior_ros.pipeline.framing import InvalidFrameError
+
+    pipeline.force_model = model
+    pipeline.reset()
+    judged = []
+    wanted = set(positions)
+    shown = _needed(positions, model)
+    size = pipeline.bundle.manifest.input_size if chosen.protocol.stretch else (0, 0)
+    for done, position in enumerate(shown):
+        progress(what, done, len(shown))
+        frame = chosen.recording.frames[position]
+        try:
+            seen = show(frame, chosen.protocol, size)
+            truth = frame.depth() if position in wanted else None
+        except CorruptFrameError as error:
+            name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
+            continue
+        motion = Motion(frame.speed, "odometry") if frame.speed is not None else None
+        try:
+            result = pipeline.process(seen.image, frame.stamp_ns, motion, seen.camera)
+            if truth is not None:
+                judged.append(
+                    judge_frame(position, result, frame, truth, chosen.protocol, keep=keep)
+                )
+        except (InvalidFrameError, CorruptFrameError) as error:
+            name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
+        except NoValidPixelsError as error:
+            name_skipped(chosen.recording.skipped, f"depth of frame {frame.index}", str(error))
+    pipeline.force_model = None
+    return judged
+
+
+def _needed(positions: Sequence[int], model: Model | None) -> list[int]:
+    """Positions that have to be shown, in order."""
+    if model == "single_frame":
+        return list(positions)
+    if model == "multi_frame":
+        return sorted({p for position in positions for p in (position - 1, position) if p >= 0})
+    return list(range(max(positions, default=-1) + 1))
+
+
+def verdict(report: SetReport) -> Verdict | None:
+    """The bundle on KITTI 2015 against the image-independent maps that were judged there."""
+    from training.evaluation.baseline_rows import COUNTED
+
+    measured = {name: rows for name, rows in report.baselines.items() if name in COUNTED and rows}
+    published = report.rows.get(ALL) or report.rows.get(SINGLE)
+    if report.judged.protocol.name != "kitti2015" or not measured or not published:
+        return None
+    means = {n: float(np.mean([e.abs_rel for e in rows])) for n, rows in measured.items()}
+    best = min(means, key=lambda name: means[name])
+    own = float(np.mean([frame.errors.abs_rel for frame in published]))
+    return Verdict(own, best, means[best])

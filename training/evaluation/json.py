@@ -1,0 +1,91 @@
+"""An evaluation as JSON, in the form of metrics.json where the two say the same."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.metrics import summary
+from training.evaluation.frames import row_entry
+
+if TYPE_CHECKING:
+    from training.evaluation.evaluation import Report, SetReport
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """`data_sets` by name, each with `depth` as in metrics.json and its `baselines`; `pose`.
+
+    With a single data set its `depth` also stands at the top, as it does in metrics.json. Sets of
+    several drives have their sum as one more, "NAME (all)".
+    """
+    from training.evaluation.pose import pose_json
+
+    sets = {one.name: _set_json(one) for one in report.sets}
+    content: dict[str, Any] = {
+        "bundle": {
+            "name": report.bundle.manifest.name,
+            "path": str(report.bundle.path),
+            "digest": report.bundle.digest,
+        },
+        "backend": report.backend,
+        "data_sets": sets,
+    }
+    if len(sets) == 1:
+        content["depth"] = next(iter(sets.values()))["depth"]
+    if report.poses:
+        content["pose"] = {one.name: pose_json(one) for one in report.poses}
+    return content
+
+
+def _set_json(report: SetReport) -> dict[str, Any]:
+    from training.evaluation.evaluation import NEEDED, verdict
+
+    protocol = report.judged.protocol
+    content: dict[str, Any] = {
+        "protocol": asdict(protocol),
+        "depth": {name: row_entry(frames, protocol) for name, frames in report.rows.items()},
+        "notes": report.notes,
+        "skipped": [asdict(entry) for entry in report.judged.recording.skipped],
+    }
+    if report.baselines:
+        content["baselines"] = {name: summary(rows) for name, rows in report.baselines.items()}
+    outcome = verdict(report)
+    if outcome is not None:
+        content["verdict"] = {
+            **asdict(outcome),
+            "ratio": outcome.ratio,
+            "needed": NEEDED,
+            "passed": outcome.passed,
+        }
+    return content
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write :func:`as_json` under a temporary name, then rename it."""
+    write_content(as_json(report), path)
+
+
+def write_content(content: dict[str, Any], path: Path) -> None:
+    """Write JSON under a temporary name, then rename it; NaN is an error."""
+    write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text under a temporary name, then rename it.
+
+    Raises:
+        OSError: it cannot be written; names the file, which is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error

@@ -1,0 +1,189 @@
+"""Early warnings in words: the signs by which self-supervised training shows that it collapses.
+
+The rules look at figures that stages log. A figure is judged by its mean over the last few log
+lines, so that one odd batch is no alarm, and every kind of trouble is told once a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
+
+#: Log lines over which a figure is averaged; nothing is said before there are so many.
+WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a figure's mean leaves [low, high], ``text`` says what that means and what to do.
+
+    ``key`` is the last part of a figure's name: ``depth_mean`` also judges ``multi/depth_mean``,
+    ``at_clip`` judges ``multi/at_clip``.
+    """
+
+    kind: str
+    key: str
+    text: str
+    low: float = -float("inf")
+    high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One warning: which rule, which figure, its mean, and the words for people."""
+
+    kind: str
+    name: str
+    value: float
+    text: str
+
+    def event(self) -> dict[str, Any]:
+        """As it goes into metrics.jsonl."""
+        return {
+            "event": "warning",
+            "kind": self.kind,
+            "figure": self.name,
+            "value": self.value,
+            "text": self.text,
+        }
+
+
+_FAR = (
+    "depth has run away to the far end of its range, which explains nothing but a camera that does "
+    "not move: look for intrinsics that do not fit the images, standing frames among the training "
+    "frames, a stride too small for the frame rate, or a learning rate too high for the batch"
+)
+_NEAR = (
+    "depth has collapsed to the near end of its range: look for intrinsics that do not fit the "
+    "images, poses in the wrong direction or unit (metres_per_unit), or a learning rate too high "
+    "for the batch"
+)
+RULES = (
+    Rule("depth_far", "depth_mean", _FAR, high=0.9 * MAX_DEPTH),
+    Rule("depth_near", "depth_mean", _NEAR, low=1.5 * MIN_DEPTH),
+    Rule("disparity_far", "disparity_mean", _FAR, low=1e-3),
+    Rule("disparity_near", "disparity_mean", _NEAR, high=0.7),
+    Rule(
+        "depth_flat",
+        "disparity_spread",
+        "the student gives every pixel nearly the same depth, so it no longer looks at the image: "
+        "lower learning_rate, or raise far_disparity if that holds from the start",
+        low=0.01,
+    ),
+    Rule(
+        "motion_none",
+        "translation",
+        "the pose network says that the camera stands still, and depth cannot be learnt from that: "
+        "look for standing frames, a stride too small for the frame rate, or a pose network that "
+        "was not trained by the stage before",
+        low=1e-4,
+    ),
+    Rule(
+        "motion_exploded",
+        "translation",
+        "the camera moves by more than a tenth of the depth range between two frames: depth and "
+        "motion run away together; lower learning_rate, and look at metres_per_unit and at gaps "
+        "between frames",
+        high=0.1 * MAX_DEPTH,
+    ),
+    Rule(
+        "explained_little",
+        "explained",
+        "the auto-mask removes nearly all pixels: frames as they are explain each other better "
+        "than any depth does; look for standing frames, poses in the wrong direction, and "
+        "intrinsics that do not fit the images",
+        low=0.05,
+    ),
+    Rule(
+        "explained_all",
+        "explained",
+        "the auto-mask removes nothing at all, not even sky or the car ahead: look whether frames "
+        "of a triplet differ by more than motion, such as exposure, crop or colour changes that "
+        "are not the same for all three",
+        high=0.999,
+    ),
+    Rule(
+        "map_at_clip",
+        "at_clip",
+        "most of the PADS map lies at its clip, so the search range no longer follows the network: "
+        "single-frame and multi-frame depth disagree everywhere; let the student train longer "
+        "before, or lower the learning rate of the multi-frame network",
+        high=0.5,
+    ),
+    Rule(
+        "map_wide",
+        "delta_mean",
+        "the PADS map has grown to its upper clip: single-frame and multi-frame depth disagree "
+        "everywhere; look at the scale of the poses (known_pose_weight, metres_per_unit)",
+        high=3.8,
+    ),
+    Rule(
+        "best_at_range_end",
+        "at_range_end",
+        "the best hypothesis is mostly the first or the last one, so the right depth lies outside "
+        "of the search range: the scale of pose and single-frame depth do not fit each other, or "
+        "the range is too narrow (where the map starts, or the tracked range)",
+        high=0.5,
+    ),
+    Rule(
+        "teacher_not_believed",
+        "mask_share",
+        "the distillation mask removes nearly every pixel, so the student learns nothing from its "
+        "teacher: is that teacher trained, and on this camera and unit?",
+        low=0.05,
+    ),
+    Rule(
+        "teacher_always_believed",
+        "mask_share",
+        "the distillation mask removes nothing: every pixel counts as better explained by the "
+        "teacher; look whether both errors are computed on the same images",
+        high=0.999,
+    ),
+)
+
+
+class Health:
+    """Watches one stage. Its ``state`` belongs into the checkpoint: warnings are not repeated, and
+    come at the same step, when a run goes on.
+
+    Args:
+        state: of an earlier run of the stage.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        state = state or {}
+        self._recent: dict[str, list[float]] = {
+            k: list(v) for k, v in state.get("recent", {}).items()
+        }
+        self._told: list[str] = list(state.get("told", []))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What has been seen, as plain values."""
+        return {"recent": {k: list(v) for k, v in self._recent.items()}, "told": list(self._told)}
+
+    def look(self, values: dict[str, float]) -> list[Finding]:
+        """Take in one line of figures; what has to be said now."""
+        found = []
+        for name, value in values.items():
+            rules = [rule for rule in RULES if rule.key == name.rpartition("/")[2]]
+            if not rules or not math.isfinite(value):  # a share of nothing, say
+                continue
+            recent = self._recent.setdefault(name, [])
+            recent.append(value)
+            del recent[:-WINDOW]
+            if len(recent) == WINDOW:
+                found += [w for rule in rules if (w := self._judge(rule, name, fmean(recent)))]
+        return found
+
+    def _judge(self, rule: Rule, name: str, mean: float) -> Finding | None:
+        told = f"{rule.kind} {name}"
+        if rule.low <= mean <= rule.high or told in self._told:
+            return None
+        self._told.append(told)
+        bound = f"below {rule.low:g}" if mean < rule.low else f"above {rule.high:g}"
+        return Finding(rule.kind, name, mean, f"{name} is {mean:.4g}, {bound}: {rule.text}")

@@ -1,0 +1,1 @@
+"""Reference pixels: extracted, stored, read."""

@@ -1,0 +1,1 @@
+"""Which reference pixels are kept."""

@@ -1,0 +1,305 @@
+"""`depth_train select`: a bundle with a prior chosen out of a reference set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle
+from depth_prior_ros.bundle.derive import replace_prior
+from depth_prior_ros.bundle.files import refuse_foreign
+from depth_prior_ros.bundle.manifest import PriorTeacher
+from depth_prior_ros.bundle.prior import PriorSources
+from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
+from depth_prior_ros.recordings import CorruptFrameError, open_recording
+from training.data.sources import load_data
+from training.data.triplets import TripletSource
+from training.evaluation.sets import EvaluationError, data_folder
+from training.prior.rate_bar import RateBar
+from training.prior.reference.set import ReferenceSet, ReferenceSetError
+from training.prior.selection.selection import (
+    Method,
+    Selection,
+    SelectionError,
+    check,
+    feature_maps,
+    select,
+)
+from training.prior.selection.statistics import prior_usage
+from training.prior.selection.sweep import Progress, split
+from training.recipes.recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from depth_prior_ros.geometry.camera import Camera
+    from depth_prior_ros.models.student import Student
+
+# A prior of more pixels than this is not looked at again to count neighbours.
+_LARGEST_LOOK = 200_000
+_ELSEWHERE = "choose the images by --images-from RECORDING"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `depth_train select` did.
+
+    Attributes:
+        bundle: the new one.
+        about: the prior's `selection`, as in the manifest.
+        sources: images that the chosen pixels come from, and images of the set.
+        neighbours: effective number of references that a query looks up; None: not counted.
+        unused: share of the chosen references with less than a hundredth of the mean weight.
+        checked: whether the bundle said which teacher its student was trained with.
+    """
+
+    bundle: Bundle
+    about: dict[str, Any]
+    sources: tuple[int, int]
+    neighbours: float | None
+    unused: float | None
+    checked: bool
+
+    def __str__(self) -> str:
+        kept, out_of = self.about["kept"], self.about["out_of"]
+        lines = [f"kept {kept:,} of {out_of:,} reference pixels by {self.about['method']}"]
+        if "share" in self.about:
+            lines.append(
+                f"they hold {self.about['share']:.1%} of the attention of {self.about['images']} "
+                f"images (as many at random: about {kept / out_of:.1%})"
+            )
+        lines.append(f"they come from {self.sources[0]} of the set's {self.sources[1]} images")
+        if self.neighbours is not None and self.unused is not None:
+            lines.append(
+                f"a query looks up {self.neighbours:,.0f} of them (effective number: exp of the "
+                f"weights' entropy); {self.unused:.1%} are hardly used (below 1/100 of the mean)"
+            )
+        if not self.checked:
+            lines.append(
+                "note: the bundle did not say which teacher its student was trained with, so it "
+                "was not compared with the set's"
+            )
+        return "\n".join([*lines, f"bundle: {self.bundle.path}"])
+
+
+def select_command(
+    bundle: str | Path,
+    reference: Path,
+    out: Path,
+    *,
+    keep: int = 25_000,
+    method: Method = "attention",
+    images: int = 64,
+    data: Path | None = None,
+    images_from: Path | None = None,
+    seed: int = 1,
+    device: str = "auto",
+) -> Report:
+    """Choose a prior for a bundle's student and write a new bundle; no network changes.
+
+    Args:
+        bundle: name or folder, of a student with a fusion that was trained on this set.
+        reference: folder of the reference set.
+        out: folder of the new bundle; may be that of `bundle`.
+        keep: number of references; see `select`.
+        method: how to choose.
+        images: number of validation images at most, evenly spaced.
+        data: data root for the bundle's own recipe; default: the recipe's, else $DEPTH_PRIOR_DATA.
+        images_from: take the images from this recording instead of the recipe's data.
+        seed: of the methods that draw.
+        device: "cpu", "cuda"; "auto": CUDA where there is one.
+
+    Raises:
+        BundleError, ReferenceSetError: one of the two cannot be used, or they do not belong
+            together.
+        SelectionError: see `select`; no validation image was found.
+        RecipeError: the recipe's data cannot be loaded.
+    """
+    if seed < 0:
+        raise SelectionError(f"seed {seed}: at least 0")
+    source = load_bundle(bundle)
+    references = ReferenceSet.open(reference)
+    refuse_foreign(out)
+    student = _student(source, references)
+    check(len(references), keep, method)  # before any image is decoded
+    ReferenceSet.open(reference, verify=True)
+    looked: list[Tensor] = []
+    if method == "attention":
+        looked = list(_images(source, images, data, images_from))
+    student.to(_device(device))
+    with RateBar() as progress:
+        found = select(
+            student, references, looked, keep=keep, method=method, seed=seed, progress=progress
+        )
+        prior = references.rows(found.indices)
+        usage = _usage(student, prior, looked, progress)
+    about = _about(found, references, method, len(looked), seed)
+    spec = PriorSpec(
+        pixels=len(found.indices),
+        channels=references.channels,
+        note=_note(about),
+        teacher=PriorTeacher.of(references.identity.to_dict()),
+        selection=about,
+    )
+    image, pixel = references.sources(found.indices)
+    sources = PriorSources(image, pixel, references.images)
+    written = replace_prior(source, out, prior, spec, sources, note=f"select: {_note(about)}")
+    counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
+    old = source.manifest.prior
+    return Report(written, about, counts, *usage, old is not None and old.teacher is not None)
+
+
+def _student(bundle: Bundle, references: ReferenceSet) -> Student:
+    """The bundle's student, if it reads features of the set's teacher."""
+    student = bundle.student()
+    if student.fusion is None:
+        raise SelectionError(
+            f"{bundle.path}: this student has no prior fusion; train one with networks.fusion"
+        )
+    references.require(channels=student.fusion.config.reference_channels)
+    spec = bundle.manifest.prior
+    old, new = None if spec is None else spec.teacher, references.identity
+    if old is not None and (old.sha256, old.tap) != (new.sha256, new.tap):
+        raise ReferenceSetError(
+            references.folder,
+            f"written by another teacher ({new.name} at tap {new.tap}, {new.sha256[:12]}...) than "
+            f"the one that {bundle.path} was trained with ({old.name} at tap {old.tap}, "
+            f"{old.sha256[:12]}...); extract a set with that teacher into another folder",
+        )
+    return student
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SelectionError(f"device {name}: there is no CUDA device here")
+    return name
+
+
+def _images(
+    bundle: Bundle, count: int, data: Path | None, recording: Path | None
+) -> Iterator[Tensor]:
+    if count < 1:
+        raise SelectionError(f"images {count}: selection needs at least one validation image")
+    if recording is not None:
+        return recorded_images(recording, bundle.manifest.camera, count)
+    return spread_images(recipe_triplets(bundle, data), count)
+
+
+def recipe_triplets(bundle: Bundle, data: Path | None = None) -> TripletSource:
+    """What the bundle's own recipe holds out, else what it trains on; decoded when asked for.
+
+    Args:
+        bundle: with a recipe in its provenance.
+        data: data root; default: the recipe's, else $DEPTH_PRIOR_DATA.
+
+    Raises:
+        SelectionError: the bundle names no recipe, or one of another version.
+        RecipeError: its data cannot be loaded.
+    """
+    values = bundle.manifest.provenance.recipe
+    if not values:
+        raise SelectionError(f"{bundle.path} names no recipe, hence no data; {_ELSEWHERE}")
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise SelectionError(
+            f"the recipe of {bundle.path} is of another version "
+            f"({error.errors()[0]['msg']}); {_ELSEWHERE}"
+        ) from error
+    try:
+        root = data_folder(data or recipe.data.root)
+        section = recipe.data.model_copy(update={"memory": 0})
+        loaded = load_data(root, section, bundle.manifest.input_size, recipe.metres_per_unit)
+    except (RecipeError, EvaluationError) as error:
+        raise RecipeError(
+            f"the data of {bundle.path}'s recipe: {error}; or {_ELSEWHERE}"
+        ) from error
+    return loaded.validation or loaded.training
+
+
+def spread_images(source: TripletSource, count: int) -> Iterator[Tensor]:
+    """Middle frames (3, H, W) of ``count`` triplets, evenly spaced, as recorded.
+
+    A triplet that cannot be read is replaced by the next one; there are fewer images where there
+    are fewer triplets.
+    """
+    places = source.index
+    for chosen in spread(len(places), count):
+        for place in chosen:
+            try:
+                yield source.triplet(*places[place]).images[0, 1]
+                break
+            except CorruptFrameError:
+                continue
+
+
+def recorded_images(recording: Path, camera: Camera, count: int) -> Iterator[Tensor]:
+    """``count`` evenly spaced images (3, H, W) of a recording, framed as at inference.
+
+    Args:
+        recording: whatever `open_recording` opens.
+        camera: the training camera at the input size.
+        count: images at most; one that cannot be read is replaced by the next one.
+
+    Raises:
+        RecordingError: it cannot be opened.
+    """
+    frames = open_recording(recording).frames
+    for chosen in spread(len(frames), count):
+        for place in chosen:
+            try:
+                framed = frame_image(frames[place].image(), frames[place].camera, camera)
+            except (CorruptFrameError, InvalidFrameError):
+                continue
+            yield torch.from_numpy(framed.tensor()[0])
+            break
+
+
+def spread(total: int, count: int) -> list[range]:
+    """``count`` runs that ``total`` places fall into; as many as there are places at most."""
+    count = min(total, count)
+    ends = [total * n // count for n in range(count + 1)] if count else [0]
+    return [range(a, b) for a, b in pairwise(ends)]
+
+
+def _usage(
+    student: Student, prior: Prior, images: list[Tensor], progress: Progress
+) -> tuple[float | None, float | None]:
+    """Effective number of neighbours in the chosen prior, and the share hardly used."""
+    if not images or student.fusion is None or len(prior.features) > _LARGEST_LOOK:
+        return None, None
+    maps = feature_maps(student, images)
+    usage = prior_usage(student.fusion, maps, split(prior), progress=progress)
+    return usage.neighbours, usage.unused()
+
+
+def _about(
+    found: Selection, references: ReferenceSet, method: Method, images: int, seed: int
+) -> dict[str, Any]:
+    """`PriorSpec.selection`."""
+    about: dict[str, Any] = {
+        "method": method,
+        "kept": len(found.indices),
+        "out_of": len(references),
+        "images": images,
+        "seed": seed,
+    }
+    if found.share is not None:
+        about["share"] = round(found.share, 4)
+    return about
+
+
+def _note(about: dict[str, Any]) -> str:
+    how = f" of {about['images']} images" if about["images"] else ""
+    return (
+        f"{about['kept']} of {about['out_of']} reference pixels, chosen by {about['method']}{how}"
+    )

@@ -1,0 +1,1 @@
+"""Networks that tell features and depth of reference pixels."""

@@ -1,0 +1,159 @@
+"""What may teach a prior: any bundle, or a depth model of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from training.recipes.base import RecipeError
+
+#: What stands before the name or folder of a model of Hugging Face.
+HUGGING_FACE = "hf:"
+
+
+class TeacherError(RecipeError):
+    """A teacher that cannot be one; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """What a reference set, and the prior chosen from it, was made by.
+
+    Attributes:
+        name: the bundle's name, or the model's on Hugging Face.
+        kind: "bundle" or "foundation".
+        sha256: of everything that decides its outputs: weights, architecture, size, lookup.
+        tap: stride of the features at the teacher's input size.
+        channels: channels of the features.
+        size: (W, H) of the teacher's input.
+        licence: of its weights.
+    """
+
+    name: str
+    kind: str
+    sha256: str
+    tap: int
+    channels: int
+    size: tuple[int, int]
+    licence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `from_dict` takes."""
+        return asdict(self) | {"size": list(self.size)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TeacherIdentity:
+        """Build from a mapping; a missing or unknown key is a TypeError."""
+        return cls(**{**values, "size": tuple(values["size"])})
+
+
+class TeacherView(NamedTuple):
+    """What a teacher says of the middle frame of triplets.
+
+    Attributes:
+        features: (B, C, H / tap, W / tap).
+        inverse_depth: (B, 1, H / tap, W / tap), 1 / network units, positive and finite.
+        depth: (B, 1, H, W), network units.
+        motions: previous_from_current and next_from_current (2, B, 4, 4), network units; None
+            where the teacher knows no motion.
+    """
+
+    features: Tensor
+    inverse_depth: Tensor
+    depth: Tensor
+    motions: Tensor | None
+
+
+class RichTeacher(Protocol):
+    """A frozen network with more to go on than the student: resolution, frames, or size."""
+
+    @property
+    def identity(self) -> TeacherIdentity:
+        """What it is."""
+
+    def look(
+        self,
+        images: Tensor,
+        K: Tensor,
+        poses: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> TeacherView:
+        """Look at triplets, without gradient.
+
+        Args:
+            images: previous, current and next (B, 3, 3, H, W), RGB in [0, 1].
+            K: (B, 3, 3), pixels of the images.
+            poses: recorded previous_from_current and next_from_current (B, 2, 4, 4), network
+                units, used where ``known``.
+            known: (B,) boolean.
+        """
+
+
+def open_teacher(
+    spec: str,
+    *,
+    tap: int | None = None,
+    lookup: tuple[int, ...] = (-1, 1),
+    device: str = "cpu",
+    metres_per_unit: float | None = None,
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    fetch: bool = False,
+    metric: bool | None = None,
+    features: str = "encoder",
+) -> RichTeacher:
+    """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
+
+    Args:
+        spec: which.
+        tap: stride of the features; default: 4.
+        lookup: frames that a bundle's multi-frame network compares with.
+        device: where it runs.
+        metres_per_unit: unit of all that goes in and out; default: a bundle's own, metres of a
+            metric model. Relative models have no unit.
+        size: (W, H) of the pictures that a foundation model is shown; default: its own. A bundle
+            has one size.
+        precision: "fp32", or "bf16" for autocast.
+        fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
+        metric: whether a foundation model's depth is kept in metres; if not, the median of every
+            image's inverse depth becomes 1. Default: where its config says that it is metric.
+        features: of a bundle, "encoder" or "decoder"; see `BundleTeacher`.
+
+    Raises:
+        TeacherError: it cannot be opened, or cannot teach.
+    """
+    if not spec.strip():
+        raise TeacherError("no teacher: name a bundle, or hf:NAME for a model of Hugging Face")
+    if spec.startswith(HUGGING_FACE):
+        if features != "encoder":
+            raise TeacherError(f"teacher {spec}: only a bundle has decoder features to look up")
+        from training.prior.teachers.foundation import open_foundation_teacher
+
+        return open_foundation_teacher(
+            spec.removeprefix(HUGGING_FACE),
+            tap=tap,
+            device=device,
+            metres_per_unit=metres_per_unit,
+            size=size,
+            precision=precision,
+            fetch=fetch,
+            metric=metric,
+        )
+    from training.prior.teachers.bundle import open_bundle_teacher
+
+    teacher = open_bundle_teacher(
+        spec,
+        tap=tap,
+        lookup=lookup,
+        device=device,
+        metres_per_unit=metres_per_unit,
+        precision=precision,
+        features=features,
+    )
+    if size is not None and tuple(size) != teacher.identity.size:
+        has, asked = ("x".join(map(str, s)) for s in (teacher.identity.size, size))
+        raise TeacherError(f"teacher {spec}: its input is {has} and cannot be {asked}")
+    return teacher

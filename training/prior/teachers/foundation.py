@@ -1,0 +1,505 @@
+"""Depth models of Hugging Face as teachers of a prior (extra `foundation`).
+
+Nothing is downloaded unless asked for, weights are read from safetensors only, and no code of a
+model's author is run. What the models have in common is read off their outputs, so any
+depth-estimation model that transformers knows can teach, as long as it is known (`_METRIC`,
+`_INVERSE`) whether it gives depth or inverse depth.
+
+Loading depth models of Hugging Face: safetensors only, nothing fetched unless asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
+from training.prior.teachers.base import TeacherError, TeacherIdentity, TeacherView
+from training.prior.teachers.bundle import check_triplets, outputs_of
+
+UNKNOWN_LICENCE = "unknown: look at its card"
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, float32, and what its files say of its input.
+
+    name: on Hugging Face, or the folder's. kind: its class. sizes: (W, H) of its own input, if any.
+    patch: side of a patch. multiple: of which both sides of the input have to be. normalisation:
+    mean and standard deviation of the channels. missing: parameters that the files lack.
+    """
+
+    model: Any
+    name: str
+    kind: str
+    sizes: tuple[tuple[int, int], ...]
+    patch: int
+    multiple: int
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    licence: str
+    missing: tuple[str, ...] = ()
+
+
+def load_model(name: str, *, fetch: bool = False) -> Loaded:
+    """Load a depth-estimation model by folder or name.
+
+    Args:
+        name: a folder with config.json, preprocessor_config.json and safetensors, or a name on
+            Hugging Face, which has to be in its cache on this machine.
+        fetch: a name may be downloaded.
+
+    Raises:
+        TeacherError: transformers is not installed, or the model is not there, is no depth model,
+            or has no safetensors.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise TeacherError(
+            f"teacher hf:{name}: models of Hugging Face need transformers: "
+            "pip install 'depth-prior-ros[foundation]'"
+        ) from error
+    folder = Path(name).expanduser()
+    is_folder = folder.is_dir()
+    place = str(folder) if is_folder else name
+    if not is_folder:
+        _refuse_missing(name, fetch)
+    options: dict[str, Any] = {
+        "local_files_only": is_folder or not fetch,
+        "trust_remote_code": False,
+    }
+    with _quiet(transformers):
+        try:
+            processor = _processor(place, options)
+            model, info = transformers.AutoModelForDepthEstimation.from_pretrained(
+                place, use_safetensors=True, output_loading_info=True, **options
+            )
+        except ImportError as error:
+            raise TeacherError(f"teacher hf:{name}: {_first_line(error)}") from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise TeacherError(
+                f"teacher hf:{name}: cannot be opened as a depth-estimation model: "
+                f"{_first_line(error)} (needed: config.json, preprocessor_config.json and weights "
+                "as safetensors)"
+            ) from error
+    model = model.float().eval().requires_grad_(False)
+    patch = _patch(model.config)
+    return Loaded(
+        model,
+        folder.resolve().name if is_folder else name,
+        type(model).__name__,
+        _sizes(processor, model.config),
+        patch,
+        _multiple(processor, patch),
+        _normalisation(processor),
+        _licence(place, model.config, options["local_files_only"]),
+        tuple(sorted(info["missing_keys"])),
+    )
+
+
+def _processor(place: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the model's files say of its input.
+
+    Read as it stands there: to import every image processor that transformers has takes longer
+    than all the rest. Only where a normalisation is left to the processor's class that is asked.
+    """
+    from transformers.utils import cached_file
+
+    local = options["local_files_only"]
+    try:
+        text = Path(cached_file(place, "preprocessor_config.json", local_files_only=local))
+        found = json.loads(text.read_text(encoding="utf-8"))
+    except OSError:
+        text = Path(cached_file(place, "processor_config.json", local_files_only=local))
+        found = json.loads(text.read_text(encoding="utf-8"))["image_processor"]
+    if not isinstance(found, Mapping):
+        raise ValueError("its image processor is no mapping of keys to values")
+    if found.get("do_normalize") and not (found.get("image_mean") and found.get("image_std")):
+        from transformers import AutoImageProcessor
+
+        whole = AutoImageProcessor.from_pretrained(place, **options)
+        found = {**found, "image_mean": whole.image_mean, "image_std": whole.image_std}
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _refuse_missing(name: str, fetch: bool) -> None:
+    """Raise TeacherError for a name that is neither in the cache nor to be fetched."""
+    from transformers.utils import cached_file
+
+    if name.startswith((".", "/", "~")):
+        raise TeacherError(f"teacher hf:{name}: there is no such folder")
+    try:
+        there = cached_file(name, "config.json", local_files_only=True) is not None
+    except (OSError, ValueError):  # not in the cache, or no name that there could be
+        there = False
+    if not there and not fetch:
+        raise TeacherError(
+            f"teacher hf:{name}: is not on this machine, and nothing is downloaded unless asked "
+            "for: set rich.fetch: true, or download it yourself and name its folder"
+        )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's notes and its bar over the reading of weights."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """(W, H) of what a config calls a size: a number, a pair (H, W), or a mapping."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return int(size[1]), int(size[0])
+    if not isinstance(size, Mapping):
+        return None
+    width, height = size.get("width"), size.get("height")
+    return (int(width), int(height)) if width and height else None
+
+
+def _sizes(processor: Mapping[str, Any], config: Any) -> tuple[tuple[int, int], ...]:
+    inner = getattr(config, "backbone_config", None)
+    named = [processor.get("size")]
+    named += [getattr(one, "image_size", None) for one in (config, inner) if one is not None]
+    found = [_sides(size) for size in named if size is not None]
+    return tuple(dict.fromkeys(size for size in found if size is not None))
+
+
+def _patch(config: Any) -> int:
+    inner = getattr(config, "backbone_config", None)
+    for one in (inner, config):
+        patch = getattr(one, "patch_size", None)
+        if patch:
+            return int(patch[0] if isinstance(patch, list | tuple) else patch)
+    return 32
+
+
+def _multiple(processor: Mapping[str, Any], patch: int) -> int:
+    asked = [processor.get(name) for name in ("ensure_multiple_of", "size_divisor")]
+    return math.lcm(patch, *(max(1, int(value or 1)) for value in asked))  # ZoeDepth says 1 / 32
+
+
+def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if not mean or not std or not processor.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _licence(place: str, config: Any, local: bool) -> str:
+    """The licence that the model's card or config names."""
+    card = _card(place, local)
+    licence = card.get("license") or getattr(config, "license", None)
+    if isinstance(licence, list):
+        licence = ", ".join(map(str, licence))
+    if licence == "other":
+        licence = card.get("license_name") or card.get("license_link")
+    return str(licence) if licence else UNKNOWN_LICENCE
+
+
+def _card(place: str, local: bool) -> Mapping[str, Any]:
+    """What stands between the lines of dashes at the head of the model's card."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(place, _CARD, local_files_only=local)
+        parts = Path(file).read_text(encoding="utf-8").split("---", 2)
+        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+# What a model's output is, by model_type: metres, or inverse depth of unknown scale.
+_METRIC = ("chmv2", "glpn", "tipsv2_dpt", "zoedepth")
+_INVERSE = ("depth_pro", "dpt")
+_BY_CONFIG = ("depth_anything",)  # config.depth_estimation_type says which of both
+# Modules that fuse the levels of an encoder, by the names they have in transformers.
+_NECKS = ("neck", "fusion_stage", "decoder")
+_TAPS = (2, 4, 8, 16, 32)
+_DEFAULT_TAP = 4
+_NEAREST = 1e-3  # metres
+
+
+@dataclass
+class FoundationTeacher:
+    """A depth-estimation model of Hugging Face as a frozen single-frame teacher.
+
+    Pictures come at ``identity.size`` and are resized to the next size that the model's patches
+    fit into; a model that takes one size only gets that one.
+
+    Features: of the maps that the model's neck returns (the fused levels of its encoder) the
+    coarsest one that is at least as fine as the tap, resized to it; without a neck the last hidden
+    state as a grid of patches. Depth: of relative models the inverse depth divided by its median
+    of each image, so that its unit is the image's own; of metric ones metres. Nothing is nearer
+    than 0.1 or farther than 100 units. No motions.
+
+    Args:
+        loaded: the model.
+        size: (W, H) of the pictures; default: the model's own, at multiples of 32.
+        tap: stride of the features; default: 4.
+        device: where it runs.
+        metres_per_unit: unit of a metric model's depth; default: 1.
+        metric: keep metres; default: where the model's config says that its depth is metric.
+        precision: "fp32", or "bf16" for autocast.
+
+    Raises:
+        TeacherError: the model, the size or the tap cannot be used.
+    """
+
+    loaded: Loaded
+    size: tuple[int, int] | None = None
+    tap: int | None = None
+    device: str = "cpu"
+    metres_per_unit: float | None = None
+    metric: bool | None = None
+    precision: str = "fp32"
+    identity: TeacherIdentity = field(init=False)
+
+    def __post_init__(self) -> None:
+        loaded = self.loaded
+        self._model = loaded.model.to(self.device)
+        self._gives_depth = _gives_depth(loaded)
+        if self.metric and not self._gives_depth:
+            raise TeacherError(f"teacher {loaded.name}: its depth is relative, not metric")
+        self._metric = self._gives_depth if self.metric is None else self.metric
+        self._metres_per_unit = self.metres_per_unit or 1.0
+        tap = _DEFAULT_TAP if self.tap is None else self.tap
+        size = self.size or _own_size(loaded)
+        if tap not in _TAPS or size[0] % tap or size[1] % tap:
+            raise TeacherError(
+                f"teacher {loaded.name}: no features at stride {tap} of {size[0]}x{size[1]}; "
+                f"choose one of {list(_TAPS)} that divides both sides"
+            )
+        self.tap, self._size = tap, size
+        channels = self._find_input()
+        _settle_missing(loaded, self._probe)
+        self.identity = TeacherIdentity(
+            loaded.name, "foundation", self._digest(), tap, channels, size, loaded.licence
+        )
+
+    @torch.no_grad()
+    def look(
+        self,
+        images: Tensor,
+        K: Tensor,
+        poses: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> TeacherView:
+        """See `RichTeacher.look`; of the triplets the middle frame is looked at.
+
+        Raises:
+            ValueError: images of another size than the teacher's.
+        """
+        check_triplets(images, self.identity.size)
+        features, output = self._run(images[:, 1].to(self.device))
+        width, height = self._size
+        inverse = self._inverse(output, (height, width))
+        small = (height // self.identity.tap, width // self.identity.tap)
+        return TeacherView(_resize(features, small), _resize(inverse, small), 1 / inverse, None)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) of the chosen map and output (B, 1, h', w'), float32."""
+        pixels = _resize(images.float(), self._input)
+        mean, std = (pixels.new_tensor(v)[:, None, None] for v in self.loaded.normalisation)
+        pixels = (pixels - mean) / std
+        # Heads of several data sets are chosen by a vote over the batch: then one image at a time.
+        alone = len(getattr(self.loaded.model.config, "bin_configurations", None) or ()) > 1
+        parts = [self._infer(part) for part in pixels.split(1 if alone else len(pixels))]
+        features, output = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return features, output
+
+    def _infer(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        neck = next((m for m in map(self._child, _NECKS) if m is not None), None)
+        watched: nn.Module = neck if neck is not None else nn.Identity()
+        with self._autocast(), outputs_of(watched) as seen:
+            found = self._model(pixel_values=pixels, output_hidden_states=neck is None)
+        maps = list(_maps(seen)) if neck is not None else [self._grid(found.hidden_states[-1])]
+        wanted = (self._size[1] // (self.tap or 1), self._size[0] // (self.tap or 1))
+        features = _nearest_map(maps, wanted)
+        depth = found.predicted_depth.float()
+        return features.float(), depth.reshape(len(pixels), 1, *depth.shape[-2:])
+
+    def _child(self, name: str) -> nn.Module | None:
+        child = getattr(self._model, name, None)
+        return child if isinstance(child, nn.Module) else None
+
+    def _grid(self, hidden: Tensor) -> Tensor:
+        """A hidden state as a map (B, C, h, w); class and register tokens come first."""
+        if hidden.dim() == 4:
+            return hidden
+        patch = self.loaded.patch
+        height, width = (side // patch for side in self._input)
+        patches = hidden[:, hidden.shape[1] - height * width :]
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _inverse(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Inverse depth (B, 1, H, W), 1 / network units, of the model's output (B, 1, h, w)."""
+        inverse = 1 / output.clamp(min=_NEAREST) if self._gives_depth else output.clamp(min=0)
+        inverse = _resize(inverse, size)
+        if not self._metric:
+            inverse = inverse / _unit_of(inverse)
+        else:
+            inverse = inverse * self._metres_per_unit
+        return inverse.clamp(1 / MAX_DEPTH, 1 / MIN_DEPTH)
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[Tensor, Tensor]:
+        """What the model says of one picture of noise."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(1, 3, self._size[1], self._size[0], generator=generator)
+        return self._run(noise.to(self.device))
+
+    def _find_input(self) -> int:
+        """Choose the input size (H, W): the pictures', or else the model's own; channels."""
+        patches = [max(1, round(side / self.loaded.multiple)) for side in self._size]
+        sizes = [(patches[1] * self.loaded.multiple, patches[0] * self.loaded.multiple)]
+        sizes += [(own[1], own[0]) for own in self.loaded.sizes]
+        reasons = []
+        for size in dict.fromkeys(sizes):
+            self._input = size
+            try:
+                return self._probe()[0].shape[1]
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                reasons.append(f"{size[1]}x{size[0]}: {str(error).splitlines()[0]}")
+        raise TeacherError(
+            f"teacher {self.loaded.name}: takes no picture of any size tried ({'; '.join(reasons)})"
+        )
+
+    def _digest(self) -> str:
+        """Of all that decides features and depth; see `TeacherIdentity.sha256`."""
+        digest = hashlib.sha256()
+        decisive = {
+            "model": self.loaded.kind,
+            "input": list(self._input),
+            "size": list(self._size),
+            "tap": self.tap,
+            "normalisation": self.loaded.normalisation,
+            "metres_per_unit": self._metres_per_unit if self._metric else None,
+            "metric": self._metric,
+        }
+        digest.update(json.dumps(decisive, sort_keys=True).encode())
+        for name, tensor in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_foundation_teacher(name: str, *, fetch: bool = False, **options: Any) -> FoundationTeacher:
+    """Open a depth-estimation model by name or folder; options as of `FoundationTeacher`.
+
+    Raises:
+        TeacherError: it cannot be opened, or cannot teach.
+    """
+    return FoundationTeacher(load_model(name, fetch=fetch), **options)
+
+
+def _gives_depth(loaded: Loaded) -> bool:
+    """Whether a model's output is depth in metres; otherwise it is inverse depth."""
+    kind = loaded.model.config.model_type
+    if kind in _BY_CONFIG:
+        return getattr(loaded.model.config, "depth_estimation_type", "relative") == "metric"
+    if kind not in (*_METRIC, *_INVERSE):
+        raise TeacherError(
+            f"teacher {loaded.name}: it is not known what a {kind} model returns; known are "
+            f"{', '.join(sorted((*_METRIC, *_INVERSE, *_BY_CONFIG)))}"
+        )
+    return kind in _METRIC
+
+
+def _own_size(loaded: Loaded) -> tuple[int, int]:
+    if not loaded.sizes:
+        raise TeacherError(
+            f"teacher {loaded.name}: it names no input size of its own; set one (rich.size: [W, H])"
+        )
+    width, height = (max(32, round(side / 32) * 32) for side in loaded.sizes[0])
+    return width, height
+
+
+def _settle_missing(loaded: Loaded, probe: Any) -> None:
+    """Make sure that weights which the files lack change nothing, and zero them.
+
+    Published DPT weights lack a layer that is built and never used.
+    """
+    if not loaded.missing:
+        return
+    seen = []
+    parameters = dict(loaded.model.named_parameters())
+    with torch.no_grad():
+        for value in (1.0, 0.0):
+            for name in loaded.missing:
+                if name in parameters:
+                    parameters[name].fill_(value)
+            seen.append(probe())
+    if not all(torch.equal(a, b) for a, b in zip(*seen, strict=True)):
+        raise TeacherError(
+            f"teacher {loaded.name}: its weights lack {len(loaded.missing)} tensors "
+            f"({sorted(loaded.missing)[0]}, ...); the files are not those of a depth model"
+        )
+
+
+def _unit_of(inverse: Tensor) -> Tensor:
+    """Median (B, 1, 1, 1) of every image's inverse depth (B, 1, h, w) >= 0; never 0."""
+    flat = inverse.flatten(1)
+    median, mean = flat.median(1).values, flat.mean(1)
+    unit = torch.where(median > 0, median, mean)  # most of the picture is infinitely far
+    return torch.where(unit > 0, unit, torch.ones_like(unit))[:, None, None, None]
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, h, w) at another size (h, w), averaged where that is smaller."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _maps(value: Any) -> Iterator[Tensor]:
+    """All maps (B, C, h, w) in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        if value.dim() == 4:
+            yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _maps(entry)
+
+
+def _nearest_map(maps: Sequence[Tensor], wanted: tuple[int, int]) -> Tensor:
+    """The smallest map that is not smaller than ``wanted`` (h, w), else the largest."""
+    if not maps:
+        raise TypeError("the model's neck returns no feature map")
+
+    def area(one: Tensor) -> int:
+        return one.shape[-2] * one.shape[-1]
+
+    fine = [m for m in maps if m.shape[-2] >= wanted[0] and m.shape[-1] >= wanted[1]]
+    return min(fine, key=area) if fine else max(maps, key=area)

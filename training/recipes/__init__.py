@@ -1,0 +1,1 @@
+"""Recipes: typed YAML, one file extending another."""

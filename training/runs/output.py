@@ -1,0 +1,189 @@
+"""From trained networks to a bundle: metric factor, manifest, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from depth_prior_ros.bundle import (
+    Architecture,
+    Bundle,
+    CameraSpec,
+    DepthSpec,
+    Manifest,
+    PriorSources,
+    PriorSpec,
+    PriorTeacher,
+    Provenance,
+    save_bundle,
+)
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings import StoredRecording
+from training.data.drives import network_camera, open_drive
+from training.data.frames import Window
+from training.data.sources import plan_data
+from training.evaluation.baselines import write_baselines
+from training.prior.selection.chosen import ChosenPrior
+from training.recipes.recipe import Drive, Recipe, RecipeError
+from training.runs.environment import git_hash
+from training.runs.metric_scale import fit_metres_per_unit
+from training.stages.prior import NOTE
+from training.stages.system import System
+
+# For the mean of the student's own output: so many drives and frames, evenly spaced, are enough.
+_DRIVES, _FRAMES = 20, 400
+
+
+def write_bundle(
+    path: Path,
+    recipe: Recipe,
+    system: System,
+    progress: list[dict[str, Any]],
+    root: Path,
+    with_multi: bool = True,
+    chosen: ChosenPrior | None = None,
+) -> Path:
+    """Write the finished system, and maps that do not look at the image, as a bundle.
+
+    Without ``with_multi`` it is a student alone. ``chosen`` tells where the system's prior comes
+    from. ``path`` appears when all of it is there.
+
+    Raises:
+        BundleError: it cannot be written.
+        OSError: ``path`` is a folder with other things in it.
+    """
+    for network in system.networks.values():
+        network.eval()
+    factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
+    if recipe.output.scale_drive is not None:
+        factor, spread = fit_metres_per_unit(
+            system, root / recipe.output.scale_drive, recipe.size, recipe.metres_per_unit
+        )
+        source = (
+            f"photometric fit of the student's depth to the camera poses of "
+            f"{recipe.output.scale_drive} (interquartile range over frames {spread:.1%})"
+        )
+    seen = _trained_on(recipe, root)
+    manifest = Manifest(
+        name=recipe.output.name,
+        architecture=Architecture(
+            student=system.student.architecture,
+            pose=system.pose.architecture if with_multi else None,
+            multi_frame=_without_size(system.multi_frame.architecture) if with_multi else None,
+            align_motion=system.align and with_multi,
+        ),
+        input_size=recipe.size,
+        training_camera=CameraSpec.of(_training_camera(recipe, seen)),
+        depth=DepthSpec(metres_per_unit=factor, metres_per_unit_source=source),
+        licence=recipe.output.licence,
+        provenance=Provenance(
+            data_sources=list(recipe.output.provenance),
+            recipe=recipe.model_dump(mode="json"),
+            seed=recipe.seed,
+            git=git_hash(),
+            steps={p["part"]: p["step"] for p in progress},
+        ),
+        prior=_prior_spec(system, chosen),
+        metrics={p["part"]: p.get("validation", {}) for p in progress},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A bundle without its maps would pass for a finished one after a kill in between.
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        save_bundle(
+            whole,
+            manifest,
+            student=system.student,
+            prior=system.prior,
+            prior_sources=None
+            if chosen is None
+            else PriorSources(chosen.image, chosen.pixel, chosen.images),
+            teacher=_teacher(recipe, chosen),
+            identify=_identify(recipe),
+            multi_frame=system.multi_frame if with_multi else None,
+            pose=system.pose if with_multi else None,
+        )
+        if seen:
+            recordings = [recording for _, recording in seen]
+            stride = max(10, sum(len(r.frames) for r in recordings) // _FRAMES)
+            write_baselines(whole, root, stride, recordings)
+        whole.rename(path)
+    return path
+
+
+def _prior_spec(system: System, chosen: ChosenPrior | None) -> PriorSpec | None:
+    if system.prior is None or system.student.fusion is None:
+        return None
+    pixels, channels = system.prior.features.shape
+    if chosen is None:
+        return PriorSpec(pixels=pixels, channels=channels, note=NOTE)
+    about = chosen.selection  # of a bundle's prior that somebody made by hand it may say nothing
+    method, out_of = about.get("method"), about.get("out_of")
+    note = f"{pixels} reference pixels of {chosen.teacher.name}"
+    if method and out_of:
+        note = f"{method}: {pixels} of {out_of} reference pixels of {chosen.teacher.name}"
+    return PriorSpec(
+        pixels=pixels,
+        channels=channels,
+        note=note,
+        teacher=PriorTeacher.of(chosen.teacher.to_dict()),
+        selection=about or None,
+    )
+
+
+def _teacher(recipe: Recipe, chosen: ChosenPrior | None) -> str | None:
+    """The bundle that goes with the prior; a model of Hugging Face does not."""
+    if chosen is None or recipe.rich is None or not recipe.output.teacher:
+        return None
+    return recipe.rich.teacher if chosen.teacher.kind == "bundle" else None
+
+
+def _identify(recipe: Recipe) -> Callable[[Bundle], str] | None:
+    """The hash of a bundle as this recipe's teacher, so that no other one goes with the prior."""
+    rich = recipe.rich
+    if rich is None:
+        return None
+
+    def digest(bundle: Bundle) -> str:
+        from training.prior.teachers.bundle import BundleTeacher
+
+        teacher = BundleTeacher(
+            bundle,
+            rich.tap,
+            rich.lookup,
+            metres_per_unit=recipe.metres_per_unit,
+            features=rich.features,
+        )
+        return teacher.identity.sha256
+
+    return digest
+
+
+def _trained_on(recipe: Recipe, root: Path) -> list[tuple[Drive, StoredRecording]]:
+    """Some of the recordings that a recipe trains on, opened as training opens them."""
+    if not recipe.data.recorded:
+        return []
+    entries = plan_data(root, recipe.data).training
+    seen = []
+    for entry in entries[:: -(-len(entries) // _DRIVES)]:
+        try:
+            seen.append((entry.drive, open_drive(root, entry.drive)))
+        except RecipeError:
+            if entry.named:
+                raise  # otherwise it was left out of the training, too
+    return seen
+
+
+def _without_size(architecture: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in architecture.items() if key != "size"}
+
+
+def _training_camera(recipe: Recipe, seen: list[tuple[Drive, StoredRecording]]) -> Camera:
+    """The camera of the first drive at the input size; KITTI's where nothing real was seen."""
+    if seen:
+        drive, recording = seen[0]
+        return network_camera(recording, Window(recipe.size, drive.crop))
+    width, height = recipe.size
+    return Camera(0.58 * width, 1.92 * height, 0.49 * width, 0.46 * height, width, height)

@@ -1,0 +1,355 @@
+"""`depth_train run`: a recipe's stages one after the other, then the bundle.
+
+The run folder holds the resolved recipe, environment.json (versions, commit, seed, machine), a
+folder a stage (checkpoint, metrics.jsonl, TensorBoard; for a teacher its bundle) and at the end
+``bundle``. Between stages full-precision checkpoints are passed on, because a bundle rounds to half
+precision. A command given again goes on where it was. `torchrun` starts it on several processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
+from depth_prior_ros.models.prior_fusion import FusionConfig
+from training.data.pairs import PairSource
+from training.data.sources import LoadedData, load_data, plan_data
+from training.evaluation.json import write_text
+from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
+from training.loop.checkpoint import load_checkpoint
+from training.loop.distributed import Processes, start_processes
+from training.loop.trainer import LAST, Engine, Settings, TrainingStage
+from training.prior.selection.chosen import FILE
+from training.prior.steps import PriorWork
+from training.recipes.files import load_recipe
+from training.recipes.recipe import (
+    Distil,
+    Mutual,
+    Prior,
+    Recipe,
+    RecipeError,
+    Reference,
+    Select,
+    SelfSupervised,
+    Student,
+    Supervised,
+    Teacher,
+    teaches_multi,
+)
+from training.recipes.steps import AnyStage, TrainedStage, in_steps
+from training.runs.environment import keep_environment
+from training.runs.initialise import begin, load_without_fusion, look_for, start_from
+from training.runs.metric_scale import check_scale_drive
+from training.runs.output import write_bundle
+from training.stages.distil import DistilStage
+from training.stages.prior import random_prior
+from training.stages.self_supervised import SelfSupervisedStage
+from training.stages.student import StudentStage
+from training.stages.supervised import SupervisedStage
+from training.stages.system import System
+from training.stages.teacher import TeacherStage
+from training.stages.validation import Validation
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage, or one round of one: its number decides its random numbers."""
+
+    number: int
+    folder: str
+    schedule: AnyStage
+    stage: int
+
+
+@dataclass
+class Run:
+    """One recipe being carried out in ``folder``."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def __post_init__(self) -> None:
+        device = _device(self.recipe.device)
+        if device.type == "cpu":
+            torch.set_num_threads(self.recipe.threads)
+        self.processes: Processes = start_processes(device, self.recipe.precision)
+        self.device = self.processes.device if self.processes.count > 1 else device
+        if not self.processes.is_first:
+            self.console = Console(quiet=True)
+        self.root = self._root()
+        self.validation = Validation(self.root, self.recipe.size)
+        self._data: LoadedData | None = None
+        self._done: dict[int, Path] = {}  # stage number -> its checkpoint
+        self.prior = PriorWork(
+            self.recipe, self.folder, self.device, self.processes, self.console, self.data
+        )
+
+    def carry_out(self) -> Path:
+        """Run all stages and write the bundle; returns its folder."""
+        self._check_folders()
+        bundle = self.folder / "bundle"
+        with self.processes.first_goes_ahead():
+            if self.processes.is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                begun = any([*self.folder.glob(f"*/{LAST}"), *self.folder.glob(f"*/{FILE}")])
+                _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
+        if (bundle / MANIFEST_NAME).is_file():
+            self.console.print(f"finished already; remove {bundle} to write it once more")
+            return load_bundle(bundle).path
+        if self.processes.is_first:
+            path = self.folder / "environment.json"
+            keep_environment(path, self.recipe.seed, self.device)
+        system = self._beginning(announce=True)
+        progress: list[dict[str, Any]] = []
+        for part in self._parts():
+            folder = self.folder / part.folder
+            if isinstance(part.schedule, Reference):
+                self.prior.extract(part.schedule, folder)
+                continue
+            if isinstance(part.schedule, Select):
+                self.prior.select(part.schedule, folder, system)
+                continue
+            system = self._prepare(system, part)
+            stage = self._stage(system, part.schedule)
+            settings = self._settings(part.number)
+            done = Engine(stage, folder, settings, self.console, self.processes).run()
+            progress.append({"part": part.folder, **done})
+            self._done[part.stage] = folder / LAST
+            if type(part.schedule) is Teacher and part.stage + 1 < len(self.recipe.stages):
+                self._write(folder / "bundle", system, progress)
+        return self._write(bundle, system, progress)
+
+    def _parts(self) -> Iterator[Part]:
+        trained = 0
+        for number, schedule in enumerate(self.recipe.stages):
+            stage = f"{number}_{schedule.kind}"
+            if isinstance(schedule, Reference | Select):
+                yield Part(number, stage, schedule, number)
+                continue
+            draws = trained if schedule.draws is None else schedule.draws
+            rounds = schedule.rounds if isinstance(schedule, Mutual) else 1
+            for turn in range(rounds):
+                folder = stage if rounds == 1 else f"{stage}_round{turn + 1}"
+                yield Part(draws + 100 * turn, folder, self._in_steps(schedule), number)
+            trained += 1
+
+    def _in_steps(self, schedule: TrainedStage) -> TrainedStage:
+        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
+
+    def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
+        """The bundle of a system as it is now; the first process writes, the others wait."""
+        if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
+            final = path == self.folder / "bundle"
+            with_multi = self.recipe.has_multi_frame if final else True
+            write_bundle(
+                path, self.recipe, system, progress, self.root, with_multi, self.prior.chosen
+            )
+        self.processes.barrier()
+        return path
+
+    def _beginning(self, announce: bool = False) -> System:
+        """The networks as the run starts: random, with ImageNet weights, or from another run."""
+        fusion = self.prior.fusion()
+        system = System.build(self.recipe, self.device, fusion, processes=self.processes)
+        note = begin(system, self.recipe)
+        if self.prior.chosen is not None:
+            system.prior = self.prior.chosen.prior.to(self.device)
+        first = next(iter(self._parts()))
+        if announce and not (self.folder / first.folder / LAST).is_file():
+            self.console.print(note, markup=False, highlight=False)
+        return system
+
+    def _prepare(self, system: System, part: Part) -> System:
+        """The networks that a stage starts with, from what the stages before left."""
+        schedule = part.schedule
+        if isinstance(schedule, Distil):
+            return self._fresh_student(system, schedule, part.stage)
+        if isinstance(schedule, Prior):
+            return self._with_prior(system, schedule)
+        if isinstance(schedule, Teacher) and schedule.reset_map:
+            system.reset_map()
+        return system
+
+    def _fresh_student(self, teacher: System, schedule: Distil, number: int) -> System:
+        """A student and pose network as before the teacher, beside the teacher's M.
+
+        In the second round of a mutual stage the teacher is what the first round left.
+        """
+        fresh = self._beginning()
+        source = schedule.fresh_from
+        if source is None:
+            teachers = [
+                place
+                for place, stage in enumerate(self.recipe.stages[:number])
+                if isinstance(stage, SelfSupervised) and teaches_multi(stage)
+            ]
+            source = teachers[-1] - 1 if teachers else -1
+        if source >= 0:
+            load_checkpoint(self._done[source], fresh.networks)
+        if schedule.teacher is not None and number not in self._done:
+            teacher = System.build(self.recipe, self.device, processes=self.processes)
+            start_from(Path(schedule.teacher), teacher, "teacher")
+        fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
+        fresh.teacher = teacher.frozen_copy()
+        return fresh
+
+    def _with_prior(self, system: System, schedule: Prior) -> System:
+        """Rebuilt with a fusion, and the prior that it reads."""
+        prior = random_prior(
+            system,
+            self.data().training,
+            schedule.references,
+            schedule.per_image,
+            self.recipe.seed,
+        )
+        fused = System.build(self.recipe, self.device, FusionConfig(), self.processes)
+        load_without_fusion(fused.student, system.student)
+        fused.pose.load_state_dict(system.pose.state_dict())
+        fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
+        fused.prior = prior
+        return fused
+
+    def _stage(self, system: System, schedule: TrainedStage) -> TrainingStage:
+        if isinstance(schedule, Supervised):
+            pairs = self.pairs(schedule.pairs)
+            assert pairs is not None  # the recipe was checked
+            return SupervisedStage(schedule, system, pairs, self.validation)
+        kinds: dict[type[SelfSupervised], type[SelfSupervisedStage]] = {
+            Teacher: TeacherStage,
+            Distil: DistilStage,
+            Mutual: DistilStage,
+        }
+        common: dict[str, Any] = {
+            "triplets": self.data().training,
+            "pairs": self.pairs(),
+            "validation": self.validation,
+            "name": schedule.kind.replace("_", "-"),
+            "metres_per_unit": self.recipe.metres_per_unit,
+            "held_out": self.data().validation,
+        }
+        if isinstance(schedule, Student):
+            unread = system.student.fusion is None or self.prior.chosen is not None
+            references = None if unread else self.prior.references
+            outputs = self.prior.outputs if schedule.asks_teacher else None
+            if schedule.view == "own" and self.data().training.has_rich:
+                common["triplets"] = self.data().training.without_rich()  # nobody looks at them
+            return StudentStage(schedule, system, **common, references=references, outputs=outputs)
+        return kinds.get(type(schedule), SelfSupervisedStage)(schedule, system, **common)
+
+    def _settings(self, number: int) -> Settings:
+        r = self.recipe
+        return Settings(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
+
+    def _root(self) -> Path:
+        if not self.recipe.data.recorded and self.recipe.data.root is None:
+            return Path(os.environ.get(DATA_VARIABLE, "."))
+        try:
+            return data_folder(self.recipe.data.root)
+        except EvaluationError as error:
+            raise RecipeError(
+                f"no data: set {DATA_VARIABLE}, or data.root in the recipe, to the folder that "
+                f"holds the drives ({error})"
+            ) from error
+
+    def _check_folders(self) -> None:
+        """What only a later stage reads is looked for now, not after hours."""
+        data, scale = self.recipe.data, self.recipe.output.scale_drive
+        plan_data(self.root, data)
+        for number, stage in enumerate(self.recipe.stages):
+            teacher = stage.teacher if isinstance(stage, Distil) else None
+            if teacher is not None:
+                look_for(f"stages.{number}.teacher", teacher)
+        if self.recipe.start is not None:
+            look_for("start", self.recipe.start)
+        wanted = {}
+        for i, path in enumerate(data.synthetic.textures if data.synthetic else ()):
+            wanted[f"data.synthetic.textures.{i}"] = path
+        if scale is not None:
+            wanted["output.scale_drive"] = scale
+        for key, path in wanted.items():
+            if not (self.root / path).exists():
+                raise RecipeError(f"{key}: {self.root / path} does not exist")
+        if scale is not None:
+            check_scale_drive(self.root / scale)
+
+    def data(self) -> LoadedData:
+        """Real triplets, read once; what had to be left out is named."""
+        if self._data is None:
+            r = self.recipe
+            with self.processes.first_goes_ahead():  # it fills the cache
+                self._data = load_data(
+                    self.root, r.data, r.size, r.metres_per_unit, self.prior.size()
+                )
+            training = self._data.training
+            for line in training.skipped:
+                self.console.print(f"left out: {line}", markup=False, highlight=False)
+            out = f", {len(training.skipped)} left out" if training.skipped else ""
+            self.console.print(f"{len(training)} triplets to train on{out}")
+        return self._data
+
+    def pairs(self, count: int | None = None) -> PairSource | None:
+        """Synthetic pairs; the first ``count`` (default: all) are rendered if they are missing."""
+        synthetic = self.recipe.data.synthetic
+        if synthetic is None:
+            return None
+        from training.data.pairs import ensure_samples
+
+        with self.processes.first_goes_ahead():
+            folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
+        return PairSource.open(folder, self.recipe.metres_per_unit, synthetic.count)
+
+
+def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> Path:
+    """Carry out the recipe file with ``key=value`` overrides; ``out`` defaults to runs/NAME.
+
+    Returns:
+        The folder of the finished bundle.
+
+    Raises:
+        RecipeError: the recipe is not valid, or belongs to another run in ``out``.
+        TrainingError: training cannot go on.
+    """
+    resolved = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / Path(recipe).stem
+    return Run(resolved, folder).carry_out()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that there is no CUDA
+        raise RecipeError(f"device '{name}' cannot be used: {error}") from error
+    return device
+
+
+def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
+    """Write the resolved recipe; a folder where another recipe's run has begun is refused."""
+    if path.is_file() and begun:
+        kept = _read_kept(path)
+        if kept is None or kept.model_dump() != recipe.model_dump():
+            raise RecipeError(
+                f"{path.parent} holds a run of another recipe or other overrides (see {path.name} "
+                "there); give --out another folder, or remove that one"
+            )
+        return
+    write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), path)
+
+
+def _read_kept(path: Path) -> Recipe | None:
+    """A run's recipe; None where this version cannot read it."""
+    try:
+        return load_recipe(path)
+    except RecipeError:
+        return None
