@@ -1,6 +1,7 @@
 """The pinhole camera as plain numbers, shared by recordings, bundles, messages and networks.
 
-Kept apart from :mod:`depth_prior_ros.geometry.warping` so that reading a recording does not import torch.
+Kept apart from :mod:`depth_prior_ros.geometry.warping` so that reading a recording does not import
+torch.
 """
 
 from __future__ import annotations

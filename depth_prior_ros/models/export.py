@@ -6,7 +6,8 @@ from frame to frame (projected prior, search map), and exports with static shape
 
 What the single-frame network says of its own depth, as a second output of exported files.
 
-The node's confidence is another one, calibrated and made on demand: `depth_prior_ros.pipeline.confidence`.
+The node's confidence is another one, calibrated and made on demand:
+`depth_prior_ros.pipeline.confidence`.
 
 A prior fusion whose weights and prior no longer change, with all folded that folds exactly.
 """

@@ -58,7 +58,7 @@ CV_BRIDGE = "cv_bridge"
 
 
 def image_to_rgb(message: Image | CompressedImage) -> ImageArray:
-    """As :func:`depth_prior_ros.images.encodings.image_to_rgb`, and through cv_bridge where installed.
+    """As `depth_prior_ros.images.encodings.image_to_rgb`, and through cv_bridge where it is.
 
     Raises:
         MessageError: as there.

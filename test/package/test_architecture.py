@@ -70,15 +70,6 @@ def test_faces_import_nothing_heavy(module: str) -> None:
     assert result.stdout.split() == []
 
 
-def test_no_file_outgrows_its_room() -> None:
-    long = {
-        str(path.relative_to(ROOT)): count
-        for path in SOURCES
-        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert not long, f"split these: {long}"
-
-
 def test_no_room_is_called_utils() -> None:
     names = {"utils", "util", "helpers", "common", "misc"}
     assert not [str(path) for path in SOURCES if names & set(path.with_suffix("").parts)]

@@ -176,7 +176,7 @@ def test_every_message_of_the_diagnostics_is_in_the_page_about_nothing_to_see() 
 
 def test_every_refusal_is_explained() -> None:
     core = ROOT / "depth_prior_ros"
-    sources = [core / "encodings.py", core / "compressed_images.py", *(core / "ros").glob("*.py")]
+    sources = [core / "images" / "encodings.py", *(core / "ros").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     causes = set(re.findall(r"(?:MessageError|refuse[d]?)\(\s*\"(\w+)\"", text))
     assert {"zero_size", "unknown_encoding", "bad_odometry"} <= causes

@@ -54,7 +54,7 @@ def test_an_installed_package_is_not_in_the_repository_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / ".venv" / "site-packages" / "training" / "environment.py"
+    installed = tmp_path / ".venv" / "site-packages" / "training" / "runs" / "environment.py"
     monkeypatch.setattr(environment, "__file__", str(installed))
     assert git_hash() is None
 

@@ -1,9 +1,9 @@
 """View synthesis for several depth maps of the same images (monodepth2, section 3.1).
 
-:func:`depth_prior_ros.geometry.warping.view_synthesis` does everything for one depth map. In training a
-batch is rebuilt from several sources at several scales with the same motion. The rays, turned into
-the sources' frames and projected, are then the same for all scales and computed once, here; and all
-sources are sampled in one call.
+:func:`depth_prior_ros.geometry.warping.view_synthesis` does everything for one depth map. In
+training a batch is rebuilt from several sources at several scales with the same motion. The rays,
+turned into the sources' frames and projected, are then the same for all scales and computed once,
+here; and all sources are sampled in one call.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 def git_hash() -> str | None:
     """The commit of the checkout, with ``-dirty`` where files were changed; None elsewhere."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository around it is somebody else's
         return None
     try:

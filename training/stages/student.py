@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depth_prior_ros.models.prior_fusion import Prior
 from training.data.triplets import TripletBatch
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.guided import (
@@ -21,12 +22,18 @@ from training.losses.guided import (
 )
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.prior.reference.set import ReferenceSet
 from training.recipes.recipe import Student
 from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
 
 # The part of the reference set that stands for all of it while the student is validated.
 _SHOWN_SEED = 17
+
+
+class References(Protocol):
+    """A reference set; see `training.prior.reference.set`."""
+
+    def sample(self, rng: np.random.Generator, count: int) -> Prior:
+        """``count`` random rows of it."""
 
 
 class Outputs(Protocol):
@@ -45,7 +52,7 @@ class StudentStage(SelfSupervisedStage):
     """
 
     schedule: Student
-    references: ReferenceSet | None = None
+    references: References | None = None
     outputs: Outputs | None = None
 
     @property
