@@ -239,8 +239,24 @@ def save_bundle(
         if prior is not None and spec is not None:
             write_prior(folder / file_name("prior"), prior, spec, prior_sources)
         if teacher is not None:
-            copy_teacher(folder, load_bundle(teacher), spec, identify)
+            embed_teacher(folder, teacher, spec, identify)
         return seal_bundle(folder, path, manifest.model_copy(update={"prior": spec}))
+
+
+def embed_teacher(
+    folder: Path,
+    path: str | Path,
+    spec: PriorSpec | None,
+    identify: Callable[[Bundle], str] | None = None,
+) -> str:
+    """Copy the teacher bundle at ``path`` into the bundle being made in ``folder``.
+
+    ``identify`` gives the sha256 by which a prior knows its teacher; None compares name and size
+    only. Returns the sha256 of the teacher's manifest. Raises BundleError.
+    """
+    teacher = load_bundle(path)
+    found = None if identify is None else identify(teacher)
+    return copy_teacher(folder, teacher.path, teacher.manifest, spec, found)
 
 
 def seal_bundle(folder: Path, path: Path, manifest: Manifest) -> Bundle:
