@@ -34,10 +34,10 @@ endif
 STAMP := $(VENV)/.installed-$(ROS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean distclean
+.PHONY: help demo test test-fast lint format clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): setup.py setup.cfg requirements.txt package.xml
 	@if [ "$(ROS)" != wheels ] && ! $(PYTHON) -c 'import rclpy'; then \
@@ -56,8 +56,14 @@ $(STAMP): setup.py setup.cfg requirements.txt package.xml
 demo: $(STAMP) ## replay the embedded drive through the node: demo/report.html, demo/metrics.json
 	$(BIN)/depth_bag demo --out $(DEMO)
 
+# Most of a test of the node is waiting for processes: three files side by side, on two cores.
+WORKERS ?= 3
+
 test: $(STAMP) ## all tests, the slow ones too
-	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --slow -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ TEST = [
     # pytest 9 does not start where launch_testing is installed.
     "pytest>=7,<8.4",
     "pytest-timeout>=2.1",
+    "pytest-xdist>=3",
 ]
 
 EXTRAS = {
