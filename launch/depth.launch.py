@@ -24,7 +24,7 @@ OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")
 ARGUMENTS = [
     ("bundle", "", "name of a shipped bundle or a path; empty: as the parameter file says"),
     ("device", "", "auto, cpu, cuda or cuda:N; empty: as the parameter file says"),
-    ("backend", "", "auto, torch, openvino or onnxruntime; empty: as the parameter file says"),
+    ("backend", "", "auto, or a backend of docs/choice.md; empty: as the parameter file says"),
     ("params_file", str(CONFIG / "depth.yaml"), "parameter file of the node"),
     ("camera", "/camera", "namespace in which the camera publishes"),
     ("image", "", "image topic, without /compressed; empty: image_raw of the camera"),

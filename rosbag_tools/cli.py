@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depth_prior_ros.backends import BACKENDS
+
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.recordings import StoredRecording
@@ -366,7 +368,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "torch", "openvino", "onnxruntime"),
+        choices=("auto", *BACKENDS),
         help="what runs the networks (default: auto)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

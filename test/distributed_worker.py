@@ -17,7 +17,7 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synt
 from training.loop.checkpoint import LAST, load_checkpoint
 from training.loop.distributed import Processes, start_processes
 from training.loop.trainer import Engine, Settings, TrainingError
-from training.recipes.recipe import Schedule
+from training.stages.base import TrainingConfig
 
 STEPS, BATCH, MULTI = 10, 4, 2
 WIDTH, HEIGHT = 64, 32
@@ -53,7 +53,7 @@ class TinyTeacher:
 
     def __init__(self, processes: Processes, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.schedule = Schedule(steps=STEPS, learning_rate=1e-3, warm_up=2)
+        self.schedule = TrainingConfig(kind="test", steps=STEPS, learning_rate=1e-3, warm_up=2)
         self.student, self.pose, self.multi = Nets(3, 1), Nets(6, 3), Nets(7, 1)
         self.multi.register_buffer("delta", torch.ones(1, 1, HEIGHT // 4, WIDTH // 4))
         self.networks: dict[str, nn.Module] = {

@@ -113,7 +113,7 @@ class PriorTeacher(_Strict):
 
     Attributes:
         name: the bundle's name, or the model's on Hugging Face.
-        kind: "bundle" or "foundation".
+        kind: "bundle", "foundation" or another kind of teacher.
         sha256: of everything that decides its outputs.
         tap: stride of the features at its input size.
         channels: channels of the features.
@@ -122,7 +122,7 @@ class PriorTeacher(_Strict):
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["bundle", "foundation"]
+    kind: str = Field(min_length=1)
     sha256: str = Field(pattern=_HEX)
     tap: int = Field(gt=0)
     channels: int = Field(gt=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
-from depth_prior_ros.models.decoder import FAR_BIAS, Monodepth2Decoder
-from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
-from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
+from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS
 from depth_prior_ros.models.prior_fusion import (
     FusionConfig,
     Prior,
@@ -20,24 +18,7 @@ from depth_prior_ros.models.prior_fusion import (
     ProjectedPrior,
     blend_disparity,
 )
-from depth_prior_ros.models.ra_depth import RADepthDecoder
-from depth_prior_ros.models.resnet import ResNet18, resnet18
-from depth_prior_ros.models.trunk import Features
-
-Trunk = HRNet | ResNet18
-TRUNKS: dict[str, Callable[[], Trunk]] = {
-    "hrnet_w18": hrnet_w18,
-    "hrnet_w18_small": hrnet_w18_small,
-    "resnet18": resnet18,
-}
-DECODERS: dict[
-    str, type[DiffNetDecoder] | type[LightDecoder] | type[Monodepth2Decoder] | type[RADepthDecoder]
-] = {
-    "diffnet": DiffNetDecoder,
-    "light": LightDecoder,
-    "monodepth2": Monodepth2Decoder,
-    "ra_depth": RADepthDecoder,
-}
+from depth_prior_ros.models.trunk import TRUNKS, Features
 
 
 @dataclass(frozen=True)
@@ -70,8 +51,8 @@ class Student(nn.Module):
     | resnet18 | monodepth2 | 14,329,236 | 8.01 (monodepth2) |
 
     Args:
-        trunk: "hrnet_w18", "hrnet_w18_small" or "resnet18".
-        decoder: "diffnet", "light", "monodepth2" or "ra_depth" (which has scale 0 only).
+        trunk: one of `TRUNKS`.
+        decoder: one of `DECODERS`; "ra_depth" has scale 0 only.
         fusion: sizes of the prior fusion, None for a plain student.
         far_bias: logit that the disparity heads start with.
 
@@ -87,9 +68,7 @@ class Student(nn.Module):
         far_bias: float = FAR_BIAS,
     ) -> None:
         super().__init__()
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}: choose one of {sorted(DECODERS)}")
-        self.trunk = build_trunk(trunk)
+        self.trunk = TRUNKS[trunk]()
         self.decoder = DECODERS[decoder](self.trunk.channels, far_bias=far_bias)
         # Last, and with the random state put back, so that one seed gives the same trunk and
         # decoder, and whatever is built after them, with fusion and without.
@@ -175,17 +154,6 @@ class Student(nn.Module):
         if self.fusion is None:
             raise ValueError("this student has no prior fusion: build it with one, or pass none")
         return self.fusion
-
-
-def build_trunk(name: str) -> Trunk:
-    """Build a randomly initialised trunk by name.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in TRUNKS:
-        raise ValueError(f"unknown trunk {name!r}: choose one of {sorted(TRUNKS)}")
-    return TRUNKS[name]()
 
 
 def build_student(architecture: Mapping[str, Any]) -> Student:

@@ -24,6 +24,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
 )
 from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_image
 from depth_prior_ros.recordings.matlab import read_array
 
@@ -43,6 +44,7 @@ def is_make3d(path: Path) -> bool:
     return path.is_dir() and bool(_find(path, f"{_DEPTH}*.mat"))
 
 
+@folder_format("make3d", "Make3D (Gridlaserdata)", is_make3d)
 def open_make3d(path: Path) -> StoredRecording:
     """Open the images that have a laser grid; separate scenes, without a sequence.
 

@@ -30,6 +30,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     speeds_from_poses,
 )
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_image
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
@@ -84,6 +85,7 @@ def project_points(
     return depth
 
 
+@folder_format("nuscenes", "nuScenes (its tables)", is_nuscenes)
 def open_nuscenes(
     path: Path,
     *,

@@ -178,7 +178,7 @@ def test_bf16_that_the_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openvino", "cuda", "f32", "use torch for CUDA"),
         ("torch", "tpu9", "f32", "device"),
         ("torch", "meta", "f32", "choose auto"),
-        ("onnxruntime", "cpu", "bf16", "not to be had with onnxruntime"),
+        ("onnxruntime", "cpu", "bf16", "not supported by onnxruntime"),
         ("torch", "cpu", "f8", "unknown precision"),
     ],
 )
@@ -410,7 +410,8 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     """Importing it writes ~/intel and opens a connection where its telemetry is not kept out."""
     pytest.importorskip("openvino")
     code = (
-        "import sys, depth_prior_ros.backends.openvino_backend\n"
+        "import sys; from depth_prior_ros.backends.openvino_backend import import_openvino\n"
+        "import_openvino()\n"
         "loaded = [m for m, x in sys.modules.items() if 'openvino_telemetry' in m and x]\n"
         "sys.exit(', '.join(loaded) or 0)"
     )

@@ -24,7 +24,7 @@ from training.loop import checkpoint, progress
 from training.loop.checkpoint import CheckpointError, load_checkpoint
 from training.loop.progress import duration
 from training.loop.trainer import BEST, LAST, Engine, Settings, TrainingError
-from training.recipes.recipe import Schedule
+from training.stages.base import TrainingConfig
 
 STEPS = 10
 
@@ -36,7 +36,7 @@ class OneWeight:
 
     def __init__(self, steps: int = STEPS, before: Callable[[int], None] | None = None) -> None:
         torch.manual_seed(0)
-        self.schedule = Schedule(steps=steps, learning_rate=0.1, warm_up=2)
+        self.schedule = TrainingConfig(kind="test", steps=steps, learning_rate=0.1, warm_up=2)
         self.net = nn.Linear(1, 1)
         self.networks: dict[str, nn.Module] = {"net": self.net}
         self.trained = list(self.net.parameters())

@@ -9,9 +9,9 @@ import yaml
 
 from depth_prior_ros.share import share_dir
 from training.recipes.files import load_recipe
-from training.recipes.recipe import RecipeError, Teacher
-from training.recipes.steps import in_steps
+from training.recipes.recipe import RecipeError
 from training.runs.run import run_recipe
+from training.stages.teacher import Teacher
 
 MINIMAL = {
     "data": {"drives": [{"path": "drive"}]},
@@ -207,8 +207,8 @@ def test_a_student_needs_a_teacher(tmp_path: Path) -> None:
 
 def test_epochs_become_steps() -> None:
     stage = Teacher(kind="teacher", epochs=3, batch=4)
-    assert in_steps(stage, 10).steps == 7
-    assert in_steps(Teacher(kind="teacher", steps=5), 10).steps == 5
+    assert stage.in_steps(10).steps == 7
+    assert Teacher(kind="teacher", steps=5).in_steps(10).steps == 5
     for wrong in ({}, {"steps": 1, "epochs": 1}):
         with pytest.raises(ValueError, match="either steps or epochs"):
             Teacher(kind="teacher", **wrong)

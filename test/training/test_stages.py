@@ -18,10 +18,11 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.data.pairs import PairSource, SampleSet
 from training.data.triplets import TripletSource, load_triplets
-from training.recipes.recipe import Drive, Prior, Recipe, RecipeError, SelfSupervised, Supervised
-from training.stages.prior import random_prior
-from training.stages.self_supervised import SelfSupervisedStage
-from training.stages.supervised import SupervisedStage
+from training.recipes.data import Drive
+from training.recipes.recipe import Recipe, RecipeError
+from training.stages.prior import RandomPrior, random_prior
+from training.stages.self_supervised import SelfSupervised, SelfSupervisedStage
+from training.stages.supervised import Supervised, SupervisedStage
 from training.stages.system import System
 from training.stages.validation import Validation
 
@@ -190,7 +191,7 @@ def test_the_prior_stage_teaches_the_fusion_alone(
 ) -> None:
     nets = system(FusionConfig())
     nets.prior = random_prior(nets, triplets, 20, 4, seed=1)
-    schedule = Prior(kind="prior", steps=1, batch=3, synthetic_batch=0)
+    schedule = RandomPrior(kind="prior", steps=1, batch=3, synthetic_batch=0)
     stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
     before = {k: v.clone() for k, v in frozen_state(nets).items()}
     assert learning(stage) == set(), "no network as a whole"

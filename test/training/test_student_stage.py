@@ -14,8 +14,7 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from training.data.triplets import TripletBatch, TripletSource
-from training.recipes.recipe import Student
-from training.stages.student import StudentStage, _child
+from training.stages.student import Student, StudentStage, _child
 from training.stages.system import System
 from training.stages.validation import Validation
 

@@ -15,11 +15,12 @@ from test_training_data import write_drive
 
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource, load_triplets
-from training.recipes.recipe import Distil, Drive, Recipe, Teacher
-from training.stages.distil import DistilStage, teach
+from training.recipes.data import Drive
+from training.recipes.recipe import Recipe
+from training.stages.distil import Distil, DistilStage, teach
 from training.stages.self_supervised import Scene
 from training.stages.system import System
-from training.stages.teacher import TeacherStage
+from training.stages.teacher import Teacher, TeacherStage
 
 __all__ = ["pair_folder", "pairs", "triplets"]
 

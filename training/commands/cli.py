@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depth_prior_ros.backends import BACKENDS
 from training.commands.prior import add_prior_commands
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ PROTOCOL_NAMES = (
 )
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
-BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +97,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
-    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
     evaluate.set_defaults(handler=_evaluate)
 
@@ -140,7 +140,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="folder of comparison.md, comparison.json and what was judged already "
         "(default: runs/comparison)",
     )
-    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
     compare.set_defaults(handler=_compare)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ from training.loop.checkpoint import (
 from training.loop.distributed import ALONE, Processes
 from training.loop.health import Health
 from training.loop.progress import NoLog, StageLog, show_progress
-from training.recipes.recipe import Schedule
+
+if TYPE_CHECKING:
+    from training.stages.base import TrainingConfig
 
 __all__ = ["BEST", "LAST", "Engine", "Settings", "TrainingError", "TrainingStage"]
 
@@ -91,7 +93,7 @@ class TrainingStage(Protocol):
     name: str
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> TrainingConfig:
         """Length and learning rate."""
         ...
 

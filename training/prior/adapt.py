@@ -37,7 +37,7 @@ from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.selection import SelectionError, select
 from training.prior.selection.sweep import split
-from training.prior.teachers.base import HUGGING_FACE, RichTeacher, TeacherIdentity, open_teacher
+from training.prior.teachers.base import TEACHERS, RichTeacher, TeacherIdentity, open_teacher
 from training.prior.teachers.bundle import BundleTeacher
 
 
@@ -109,8 +109,8 @@ def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
         )
     recipe = bundle.manifest.provenance.recipe
     trained = str((recipe.get("rich") or {}).get("teacher") or "")
-    if known.kind == "foundation":
-        return trained if trained.startswith(HUGGING_FACE) else HUGGING_FACE + known.name
+    if prefix := TEACHERS[known.kind].prefix:
+        return trained if trained.startswith(prefix) else prefix + known.name
     if trained and Path(trained).is_dir():
         return trained
     raise TrainingError(
@@ -126,7 +126,7 @@ def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator
     tap = known.tap if known else rich.get("tap")
     units = [recipe.get("metres_per_unit"), None]
     lookups = [tuple(rich["lookup"])] if rich.get("lookup") else [(-1, 1), (-1,)]
-    foundation = where.startswith(HUGGING_FACE)
+    foundation = where.startswith(TEACHERS["foundation"].prefix)
     more: dict[str, Any] = {}
     if foundation:
         more["size"] = known.size if known else rich.get("size")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depth_prior_ros.backends.base import BackendError
-from depth_prior_ros.backends.onnx_export import export_onnx
+from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
 from depth_prior_ros.bundle.files import move_into_place, staging
 from depth_prior_ros.models.export import (
@@ -263,8 +263,9 @@ def _table(names: Sequence[str], arrays: Arrays) -> list[dict[str, Any]]:
 
 def _to_openvino(path: Path) -> Path:
     """The IR of an ONNX file, beside it and in its place."""
-    from depth_prior_ros.backends.quiet_openvino import openvino
+    from depth_prior_ros.backends.openvino_backend import import_openvino
 
+    openvino = import_openvino()
     target = path.with_suffix(".xml")
     try:
         openvino.save_model(openvino.Core().read_model(path), target, compress_to_fp16=False)
@@ -280,10 +281,10 @@ def _open(path: Path, kind: Kind) -> Network:
         if kind == "onnx":
             from depth_prior_ros.backends.onnxruntime_backend import OnnxRuntimeBackend
 
-            return OnnxRuntimeBackend()._read(path)
+            return OnnxRuntimeBackend().read(path)
         from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
 
-        return OpenVinoBackend()._read(path)
+        return OpenVinoBackend().read(path)
     except ImportError as error:
         raise BackendError(f"{kind} cannot be imported: {error}") from error
     except Exception as error:  # each library has errors of its own

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from depth_prior_ros.models.search_range import PadsMap
-from training.errors import TrainingError
-from training.recipes.recipe import Recipe, RecipeError, Select, Student
-from training.stages.system import System
+from training.recipes.base import RecipeError
+
+if TYPE_CHECKING:
+    from training.recipes.recipe import Recipe
+    from training.stages.system import System
 
 _PYTORCH = (".pth", ".pt", ".bin", ".tar")
 # Where training scripts put the weights inside of a checkpoint.
@@ -205,8 +207,10 @@ def look_for(key: str, path: str) -> None:
 
 def _selects_at_once(recipe: Recipe) -> bool:
     """Whether a prior is selected before any stage has trained the student that looks it up."""
-    kinds = [type(stage) for stage in recipe.stages]
-    return Select in kinds and Student not in kinds[: kinds.index(Select)]
+    for stage in recipe.stages:
+        if stage.reads_prior or stage.selects:
+            return stage.selects
+    return False
 
 
 def start_from(
@@ -254,11 +258,3 @@ def _load(
     lost = [n for n in missing if n in parameters and not n.startswith(new)] + unknown
     if lost:
         raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")
-
-
-def load_without_fusion(target: nn.Module, source: nn.Module) -> None:
-    """Copy a student's weights into one that has a fusion besides."""
-    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
-    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
-    if lost:
-        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")

@@ -12,7 +12,8 @@ from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.recordings import open_recording
 from training.data.triplets import DriveFrames, load_sequence
 from training.losses.photometric import Target, identity_error, minimum_reprojection
-from training.recipes.recipe import Drive, RecipeError
+from training.recipes.base import RecipeError
+from training.recipes.data import Drive
 from training.stages.system import System, rebuild
 
 # With less parallax (metres from frame to frame) the pictures do not tell the scale.

@@ -26,7 +26,8 @@ from training.data.frames import Window
 from training.data.sources import plan_data
 from training.evaluation.baselines import write_baselines
 from training.prior.selection.chosen import ChosenPrior
-from training.recipes.recipe import Drive, Recipe, RecipeError
+from training.recipes.data import Drive
+from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import git_hash
 from training.runs.metric_scale import fit_metres_per_unit
 from training.stages.prior import NOTE

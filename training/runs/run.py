@@ -19,43 +19,22 @@ import yaml
 from rich.console import Console
 
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
-from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
 from training.evaluation.json import write_text
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
-from training.loop.checkpoint import load_checkpoint
 from training.loop.distributed import Processes, start_processes
-from training.loop.trainer import LAST, Engine, Settings, TrainingStage
+from training.loop.trainer import LAST, Engine, Settings
 from training.prior.selection.chosen import FILE
 from training.prior.steps import PriorWork
 from training.recipes.files import load_recipe
-from training.recipes.recipe import (
-    Distil,
-    Mutual,
-    Prior,
-    Recipe,
-    RecipeError,
-    Reference,
-    Select,
-    SelfSupervised,
-    Student,
-    Supervised,
-    Teacher,
-    teaches_multi,
-)
-from training.recipes.steps import AnyStage, TrainedStage, in_steps
+from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import keep_environment
-from training.runs.initialise import begin, load_without_fusion, look_for, start_from
+from training.runs.initialise import begin, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
 from training.runs.output import write_bundle
-from training.stages.distil import DistilStage
-from training.stages.prior import random_prior
-from training.stages.self_supervised import SelfSupervisedStage
-from training.stages.student import StudentStage
-from training.stages.supervised import SupervisedStage
+from training.stages.base import StageConfig, TrainingConfig
 from training.stages.system import System
-from training.stages.teacher import TeacherStage
 from training.stages.validation import Validation
 
 
@@ -65,7 +44,7 @@ class Part:
 
     number: int
     folder: str
-    schedule: AnyStage
+    schedule: StageConfig
     stage: int
 
 
@@ -88,7 +67,7 @@ class Run:
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
         self._data: LoadedData | None = None
-        self._done: dict[int, Path] = {}  # stage number -> its checkpoint
+        self.done: dict[int, Path] = {}  # stage number -> its checkpoint
         self.prior = PriorWork(
             self.recipe, self.folder, self.device, self.processes, self.console, self.data
         )
@@ -108,23 +87,20 @@ class Run:
         if self.processes.is_first:
             path = self.folder / "environment.json"
             keep_environment(path, self.recipe.seed, self.device)
-        system = self._beginning(announce=True)
+        system = self.initial_system(announce=True)
         progress: list[dict[str, Any]] = []
         for part in self._parts():
             folder = self.folder / part.folder
-            if isinstance(part.schedule, Reference):
-                self.prior.extract(part.schedule, folder)
+            if not isinstance(part.schedule, TrainingConfig):
+                part.schedule.carry_out(self, folder, system)
                 continue
-            if isinstance(part.schedule, Select):
-                self.prior.select(part.schedule, folder, system)
-                continue
-            system = self._prepare(system, part)
-            stage = self._stage(system, part.schedule)
+            system = part.schedule.prepare(self, system, part.stage)
+            stage = part.schedule.build(self, system)
             settings = self._settings(part.number)
             done = Engine(stage, folder, settings, self.console, self.processes).run()
             progress.append({"part": part.folder, **done})
-            self._done[part.stage] = folder / LAST
-            if type(part.schedule) is Teacher and part.stage + 1 < len(self.recipe.stages):
+            self.done[part.stage] = folder / LAST
+            if part.schedule.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
         return self._write(bundle, system, progress)
 
@@ -132,18 +108,16 @@ class Run:
         trained = 0
         for number, schedule in enumerate(self.recipe.stages):
             stage = f"{number}_{schedule.kind}"
-            if isinstance(schedule, Reference | Select):
+            if not isinstance(schedule, TrainingConfig):
                 yield Part(number, stage, schedule, number)
                 continue
             draws = trained if schedule.draws is None else schedule.draws
-            rounds = schedule.rounds if isinstance(schedule, Mutual) else 1
-            for turn in range(rounds):
-                folder = stage if rounds == 1 else f"{stage}_round{turn + 1}"
-                yield Part(draws + 100 * turn, folder, self._in_steps(schedule), number)
+            if schedule.epochs:
+                schedule = schedule.in_steps(len(self.data().training))
+            for turn in range(schedule.turns):
+                folder = stage if schedule.turns == 1 else f"{stage}_round{turn + 1}"
+                yield Part(draws + 100 * turn, folder, schedule, number)
             trained += 1
-
-    def _in_steps(self, schedule: TrainedStage) -> TrainedStage:
-        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
@@ -156,7 +130,7 @@ class Run:
         self.processes.barrier()
         return path
 
-    def _beginning(self, announce: bool = False) -> System:
+    def initial_system(self, announce: bool = False) -> System:
         """The networks as the run starts: random, with ImageNet weights, or from another run."""
         fusion = self.prior.fusion()
         system = System.build(self.recipe, self.device, fusion, processes=self.processes)
@@ -168,82 +142,11 @@ class Run:
             self.console.print(note, markup=False, highlight=False)
         return system
 
-    def _prepare(self, system: System, part: Part) -> System:
-        """The networks that a stage starts with, from what the stages before left."""
-        schedule = part.schedule
-        if isinstance(schedule, Distil):
-            return self._fresh_student(system, schedule, part.stage)
-        if isinstance(schedule, Prior):
-            return self._with_prior(system, schedule)
-        if isinstance(schedule, Teacher) and schedule.reset_map:
-            system.reset_map()
+    def system_of(self, checkpoint: str) -> System:
+        """The recipe's networks as another run left them. Raises RecipeError."""
+        system = System.build(self.recipe, self.device, processes=self.processes)
+        start_from(Path(checkpoint), system, "teacher")
         return system
-
-    def _fresh_student(self, teacher: System, schedule: Distil, number: int) -> System:
-        """A student and pose network as before the teacher, beside the teacher's M.
-
-        In the second round of a mutual stage the teacher is what the first round left.
-        """
-        fresh = self._beginning()
-        source = schedule.fresh_from
-        if source is None:
-            teachers = [
-                place
-                for place, stage in enumerate(self.recipe.stages[:number])
-                if isinstance(stage, SelfSupervised) and teaches_multi(stage)
-            ]
-            source = teachers[-1] - 1 if teachers else -1
-        if source >= 0:
-            load_checkpoint(self._done[source], fresh.networks)
-        if schedule.teacher is not None and number not in self._done:
-            teacher = System.build(self.recipe, self.device, processes=self.processes)
-            start_from(Path(schedule.teacher), teacher, "teacher")
-        fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
-        fresh.teacher = teacher.frozen_copy()
-        return fresh
-
-    def _with_prior(self, system: System, schedule: Prior) -> System:
-        """Rebuilt with a fusion, and the prior that it reads."""
-        prior = random_prior(
-            system,
-            self.data().training,
-            schedule.references,
-            schedule.per_image,
-            self.recipe.seed,
-        )
-        fused = System.build(self.recipe, self.device, FusionConfig(), self.processes)
-        load_without_fusion(fused.student, system.student)
-        fused.pose.load_state_dict(system.pose.state_dict())
-        fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
-        fused.prior = prior
-        return fused
-
-    def _stage(self, system: System, schedule: TrainedStage) -> TrainingStage:
-        if isinstance(schedule, Supervised):
-            pairs = self.pairs(schedule.pairs)
-            assert pairs is not None  # the recipe was checked
-            return SupervisedStage(schedule, system, pairs, self.validation)
-        kinds: dict[type[SelfSupervised], type[SelfSupervisedStage]] = {
-            Teacher: TeacherStage,
-            Distil: DistilStage,
-            Mutual: DistilStage,
-        }
-        common: dict[str, Any] = {
-            "triplets": self.data().training,
-            "pairs": self.pairs(),
-            "validation": self.validation,
-            "name": schedule.kind.replace("_", "-"),
-            "metres_per_unit": self.recipe.metres_per_unit,
-            "held_out": self.data().validation,
-        }
-        if isinstance(schedule, Student):
-            unread = system.student.fusion is None or self.prior.chosen is not None
-            references = None if unread else self.prior.references
-            outputs = self.prior.outputs if schedule.asks_teacher else None
-            if schedule.view == "own" and self.data().training.has_rich:
-                common["triplets"] = self.data().training.without_rich()  # nobody looks at them
-            return StudentStage(schedule, system, **common, references=references, outputs=outputs)
-        return kinds.get(type(schedule), SelfSupervisedStage)(schedule, system, **common)
 
     def _settings(self, number: int) -> Settings:
         r = self.recipe
@@ -265,9 +168,8 @@ class Run:
         data, scale = self.recipe.data, self.recipe.output.scale_drive
         plan_data(self.root, data)
         for number, stage in enumerate(self.recipe.stages):
-            teacher = stage.teacher if isinstance(stage, Distil) else None
-            if teacher is not None:
-                look_for(f"stages.{number}.teacher", teacher)
+            for key, path in stage.files.items():
+                look_for(f"stages.{number}.{key}", path)
         if self.recipe.start is not None:
             look_for("start", self.recipe.start)
         wanted = {}

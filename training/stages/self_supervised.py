@@ -6,14 +6,18 @@ loss. `teacher.py` and `distil.py` build on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
+from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.matching import TeacherOutput
 from depth_prior_ros.models.search_range import DELTA_RANGE
 from training.data.pairs import PairSource
@@ -22,12 +26,88 @@ from training.losses.photometric import Target, identity_error, minimum_reprojec
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
 from training.losses.views import Views
-from training.recipes.recipe import SelfSupervised
+from training.stages.base import NetworkName, StageConfig, TrainingConfig, stage
 from training.stages.pictures import system_pictures
 from training.stages.system import System, View, share, supervised_loss
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
+if TYPE_CHECKING:
+    from training.recipes.recipe import Recipe
+    from training.runs.run import Run
+
 Logs = dict[str, float]
+
+
+@stage
+class SelfSupervised(TrainingConfig):
+    """Photometric training on real triplets, with rehearsal on synthetic pairs."""
+
+    kind: Literal["self_supervised"]
+    train: tuple[NetworkName, ...] = Field(
+        ("student", "pose", "multi_frame"),
+        min_length=1,
+        description="the networks that learn; the others serve, frozen",
+    )
+    multi_batch: int | None = Field(
+        None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
+    )
+    synthetic_batch: int = Field(
+        2, ge=0, description="synthetic pairs beside each batch, where data.synthetic is given"
+    )
+    synthetic_weight: float = Field(0.1, ge=0)
+    smoothness: float = Field(1e-3, ge=0)
+    known_pose_weight: float = Field(1.0, ge=0, description="where poses were recorded")
+    velocity_weight: float = Field(
+        0.0, ge=0, description="travel of the pose network against the recorded one (PackNet)"
+    )
+    gradient_weight: float = Field(0.5, ge=0)
+    pose_weight: float = Field(10.0, ge=0, description="of synthetic pairs")
+    predicted_pose: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    scales: tuple[int, ...] = Field(
+        (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
+    )
+    kept_pixels_only: bool = Field(
+        False,
+        description="mean over the pixels that the auto-mask keeps (ManyDepth, MISM) instead of "
+        "over all (monodepth2)",
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _decoded(cls, scales: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 not in scales or not set(scales) <= {0, 1, 2, 3}:
+            raise ValueError(f"must hold 0 and otherwise 1, 2 or 3, got {list(scales)}")
+        return scales
+
+    @property
+    def teaches_multi(self) -> bool:
+        """Whether the multi-frame network learns."""
+        return "multi_frame" in self.train
+
+    def check(
+        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
+    ) -> None:
+        """As every stage; and the decoder has its scales."""
+        super().check(recipe, before, after)
+        offered = range(len(DECODERS[recipe.networks.decoder].HEADS))
+        if not set(self.scales) <= set(offered):
+            has = ", ".join(map(str, offered))
+            raise ValueError(f"the decoder {recipe.networks.decoder} has scale {has} only")
+
+    def build(self, run: Run, system: System) -> SelfSupervisedStage:
+        """The stage of this kind on the run's triplets."""
+        return SelfSupervisedStage(self, system, **self._common(run))
+
+    def _common(self, run: Run) -> dict[str, Any]:
+        """What all stages on triplets are built with."""
+        return {
+            "triplets": run.data().training,
+            "pairs": run.pairs(),
+            "validation": run.validation,
+            "name": self.kind.replace("_", "-"),
+            "metres_per_unit": run.recipe.metres_per_unit,
+            "held_out": run.data().validation,
+        }
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior
@@ -22,11 +23,120 @@ from training.losses.guided import (
 )
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.recipes.recipe import Student
-from training.stages.self_supervised import Logs, Scene, SelfSupervisedStage
+from training.stages.base import NetworkName, StageConfig, stage
+from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
+from training.stages.system import System
+
+if TYPE_CHECKING:
+    from training.recipes.recipe import Recipe
+    from training.runs.run import Run
 
 # The part of the reference set that stands for all of it while the student is validated.
 _SHOWN_SEED = 17
+
+
+@stage
+class Student(SelfSupervised):
+    """A student that reads the prior, or is guided by its teacher, or both (RPrDepth).
+
+    With networks.fusion it looks up a random part of the reference set in every step.
+    """
+
+    kind: Literal["student"]  # type: ignore[assignment]
+    reads_prior = True
+    train: tuple[NetworkName, ...] = ("student", "pose")
+    references: int = Field(
+        8192, ge=1, description="of the reference set, drawn anew in every step"
+    )
+    fusion_rate: float = Field(
+        1.0, gt=0, description="learning rate of the fusion, relative to the rest"
+    )
+    view: Literal["own", "rich"] = Field(
+        "own",
+        description="what the student has to explain: frames of its own size, or the teacher's",
+    )
+    photometric_weight: float = Field(1.0, ge=0, description="alpha of the paper")
+    consistency: float = Field(0.0, ge=0, description="beta: weight of agreement with the teacher")
+    consistency_of: Literal["gradients", "values", "log_ratio"] = Field(
+        "gradients",
+        description="gradients: normalised gradients of depth (RPrDepth); values: L1 of depth "
+        "with aligned medians; log_ratio: distillation of MISM",
+    )
+    consistency_on: Literal["depth", "inverse_depth"] = Field(
+        "inverse_depth", description="what gradients and values are taken of"
+    )
+    masked: bool = Field(
+        False, description="agree only where the teacher explains the frame better (MISM)"
+    )
+    auxiliary: float = Field(0.0, ge=0, description="weight of the looked-up depth's own loss")
+
+    @field_validator("train")
+    @classmethod
+    def _no_multi(cls, train: tuple[NetworkName, ...]) -> tuple[NetworkName, ...]:
+        if "multi_frame" in train:
+            raise ValueError("this stage has nothing to teach the multi-frame network")
+        return train
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher's depth is needed in every step."""
+        return bool(self.consistency or self.auxiliary)
+
+    @property
+    def needs_teacher_size(self) -> bool:
+        """Where the teacher looks at every triplet, or its frames have to be explained."""
+        return self.asks_teacher or self.view == "rich"
+
+    def check(
+        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
+    ) -> None:
+        """As every stage; with a fusion there is something to look up, and a selection of it."""
+        super().check(recipe, before, after)
+        fusion = recipe.networks.fusion
+        if recipe.rich is None and (fusion is not None or self.needs_teacher_size):
+            raise ValueError("needs rich.teacher, whose pixels or depth it uses")
+        if self.auxiliary and not (fusion is not None and fusion.pixel_wise):
+            raise ValueError("auxiliary needs networks.fusion with pixel_wise")
+        if fusion is not None:
+            self._check_prior(recipe, before, after)
+
+    def _check_prior(
+        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
+    ) -> None:
+        selected = recipe.prior is not None or any(s.selects for s in before)
+        if not selected and not any(s.extracts for s in before):
+            raise ValueError("needs a reference stage before")
+        if not selected and not any(s.selects for s in after):
+            raise ValueError(
+                "needs a select stage after it, which says what of the reference set goes into "
+                "the bundle (method: all keeps the whole set)"
+            )
+
+    def build(self, run: Run, system: System) -> StudentStage:
+        """The stage of this kind on the run's triplets, its references and its teacher."""
+        common = self._common(run)
+        unread = system.student.fusion is None or run.prior.chosen is not None
+        references = None if unread else run.prior.references
+        outputs = run.prior.outputs if self.asks_teacher else None
+        if self.view == "own" and run.data().training.has_rich:
+            common["triplets"] = run.data().training.without_rich()  # nobody looks at them
+        return StudentStage(self, system, **common, references=references, outputs=outputs)
+
+
+@stage
+class FineTune(Student):
+    """The student settles on the selected prior, which takes the set's place (RPrDepth)."""
+
+    kind: Literal["fine_tune"]  # type: ignore[assignment]
+    references: int = Field(
+        25_000, ge=1, description="of the prior, drawn anew in every step; all where it has fewer"
+    )
+
+    def _check_prior(
+        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
+    ) -> None:
+        if recipe.prior is None and not any(s.selects for s in before):
+            raise ValueError("needs a select stage before")
 
 
 class References(Protocol):

@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from training.data.pairs import PairSource
-from training.recipes.recipe import Supervised
+from training.stages.base import TrainingConfig, stage
 from training.stages.system import System, share, supervised_loss
 from training.stages.validation import Validation
+
+if TYPE_CHECKING:
+    from training.runs.run import Run
+
+
+@stage
+class Supervised(TrainingConfig):
+    """Exact depth and motion of synthetic pairs, all networks."""
+
+    kind: Literal["supervised"]
+    needs_pairs = True
+    needs_triplets = False
+    batch: int = Field(8, ge=1)
+    multi_batch: int | None = Field(
+        None, ge=0, description="samples of a batch the multi-frame network sees; default: all"
+    )
+    pairs: int | None = Field(
+        None, ge=1, description="draw from the first so many pairs only; default: all"
+    )
+    gradient_weight: float = Field(0.5, ge=0)
+    pose_weight: float = Field(10.0, ge=0)
+    predicted_pose: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the samples whose multi-frame depth is matched with the pose "
+        "network's motion, as on a vehicle, instead of the exact one",
+    )
+
+    @property
+    def teaches_multi(self) -> bool:
+        """Whether the multi-frame network sees a sample."""
+        return self.multi_batch != 0
+
+    def build(self, run: Run, system: System) -> SupervisedStage:
+        """All networks on synthetic pairs."""
+        pairs = run.pairs(self.pairs)
+        assert pairs is not None  # the recipe was checked
+        return SupervisedStage(self, system, pairs, run.validation)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
 from training.loop.distributed import ALONE, Processes
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
-from training.recipes.recipe import MultiFrame, Recipe, teaches_multi
+
+if TYPE_CHECKING:
+    from training.recipes.recipe import MultiFrame, Recipe
 
 
 @dataclass
@@ -81,7 +83,7 @@ class System:
             align=nets.multi_frame.align_motion,
             lookup=nets.multi_frame.lookup,
             processes=processes,
-            matches=recipe.start is not None or any(map(teaches_multi, recipe.stages)),
+            matches=recipe.trains_multi_frame,
         )
         for network in system.networks.values():
             network.to(device)

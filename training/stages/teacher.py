@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
@@ -20,15 +22,65 @@ from training.losses.distillation import (
 from training.losses.masked import masked_mean
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.recipes.recipe import Teacher
+from training.stages.base import stage
 from training.stages.self_supervised import (
     Logs,
     Scene,
+    SelfSupervised,
     SelfSupervisedStage,
     aligned_views,
     scale_smoothness,
 )
-from training.stages.system import View
+from training.stages.system import System, View
+
+if TYPE_CHECKING:
+    from training.runs.run import Run
+
+
+@stage
+class Teacher(SelfSupervised):
+    """S, Pose and M jointly (MISM, 4.4; ManyDepth with networks.multi_frame: cost_volume)."""
+
+    kind: Literal["teacher"]  # type: ignore[assignment]
+    leaves_bundle = True
+    masked_consistency: float = Field(
+        100.0, ge=0, description="weight of M's agreement with itself on a partly masked image"
+    )
+    static_camera: float = Field(
+        0.0, ge=0, le=1, description="share of samples whose previous frame is the current one"
+    )
+    missing_frame: float = Field(
+        0.0, ge=0, le=1, description="share of samples without a previous frame"
+    )
+    consistency: float = Field(
+        0.0, ge=0, description="weight of M's L1 to S where matching is unreliable (ManyDepth)"
+    )
+    reset_map: bool = Field(
+        True, description="the PADS map begins at delta_init, whatever the weights come from"
+    )
+    freeze_at: float | None = Field(
+        None, gt=0, lt=1, description="S and Pose are frozen after this share of the steps"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Teacher:
+        if self.static_camera + self.missing_frame > 1:
+            raise ValueError("static_camera and missing_frame together are more than 1")
+        if self.freeze_at is not None and "multi_frame" not in self.train:
+            raise ValueError("freeze_at freezes all but multi_frame, which train does not name")
+        if (self.static_camera or self.missing_frame) and not self.consistency:
+            raise ValueError("static_camera and missing_frame need consistency above 0")
+        return self
+
+    def prepare(self, run: Run, system: System, number: int) -> System:
+        """What the stages before left, with a PADS map that begins anew."""
+        if self.reset_map:
+            system.reset_map()
+        return system
+
+    def build(self, run: Run, system: System) -> TeacherStage:
+        """The stage of this kind on the run's triplets."""
+        return TeacherStage(self, system, **self._common(run))
 
 
 class TeacherStage(SelfSupervisedStage):

@@ -26,7 +26,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
-from training.prior.teachers.base import TeacherError, TeacherIdentity, TeacherView
+from training.prior.teachers.base import (
+    TeacherError,
+    TeacherIdentity,
+    TeacherOptions,
+    TeacherView,
+    teacher,
+)
 from training.prior.teachers.bundle import check_triplets, outputs_of
 
 UNKNOWN_LICENCE = "unknown: look at its card"
@@ -422,6 +428,15 @@ def open_foundation_teacher(name: str, *, fetch: bool = False, **options: Any) -
         TeacherError: it cannot be opened, or cannot teach.
     """
     return FoundationTeacher(load_model(name, fetch=fetch), **options)
+
+
+@teacher("foundation", prefix="hf:")
+def _open(name: str, options: TeacherOptions) -> FoundationTeacher:
+    """A model's name or folder. Raises TeacherError."""
+    if options.features != "encoder":
+        raise TeacherError(f"teacher hf:{name}: only a bundle has decoder features to look up")
+    names = ("tap", "device", "metres_per_unit", "size", "precision", "fetch", "metric")
+    return open_foundation_teacher(name, **options.only(*names))
 
 
 def _gives_depth(loaded: Loaded) -> bool:
