@@ -65,6 +65,21 @@ def test_every_reason_is_explained() -> None:
         assert set(get_args(Reason)) <= explained
 
 
+def rows(document: str, heading: str) -> set[str]:
+    """The names in backticks that begin the rows of the table below a heading."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    table = text.split("\n\n")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+
+
+def test_tables_have_what_is_registered() -> None:
+    from depth_prior_ros.backends import BACKENDS
+    from training.stages.base import STAGES
+
+    assert rows("choice.md", "Backends") == set(BACKENDS)
+    assert rows("training.md", "Stages") == set(STAGES)
+
+
 def test_the_page_of_the_parameters_is_that_of_the_code() -> None:
     pytest.importorskip("rclpy", reason="needs rclpy: the declarations are ROS's")
     from depth_prior_ros.ros.describe import SECTIONS, render
