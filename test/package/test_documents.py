@@ -68,7 +68,7 @@ def test_every_reason_is_explained() -> None:
 def rows(document: str, heading: str) -> set[str]:
     """The names in backticks that begin the rows of the table below a heading."""
     text = (ROOT / "docs" / document).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
-    table = text.split("\n\n")[0]
+    table = text.split("\n\n")[0].split("---|\n", 1)[1]
     return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
 
 
