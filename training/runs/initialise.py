@@ -134,7 +134,7 @@ def _is_tensor(value: Any) -> bool:
 _SILENT = ("heads", "depth_input", "normalise", "activation")
 
 
-def begin(system: System, recipe: Recipe) -> str:
+def initialise(system: System, recipe: Recipe) -> str:
     """Load what ``start`` or ``init`` of a recipe name; says in words what was done.
 
     Raises:

@@ -30,7 +30,7 @@ from training.prior.steps import PriorWork
 from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import keep_environment
-from training.runs.initialise import begin, look_for, start_from
+from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
 from training.runs.output import write_bundle
 from training.stages.base import StageConfig, TrainingConfig
@@ -134,7 +134,7 @@ class Run:
         """The networks as the run starts: random, with ImageNet weights, or from another run."""
         fusion = self.prior.fusion()
         system = System.build(self.recipe, self.device, fusion, processes=self.processes)
-        note = begin(system, self.recipe)
+        note = initialise(system, self.recipe)
         if self.prior.chosen is not None:
             system.prior = self.prior.chosen.prior.to(self.device)
         first = next(iter(self._parts()))

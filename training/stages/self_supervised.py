@@ -234,7 +234,7 @@ class SelfSupervisedStage:
         with torch.no_grad():
             identity = identity_error(sources, target, self._noise(images))
         reprojection = smooth = poses.new_zeros(())
-        output = self.system.look(batch.inputs[:, 1], schedule.scales)
+        output = self.system.predict(batch.inputs[:, 1], schedule.scales)
         disparities = output.disparity
         scene, explained = None, 0.0
         for scale in sorted(disparities):

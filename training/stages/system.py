@@ -122,9 +122,9 @@ class System:
 
     def single(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> dict[int, Tensor]:
         """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, fp32."""
-        return self.look(image, scales).disparity
+        return self.predict(image, scales).disparity
 
-    def look(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
+    def predict(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
         """All that the student says of images (B, 3, H, W), with the prior if there is one."""
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
