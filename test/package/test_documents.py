@@ -65,16 +65,6 @@ def test_every_reason_is_explained() -> None:
         assert set(get_args(Reason)) <= explained
 
 
-def test_the_page_of_the_parameters_is_that_of_the_code() -> None:
-    pytest.importorskip("rclpy", reason="needs rclpy: the declarations are ROS's")
-    from depth_prior_ros.ros.describe import SECTIONS, render
-    from depth_prior_ros.ros.parameters import PARAMETERS
-
-    assert [d for _, declarations in SECTIONS for d in declarations] == list(PARAMETERS)
-    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == render(), "run python -m depth_prior_ros.ros.describe > docs/parameters.md"
-
-
 def launch_arguments() -> dict[str, set[str]]:
     """The arguments of every launch file."""
     found: dict[str, set[str]] = {}
