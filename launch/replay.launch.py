@@ -32,27 +32,22 @@ from depth_prior_ros.share import demo_bag, large_images_environment
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
-PLAYER = [
-    ("bag", str(demo_bag()), "ROS 2 or ROS 1 bag, or a KITTI folder"),
-    ("rate", "1.0", "times real time"),
-    ("loop", "true", "begin again after the last frame; false ends everything there"),
-    ("wait", "600.0", "seconds given to the node to be ready"),
-]
 HANDED_ON = launch_arguments.replay_arguments()
+ARGUMENTS = [*launch_arguments.PLAYER, *HANDED_ON]
 
 
 def generate_launch_description() -> LaunchDescription:
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in [*PLAYER, *HANDED_ON]
+        for name, default, description in ARGUMENTS
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    given = {name: context.launch_configurations[name] for name, _, _ in [*PLAYER, *HANDED_ON]}
+    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
     launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
-    bag = Path(given["bag"]).expanduser().absolute()
+    bag = Path(given["bag"]).expanduser().absolute() if given["bag"] else demo_bag()
     if not bag.exists():
         raise FileNotFoundError(f"bag:={bag}: no such file or folder")
     words = ["play", str(bag), "--rate", given["rate"], "--wait", given["wait"]]

@@ -21,6 +21,14 @@ LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 SHORT = {"scale": "scale.mode", "camera_height": "scale.camera_height"}
 """Arguments that stand for a parameter of a longer name."""
 
+PLAYER: tuple[Argument, ...] = (
+    ("bag", "", "ROS 2 or ROS 1 bag, or a KITTI folder; empty: the embedded drive"),
+    ("rate", "1.0", "times real time"),
+    ("loop", "true", "begin again after the last frame; false ends everything there"),
+    ("wait", "600.0", "seconds given to the node to be ready"),
+)
+"""What replay.launch.py plays, and how."""
+
 _AS_FILE = "empty: as the parameter file says"
 
 

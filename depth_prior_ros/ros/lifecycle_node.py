@@ -295,7 +295,7 @@ class DepthNode(LifecycleNode):
         frame = self._worker.newest if self._worker is not None else None
         if frame is None or self._background is None:
             raise RefusedError("there is no frame yet")
-        folder = Path(self.settings.snapshot_folder).expanduser()
+        folder = Path(self.settings.snapshot_folder).expanduser().absolute()
         values, state = parameters.current_values(self), self._state()
         path = await self._background.run(lambda: save_snapshot(folder, frame, values, state))
         return str(path)

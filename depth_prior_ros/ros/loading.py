@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.bundle import load_bundle
@@ -41,7 +42,7 @@ class ScaleKeeper:
     """
 
     def __init__(self, path: str, log: Any) -> None:
-        self._path = path
+        self._path = str(Path(path).expanduser().absolute()) if path else ""
         self._log = log
         self._camera: Camera | None = None
 

@@ -235,7 +235,7 @@ def test_show_args_lists_every_argument(installed, file: Path):
     ).stdout
     arguments = {
         "depth.launch.py": launch_arguments.depth_arguments(),
-        "replay.launch.py": [("bag", "", "KITTI folder"), *launch_arguments.replay_arguments()],
+        "replay.launch.py": [*launch_arguments.PLAYER, *launch_arguments.replay_arguments()],
         "several_cameras.launch.py": [("cameras", "", "arguments of depth.launch.py")],
     }
     for name, _, description in arguments[file.name]:

@@ -33,9 +33,10 @@ CAMERA = Camera(50.0, 50.0, 48.0, 16.0, 96, 32)
 def test_arguments_in_another_order_are_not_ignored(
     pipeline: DepthPipeline, arguments: tuple[Any, ...], words: str
 ) -> None:
+    image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
     with pytest.raises(TypeError, match=rf"{words}.*process\(image, stamp_ns, motion, camera"):
-        pipeline.process(texture(96, 32), *arguments)
-    pipeline.process(texture(96, 32), np.int64(0), None, CAMERA)
+        pipeline.process(image, *arguments)
+    assert pipeline.process(image, np.int64(0), None, CAMERA).camera is not None
 
 
 def test_frames_far_apart_are_driving_all_the_same(pipeline: DepthPipeline) -> None:
