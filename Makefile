@@ -34,7 +34,7 @@ endif
 STAMP := $(VENV)/.installed-$(ROS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean distclean
+.PHONY: help demo test test-fast lint format parameters clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+parameters: $(STAMP) ## rewrite config/depth.yaml and docs/parameters.md from the declarations
+	$(BIN)/python -m depth_prior_ros.ros.parameters.documents
 
 clean: ## remove what runs and builds left behind, but not .venv
 	rm -rf demo build install log dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -95,6 +95,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth_node = depth_prior_ros.ros.node:main",
+            "depth_rviz = depth_prior_ros.ros.open_rviz:main",
             "depth_model_text = depth_prior_ros.ros.model_text:main",
             "depth_train = training.commands.cli:main",
             "depth_bag = rosbag_tools.cli:main",

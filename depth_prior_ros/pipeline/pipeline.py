@@ -215,8 +215,9 @@ class DepthPipeline(PipelineSettings):
         (H, W), where the image shows nothing (the corners of a rectified one).
 
         Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
-        been.
+        been, and TypeError for arguments in another order.
         """
+        _check_order(stamp_ns, motion, camera)
         clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
             current = self._show(image, stamp_ns, camera, outside)
@@ -402,3 +403,17 @@ class DepthPipeline(PipelineSettings):
         if found.output is None:
             return combine(units)
         return combine(self._units(current, single, Found()), units)
+
+
+def _check_order(stamp_ns: object, motion: object, camera: object) -> None:
+    kinds = (
+        ("stamp_ns", stamp_ns, (int, np.integer), "an integer of nanoseconds"),
+        ("motion", motion, (Motion, type(None)), "a Motion or None"),
+        ("camera", camera, (Camera, type(None)), "a Camera or None"),
+    )
+    for name, value, kind, words in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be {words}, not {type(value).__name__}: "
+                "process(image, stamp_ns, motion, camera)"
+            )
