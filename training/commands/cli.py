@@ -185,9 +185,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.atomic_files import write_json
+    from depth_prior_ros.progress import ProgressBar
     from training.evaluation.evaluation import MODELS, evaluate
-    from training.evaluation.json import write_json
-    from training.evaluation.progress import ProgressBar
+    from training.evaluation.json import as_json
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
@@ -206,7 +207,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     print_report(report)
     if arguments.json:
-        write_json(report, arguments.json)
+        write_json(arguments.json, as_json(report))
     if arguments.pictures:
         for picture in write_pictures(report, arguments.pictures):
             print(f"pictures: {picture}")
@@ -245,8 +246,8 @@ def _table(
     device: str = "auto",
 ) -> None:
     """Compare, and print the table."""
+    from depth_prior_ros.progress import ProgressBar
     from training.comparison.compare import FIGURES, TABLE, compare
-    from training.evaluation.progress import ProgressBar
 
     with ProgressBar() as progress:
         compare(listing, out, data, backend=backend, device=device, progress=progress)
