@@ -156,7 +156,7 @@ def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
     add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
     add(
-        "--jobs", type=int, default=1, help="runs at a time, each on a core of its own (default: 1)"
+        "--jobs", type=int, default=1, help="runs at a time; cores and GPUs are shared out (default: 1)"
     )
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     experiment.set_defaults(handler=_experiment)
