@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.atomic_files import write_text
 from rosbag_tools import charts, pictures
 from rosbag_tools.console import number
 from rosbag_tools.report_page import PAGE, SCRIPT, STYLE
@@ -26,9 +27,7 @@ def report(folder: Path) -> Path:
     """Make report.html of a finished replay's folder again; raises RecordingError."""
     page = render(folder, load(folder))
     out = folder / REPORT
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out)
+    write_text(out, page)
     return out
 
 

@@ -125,7 +125,7 @@ class _Session:
             self._node_parameters(), remappings, domain_id=domain, log=self.folder / NODE_LOG
         )
         with process, Player(domain) as player:
-            with progress("starting the node", unit="") as update:
+            with progress("starting the node") as update:
                 player.wait_for_node(process, options.start_timeout)
                 update(1, 1)
             played = self._play(player, process)

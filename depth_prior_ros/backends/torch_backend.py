@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
+from depth_prior_ros.backends.devices import choose_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,21 +37,9 @@ class TorchBackend:
 
         self._torch = torch
         self.precision: Precision = precision
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self._device = torch.device(device)
-        except RuntimeError as error:
-            raise BackendError(f"unknown device {device!r}: {error}") from error
-        if self._device.type == "cuda":
-            if not torch.cuda.is_available():
-                raise BackendError(f"device {device!r}: this PyTorch sees no CUDA device")
-            if (self._device.index or 0) >= torch.cuda.device_count():
-                raise BackendError(f"device {device!r}: only {torch.cuda.device_count()} there")
-        elif self._device.type == "cpu":
+        self._device = choose_device(device)
+        if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        else:
-            raise BackendError(f"device {device!r}: choose auto, cpu, cuda or cuda:N")
 
     @property
     def device(self) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.bundle.bundle import Bundle, load_bundle
-from depth_prior_ros.bundle.files import move_into_place, sha256_of, staging
+from depth_prior_ros.bundle.files import sha256_of, staging
 from depth_prior_ros.bundle.manifest import (
     BASELINES_NAME,
     MANIFEST_NAME,

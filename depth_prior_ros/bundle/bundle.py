@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from depth_prior_ros.atomic_files import move_into_place, replacing
 from depth_prior_ros.bundle.files import (
-    move_into_place,
     open_tensors,
     refuse_foreign,
     sha256_of,
@@ -289,13 +289,11 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     if manifest.files != bundle.manifest.files:
         raise BundleError(target, "the hashes of files are not yours to change")
     _verify_content(Bundle(bundle.path, manifest))
-    temporary = target.with_suffix(".yaml.tmp")
     try:
-        write_manifest(temporary, manifest)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            write_manifest(temporary, manifest)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BundleError(target, f"cannot be written: {error}") from error
+        raise BundleError(target, str(error.strerror)) from error
     return Bundle(bundle.path, manifest)
 
 

@@ -58,8 +58,8 @@ def single_frame_confidence(inverse_depth: Tensor) -> Tensor:
     return torch.exp(-step / _EDGE)
 
 
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+Precision = Literal["f32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 
 
 class FoldedFusion(nn.Module):
@@ -73,7 +73,7 @@ class FoldedFusion(nn.Module):
     Args:
         fusion: the fusion; its convolutions behind the attentions are shared, not copied.
         prior: its prior.
-        precision: "fp32", or "bf16" for the products of the pixel-wise branch, in blocks of
+        precision: "f32", or "bf16" for the products of the pixel-wise branch, in blocks of
             queries. Then the keys are centred, which softmax does not see but rounding does. The
             depth hint stays in float32: its heads are so narrow that bfloat16 gains nothing.
 
@@ -82,10 +82,10 @@ class FoldedFusion(nn.Module):
             unknown precision.
     """
 
-    def __init__(self, fusion: PriorFusion, prior: Prior, precision: Precision = "fp32") -> None:
+    def __init__(self, fusion: PriorFusion, prior: Prior, precision: Precision = "f32") -> None:
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
+            raise ValueError(f"unknown precision {precision!r}: choose f32 or bf16")
         self.fusion = fusion
         with torch.no_grad():
             self.queries = _folded_queries(fusion)
@@ -155,7 +155,7 @@ class StudentRunner(nn.Module):
         prior: its prior, projected and folded here once; required where the student has a fusion.
         min_depth: depth of sigmoid one, network units.
         max_depth: depth of sigmoid zero, network units.
-        precision: of the products with the prior, see `FoldedFusion`; "fp32" for export.
+        precision: of the products with the prior, see `FoldedFusion`; "f32" for export.
 
     Raises:
         ValueError: a fusion without a prior, or the reverse.
@@ -170,7 +170,7 @@ class StudentRunner(nn.Module):
         prior: Prior | None = None,
         min_depth: float = 0.1,
         max_depth: float = 100.0,
-        precision: Precision = "fp32",
+        precision: Precision = "f32",
     ) -> None:
         super().__init__()
         if (student.fusion is None) != (prior is None):

@@ -349,7 +349,7 @@ def test_one_command_makes_the_table_and_resumes(
     assert cli.main(command) == 0
     assert (out / FIGURES).read_bytes() == first
     kept = sorted((out / CACHE).iterdir())
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*.partial"))
     kept[0].write_text("{")  # half a file from elsewhere
     with pytest.raises(AssertionError, match="judged again"):
         cli.main(command)

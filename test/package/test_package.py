@@ -25,13 +25,11 @@ EXECUTABLES = {
 
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {
-    "lightning_fabric": "lightning-fabric",
     "cv2": "opencv-python-headless",
     "yaml": "PyYAML",
 }
 # Import name -> key of package.xml. None: rosdep has no key for it.
 ROSDEP_KEYS = {
-    "lightning_fabric": None,
     "cv2": "python3-opencv",
     "rosbags": "python3-rosbags-pip",
     "tensorboard": "python3-tensorboard-pip",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training_files import damage, write_moving_drive
 
 from depth_prior_ros.bundle import Bundle, save_bundle
 from training.commands.cli import main
-from training.prior.explain import explain_image, write
+from training.prior.explain import explain_image
 from training.prior.explain_images import example_images, one_image
 from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels, entropy
 from training.prior.explain_scale import (
@@ -296,24 +295,6 @@ def test_the_picture_shows_the_source_images(bundle: Bundle, data: Path, tmp_pat
     missing = cv2.imread(str(out))
     assert magenta(missing) == 0
     assert missing.shape[0] < picture.shape[0]  # a row a pixel
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "picture.png"
-    out.write_bytes(b"old")
-
-    def full(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[:3])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        write(out, b"new picture")
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    assert out.read_bytes() == b"old"
 
 
 # -- images and the command line -------------------------------------------------------------------

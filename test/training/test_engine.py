@@ -9,7 +9,9 @@ import math
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +21,13 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.loop import checkpoint, progress
+from training.loop import checkpoint
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.progress import duration
-from training.loop.trainer import BEST, LAST, Engine, Settings, TrainingError
+from training.loop.distributed import Processes
+from training.loop.trainer import LAST, BatchesAhead, Engine, Settings, TrainingError
+from training.recipes.recipe import RecipeError
 from training.stages.base import TrainingConfig
 
 STEPS = 10
@@ -44,10 +48,12 @@ class OneWeight:
         self._before = before or (lambda _: None)
         self.calls = 0
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw_batch(self, rng: np.random.Generator) -> Tensor:
+        return torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32))
+
+    def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         self._before(self.calls)
         self.calls += 1
-        x = torch.from_numpy(rng.standard_normal((4, 1), dtype=np.float32))
         return self.factor * (self.net(x) - 3 * x).square().mean(), {"extra": 1.0}
 
     def validate(self) -> dict[str, float]:
@@ -89,28 +95,14 @@ def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
     assert tags["images"] == ["black"]
 
 
-def test_a_log_file_gets_a_line_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_file_gets_the_first_and_the_last_step(tmp_path: Path) -> None:
     output = io.StringIO()
-    engine(OneWeight(), tmp_path / "a", output).run()
+    engine(OneWeight(), tmp_path, output).run()
     steps = [line for line in output.getvalue().splitlines() if "loss" in line]
     assert [line.split(",")[0] for line in steps] == [
         "one weight: step 1 of 10",
         "one weight: step 10 of 10",
     ]
-    monkeypatch.setattr(progress, "_BETWEEN_LINES", 0.0)
-    output = io.StringIO()
-    engine(OneWeight(), tmp_path / "b", output).run()
-    assert output.getvalue().count("loss") == STEPS
-
-
-def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
-    output = io.StringIO()
-    run = engine(OneWeight(), tmp_path)
-    run.console = Console(file=output, force_terminal=True, width=80)
-    run.run()
-    assert "10/10" in output.getvalue()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -143,8 +135,8 @@ def test_a_loss_that_is_not_finite_is_not_derived(tmp_path: Path) -> None:
             raise AssertionError("the gradient of NaN was asked for")
 
     class Spoiled(OneWeight):
-        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-            loss, values = super().loss(rng)
+        def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+            loss, values = super().loss(x)
             return Crashes.apply(loss), values
 
     with pytest.raises(TrainingError, match=r"loss is nan at step 0"):
@@ -164,8 +156,8 @@ def test_the_batch_that_failed_is_kept(tmp_path: Path, cause: str) -> None:
     class KeepsBatch(OneWeight):
         last_batch: ClassVar[dict[str, Tensor]] = {}
 
-        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-            loss, values = super().loss(rng)
+        def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+            loss, values = super().loss(x)
             # Views of one memory are what batches are made of, and safetensors refuses them.
             x = torch.full((2, 3), float(self.calls))
             KeepsBatch.last_batch = {"images": x, "first": x[:1], "turned": x.T}
@@ -195,7 +187,7 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_failure(
 ) -> None:
     stage = OneWeight()
     stage.factor, stage.last_batch = math.nan, {"x": torch.zeros(1)}  # type: ignore[attr-defined]
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint, "write_safetensors", full_disk)
     with pytest.raises(TrainingError, match=r"loss is nan.* could not be kept: .*No space left"):
         engine(stage, tmp_path).run()
 
@@ -204,39 +196,122 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_the_best_networks_are_kept(tmp_path: Path) -> None:
-    class Chooses(OneWeight):
-        chosen_by = "error"
-        errors = iter([math.nan, 0.3, 0.1, 0.2, 0.1])
+class CountReads(TorchDispatchMode):
+    """Counts how often a number is read out of a tensor, which waits for a device."""
 
-        def validate(self) -> dict[str, float]:
-            return {"error": next(self.errors), "test set": -1.0}
+    reads = 0
 
-    stage = Chooses()
-    run = engine(stage, tmp_path)
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def sparse(stage: OneWeight, folder: Path) -> Engine:
+    """Log and checkpoint at every fifth step only."""
+    run = engine(stage, folder)
     run.settings = Settings(
-        seed=1, stage_number=0, checkpoint_every=4, validate_every=2, log_every=1
+        seed=1, stage_number=0, checkpoint_every=5, validate_every=50, log_every=5
     )
-    done = run.run()
-    assert done["best"] == {"step": 6, "name": "error", "figure": 0.1}
-    best, last = OneWeight(), OneWeight()
-    assert load_checkpoint(tmp_path / BEST, best.networks)["step"] == 6
-    assert load_checkpoint(tmp_path / LAST, last.networks)["best"] == done["best"]
-    assert best.net.weight.item() != last.net.weight.item() == stage.net.weight.item()
+    return run
 
 
-def test_without_the_figure_there_is_no_best(tmp_path: Path) -> None:
-    stage, output = OneWeight(), io.StringIO()
-    stage.chosen_by = "held out"  # type: ignore[attr-defined]
-    done = engine(stage, tmp_path, output).run()
-    assert done["best"] is None and not (tmp_path / BEST).exists()
-    assert output.getvalue().count("no figure held out") == 1
+def test_between_steps_that_log_nothing_is_read_from_the_device(tmp_path: Path) -> None:
+    reads: list[int] = []
+    counter = CountReads()
+    with counter:
+        sparse(OneWeight(before=lambda _: reads.append(counter.reads)), tmp_path).run()
+    reads.append(counter.reads)
+    each = np.diff(reads)
+    quiet = [step for step in range(STEPS) if step % 5 and (step + 1) % 5]
+    assert each[quiet].tolist() == [0] * len(quiet), each
+
+
+@pytest.mark.parametrize("cause", ["loss", "gradient norm"])
+def test_what_a_device_finds_not_finite_is_told_later_and_changes_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """On a GPU nobody looks between steps that log; here, a CPU is told not to."""
+    monkeypatch.setattr("training.loop.trainer._known_bad", lambda _: False)
+    weights: list[float] = []
+
+    class Fails(OneWeight):
+        last_batch: ClassVar[dict[str, Tensor]] = {}
+
+        def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+            weights.append(self.net.weight.item())
+            self.last_batch["x"] = x
+            loss, values = super().loss(x)
+            return (loss * math.nan if cause == "loss" and self.calls == 7 else loss), values
+
+    stage = Fails()
+    if cause == "gradient norm":
+        stage.net.weight.register_hook(lambda g: g * math.inf if stage.calls == 7 else g)
+    with pytest.raises(TrainingError, match=rf"{cause} is .* at step 6; the batch is kept"):
+        sparse(stage, tmp_path).run()
+    assert stage.calls == STEPS + 1, "read at the last step; then the batch was drawn again"
+    assert weights[5] != weights[6] == weights[7] == weights[-1] == stage.net.weight.item()
+    with safe_open(str(tmp_path / "failed_batch.safetensors"), framework="pt") as file:
+        drawn = stage.draw_batch(np.random.default_rng([1, 0, 6]))
+        assert torch.equal(file.get_tensor("x"), drawn)
+    assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 5
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+
+    class OnGpu(OneWeight):
+        def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+            quiet = self.calls % 5 and (self.calls + 1) % 5
+            torch.cuda.set_sync_debug_mode("error" if quiet else "default")
+            return super().loss(x.to(device, non_blocking=True))
+
+    stage = OnGpu()
+    stage.net.to(device)
+    run = sparse(stage, tmp_path)
+    run.processes = Processes(device=device)
+    try:
+        assert run.run()["step"] == STEPS
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_are_drawn_ahead_in_their_order() -> None:
+    main, drawn, may_go = threading.current_thread(), [], threading.Event()
+
+    def draw(step: int) -> int:
+        assert threading.current_thread() is not main
+        drawn.append(step)
+        if step == 2:
+            assert may_go.wait(10)
+        return 10 * step
+
+    with closing(BatchesAhead(draw, 4)) as batches:
+        assert [batches.of(0), batches.of(1)] == [0, 10]
+        may_go.set()  # the third one was begun, and the second given without waiting for it
+        assert [batches.of(2), batches.of(3)] == [20, 30]
+    assert drawn == [0, 1, 2, 3]
+
+
+def test_a_batch_that_cannot_be_drawn_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    class Broken(OneWeight):
+        def draw_batch(self, rng: np.random.Generator) -> Tensor:
+            if rng.bit_generator.seed_seq.entropy[-1] == 6:
+                raise RecipeError("no frame left")
+            return super().draw_batch(rng)
+
+    stage = Broken()
+    with pytest.raises(RecipeError, match="no frame left"):
+        engine(stage, tmp_path).run()
+    assert stage.calls == 6
 
 
 def test_collapse_is_told_and_logged_once(tmp_path: Path) -> None:
     class Collapses(OneWeight):
-        def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-            return super().loss(rng)[0], {"explained": 0.0}
+        def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+            return super().loss(x)[0], {"explained": 0.0}
 
     output = io.StringIO()
     engine(Collapses(), tmp_path, output).run()
@@ -345,8 +420,3 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, log_every: int)
     assert not list(tmp_path.glob("*.partial"))
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
     assert engine(OneWeight(), tmp_path).run()["step"] == STEPS
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (245, "4:05"), (3723, "1:02:03")])
-def test_time_left(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -66,7 +66,8 @@ def loss_of(one: StudentStage, seed: int = 0) -> tuple[float, dict[str, float]]:
     torch.manual_seed(seed)
     for network in one.networks.values():
         network.eval()
-    loss, values = one.loss(np.random.default_rng([0, 0, seed]))
+    loss, figures = one.loss(one.draw_batch(np.random.default_rng([0, 0, seed])))
+    values = {name: float(value) for name, value in figures.items()}
     return loss.item(), values
 
 
@@ -132,7 +133,7 @@ def test_a_prior_may_be_read_in_parts_and_stays_whole(
     tmp_path: Path,
 ) -> None:
     one = stage(triplets, tmp_path, FUSION, Teacher(), references=10, auxiliary=1.0)
-    one.system.prior = whole = References().sample(np.random.default_rng(0), 40)
+    one._whole = one.system.prior = whole = References().sample(np.random.default_rng(0), 40)
     seen: list[int] = []
     fusion = one.system.student.fusion
     assert fusion is not None
@@ -165,7 +166,7 @@ def test_the_looked_up_depth_learns_from_the_auxiliary_loss(
         smoothness=0.0,
     )
     # All references at one depth: nothing to choose between, so nothing to learn.
-    loss, _ = one.loss(np.random.default_rng([0, 0, 0]))
+    loss, _ = one.loss(one.draw_batch(np.random.default_rng([0, 0, 0])))
     loss.backward()
     fusion = one.system.student.fusion
     assert fusion is not None and fusion.query.weight.grad is not None
@@ -176,7 +177,7 @@ def test_the_looked_up_depth_learns_from_the_auxiliary_loss(
             references.features[:count], torch.linspace(0.05, 1, count)
         )
     )
-    loss, _ = one.loss(np.random.default_rng([0, 0, 0]))
+    loss, _ = one.loss(one.draw_batch(np.random.default_rng([0, 0, 0])))
     loss.backward()
     assert fusion.query.weight.grad.abs().max() > 1e-6
 

@@ -66,7 +66,7 @@ def test_all_networks_learn_with_pads(
     nets = build(lookup=lookup)
     stage = teacher_stage(nets, triplets, pairs, tmp_path)
     assert learning(stage) == {"student", "pose", "multi_frame"}
-    _, values = stage.loss(np.random.default_rng(1))
+    _, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/masked_consistency"] > 0
     assert 0 <= values["multi/at_range_end"] <= 1
 
@@ -84,7 +84,7 @@ def test_changed_samples_are_reliable_nowhere(tall: TripletSource, tmp_path: Pat
     for change in ({"static_camera": 1.0}, {"missing_frame": 1.0}):
         nets = build(TALL, kind="cost_volume", hypotheses=16)
         stage = teacher_stage(nets, tall, None, tmp_path, consistency=1.0, **change)
-        _, values = stage.loss(np.random.default_rng(0))
+        _, values = stage.loss(stage.draw_batch(np.random.default_rng(0)))
         assert values["multi/reliable"] == 0
         assert values["multi/photometric"] == 0
         assert values["multi/consistency"] > 0
@@ -160,10 +160,11 @@ def test_the_mask_decides_what_is_taught(
         return distil.Taught(taught.depth, torch.full_like(taught.error, 9.0))
 
     monkeypatch.setattr(distil, "teach", useless)
-    _, masked = distil_stage(triplets, None, tmp_path).loss(np.random.default_rng(0))
+    stage = distil_stage(triplets, None, tmp_path)
+    _, masked = stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert masked["distil/mask_share"] == 0 and masked["distil/loss"] == 0
     stage = distil_stage(triplets, None, tmp_path, masked=False)
-    _, free = stage.loss(np.random.default_rng(0))
+    _, free = stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert free["distil/loss"] > 0
 
 
@@ -176,7 +177,7 @@ def test_the_teachers_scale_is_of_no_importance(
     scenes: list[Scene] = []
     further = stage._further
     monkeypatch.setattr(stage, "_further", lambda scene: scenes.append(scene) or further(scene))
-    stage.loss(np.random.default_rng(0))
+    stage.loss(stage.draw_batch(np.random.default_rng(0)))
     plain, _ = further(scenes[0])
     monkeypatch.setattr(
         distil,
@@ -197,5 +198,5 @@ def test_the_teachers_motion_explains_the_teachers_depth(
         "motion",
         lambda a, b: asked.append(len(a)) or System.motion(stage.teacher, a, b),
     )
-    stage.loss(np.random.default_rng(0))
+    stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert asked == [6], "both neighbours of three samples, by the teacher's pose network"

@@ -156,7 +156,10 @@ def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
     add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
     add(
-        "--jobs", type=int, default=1, help="runs at a time, each on a core of its own (default: 1)"
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time; cores and GPUs are shared out (default: 1)",
     )
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     experiment.set_defaults(handler=_experiment)
@@ -185,9 +188,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.atomic_files import write_json
+    from depth_prior_ros.progress import ProgressBar
     from training.evaluation.evaluation import MODELS, evaluate
-    from training.evaluation.json import write_json
-    from training.evaluation.progress import ProgressBar
+    from training.evaluation.json import as_json
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
@@ -206,7 +210,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     print_report(report)
     if arguments.json:
-        write_json(report, arguments.json)
+        write_json(arguments.json, as_json(report))
     if arguments.pictures:
         for picture in write_pictures(report, arguments.pictures):
             print(f"pictures: {picture}")
@@ -245,8 +249,8 @@ def _table(
     device: str = "auto",
 ) -> None:
     """Compare, and print the table."""
+    from depth_prior_ros.progress import ProgressBar
     from training.comparison.compare import FIGURES, TABLE, compare
-    from training.evaluation.progress import ProgressBar
 
     with ProgressBar() as progress:
         compare(listing, out, data, backend=backend, device=device, progress=progress)

@@ -248,7 +248,7 @@ def _pixel(text: str) -> tuple[int, int]:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from training.evaluation.progress import ProgressBar
+    from depth_prior_ros.progress import ProgressBar
     from training.prior.explain import explain_image, explain_prior
 
     folder, name = Path("runs/explain"), Path(arguments.bundle).resolve().name

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depth_prior_ros.atomic_files import write_json, write_text
 from depth_prior_ros.geometry.camera import Camera
 from training.comparison.cost import measure_cost
 from training.comparison.rows import Listing, Row, open_rows, resolve_pair
 from training.comparison.sets import SETS, PreparedSet, find_sets, judge_map, judge_model, prepare
 from training.comparison.table import METRICS, ByFrame, SetResults, markdown, set_json
 from training.evaluation.baseline_rows import CONSTANT, SET_MEAN, Map, baseline_maps
-from training.evaluation.json import write_content, write_text
 from training.evaluation.sets import EvaluationError, EvaluationSet, Progress, data_folder, quiet
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def compare(
     }
     if listing.cost:
         content["cost"] = measure_cost(rows, backend, device, progress=progress)
-    write_content(content, out / FIGURES)
-    write_text(markdown(content), out / TABLE)
+    write_json(out / FIGURES, content)
+    write_text(out / TABLE, markdown(content))
     return content
 
 
@@ -199,7 +199,7 @@ def _judge_bundle(
         entry["backend"] = pipeline.backend
         entry["models"][model] = judge_model(pipeline, one, model, work.progress, label)
     if missing:
-        write_content(entry, path)
+        write_json(path, entry)
     return entry
 
 
@@ -223,7 +223,7 @@ def _judge_kept_map(work: _Work, depth: Map, one: PreparedSet) -> list[dict[str,
     entry = _read(path)
     if entry is None:
         entry = {"version": CACHE_VERSION, "set": one.name, "frames": judge_map(depth, one)}
-        write_content(entry, path)
+        write_json(path, entry)
     frames: list[dict[str, Any]] = entry["frames"]
     return frames
 

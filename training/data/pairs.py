@@ -22,6 +22,7 @@ from training.data.augmentation import (
     mirror_pose,
     write_planes,
 )
+from training.loop.distributed import to_device
 from training.losses.supervised import FAR_UNITS
 from training.recipes.base import RecipeError
 from training.recipes.data import Synthetic
@@ -77,8 +78,7 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on another device."""
-        pose = Pose(self.previous_from_current.matrix.to(device))
-        return PairBatch(self.inputs.to(device), self.depth.to(device), self.K.to(device), pose)
+        return to_device(self, device)
 
 
 @dataclass

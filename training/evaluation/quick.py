@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from depth_prior_ros.atomic_files import write_bytes
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.metrics import Protocol, garg_mask
 from depth_prior_ros.recordings import CorruptFrameError, read_frames
@@ -220,11 +221,8 @@ def colour_inverse_depth(inverse: NDArray[np.floating[Any]]) -> NDArray[np.uint8
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture (H, W, 3) under a temporary name, then rename it."""
+    """Write an RGB picture (H, W, 3) as PNG."""
     done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     if not done:
         raise OSError(f"{path}: the picture could not be encoded")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data.tobytes())
-    temporary.replace(path)
+    write_bytes(path, data.tobytes())

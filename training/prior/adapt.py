@@ -21,18 +21,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_json
+from depth_prior_ros.backends.devices import choose_device
 from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle, rewrite_manifest
 from depth_prior_ros.bundle.derive import replace_prior
 from depth_prior_ros.bundle.manifest import MANIFEST_NAME, TEACHER_FOLDER, PriorTeacher
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.progress import ProgressBar
 from training.errors import TrainingError
-from training.evaluation.json import write_content
-from training.evaluation.progress import ProgressBar
 from training.evaluation.sets import Progress
 from training.prior.own_drive import OwnDrive, depth_errors, notes, photometric, table
-from training.prior.rate_bar import RateBar
 from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.selection import SelectionError, select
@@ -281,7 +281,7 @@ def adapt(request: Request) -> Adapted:
         raise TrainingError(
             f"{bundle.path}: this student has no prior fusion, so no prior can change it"
         )
-    device = _device(request.device)
+    device = str(choose_device(request.device))
     with ProgressBar() as progress:
         drive = OwnDrive.open(request.bag, request.share, request.stride, progress)
         teacher = open_adapt_teacher(bundle, request.teacher, device)
@@ -321,7 +321,7 @@ class _Work:
         figures = bundle.manifest.metrics.get("adapt")
         if figures is None:
             return None
-        write_content(figures, self.folder / FIGURES)
+        write_json(self.folder / FIGURES, figures)
         return Adapted(bundle, figures, self.folder)
 
     def _written(self) -> Bundle | None:
@@ -366,7 +366,7 @@ class _Work:
         pool = _Pool(references, self.bundle.prior() if request.keep_old else None)
         keep = self._keep(pool)
         images = list(self.drive.images(request.images, self.bundle.manifest.camera))
-        with RateBar() as progress:
+        with ProgressBar() as progress:
             chosen = select(
                 student, cast("ReferenceSet", pool), images, keep=keep, progress=progress
             )
@@ -448,7 +448,7 @@ class _Work:
             "notes": [*teacher.notes, *notes(drive, light, depth)],
         }
         done = rewrite_manifest(after, metrics={"adapt": figures})
-        write_content(figures, self.folder / FIGURES)
+        write_json(self.folder / FIGURES, figures)
         return Adapted(done, figures, self.folder)
 
 
@@ -516,11 +516,3 @@ def _check(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < least:
             raise TrainingError(f"{name.replace('_', '-')} {value}: at least {least}")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainingError(f"device {name}: there is no CUDA device here")
-    return name

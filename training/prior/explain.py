@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_bytes, write_text
 from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.progress import Progress
 from training.evaluation.sets import DATA_VARIABLE, data_folder
 from training.prior.explain_images import example_images, one_image
 from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels
 from training.prior.explain_sources import SourcePictures, read_origins
 
-Progress = Callable[[str, int, int], None]
 # Rows of a reference set that its distribution of depth is taken from.
 _SAMPLE = 200_000
 
@@ -66,7 +67,7 @@ def explain_image(
     sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data), [image])
     title = f"What {reader.bundle.manifest.name} looks up in {name}"
     explanation = Explanation(picture, seen, lookups, title, names, top)
-    write(out, draw(explanation, reader, sources, kind))
+    write_bytes(out, draw(explanation, reader, sources, kind))
     lines = [
         f"{number} {names.get(found.pixel, ''):6} pixel {found.pixel[0]},{found.pixel[1]}: looked "
         f"up {found.looked_up:.1f} m, predicted {found.predicted:.1f} m, "
@@ -116,23 +117,7 @@ def explain_prior(
     depths = None if reference is None else _reference_depths(reader, reference)
     pictures = SourcePictures(reader.bundle, origins, root, images)
     page = render(PriorReport(reader, origins, pictures, use, origin, depths))
-    write(out, page.encode())
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it; a failure leaves nothing behind.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(out, page)
 
 
 def _opened(bundle: Bundle | str | Path) -> Bundle:

@@ -98,8 +98,7 @@ def measure_use(
                 progress("looking at images", len(names), 0)
         if not names:
             raise ExplainError("no image to look at")
-        steps = None if progress is None else lambda what, n, of, _: progress(what, n, of)
-        usage = prior_usage(reader.fusion, maps, [reader.prior], progress=steps)
+        usage = prior_usage(reader.fusion, maps, [reader.prior], progress=progress)
     shape = (maps[0].shape[-2], maps[0].shape[-1])
     found = np.concatenate(looked_up) if looked_up else None
     return Use(names, usage, shape, np.concatenate(depths), found)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.progress import ProgressBar
 from training.data.sources import LoadedData
-from training.evaluation.progress import ProgressBar
 from training.loop.distributed import Processes
-from training.prior.rate_bar import RateBar
 from training.prior.reference.extraction import claimed, extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.chosen import FILE, ChosenPrior
@@ -188,7 +187,7 @@ class PriorWork:
                 yield image
 
         system.student.eval()
-        with RateBar() as progress:
+        with ProgressBar() as progress:
             found = select(
                 system.student,
                 references,

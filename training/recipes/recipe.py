@@ -171,7 +171,9 @@ class Recipe(Strict):
     output: Output
     device: str = Field("auto", description="cpu, cuda, cuda:N; auto: CUDA where there is one")
     threads: int = Field(1, ge=1, description="CPU threads; one is often faster than two")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "f32", description="of the networks in training; auto: bf16 where it is computed fast"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps")
     validate_every: int = Field(1000, ge=1, description="steps")
     log_every: int = Field(20, ge=1, description="steps")
@@ -187,6 +189,11 @@ class Recipe(Strict):
         passed = self.stages[-1].passes_multi_frame
         asked = passed if self.output.multi_frame is None else self.output.multi_frame
         return self.trains_multi_frame if asked is None else asked
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _old_word(cls, precision: object) -> object:
+        return "f32" if precision == "fp32" else precision  # as recipes in older bundles say
 
     @field_validator("size")
     @classmethod

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.backends.base import BackendError
 from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
-from depth_prior_ros.bundle.files import move_into_place, staging
+from depth_prior_ros.bundle.files import staging
 from depth_prior_ros.models.export import (
     FeatureRunner,
     MultiFrameRunner,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.bundle import (
     Architecture,
     Bundle,
@@ -89,10 +89,9 @@ def write_bundle(
         prior=_prior_spec(system, chosen),
         metrics={p["part"]: p.get("validation", {}) for p in progress},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A bundle without its maps would pass for a finished one after a kill in between.
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
+    with staging_folder(path) as folder:
+        whole = folder / path.name
         save_bundle(
             whole,
             manifest,

@@ -18,10 +18,11 @@ import torch
 import yaml
 from rich.console import Console
 
+from depth_prior_ros.atomic_files import write_text
+from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
-from training.evaluation.json import write_text
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.loop.distributed import Processes, start_processes
 from training.loop.trainer import LAST, Engine, Settings
@@ -57,13 +58,17 @@ class Run:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def __post_init__(self) -> None:
-        device = _device(self.recipe.device)
+        device = choose_device(self.recipe.device)
         if device.type == "cpu":
             torch.set_num_threads(self.recipe.threads)
-        self.processes: Processes = start_processes(device, self.recipe.precision)
-        self.device = self.processes.device if self.processes.count > 1 else device
+        self.processes: Processes = start_processes(device)
+        self.device = self.processes.device
         if not self.processes.is_first:
             self.console = Console(quiet=True)
+        self.precision = choose_precision(self.recipe.precision, self.device)
+        if self.recipe.precision == "auto":
+            how = "fast" if self.precision == "bf16" else "slowly or not at all"
+            self.console.print(f"precision {self.precision}: bf16 is computed {how} here")
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
         self._data: LoadedData | None = None
@@ -86,7 +91,7 @@ class Run:
             return load_bundle(bundle).path
         if self.processes.is_first:
             path = self.folder / "environment.json"
-            keep_environment(path, self.recipe.seed, self.device)
+            keep_environment(path, self.recipe.seed, self.device, self.precision)
         system = self.initial_system(announce=True)
         progress: list[dict[str, Any]] = []
         for part in self._parts():
@@ -225,17 +230,6 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     return Run(resolved, folder).carry_out()
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # how torch says that there is no CUDA
-        raise RecipeError(f"device '{name}' cannot be used: {error}") from error
-    return device
-
-
 def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
     """Write the resolved recipe; a folder where another recipe's run has begun is refused."""
     if path.is_file() and begun:
@@ -246,7 +240,7 @@ def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
                 "there); give --out another folder, or remove that one"
             )
         return
-    write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), path)
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _read_kept(path: Path) -> Recipe | None:

@@ -160,10 +160,10 @@ class DistilStage(SelfSupervisedStage):
         kept = mask if self.schedule.masked else torch.ones_like(mask)
         loss = log_ratio_distillation(scene.depth, taught.depth, kept, self.schedule.variance)
         values = {
-            "distil/loss": loss.item(),
-            "distil/mask_share": mask.float().mean().item(),
-            "distil/teacher_error": taught.error.mean().item(),
-            "distil/student_error": own.mean().item(),
+            "distil/loss": loss,
+            "distil/mask_share": mask.float().mean(),
+            "distil/teacher_error": taught.error.mean(),
+            "distil/student_error": own.mean(),
         }
         return self.schedule.weight * loss, values
 

@@ -20,8 +20,10 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.matching import TeacherOutput
 from depth_prior_ros.models.search_range import DELTA_RANGE
+from training.data.batch import StepBatch, TripletBatch
 from training.data.pairs import PairSource
-from training.data.triplets import TripletBatch, TripletSource
+from training.data.triplets import TripletSource
+from training.loop.distributed import to_device
 from training.losses.photometric import Target, identity_error, minimum_reprojection
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
-Logs = dict[str, float]
+Logs = dict[str, Tensor]  # numbers of shape (), on the device
 
 
 @stage
@@ -148,11 +150,8 @@ class SelfSupervisedStage:
     metres_per_unit: float = 10.0
     held_out: TripletSource | None = None
     last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    chosen_by: str | None = "0039lidar"
 
     def __post_init__(self) -> None:
-        if self.held_out is not None:
-            self.chosen_by = HELD_OUT
         for network in self.networks.values():
             network.requires_grad_(False)
         for module in self._learning:
@@ -177,31 +176,37 @@ class SelfSupervisedStage:
             modules.append(fusion)
         return modules
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
+    def draw_batch(self, rng: np.random.Generator) -> StepBatch:
         """One batch of triplets and, for rehearsal, one of pairs."""
+        processes, schedule = self.system.processes, self.schedule
+        size = schedule.batch
+        batch = StepBatch(self.triplets.batch(size, rng, part=processes.slice(size)))
+        if self.pairs is not None and (size := schedule.synthetic_batch):
+            batch.pairs = self.pairs.batch(size, rng, part=processes.slice(size))
+        return batch
+
+    def loss(self, drawn: StepBatch) -> tuple[Tensor, Logs]:
+        """Real frames explain each other; and rehearsal."""
         for name, network in self.networks.items():
             if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
                 network.eval()
-        processes, device = self.system.processes, self.system.device
-        size = self.schedule.batch
-        batch = self.triplets.batch(size, rng, part=processes.slice(size)).to(device)
+        drawn = to_device(drawn, self.system.device)
+        batch = drawn.triplets
         self.last_batch = {"images": batch.images, "K": batch.K, "poses": batch.poses}
         scene, loss, values = self._student(batch)
         further, logs = self._further(scene)
         loss, values = loss + further, values | logs
-        if self.pairs is not None and self.schedule.synthetic_batch:
-            size = self.schedule.synthetic_batch
-            pairs = self.pairs.batch(size, rng, part=processes.slice(size))
+        if drawn.pairs is not None:
             rehearsal, logs = supervised_loss(
                 self.system,
-                pairs.to(device),
+                drawn.pairs,
                 gradient_weight=self.schedule.gradient_weight,
                 multi_batch=self._rehearsed_by_multi(),
                 pose_weight=self.schedule.pose_weight,
                 predicted_pose=self.schedule.predicted_pose,
             )
             loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
-        return loss, values
+        return loss, {name: value.detach() for name, value in values.items()}
 
     def _rehearsed_by_multi(self) -> int | None:
         """Pairs of a batch that M rehearses on: none where it does not learn."""
@@ -217,8 +222,6 @@ class SelfSupervisedStage:
         the same as predicted; and the loss of these where known."""
         predicted = self.system.neighbour_motions(batch.inputs)
         recorded = batch.poses.transpose(0, 1)
-        if not batch.known.any():
-            return predicted, predicted, predicted.new_zeros(())
         loss = pose_loss(Pose(predicted), Pose(recorded), known=batch.known)
         known = batch.known[None, :, None, None]
         return torch.where(known, recorded, predicted), predicted, loss
@@ -236,7 +239,7 @@ class SelfSupervisedStage:
         reprojection = smooth = poses.new_zeros(())
         output = self.system.predict(batch.inputs[:, 1], schedule.scales)
         disparities = output.disparity
-        scene, explained = None, 0.0
+        scene = explained = None
         for scale in sorted(disparities):
             disparity, size = disparities[scale], now.shape[-2:]
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
@@ -260,17 +263,17 @@ class SelfSupervisedStage:
                     rebuilt,
                     output.prior_inverse_depth,
                 )
-                explained = mask.float().mean().item()
-        assert scene is not None  # the recipe was checked
+                explained = mask.float().mean()
+        assert scene is not None and explained is not None  # the recipe was checked
         values = {
-            "photometric": reprojection.item(),
-            "smoothness": smooth.item(),
+            "photometric": reprojection,
+            "smoothness": smooth,
             "explained": explained,
-            "pose": pose_error.item(),
-            "depth_mean": scene.depth.mean().item(),
-            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean().item(),
-            "disparity_mean": disparities[0].mean().item(),
-            "disparity_spread": disparities[0].std((1, 2, 3)).mean().item(),
+            "pose": pose_error,
+            "depth_mean": scene.depth.mean(),
+            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean(),
+            "disparity_mean": disparities[0].mean(),
+            "disparity_spread": disparities[0].std((1, 2, 3)).mean(),
         }
         loss = self._photometric_weight * reprojection + schedule.smoothness * smooth
         loss = loss + schedule.known_pose_weight * pose_error
@@ -290,7 +293,7 @@ class SelfSupervisedStage:
             known,
             self.metres_per_unit,
         )
-        return error, {"travel_error": error.item()}
+        return error, {"travel_error": error}
 
     @property
     def _photometric_weight(self) -> float:
@@ -376,14 +379,14 @@ class SelfSupervisedStage:
             counted = counted * ~changed.view(-1, 1, 1, 1)
         at_end = (((best == 0) | (best == last)) * counted).sum() / counted.sum().clamp(min=1)
         values = {
-            "multi/photometric": error.item(),
-            "multi/smoothness": smooth.item(),
-            "multi/depth_mean": multi.depth.mean().item(),
-            "multi/at_range_end": at_end.item(),
+            "multi/photometric": error,
+            "multi/smoothness": smooth,
+            "multi/depth_mean": multi.depth.mean(),
+            "multi/at_range_end": at_end,
         }
         return values | range_figures(self.system.multi_frame)
 
-    def validate(self) -> Logs:
+    def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""
         figures = self.validation.figures(self.system)
         if self.held_out is not None:
@@ -418,14 +421,14 @@ def range_figures(multi_frame: nn.Module) -> Logs:
     followed = getattr(multi_frame, "range", None)
     if followed is not None:
         return {
-            "multi/range_near": float(followed.min_depth),
-            "multi/range_far": float(followed.max_depth),
+            "multi/range_near": followed.min_depth,
+            "multi/range_far": followed.max_depth,
         }
     if delta is None:
         return {}
     low, high = DELTA_RANGE
     return {
-        "multi/delta_mean": delta.mean().item(),
-        "multi/delta_max": delta.max().item(),
-        "multi/at_clip": ((delta <= low) | (delta >= high)).float().mean().item(),
+        "multi/delta_mean": delta.mean(),
+        "multi/delta_max": delta.max(),
+        "multi/at_clip": ((delta <= low) | (delta >= high)).float().mean(),
     }

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior
-from training.data.triplets import TripletBatch
+from training.data.batch import StepBatch, TripletBatch
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.guided import (
     auxiliary_loss,
@@ -175,24 +175,38 @@ class StudentStage(SelfSupervisedStage):
         faster = {"params": own, "factor": self.schedule.fusion_rate}
         return [{"params": rest}, faster] if own else [{"params": rest}]
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole = self.system.prior  # while a step is computed, the system has a part of it
+
+    def draw_batch(self, rng: np.random.Generator) -> StepBatch:
         """One batch with another part of the reference set."""
-        whole, count = self.system.prior, self.schedule.references
+        whole, count = self._whole, self.schedule.references
         # A generator of its own: with a prior or without, the same triplets are drawn.
         own = _child(rng)
+        batch = super().draw_batch(rng)
         if self.references is not None:
-            drawn = self.references.sample(own, count)
+            batch.prior = self.references.sample(own, count)
         elif whole is not None and count < len(whole.inverse_depth):
-            drawn = whole.rows(own.choice(len(whole.inverse_depth), count, replace=False))
-        else:
-            return super().loss(rng)
-        self.system.prior = drawn.to(self.system.device)
-        try:
-            return super().loss(rng)
-        finally:
-            self.system.prior = whole
+            batch.prior = whole.rows(own.choice(len(whole.inverse_depth), count, replace=False))
+        if self.schedule.asks_teacher:
+            assert self.outputs is not None  # the run made them
+            triplets = batch.triplets
+            triplets.teacher_depth, motions = self.outputs.of(triplets)
+            triplets.teacher_motions = None if motions is None else motions.transpose(0, 1)
+        return batch
 
-    def validate(self) -> Logs:
+    def loss(self, drawn: StepBatch) -> tuple[Tensor, Logs]:
+        """As before, with the batch's part of the reference set."""
+        if drawn.prior is None:
+            return super().loss(drawn)
+        self.system.prior = drawn.prior.to(self.system.device)
+        try:
+            return super().loss(drawn)
+        finally:
+            self.system.prior = self._whole
+
+    def validate(self) -> dict[str, float]:
         """As before, with a part of the reference set that is always the same."""
         with self._fixed_part():
             return super().validate()
@@ -235,8 +249,8 @@ class StudentStage(SelfSupervisedStage):
         schedule, loss = self.schedule, scene.depth.new_zeros(())
         if not schedule.asks_teacher:
             return loss, {}
-        assert self.outputs is not None  # the run made them
-        depth, motions = self.outputs.of(scene.batch)
+        depth, motions = scene.batch.teacher_depth, scene.batch.teacher_motions
+        assert depth is not None  # drawn with the batch
         height, width = scene.depth.shape[-2:]
         depth = resize_depth(depth.to(scene.depth), (height, width))
         values: Logs = {}
@@ -244,15 +258,15 @@ class StudentStage(SelfSupervisedStage):
             mask = self._trusted(scene, depth, motions)
             error = self._consistency(scene.depth, depth, mask)
             loss = loss + schedule.consistency * error
-            values["rich/consistency"] = error.item()
+            values["rich/consistency"] = error
             if mask is not None:
-                values["rich/mask_share"] = mask.float().mean().item()
+                values["rich/mask_share"] = mask.float().mean()
         if schedule.auxiliary:
             assert scene.prior_inverse_depth is not None  # the recipe was checked
             error = auxiliary_loss(scene.prior_inverse_depth, depth)
             loss = loss + schedule.auxiliary * error
-            values["rich/auxiliary"] = error.item()
-            values["rich/prior_spread"] = scene.prior_inverse_depth.detach().log().std().item()
+            values["rich/auxiliary"] = error
+            values["rich/prior_spread"] = scene.prior_inverse_depth.detach().log().std()
         return loss, values
 
     def _consistency(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
@@ -272,9 +286,12 @@ class StudentStage(SelfSupervisedStage):
             return None
         if motions is None:  # a teacher of single images: the student's motions, its scale
             factor = (scene.depth / depth).flatten(1).median(dim=1).values
-            depth, motions = depth * factor[:, None, None, None], scene.poses.detach()
+            depth, motions = (
+                depth * factor[:, None, None, None],
+                scene.poses.detach().transpose(0, 1),
+            )
         _, K = self._explained(scene.batch)
-        rebuilt = Views.of(scene.sources, K, motions.to(depth)).rebuild(depth)
+        rebuilt = Views.of(scene.sources, K, motions.transpose(0, 1).to(depth)).rebuild(depth)
         error = minimum_error(rebuilt, scene.target)
         own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
         return distillation_mask(error, own)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.data.pairs import PairSource
+from training.data.pairs import PairBatch, PairSource
 from training.stages.base import TrainingConfig, stage
 from training.stages.system import System, share, supervised_loss
 from training.stages.validation import Validation
@@ -78,12 +78,15 @@ class SupervisedStage:
         """All parameters."""
         return [p for network in self.networks.values() for p in network.parameters()]
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw_batch(self, rng: np.random.Generator) -> PairBatch:
         """One batch of pairs."""
         schedule = self.schedule
-        batch = self.pairs.batch(
-            schedule.batch, rng, schedule.pairs, self.system.processes.slice(schedule.batch)
-        ).to(self.system.device)
+        part = self.system.processes.slice(schedule.batch)
+        return self.pairs.batch(schedule.batch, rng, schedule.pairs, part)
+
+    def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """All networks against exact depth and motion."""
+        schedule, batch = self.schedule, batch.to(self.system.device)
         return supervised_loss(
             self.system,
             batch,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.matching import Features, Lookup
@@ -20,7 +21,7 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import ALONE, Processes, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class System:
             PoseNet(nets.pose),
             build_multi_frame(multi_frame_architecture(nets.multi_frame, recipe.size)),
             device,
-            recipe.precision,
+            choose_precision(recipe.precision, device),
             align=nets.multi_frame.align_motion,
             lookup=nets.multi_frame.lookup,
             processes=processes,
@@ -87,6 +88,7 @@ class System:
         )
         for network in system.networks.values():
             network.to(device)
+            share_batch_statistics(network, processes)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return system
 
@@ -116,12 +118,12 @@ class System:
             self.multi_frame.window_seen.zero_()
 
     def autocast(self) -> torch.autocast:
-        """bf16 for the networks when the recipe asks for it; losses stay in fp32."""
+        """bf16 for the networks when the recipe asks for it; losses stay in f32."""
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def single(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> dict[int, Tensor]:
-        """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, fp32."""
+        """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, f32."""
         return self.predict(image, scales).disparity
 
     def predict(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
@@ -137,7 +139,7 @@ class System:
         return disparity_to_depth(self.single(image)[0])[1]
 
     def motion(self, first: Tensor, second: Tensor) -> Pose:
-        """``second_from_first`` (B, 4, 4) in network units, fp32."""
+        """``second_from_first`` (B, 4, 4) in network units, f32."""
         with self.autocast():
             pose = self.pose(first, second)
         return Pose(pose.matrix.float())
@@ -215,7 +217,7 @@ def supervised_loss(
     multi_batch: int | None,
     pose_weight: float = 10.0,
     predicted_pose: float = 0.0,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """All three networks against exact depth and motion.
 
     Args:
@@ -257,7 +259,7 @@ def supervised_loss(
         parts["multi"] = log_depth_loss(multi.depth, batch.depth[n])
         parts["multi_gradient"] = log_gradient_loss(multi.depth, batch.depth[n])
         loss = loss + parts["multi"] + gradient_weight * parts["multi_gradient"]
-    return loss, {f"synthetic/{name}": value.item() for name, value in parts.items()}
+    return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
 
 
 def rebuild(sources: Tensor, depth: Tensor, K: Tensor, poses: Tensor) -> Tensor:

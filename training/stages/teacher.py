@@ -144,7 +144,7 @@ class TeacherStage(SelfSupervisedStage):
         current = rectangle.hide(scene.batch.inputs[:, 1])
         hidden = self.system.multi(current, seen, scene.batch.K, scene.depth)
         loss = masked_input_consistency(hidden.depth, depth, rectangle)
-        return self.schedule.masked_consistency * loss, {"multi/masked_consistency": loss.item()}
+        return self.schedule.masked_consistency * loss, {"multi/masked_consistency": loss}
 
     def _many_depth(
         self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
@@ -164,8 +164,8 @@ class TeacherStage(SelfSupervisedStage):
             agreement = agreement + single_frame_consistency(depth, scene.depth, reliable)
         count = len(multi.disparity)
         logs = {
-            "multi/reliable": reliable.float().mean().item(),
-            "multi/consistency": agreement.item() / count,
+            "multi/reliable": reliable.float().mean(),
+            "multi/consistency": agreement / count,
         }
         extra = self.schedule.consistency * agreement / count
         return error / count, smooth / count, extra, logs

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +31,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from depth_prior_ros.atomic_files import staging_folder, write_json
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
 from depth_prior_ros.recordings.synthetic.exposure import (
     automatic_exposure,
@@ -439,10 +440,12 @@ def _pairs_in(out: Path, shard: int) -> int:
 def _shown(things: Iterable[_T], count: int, shown: bool) -> Iterable[_T]:
     """The things one by one, with a progress bar."""
     if not shown:
-        return things
-    from rich.progress import track
-
-    return track(things, total=count, description="rendering shards")
+        yield from things
+        return
+    with ProgressBar() as bar:
+        for done, thing in enumerate(things, 1):
+            bar("rendering shards", done, count)
+            yield thing
 
 
 def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
@@ -457,23 +460,19 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
                 " choose another folder or delete this one"
             )
         manifest = {**manifest, "count": max(int(old["count"]), int(str(manifest["count"])))}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, manifest)
 
 
 def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
-    temporary = out / f".shard_{shard:05d}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name in ("images", "depth", "K", "previous_from_current", "moving"):
-        np.save(temporary / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
-    if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
-        shutil.rmtree(_shard_path(out, shard))
-    try:
-        temporary.rename(_shard_path(out, shard))
-    except OSError:
-        # Another process has just finished the same shard; the two are equal.
-        if not _shard_path(out, shard).exists():
-            raise
-        shutil.rmtree(temporary)
+    place = _shard_path(out, shard)
+    with staging_folder(place) as folder:
+        for name in ("images", "depth", "K", "previous_from_current", "moving"):
+            np.save(folder / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
+        if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
+            shutil.rmtree(place)
+        try:
+            folder.rename(place)
+        except OSError:
+            # Another process has just finished the same shard; the two are equal.
+            if not place.exists():
+                raise

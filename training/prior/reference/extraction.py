@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depth_prior_ros.atomic_files import remove_leftovers
+from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.batch import TripletBatch
 from training.data.triplets import TripletSource
@@ -29,6 +31,7 @@ from training.errors import TrainingError
 from training.loop.distributed import ALONE, Processes
 from training.prior.reference.files import (
     MANIFEST_NAME,
+    SHARDS,
     ReferenceManifest,
     ReferenceSetError,
     Settings,
@@ -36,15 +39,12 @@ from training.prior.reference.files import (
     file_hash,
     open_shard,
     read_manifest,
-    remove_leftovers,
     shard_name,
     write_manifest,
     write_shard,
 )
 from training.prior.reference.set import ReferenceSet
 from training.prior.teachers.base import RichTeacher, TeacherIdentity
-
-Progress = Callable[[str, int, int], None]
 
 _LOCK = ".extracting"
 
@@ -96,7 +96,8 @@ def begin(folder: Path, begun: ReferenceManifest) -> ReferenceManifest:
     if (folder / MANIFEST_NAME).exists():
         found = read_manifest(folder)
         _refuse_other(folder, found, begun)
-        remove_leftovers(folder)
+        for place in (folder, folder / SHARDS):
+            remove_leftovers(place)
         return found
     if any(f.name[0] != "." for f in folder.iterdir()):
         raise ReferenceSetError(

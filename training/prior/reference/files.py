@@ -10,11 +10,8 @@ A folder::
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from depth_prior_ros.atomic_files import write_bytes
 from training.errors import TrainingError
 
 SCHEMA_VERSION = 1
@@ -334,29 +332,11 @@ def file_hash(path: Path) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file beside its place, then move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_bytes(path, data)
     except OSError as error:
         raise ReferenceSetError(
             path,
-            f"cannot be written: {error.strerror or error}; once that is mended (a full disk?) the "
-            "same command goes on where it was",
+            f"{error.strerror}; once that is mended (a full disk?) the same command goes on where "
+            "it was",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill left half-written."""
-    for place in (folder, folder / SHARDS):
-        for file in place.glob(".*.partial"):
-            if re.fullmatch(r"\..*\.\d+\.partial", file.name):
-                with contextlib.suppress(OSError):
-                    file.unlink()

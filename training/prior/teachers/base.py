@@ -106,7 +106,7 @@ class TeacherOptions:
             metric model. Relative models have no unit.
         size: (W, H) of the pictures that a foundation model is shown; default: its own. A bundle
             has one size.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
         fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
         metric: whether a foundation model's depth is kept in metres; if not, the median of every
             image's inverse depth becomes 1. Default: where its config says that it is metric.
@@ -118,7 +118,7 @@ class TeacherOptions:
     device: str = "cpu"
     metres_per_unit: float | None = None
     size: tuple[int, int] | None = None
-    precision: str = "fp32"
+    precision: str = "f32"
     fetch: bool = False
     metric: bool | None = None
     features: str = "encoder"

@@ -68,7 +68,7 @@ class BundleTeacher:
         lookup: frames that the multi-frame network compares with, -1 previous and 1 next.
         device: where it runs.
         metres_per_unit: unit of everything that goes in and out; default: the bundle's.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
         features: "encoder" or "decoder", see above.
 
     Raises:
@@ -80,7 +80,7 @@ class BundleTeacher:
     lookup: tuple[int, ...] = _PLACES
     device: str = "cpu"
     metres_per_unit: float | None = None
-    precision: str = "fp32"
+    precision: str = "f32"
     features: str = "encoder"
     identity: TeacherIdentity = field(init=False)
 

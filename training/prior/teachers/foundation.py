@@ -273,7 +273,7 @@ class FoundationTeacher:
         device: where it runs.
         metres_per_unit: unit of a metric model's depth; default: 1.
         metric: keep metres; default: where the model's config says that its depth is metric.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
 
     Raises:
         TeacherError: the model, the size or the tap cannot be used.
@@ -285,7 +285,7 @@ class FoundationTeacher:
     device: str = "cpu"
     metres_per_unit: float | None = None
     metric: bool | None = None
-    precision: str = "fp32"
+    precision: str = "f32"
     identity: TeacherIdentity = field(init=False)
 
     def __post_init__(self) -> None:

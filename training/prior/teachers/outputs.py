@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from depth_prior_ros.atomic_files import remove_leftovers, write_safetensors
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.augmentation import mirror_pose
@@ -23,7 +23,6 @@ from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
 from training.evaluation.sets import Progress, quiet
 from training.loop.distributed import ALONE, Processes
-from training.prior.reference.files import remove_leftovers
 from training.prior.teachers.base import RichTeacher, TeacherError, TeacherView
 
 _VERSION = 1  # of what is stored; another one is another folder
@@ -156,7 +155,7 @@ class TeacherOutputs:
 def outputs_name(teacher: RichTeacher, source: TripletSource, rich: bool) -> str:
     """Name of the folder with the outputs of a teacher for a source."""
     identity = teacher.identity
-    mode = getattr(teacher, "precision", "fp32")
+    mode = getattr(teacher, "precision", "f32")
     return f"{identity.sha256[:16]}_{mode}_{_fingerprint(source, rich)}"
 
 
@@ -311,23 +310,14 @@ def _readable(path: Path, count: int, size: tuple[int, int]) -> _File:
 
 
 def _write(path: Path, rows: _Rows) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {"depth": rows.depth, "there": rows.there}
     if rows.motions is not None:
         tensors["motions"] = rows.motions
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # a full disk is the latter's
+        write_safetensors(path, tensors)
+    except OSError as error:
         needed = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
         raise TrainingError(
             f"{path} cannot be written ({error}); it needs {needed:.0f} MiB, and so do the others. "
             "Make room and start again: what is written is kept"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
