@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depth_prior_ros.evaluation.evaluate import row_entry
+from depth_prior_ros.evaluation.frames import EvaluationSet
+from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
-from depth_prior_ros.metrics import PROTOCOLS
 from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
 from depth_prior_ros.recordings import (
     CorruptFrameError,
@@ -33,8 +35,7 @@ from training.data.frames import LazyFrames, Picture
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.evaluation.frames import row_entry
-from training.evaluation.sets import PROTOCOL_OF_SOURCE, EvaluationSet, Progress, quiet
+from training.evaluation.sets import Progress, quiet
 from training.losses.photometric import Target, minimum_error
 from training.losses.views import Views
 from training.prior.teachers.base import RichTeacher
@@ -346,7 +347,7 @@ def depth_errors(
     if not judged:
         return None
     recording = drive.recording
-    protocol = PROTOCOLS[PROTOCOL_OF_SOURCE.get(recording.depth_source or "", "eigen")]
+    protocol = protocol_for(recording) or PROTOCOLS["eigen"]
     chosen = EvaluationSet(recording.name, protocol, recording, judged)
     rows = []
     for what, bundle in (("old prior", before), ("new prior", after)):
