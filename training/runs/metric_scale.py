@@ -20,8 +20,8 @@ from training.stages.system import System, rebuild
 # With less parallax (metres from frame to frame) the pictures do not tell the scale.
 _MIN_STEP = 0.2
 _MAX_FRAMES = 80
-# Candidates: up to a factor of 16 either way from the unit of training, 8 % apart, and 4 % around the
-# best of them. A narrower search ends at its border, or in a minimum of no meaning.
+# Candidates: up to a factor of 16 either way from the unit of training, 8 % apart, and 4 % around
+# the best of them. A narrower search ends at its border, or in a minimum of no meaning.
 _STEP = 2 ** (1 / 9)
 _REACH = 36
 
@@ -79,14 +79,15 @@ def fit_metres_per_unit(
     if not chosen:
         raise RecipeError(f"{drive}: no neighbouring frames to fit the metric factor on")
     system.student.eval()
-    best = [
-        _best_step(
-            lambda steps, frames=frames: _errors(
-                system, sequence, frames, metres_per_unit * _STEP ** np.array(steps)
-            )
-        )
-        for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]
-    ]
+
+    def best_of(frames: tuple[int, int, int]) -> float:
+        def measure(steps: Sequence[float]) -> list[float]:
+            factors = metres_per_unit * _STEP ** np.array(steps)
+            return _errors(system, sequence, frames, factors)
+
+        return _best_step(measure)
+
+    best = [best_of(frames) for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]]
     low, middle, high = np.percentile(best, [25, 50, 75])
     if low <= -_REACH or high >= _REACH:
         raise RecipeError(
