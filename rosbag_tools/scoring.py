@@ -7,35 +7,31 @@ too. The image-independent predictors say what a fixed map would have reached on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.bundle.baselines import (
-    LIDAR_PIXEL,
-    LIDAR_ROW,
-    OWN_MEAN,
-    as_depth,
-    read_baselines,
+from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN, stored_maps
+from depth_prior_ros.evaluation.evaluate import (
+    FrameResult,
+    evaluate,
+    evaluate_beside,
+    evaluate_model,
 )
-from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
+    EvaluationSet,
+    count,
     read_evaluation_frames,
-    shown_positions,
 )
 from depth_prior_ros.evaluation.metrics import DepthErrors, summary
-from depth_prior_ros.evaluation.predictors import (
-    BundlePredictor,
-    ImageIndependentMap,
-    StoredDepth,
-)
+from depth_prior_ros.evaluation.predictors import ImageIndependentMap, Map, MeanDepth, StoredDepth
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.pipeline.framing import fit_region
-from depth_prior_ros.recordings import Recording
+from depth_prior_ros.recordings import Recording, StoredRecording
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -73,27 +69,29 @@ class Judge:
     recording: Recording
     protocol: Protocol | None
     results: list[FrameResult] = field(default_factory=list)
+    mean: MeanDepth = field(default_factory=MeanDepth)
     taken: int = 0
     pixels: int = 0
-    _inverses: NDArray[np.float64] | None = None  # sum and count, (2, h, w)
 
     def add(self, position: int, depth: NDArray[np.float32]) -> FrameResult | None:
         """Judge one depth image against its truth; None where that cannot be."""
-        self._average(depth)
+        self.mean.add(depth)
         if self.protocol is None:
             return None
-        frames = read_evaluation_frames(
-            self.recording, self.protocol, depth.shape[::-1], [position], images=False
-        )
-        skipped = self.recording.skipped
-        for result in evaluate(
-            StoredDepth({position: depth}), frames, self.protocol, skipped=skipped
-        ):
-            self.results.append(result)
-            self.taken += int(np.isposinf(depth).sum())
-            self.pixels += depth.size
-            return result
-        return None
+        size, skipped = (depth.shape[1], depth.shape[0]), self.recording.skipped
+        frames = self.frames([position], size)
+        found = evaluate(StoredDepth({position: depth}), frames, self.protocol, skipped=skipped)
+        if not found:
+            return None
+        self.results += found
+        self.taken += int(np.isposinf(depth).sum())
+        self.pixels += depth.size
+        return found[0]
+
+    def frames(self, positions: Sequence[int], size: tuple[int, int]) -> Iterator[EvaluationFrame]:
+        """Truth without images, for depth images of `size` (width, height)."""
+        assert self.protocol is not None
+        return read_evaluation_frames(self.recording, self.protocol, size, positions, images=False)
 
     def entry(self) -> dict[str, Any]:
         """`depth.all` of metrics.json."""
@@ -110,92 +108,47 @@ class Judge:
             "depend on the metric factor; those of each model do not"
         ]
 
-    def own_mean(self) -> NDArray[np.float64] | None:
-        """Depth (h, w) whose inverse is the mean inverse of all that was added."""
-        if self._inverses is None:
-            return None
-        total, count = self._inverses
-        return np.asarray(1 / np.maximum(total / np.maximum(count, 1), 1e-6))
-
-    def _average(self, depth: NDArray[np.float32]) -> None:
-        known = depth > 0
-        inverse = np.zeros(depth.shape)
-        np.divide(1.0, depth, out=inverse, where=known)  # beyond range counts as 0
-        if self._inverses is None or self._inverses[0].shape != depth.shape:
-            self._inverses = np.zeros((2, *depth.shape))
-        self._inverses += inverse, known
-
-
-def judge_baselines(
-    judge: Judge, bundle: Bundle, progress: Callable[[int, int], None]
-) -> dict[str, dict[str, Any]]:
-    """Entries by name for maps that do not look at the image, on the frames that were judged."""
-    protocol = judge.protocol
-    maps = baseline_maps(bundle)
-    own = judge.own_mean()
-    if own is not None:
-        maps[OWN_DRIVE] = own
-    if protocol is None or not judge.results:
-        return {}
-    errors: dict[str, list[DepthErrors]] = {name: [] for name in maps}
-    positions = [result.position for result in judge.results]
-    size = bundle.manifest.input_size
-    frames = read_evaluation_frames(judge.recording, protocol, size, positions, images=False)
-    for done, frame in enumerate(frames, start=1):
-        for name, depth in maps.items():
-            found = evaluate(ImageIndependentMap(depth), [frame], protocol)
-            errors[name] += [result.errors for result in found]
-        progress(done, len(positions))
-    return {name: summary(found) for name, found in errors.items()}
-
-
-def baseline_maps(bundle: Bundle) -> dict[str, NDArray[np.float64]]:
-    """The maps that a bundle carries, as depth (h, w) at its input size; empty without any."""
-    width, _ = bundle.manifest.input_size
-    return {name: as_depth(name, values, width) for name, values in read_baselines(bundle).items()}
+    def baselines(
+        self, bundle: Bundle, told: Callable[[int, int], None]
+    ) -> dict[str, dict[str, Any]]:
+        """Entries by name for maps that do not look at the image, on the judged frames."""
+        if self.protocol is None or not self.results:
+            return {}
+        maps: dict[str, Map] = {**stored_maps(bundle), OWN_DRIVE: self.mean.depth()}
+        predictors = {name: ImageIndependentMap(depth) for name, depth in maps.items()}
+        positions = [result.position for result in self.results]
+        frames = count(self.frames(positions, bundle.manifest.input_size), told, len(positions))
+        errors = evaluate_beside(predictors, frames, self.protocol)
+        return {name: summary(found) for name, found in errors.items()}
 
 
 def judge_forced(
-    recording: Recording,
+    recording: StoredRecording,
     pipeline: DepthPipeline,
     protocol: Protocol,
-    progress: Callable[[int, int], None],
+    told: Callable[[int, int], None],
 ) -> tuple[dict[str, Any], int]:
     """Entries for each model forced on the frames with truth and a predecessor.
 
     Both are judged on the same frames: where the forced multi-frame network had to fall back
     (no usable pose), the frame counts for neither; how many these were is the second value.
     """
-    judged = [
-        position
-        for position, frame in enumerate(recording.frames)
-        if position and frame.has_depth and not recording.gap_before(position)
-    ]
+    judged = tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
+    chosen = EvaluationSet(recording.name, protocol, recording, judged)
     models = [m for m in MODELS if m != "multi_frame" or pipeline.networks.has_multi_frame]
-    predictors = [BundlePredictor(pipeline, model) for model in models]
-    total = sum(len(shown_positions(judged, one.memory)) for one in predictors)
-    done = 0
     found: dict[str, dict[int, DepthErrors]] = {}
     fell_back = 0
+    for number, model in enumerate(models):
 
-    def told(frames: Iterable[EvaluationFrame]) -> Iterator[EvaluationFrame]:
-        nonlocal done
-        for frame in frames:
-            done += 1
-            progress(done, total)
-            yield frame
+        def shown(done: int, total: int, before: int = number) -> None:
+            told(before * total + done + 1, len(models) * total)
 
-    size = pipeline.bundle.manifest.input_size
-    for predictor, model in zip(predictors, models, strict=True):
-        frames = read_evaluation_frames(recording, protocol, size, judged, predictor.memory)
-        results = evaluate(predictor, told(frames), protocol)
+        results = evaluate_model(pipeline, chosen, model, chosen.followed(), shown)
         found[model] = {r.position: r.errors for r in results if r.model == model}
-        fell_back += sum(r.model != model for r in results)
-    both = set.intersection(*(set(errors) for errors in found.values()))
+        fell_back += len(results) - len(found[model])
+    both = set.intersection(*map(set, found.values()))
     entries: dict[str, Any] = {
-        model: summary(
-            [errors for position, errors in found.get(model, {}).items() if position in both]
-        )
+        model: summary([e for position, e in found.get(model, {}).items() if position in both])
         for model in MODELS
     }
     return entries, fell_back

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.evaluation.metrics import DepthErrors, summary
 from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
-from depth_prior_ros.recordings import Frame, Recording
+from depth_prior_ros.recordings import Frame, StoredRecording
 from rosbag_tools import pictures
 from rosbag_tools.console import progress
 from rosbag_tools.node_process import NodeProcess, ReplayError
@@ -35,7 +35,6 @@ from rosbag_tools.results import (
 from rosbag_tools.scoring import (
     Judge,
     in_view,
-    judge_baselines,
     judge_forced,
     protocol_entry,
 )
@@ -69,7 +68,7 @@ class ReplayOptions:
     domain_id: int | None = None
 
 
-def replay(recording: Recording, out: Path, options: ReplayOptions, command: str) -> Results:
+def replay(recording: StoredRecording, out: Path, options: ReplayOptions, command: str) -> Results:
     """Replay a recording through the real node and write everything to the folder `out`.
 
     Raises RecordingError (also ReplayError: the node died, or is silent) and BundleError. `out`
@@ -101,7 +100,7 @@ class _Session:
     """The state of one replay."""
 
     def __init__(
-        self, recording: Recording, folder: Path, options: ReplayOptions, bundle: Bundle
+        self, recording: StoredRecording, folder: Path, options: ReplayOptions, bundle: Bundle
     ) -> None:
         self.recording, self.folder, self.options, self.bundle = recording, folder, options, bundle
         self.protocol: Protocol | None = protocol_for(recording)
@@ -268,7 +267,7 @@ class _Session:
         if not self.judge.results:
             return {}
         with progress("judging image-independent maps") as update:
-            return judge_baselines(self.judge, self.bundle, update)
+            return self.judge.baselines(self.bundle, update)
 
 
 def check_rclpy() -> None:

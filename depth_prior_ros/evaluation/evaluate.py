@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.evaluation.frames import EvaluationFrame, Window
+from depth_prior_ros.evaluation.frames import (
+    EvaluationFrame,
+    EvaluationSet,
+    Window,
+    count,
+    read_evaluation_frames,
+    shown_positions,
+)
 from depth_prior_ros.evaluation.metrics import (
     RANGES,
     DepthErrors,
@@ -18,9 +25,12 @@ from depth_prior_ros.evaluation.metrics import (
     part_errors,
     summary,
 )
-from depth_prior_ros.evaluation.predictors import Prediction, Predictor
+from depth_prior_ros.evaluation.predictors import BundlePredictor, Prediction, Predictor
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.recordings.base import Skipped, name_skipped
+
+if TYPE_CHECKING:
+    from depth_prior_ros.pipeline import DepthPipeline, Model
 
 PARTS = (*(f"{near}-{far}" for near, far in RANGES), "moving", "static")
 """The parts of an image in the order of tables."""
@@ -78,6 +88,42 @@ def evaluate(
             if skipped is not None:
                 name_skipped(skipped, f"depth of frame {frame.index}", str(error))
     return results
+
+
+def evaluate_model(
+    pipeline: DepthPipeline,
+    chosen: EvaluationSet,
+    model: Model | None,
+    positions: Sequence[int],
+    told: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keep_depth: bool = False,
+) -> list[FrameResult]:
+    """Judge a bundle's model on the frames at `positions` of a set's recording.
+
+    model: the one that is forced; None: as published. told: of (done, total) frames.
+    """
+    predictor = BundlePredictor(pipeline, model)
+    recording, protocol, memory = chosen.recording, chosen.protocol, predictor.memory
+    size = pipeline.bundle.manifest.input_size
+    frames = read_evaluation_frames(recording, protocol, size, positions, memory)
+    counted = count(frames, told, len(shown_positions(positions, memory)))
+    skipped = recording.skipped
+    return evaluate(predictor, counted, protocol, keep_depth=keep_depth, skipped=skipped)
+
+
+def evaluate_beside(
+    predictors: Mapping[str, Predictor], frames: Iterable[EvaluationFrame], protocol: Protocol
+) -> dict[str, list[DepthErrors]]:
+    """Errors by name of predictors that do not look at images, each frame read once for all.
+
+    Frames on which nothing can be compared are left out in silence.
+    """
+    errors: dict[str, list[DepthErrors]] = {name: [] for name in predictors}
+    for frame in frames:
+        for name, predictor in predictors.items():
+            errors[name] += [found.errors for found in evaluate(predictor, [frame], protocol)]
+    return errors
 
 
 def evaluate_frame(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,15 @@ def read_evaluation_frames(
             )
         except (CorruptFrameError, InvalidFrameError) as error:
             name_skipped(recording.skipped, f"frame {frame.index}", str(error))
+
+
+def count(
+    frames: Iterable[EvaluationFrame], told: Callable[[int, int], None], total: int
+) -> Iterator[EvaluationFrame]:
+    """The frames; before each of them `told` hears how many of the `total` are done."""
+    for done, frame in enumerate(frames):
+        told(done, total)
+        yield frame
 
 
 def shown_positions(judged: Sequence[int], memory: int | None) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -166,14 +166,26 @@ class ImageIndependentMap:
         return ((frame, Prediction(self.depth)) for frame in frames if frame.truth is not None)
 
 
-def mean_depth(depths: Sequence[Map]) -> NDArray[np.float64]:
-    """Mean inverse depth as depth, over images of one size; unknown pixels do not count."""
-    shape = depths[0].shape
-    total, count = np.zeros(shape), np.zeros(shape)
-    for depth in depths:
+class MeanDepth:
+    """Mean inverse depth as depth, over images of one size; unknown pixels do not count.
+
+    With an image of another size it begins anew.
+    """
+
+    def __init__(self, depths: Iterable[Map] = ()) -> None:
+        self._total = self._count = np.zeros((0, 0))
+        for depth in depths:
+            self.add(depth)
+
+    def add(self, depth: Map) -> None:
+        """One more image (h, w); +inf is inverse depth 0."""
+        if depth.shape != self._total.shape:
+            self._total, self._count = np.zeros((2, *depth.shape))
         known = depth > 0  # False for NaN, True for +inf
-        total[known] += 1 / depth[known]
-        count += known
-    mean = np.full(shape, np.nan)
-    np.divide(count, total, out=mean, where=total > 0)
-    return mean
+        self._total[known] += 1 / depth[known]
+        self._count += known
+
+    def depth(self) -> NDArray[np.float64]:
+        """(h, w); NaN where nothing was known, or all was infinite."""
+        mean = np.full(self._total.shape, np.nan)
+        return np.divide(self._count, self._total, out=mean, where=self._total > 0)

@@ -14,7 +14,7 @@ from helpers import make_tiny_bundle
 from test_bag import make_recording
 
 from depth_prior_ros.bundle import load_bundle
-from depth_prior_ros.bundle.baselines import LIDAR_ROW, OWN_MEAN, add_baselines
+from depth_prior_ros.bundle.baselines import LIDAR_ROW, OWN_MEAN, add_baselines, stored_maps
 from depth_prior_ros.evaluation.protocols import protocol_for
 from depth_prior_ros.recordings import (
     CorruptFrameError,
@@ -30,9 +30,7 @@ from rosbag_tools.results import FrameRecord, latency_percentiles, load, result_
 from rosbag_tools.scoring import (
     OWN_DRIVE,
     Judge,
-    baseline_maps,
     in_view,
-    judge_baselines,
 )
 from rosbag_tools.session import ReplayOptions, replay
 
@@ -301,7 +299,7 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
     rows = np.log(np.linspace(40, 4, height, dtype=np.float32))
     arrays = {OWN_MEAN: np.full((height, width), 0.1, np.float32), LIDAR_ROW: rows}
     own = add_baselines(load_bundle(tmp_path / "tiny"), arrays)
-    maps = baseline_maps(own)
+    maps = stored_maps(own)
     assert maps[OWN_MEAN] == pytest.approx(10.0, rel=1e-3)
     assert maps[LIDAR_ROW].shape == (height, width)
     assert maps[LIDAR_ROW][-1, 5] == pytest.approx(4, rel=1e-2)
@@ -315,7 +313,7 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
     first = judge.results[0]
     assert first.errors.abs_rel == pytest.approx(0, abs=1e-6)  # medians take the factor away
     assert first.metric.abs_rel > 0.9
-    found = judge_baselines(judge, own, lambda done, total: None)
+    found = judge.baselines(own, lambda done, total: None)
     assert set(found) == {OWN_MEAN, LIDAR_ROW, OWN_DRIVE}
     assert found[OWN_DRIVE]["abs_rel"] < found[OWN_MEAN]["abs_rel"]
     assert {entry["frames"] for entry in found.values()} == {3}

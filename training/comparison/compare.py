@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
+    count,
     read_evaluation_frames,
     shown_positions,
 )
@@ -29,7 +31,7 @@ from depth_prior_ros.evaluation.predictors import (
     BundlePredictor,
     ImageIndependentMap,
     Map,
-    mean_depth,
+    MeanDepth,
 )
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.motion.gate import ImageMotion, MotionGate
@@ -48,7 +50,6 @@ from training.evaluation.sets import (
     kitti_2015_set,
     lidar_training_set,
     quiet,
-    with_progress,
 )
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ def prepare(
     memory = None if recording.consecutive else 0
     every = read_evaluation_frames(recording, protocol, size, wanted, memory)
     total = len(shown_positions(wanted, memory))
-    frames = tuple(with_progress(every, progress, f"reading {chosen.name}", total))
+    frames = tuple(count(every, partial(progress, f"reading {chosen.name}"), total))
     if not any(frame.truth for frame in frames):
         raise EvaluationError(f"{chosen.name}: not one frame with depth can be judged")
     moving = _vehicle_moves(frames) if recording.consecutive else {f.position for f in frames}
@@ -433,7 +434,7 @@ def judge_model(
     prediction. A frame of which a network knows nothing is missing for every row.
     """
     alone = model == "single_frame"
-    frames = with_progress(prepared.frames, progress, what, len(prepared.frames))
+    frames = count(prepared.frames, partial(progress, what), len(prepared.frames))
     predictor = BundlePredictor(pipeline, model)
     found = evaluate(predictor, frames, prepared.protocol, keep_depth=alone)
     content: dict[str, Any] = {
@@ -441,7 +442,7 @@ def judge_model(
         "fell_back": sum(one.model != model for one in found),
     }
     if alone and found:
-        content["own_mean"] = judge_map(mean_depth([one.depth for one in found]), prepared)
+        content["own_mean"] = judge_map(MeanDepth(one.depth for one in found).depth(), prepared)
     return content
 
 

@@ -23,7 +23,7 @@ from depth_prior_ros.bundle.baselines import (
     OWN_MEAN,
     add_baselines,
     as_depth,
-    read_baselines,
+    stored_maps,
 )
 from depth_prior_ros.evaluation.frames import EvaluationSet, camera_of_size
 from depth_prior_ros.evaluation.predictors import Map, NetworkPredictor
@@ -252,8 +252,7 @@ def baseline_maps(
     maps stored in the bundle take their place. `prefer_stored`: the bundle's own mean map is taken
     as stored where it is, which saves running the network over its training drives.
     """
-    width = bundle.manifest.input_size[0]
-    stored = read_baselines(bundle)
+    stored = stored_maps(bundle)
     maps: dict[str, Map] = {}
     notes = []
     means = kitti_lidar_means(data)
@@ -266,12 +265,12 @@ def baseline_maps(
     try:
         recordings = [] if known else training_recordings(data, bundle)
         own = own_mean(bundle, recordings)
-        maps[OWN_MEAN] = as_depth(OWN_MEAN, own, width)
+        maps[OWN_MEAN] = as_depth(OWN_MEAN, own, own.shape[1])
     except EvaluationError:
         pass
     for name in COUNTED:
         if name not in maps and name in stored:
-            maps[name] = as_depth(name, stored[name], width)
+            maps[name] = stored[name]
             if not (known and name == OWN_MEAN):
                 notes.append(f"{name}: as stored in the bundle (its data are not in {data})")
         elif name not in maps:

@@ -11,30 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
-from depth_prior_ros.evaluation.frames import (
-    EvaluationSet,
-    read_evaluation_frames,
-    shown_positions,
-)
+from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate_beside, evaluate_model
+from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames
 from depth_prior_ros.evaluation.metrics import DepthErrors
 from depth_prior_ros.evaluation.predictors import (
-    BundlePredictor,
     ImageIndependentMap,
     Map,
+    MeanDepth,
     Predictor,
     StoredDepth,
-    mean_depth,
 )
 from depth_prior_ros.recordings import StoredRecording
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN, baseline_maps
 from training.evaluation.pose import PoseReport, evaluate_poses, pose_recordings
-from training.evaluation.sets import Progress, choose_sets, data_folder, quiet, with_progress
+from training.evaluation.sets import Progress, choose_sets, data_folder, quiet
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -176,8 +172,13 @@ def evaluate_set(
     if not chosen.recording.consecutive:
         if "single_frame" in models:
             what = f"{chosen.name}: single frame"
-            scenes = run_model(
-                pipeline, chosen, "single_frame", chosen.judged, progress, what, keep=keep
+            scenes = evaluate_model(
+                pipeline,
+                chosen,
+                "single_frame",
+                chosen.judged,
+                partial(progress, what),
+                keep_depth=keep,
             )
             report.rows = {ALL: scenes, SINGLE: scenes}
         report.rows[MULTI] = []
@@ -193,7 +194,8 @@ def evaluate_set(
             continue
         listed = chosen.listed and model == "single_frame"
         positions = chosen.judged if model is None or listed else followed
-        rows = run_model(pipeline, chosen, model, positions, progress, what, keep=keep)
+        told = partial(progress, what)
+        rows = evaluate_model(pipeline, chosen, model, positions, told, keep_depth=keep)
         report.rows[model or ALL] = rows
         if listed:
             report.rows[SINGLE] = [frame for frame in rows if frame.position in set(followed)]
@@ -206,26 +208,6 @@ def evaluate_set(
             f"frame ({', '.join(reasons)})"
         )
     return report
-
-
-def run_model(
-    pipeline: DepthPipeline,
-    chosen: EvaluationSet,
-    model: Model | None,
-    positions: Sequence[int],
-    progress: Progress = quiet,
-    what: str = "",
-    *,
-    keep: bool = True,
-) -> list[FrameResult]:
-    """Judge the frames at `positions` with a model forced (None: as published)."""
-    predictor = BundlePredictor(pipeline, model)
-    total = len(shown_positions(positions, predictor.memory))
-
-    recording, size = chosen.recording, pipeline.bundle.manifest.input_size
-    frames = read_evaluation_frames(recording, chosen.protocol, size, positions, predictor.memory)
-    told = with_progress(frames, progress, what, total)
-    return evaluate(predictor, told, chosen.protocol, keep_depth=keep, skipped=recording.skipped)
 
 
 def _judge_baselines(
@@ -245,15 +227,12 @@ def _judge_baselines(
         depths = [frame.depth for frame in published]
         half = len(depths) // 2  # the image half the set away
         others = zip(published, depths[half:] + depths[:half], strict=True)
-        predictors[SET_MEAN] = ImageIndependentMap(mean_depth(depths))
+        predictors[SET_MEAN] = ImageIndependentMap(MeanDepth(depths).depth())
         predictors[OTHER_IMAGE] = StoredDepth({frame.position: other for frame, other in others})
-    errors: dict[str, list[DepthErrors]] = {name: [] for name in predictors}
-    for frame in read_evaluation_frames(
+    frames = read_evaluation_frames(
         judged.recording, judged.protocol, size, judged.judged, images=False
-    ):
-        for name, predictor in predictors.items():
-            errors[name] += [r.errors for r in evaluate(predictor, [frame], judged.protocol)]
-    return errors
+    )
+    return evaluate_beside(predictors, frames, judged.protocol)
 
 
 def verdict(report: SetReport) -> Verdict | None:

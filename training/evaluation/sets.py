@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol as Interface
-from typing import TypeVar
 
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
@@ -89,18 +88,6 @@ class Progress(Interface):
 
 def quiet(what: str, done: int = 0, total: int = 0) -> None:
     """A `Progress` that says nothing."""
-
-
-_Item = TypeVar("_Item")
-
-
-def with_progress(
-    items: Iterable[_Item], progress: Progress, what: str, total: int
-) -> Iterator[_Item]:
-    """The items; `progress` is told before each of them."""
-    for done, item in enumerate(items):
-        progress(what, done, total)
-        yield item
 
 
 def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from depth_prior_ros.evaluation.evaluate import row_entry
+from depth_prior_ros.evaluation.evaluate import evaluate_model, row_entry
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.geometry.camera import Camera
@@ -341,7 +341,6 @@ def depth_errors(
         where no held-out frame has depth.
     """
     from depth_prior_ros.pipeline import DepthPipeline
-    from training.evaluation.evaluation import run_model
 
     judged = drive.held_out_depth
     if not judged:
@@ -352,8 +351,8 @@ def depth_errors(
     rows = []
     for what, bundle in (("old prior", before), ("new prior", after)):
         pipeline = DepthPipeline(bundle, backend, device)
-        text = f"held out: depth, {what}"
-        rows.append(run_model(pipeline, chosen, "single_frame", judged, progress, text, keep=False))
+        told = partial(progress, f"held out: depth, {what}")
+        rows.append(evaluate_model(pipeline, chosen, "single_frame", judged, told))
     common = {f.position for f in rows[0]} & {f.position for f in rows[1]}
     old, new = ([f for f in row if f.position in common] for row in rows)
     if not old:

@@ -23,10 +23,10 @@ from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth
 from depth_prior_ros.evaluation.predictors import (
     ImageIndependentMap,
+    MeanDepth,
     NetworkPredictor,
     Predictor,
     StoredDepth,
-    mean_depth,
 )
 from depth_prior_ros.evaluation.protocols import Protocol
 from training.data.triplets import TripletSource
@@ -120,7 +120,7 @@ def evaluate_network(
         half = len(depths) // 2
         others = zip(judged, depths[half:] + depths[:half], strict=True)
         figures: dict[str, Predictor] = {
-            "own_mean": ImageIndependentMap(mean_depth(depths)),
+            "own_mean": ImageIndependentMap(MeanDepth(depths).depth()),
             "other_image": StoredDepth({frame.position: other for frame, other in others}),
         }
         result[name] = dict(summary([frame.errors for frame in judged]))
