@@ -25,7 +25,14 @@ from depth_prior_ros.evaluation.metrics import (
     part_errors,
     summary,
 )
-from depth_prior_ros.evaluation.predictors import BundlePredictor, Prediction, Predictor
+from depth_prior_ros.evaluation.predictors import (
+    BundlePredictor,
+    ImageIndependentMap,
+    MeanDepth,
+    Prediction,
+    Predictor,
+    StoredDepth,
+)
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.recordings.base import Skipped, name_skipped
 
@@ -124,6 +131,15 @@ def evaluate_beside(
         for name, predictor in predictors.items():
             errors[name] += [found.errors for found in evaluate(predictor, [frame], protocol)]
     return errors
+
+
+def wrong_images(results: Sequence[FrameResult]) -> tuple[ImageIndependentMap, StoredDepth]:
+    """Of predictions whose depth was kept: their mean, and of each frame that half the set away."""
+    depths = [result.depth for result in results]
+    half = len(depths) // 2
+    others = zip(results, depths[half:] + depths[:half], strict=True)
+    stored = StoredDepth({result.position: other for result, other in others})
+    return ImageIndependentMap(MeanDepth(depths).depth()), stored
 
 
 def evaluate_frame(

@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate_beside, evaluate_model
+from depth_prior_ros.evaluation.evaluate import (
+    FrameResult,
+    evaluate_beside,
+    evaluate_model,
+    wrong_images,
+)
 from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames
 from depth_prior_ros.evaluation.metrics import DepthErrors
 from depth_prior_ros.evaluation.predictors import (
     ImageIndependentMap,
     Map,
-    MeanDepth,
     Predictor,
-    StoredDepth,
 )
 from depth_prior_ros.recordings import StoredRecording
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN, baseline_maps
@@ -224,11 +227,7 @@ def _judge_baselines(
     }
     predictors[CONSTANT] = ImageIndependentMap(np.ones((2, 2)))
     if len(published) > 1:
-        depths = [frame.depth for frame in published]
-        half = len(depths) // 2  # the image half the set away
-        others = zip(published, depths[half:] + depths[:half], strict=True)
-        predictors[SET_MEAN] = ImageIndependentMap(MeanDepth(depths).depth())
-        predictors[OTHER_IMAGE] = StoredDepth({frame.position: other for frame, other in others})
+        predictors[SET_MEAN], predictors[OTHER_IMAGE] = wrong_images(published)
     frames = read_evaluation_frames(
         judged.recording, judged.protocol, size, judged.judged, images=False
     )

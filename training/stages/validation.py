@@ -7,27 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 
-from depth_prior_ros.evaluation.evaluate import evaluate
+from depth_prior_ros.evaluation.evaluate import evaluate, evaluate_beside, wrong_images
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
     read_evaluation_frames,
 )
-from depth_prior_ros.evaluation.metrics import summary
+from depth_prior_ros.evaluation.metrics import mean_errors, summary
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth
-from depth_prior_ros.evaluation.predictors import (
-    ImageIndependentMap,
-    MeanDepth,
-    NetworkPredictor,
-    Predictor,
-    StoredDepth,
-)
+from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.evaluation.protocols import Protocol
 from training.data.triplets import TripletSource
 from training.evaluation.sets import (
@@ -116,17 +109,10 @@ def evaluate_network(
     for name in sets:
         protocol, frames = cached_frames(name, Path(data), size)
         judged = evaluate(network, frames, protocol, keep_depth=True)
-        depths = [frame.depth for frame in judged]
-        half = len(depths) // 2
-        others = zip(judged, depths[half:] + depths[:half], strict=True)
-        figures: dict[str, Predictor] = {
-            "own_mean": ImageIndependentMap(MeanDepth(depths).depth()),
-            "other_image": StoredDepth({frame.position: other for frame, other in others}),
-        }
+        wrong = dict(zip(("own_mean", "other_image"), wrong_images(judged), strict=True))
+        beside = evaluate_beside(wrong, frames, protocol)
         result[name] = dict(summary([frame.errors for frame in judged]))
-        for key, predictor in figures.items():
-            found = evaluate(predictor, frames, protocol)
-            result[name][key] = fmean(frame.errors.abs_rel for frame in found)
+        result[name] |= {key: mean_errors(found).abs_rel for key, found in beside.items()}
     return result
 
 
