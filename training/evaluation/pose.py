@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -25,7 +26,7 @@ from depth_prior_ros.recordings import (
     open_recording,
 )
 from depth_prior_ros.recordings.base import name_skipped
-from training.evaluation.sets import EvaluationError, Progress, quiet
+from training.evaluation.sets import EvaluationError
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
