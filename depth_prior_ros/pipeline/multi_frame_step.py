@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.motion.gate import ImageMotion
 from depth_prior_ros.pipeline.framing import Framed
 from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
 from depth_prior_ros.pipeline.results import PoseSource, Reason
-from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch, inverse_pose
+from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
 from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
@@ -92,7 +93,7 @@ class Motions:
         pose = self._networks.pose(pair.previous.native, pair.current.native)
         if not np.isfinite(pose).all():
             raise PoseError("the pose network's answer is not finite")
-        return Step(inverse_pose(pose), "network")
+        return Step(rigid_inverse(pose), "network")
 
     def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
         """What odometry says; None where it says nothing.

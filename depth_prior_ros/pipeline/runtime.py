@@ -285,11 +285,3 @@ def compile_networks(
         networks.fell_back = bool(failures)
         return networks, reason_of(option, [str(error) for error in failures])
     raise failures[0]
-
-
-def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of a rigid transform (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse
