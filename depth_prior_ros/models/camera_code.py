@@ -48,7 +48,7 @@ def camera_code(
         math.log(float(K[0, 0]) / width / _FOCAL),
         float(K[1, 2]) / height - _ROW,
     )
-    return np.array(values, np.float32) / np.array(_UNITS, np.float32)
+    return (np.array(values) / np.array(_UNITS)).astype(np.float32)
 
 
 class CameraCode(nn.Module):

@@ -105,6 +105,7 @@ class MobileNetV2(Trunk):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # fan in: of a depthwise filter, nine values
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> Features:

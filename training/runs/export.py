@@ -171,7 +171,8 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     code: Arrays = ()
     if "code" in student.INPUTS:
         told = bundle.manifest.camera_code
-        code = (np.float32([told.numbers if told is not None else (0,) * 5]),)
+        numbers = told.numbers if told is not None else (0.0,) * 5
+        code = (np.array([numbers], np.float32),)
     yield _Case("student", student, {on: (pair[1], *code) for on, pair in pairs.items()})
     if not (bundle.has("multi_frame") and bundle.has("pose")):
         return
