@@ -150,6 +150,8 @@ def _in_double(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
 class StudentRunner(nn.Module):
     """image (B, 3, H, W) -> inverse depth (B, 1, H, W) in network units, confidence (B, 1, H, W).
 
+    A student that is told its camera takes the code (B, 5) as a second input.
+
     Args:
         student: the network; it is set to eval mode.
         prior: its prior, projected and folded here once; required where the student has a fusion.
@@ -161,7 +163,7 @@ class StudentRunner(nn.Module):
         ValueError: a fusion without a prior, or the reverse.
     """
 
-    INPUTS: ClassVar = ("image",)
+    INPUTS: tuple[str, ...]
     OUTPUTS: ClassVar = ("inverse_depth", "confidence")
 
     def __init__(
@@ -181,13 +183,14 @@ class StudentRunner(nn.Module):
             )
         self.student = student.eval()
         self.min_depth, self.max_depth = min_depth, max_depth
+        self.INPUTS = ("image",) if student.camera_code is None else ("image", "code")
         self.folded = None
         if student.fusion is not None and prior is not None:
             self.folded = FoldedFusion(student.fusion, prior, precision)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1]."""
-        features = self.student.trunk(image)
+        features = self.student.features(image, code)
         if self.folded is None:
             disparity = self.student.decoder(features, (0,))[0]
         else:

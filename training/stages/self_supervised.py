@@ -30,7 +30,14 @@ from training.losses.supervised import pose_loss
 from training.losses.views import Views
 from training.stages.base import NetworkName, StageConfig, TrainingConfig, stage
 from training.stages.pictures import system_pictures
-from training.stages.system import System, View, share, supervised_loss
+from training.stages.system import (
+    System,
+    View,
+    freeze_trunk,
+    parameter_groups,
+    share,
+    supervised_loss,
+)
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
 if TYPE_CHECKING:
@@ -91,7 +98,7 @@ class SelfSupervised(TrainingConfig):
     ) -> None:
         """As every stage; and the decoder has its scales."""
         super().check(recipe, before, after)
-        offered = range(len(DECODERS[recipe.networks.decoder].HEADS))
+        offered = DECODERS[recipe.networks.decoder].offered()
         if not set(self.scales) <= set(offered):
             has = ", ".join(map(str, offered))
             raise ValueError(f"the decoder {recipe.networks.decoder} has scale {has} only")
@@ -156,6 +163,7 @@ class SelfSupervisedStage:
             network.requires_grad_(False)
         for module in self._learning:
             module.requires_grad_(True)
+        freeze_trunk(self.system, self.schedule)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -165,7 +173,13 @@ class SelfSupervisedStage:
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
-        return [p for module in self._learning for p in module.parameters()]
+        found = [p for module in self._learning for p in module.parameters()]
+        return [p for p in found if p.requires_grad]
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trunk at its own rate."""
+        return parameter_groups(self.system, self.trained, self.schedule)
 
     @property
     def _learning(self) -> list[nn.Module]:

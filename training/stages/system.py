@@ -16,6 +16,7 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synt
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.matching import Features, Lookup
 from depth_prior_ros.models.mism import build_multi_frame
+from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
@@ -23,9 +24,11 @@ from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
 from training.loop.distributed import ALONE, Processes, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
+from training.recipes.base import RecipeError
 
 if TYPE_CHECKING:
     from training.recipes.recipe import MultiFrame, Recipe
+    from training.stages.base import TrainingConfig
 
 
 @dataclass
@@ -74,7 +77,7 @@ class System:
         torch.manual_seed(recipe.seed)
         nets = recipe.networks
         far = math.log(nets.far_disparity / (1 - nets.far_disparity))
-        student = Student(nets.trunk, nets.decoder, fusion, far_bias=far)
+        student = Student(nets.trunk, nets.decoder, fusion, far, nets.camera_code)
         system = cls(
             student,
             PoseNet(nets.pose),
@@ -126,11 +129,17 @@ class System:
         """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, f32."""
         return self.predict(image, scales).disparity
 
-    def predict(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
-        """All that the student says of images (B, 3, H, W), with the prior if there is one."""
+    def predict(
+        self, image: Tensor, scales: tuple[int, ...] = (0,), code: Tensor | None = None
+    ) -> StudentOutput:
+        """All that the student says of images (B, 3, H, W), with the prior if there is one.
+
+        code: (B, 5), what it is told of the cameras; None, and where it takes none: KITTI's.
+        """
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            output = self.student(image, self.prior, scales=scales)
+            told = code if self.student.camera_code is not None else None
+            output = self.student(image, self.prior, scales=scales, code=told)
         disparity = {scale: d.float() for scale, d in output.disparity.items()}
         return replace(output, disparity=disparity)
 
@@ -209,6 +218,37 @@ def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dic
     return architecture
 
 
+def freeze_trunk(system: System, schedule: TrainingConfig) -> None:
+    """Keep the early layers of the student's trunk where the schedule says so.
+
+    Raises:
+        RecipeError: a trunk that cannot be frozen in part, or no features at that stride.
+    """
+    if schedule.frozen_to is None:
+        return
+    trunk = system.student.trunk
+    if not isinstance(trunk, MobileNetV2):
+        raise RecipeError("frozen_to: only the trunk mobilenet_v2 can be frozen in part")
+    try:
+        for layer in trunk.layers_to(schedule.frozen_to):
+            layer.requires_grad_(False)
+    except ValueError as error:
+        raise RecipeError(f"frozen_to: {error}") from error
+
+
+def parameter_groups(
+    system: System, trained: list[nn.Parameter], schedule: TrainingConfig
+) -> list[dict[str, Any]]:
+    """What learns, the student's trunk at a rate of its own."""
+    trunk = {id(p) for p in system.student.trunk.parameters()}
+    own = [p for p in trained if id(p) in trunk]
+    rest = [p for p in trained if id(p) not in trunk]
+    if not own or schedule.trunk_rate == 1:
+        return [{"params": trained}]
+    slower = {"params": own, "factor": schedule.trunk_rate}
+    return [{"params": rest}, slower] if rest else [slower]
+
+
 def supervised_loss(
     system: System,
     batch: PairBatch,
@@ -229,7 +269,7 @@ def supervised_loss(
         predicted_pose: share of M's samples that are matched with the predicted motion.
     """
     previous, current = batch.inputs.unbind(1)
-    depth = system.single_depth(current)
+    depth = disparity_to_depth(system.predict(current, code=batch.code).disparity[0])[1]
     pose = system.motion(previous, current).inverse()
     truth = batch.previous_from_current
     parts = {
