@@ -69,6 +69,19 @@ class Supervised(Schedule):
         description="share of the samples whose multi-frame depth is matched with the pose "
         "network's motion, as on a vehicle, instead of the exact one",
     )
+    static_camera: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the multi-frame network's samples whose other frame is the current "
+        "one: as on a vehicle that stands",
+    )
+    held_weight: float = Field(
+        0.1,
+        ge=0,
+        description="of the distance in log depth between what M matches and the single-frame "
+        "depth, where there is no parallax (networks.multi_frame.parallax)",
+    )
 
 
 # "fusion" is the part of the student that reads the prior.
@@ -100,6 +113,8 @@ class SelfSupervised(Schedule):
     gradient_weight: float = Field(0.5, ge=0)
     pose_weight: float = Field(10.0, ge=0, description="of synthetic pairs")
     predicted_pose: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    static_camera: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    held_weight: float = Field(0.1, ge=0, description="as in supervised stages")
     scales: tuple[int, ...] = Field(
         (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
     )
@@ -124,9 +139,6 @@ class Teacher(SelfSupervised):
     masked_consistency: float = Field(
         100.0, ge=0, description="weight of M's agreement with itself on a partly masked image"
     )
-    static_camera: float = Field(
-        0.0, ge=0, le=1, description="share of samples whose previous frame is the current one"
-    )
     missing_frame: float = Field(
         0.0, ge=0, le=1, description="share of samples without a previous frame"
     )
@@ -146,8 +158,8 @@ class Teacher(SelfSupervised):
             raise ValueError("static_camera and missing_frame together are more than 1")
         if self.freeze_at is not None and "multi_frame" not in self.train:
             raise ValueError("freeze_at freezes all but multi_frame, which train does not name")
-        if (self.static_camera or self.missing_frame) and not self.consistency:
-            raise ValueError("static_camera and missing_frame need consistency above 0")
+        if self.missing_frame and not self.consistency:
+            raise ValueError("missing_frame needs consistency above 0")
         return self
 
 

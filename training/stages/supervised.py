@@ -50,6 +50,8 @@ class SupervisedStage:
             multi_batch=share(self.system, schedule.multi_batch),
             pose_weight=schedule.pose_weight,
             predicted_pose=schedule.predicted_pose,
+            static_camera=schedule.static_camera,
+            held_weight=schedule.held_weight,
         )
 
     def validate(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.manydepth import CostVolumeOutput
+from depth_prior_ros.models.search_range import PadsMap
 from training.losses.distillation import (
     Rectangle,
     masked_input_consistency,
@@ -59,12 +60,20 @@ class TeacherStage(SelfSupervisedStage):
             error, smooth, extra, logs = self._many_depth(scene, views, multi, augmented)
         else:
             error, smooth = self._multi_errors(scene, views, multi.depth)
-            extra, logs = self._hidden(scene, seen, multi.depth)
+            hidden, logs = self._hidden(scene, seen, multi.depth)
+            held, more = self._held(multi, scene)
+            extra, logs = hidden + held, logs | more
         loss = error + self.schedule.smoothness * smooth + extra
         return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
-        """What M compares with, and which samples were changed (B,): ManyDepth, 2.5."""
+        """What M compares with, and which samples were changed (B,): ManyDepth, 2.5.
+
+        ManyDepth's standing camera keeps the motion of the frame that it hides; with PADS it has none,
+        as on a vehicle that stands.
+        """
+        if isinstance(self.system.multi_frame, PadsMap):
+            return super()._lookups(scene, views)
         schedule, count = self.schedule, len(scene.depth)
         u = self.system.processes.draw(count, lambda k: torch.rand(k)).to(scene.depth.device)
         still = u < schedule.static_camera
