@@ -5,9 +5,10 @@
 
 Four depths of the same frames: S, the single-frame network; M plain, the multi-frame network on the
 previous frame, as in the papers; M keyframe, the same on the frame that the pipeline chooses; M by
-parallax, that blended with S in log depth as the bundle says (`multi_frame.parallax`, docs/choice.md).
-Bins are pixels of parallax that the search range spans in the keyframe, the same pixels for all
-four. The motion is the recorded one where there is one (`--pose recorded`), else the pose network's.
+parallax, that blended with S in log depth as the bundle says (`multi_frame.parallax`; see
+docs/choice.md). Bins are pixels of parallax that the search range spans in the keyframe, the same
+pixels for all four. The motion is the recorded one where there is one (`--pose recorded`), else the
+pose network's.
 AbsRel after median scaling of each whole image, up to 80 m; a bin's is the mean over its pixels.
 
 With `--threshold` the blend's threshold is tried at several values: what `multi_frame.parallax` was
@@ -24,6 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +101,7 @@ class Listener:
         self, frames: Sequence[Frame], judged: Sequence[int], metres: float, *, recorded: bool
     ) -> Iterator[tuple[int, Answer]]:
         """Positions and answers of judged frames; frames before them are shown as on a vehicle."""
-        from depth_prior_ros.keyframes import KEYFRAME_SECONDS
+        from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 
         self.pipeline.reset()
         self.pipeline.keyframe_metres = metres
@@ -203,7 +205,7 @@ def report(name: str, frames: list[Pixels], *, thresholds: bool) -> list[str]:
             print("  threshold " + "  ".join(f"{t:g}: {by[t]:.4f}" for t in THRESHOLDS))
     parallax = np.concatenate([f.parallax for f in frames])
     errors = {row: np.concatenate([f.errors[row] for f in frames]) for row in ROWS}
-    for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+    for low, high in pairwise(BINS):
         inside = (parallax >= low) & (parallax < high)
         if not inside.any():
             continue
@@ -252,7 +254,7 @@ def main() -> None:
     parser.add_argument("--threshold", action="store_true", help="try several")
     arguments = parser.parse_args()
 
-    from depth_prior_ros.keyframes import KEYFRAME_METRES
+    from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES
 
     listener = Listener(arguments.bundle, arguments.backend)
     pipeline = listener.pipeline

@@ -7,7 +7,7 @@ therefore given the trained focal length with the actual principal point. The pu
 stretched back by f / f_trained.
 
 A few frames are kept to match with (`keyframes`), and their matching features once they exist: a
-vehicle that drives computes them once per frame, a vehicle that stands does not compute them at all.
+vehicle that drives computes them once a frame, a vehicle that stands does not compute them at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.keyframes import KEYFRAME_METRES, Candidate, Keyframes
 from depth_prior_ros.motion.gate import (
     FrameRate,
     GateSettings,
@@ -35,6 +34,7 @@ from depth_prior_ros.motion.gate import (
 from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
 from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
     Found,
     MultiFrameStep,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from depth_prior_ros.bundle import Bundle
-from depth_prior_ros.keyframes import Keyframes
 from depth_prior_ros.motion.gate import GateSettings, MotionGate
 from depth_prior_ros.pipeline.framing import Fit
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
+from depth_prior_ros.pipeline.keyframes import Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import POSE_CHOICES, MultiFrameStep, PoseChoice
 from depth_prior_ros.pipeline.results import Model, OutputSize, check_output_size
 from depth_prior_ros.pipeline.runtime import Networks

@@ -169,6 +169,7 @@ def test_multi_frame_runner_equals_network() -> None:
         current = Features(matching, context)
         output = net(current, Features(previous, context), Pose(matrix), K, single)
     assert torch.equal(depth, output.depth)
+    assert torch.equal(parallax, output.parallax)
     assert torch.equal(confidence[..., ::4, ::4], output.confidence)
     assert confidence.shape == depth.shape
 

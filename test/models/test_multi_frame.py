@@ -381,7 +381,7 @@ def test_built_from_its_own_description_and_by_seed() -> None:
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 
 
-# -- parallax ---------------------------------------------------------------------------------------
+# -- parallax --------------------------------------------------------------------------------------
 
 FX = 40.0
 CENTRE = (31.5, 15.5)

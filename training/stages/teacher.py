@@ -69,8 +69,8 @@ class TeacherStage(SelfSupervisedStage):
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
         """What M compares with, and which samples were changed (B,): ManyDepth, 2.5.
 
-        ManyDepth's standing camera keeps the motion of the frame that it hides; with PADS it has none,
-        as on a vehicle that stands.
+        ManyDepth's standing camera keeps the motion of the frame that it hides; with PADS it has
+        none, as on a vehicle that stands.
         """
         if isinstance(self.system.multi_frame, PadsMap):
             return super()._lookups(scene, views)

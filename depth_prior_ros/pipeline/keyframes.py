@@ -134,13 +134,13 @@ class Keyframes:
         if moved is None:
             self._latest = None
         frames, wanted = self._frames, self._wanted()
-        if len(frames) > 1 and frames[-2].metres - frames[-1].metres < _SPACING * wanted:
-            frames.pop()
         oldest = shown.stamp_ns - KEYFRAME_SECONDS * 1e9
         while len(frames) > 1 and (
             frames[0].shown.stamp_ns < oldest or frames[1].metres >= wanted or len(frames) >= LIMIT
         ):
             frames.pop(0)
+        if len(frames) > 1 and frames[-2].metres - frames[-1].metres < _SPACING * wanted:
+            frames.pop()
         for frame in frames:
             if frame.shown.features is not None:
                 frame.shown.features = frame.shown.features[:1]  # what is matched
@@ -164,11 +164,11 @@ class Keyframes:
     ) -> None:
         """What the frame that is processed was matched with, and what came of it.
 
-        step: candidate_from_current (4, 4) in units; metres: its length where it is known; parallax:
-        median pixels.
+        step: candidate_from_current (4, 4) in units; metres: its length where it is known;
+        parallax: median pixels.
         """
         if candidate.step is not None:
-            # From the newest frame to this one; corrected by every match, so that it does not drift.
+            # To this frame from the newest; every match corrects it, so that it does not drift.
             last = np.linalg.solve(candidate.step, step)
             self._latest = last, (stamp_ns - self._frames[-1].shown.stamp_ns) * 1e-9
             self._moved = last
