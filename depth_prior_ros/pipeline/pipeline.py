@@ -80,7 +80,7 @@ class DepthPipeline(PipelineSettings):
     bundle: a `Bundle`, or the name or path of one.
     backend, device, threads, precision, fallback: see `runtime.compile_networks`;
     `backend_reason` tells why, `backend_fell_back` whether another one should have run.
-    parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0: matching
+    parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0:
     always, as in MISM.
 
     These may be changed between two frames:
@@ -95,7 +95,8 @@ class DepthPipeline(PipelineSettings):
     long as the camera's rate allows (see `frame_rate`).
     pose_source, min_pose_ratio: where the multi-frame network has its motion from, see
     `MultiFrameStep`.
-    keyframe_metres: how far back the frame to match with lies, see `Keyframes`; 0: the previous one.
+    keyframe_metres: how far back the frame to match with lies, see `Keyframes`; 0: the previous
+    one.
     output_size: of the depth image: `model`, `input`, or (width, height).
     fit: of images of another aspect ratio, see `framing`.
 

@@ -1,4 +1,4 @@
-"""Which earlier frame is matched: by distance, age and overlap; what is kept, and how much of it."""
+"""Which earlier frame is matched: by distance, age and overlap; and how much is kept."""
 
 from __future__ import annotations
 
