@@ -128,9 +128,9 @@ class Looker:
         run = networks.multi
 
         def multi(*arguments: Any) -> Any:
-            depth, mass = run(*arguments)
-            self._mass = networks.backend.to_numpy(mass)[0, 0].copy()
-            return depth, mass
+            found = run(*arguments)
+            self._mass = networks.backend.to_numpy(found[1])[0, 0].copy()
+            return found
 
         networks.multi = multi  # type: ignore[method-assign]
         if networks.has_multi_frame:
