@@ -6,7 +6,6 @@ loss. `teacher.py` and `distil.py` build on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,7 @@ from training.losses.photometric import Target, identity_error, minimum_reprojec
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
 from training.losses.views import Views
-from training.stages.base import NetworkName, StageConfig, TrainingConfig, stage
+from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
 from training.stages.system import (
     System,
@@ -43,7 +42,6 @@ from training.stages.system import (
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 Logs = dict[str, Tensor]  # numbers of shape (), on the device
@@ -97,15 +95,13 @@ class SelfSupervised(TrainingConfig):
         """Whether the multi-frame network learns."""
         return "multi_frame" in self.train
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; and the decoder has its scales."""
-        super().check(recipe, before, after)
-        offered = DECODERS[recipe.networks.decoder].offered()
+        super().check(place)
+        offered = DECODERS[place.recipe.networks.decoder].offered()
         if not set(self.scales) <= set(offered):
             has = ", ".join(map(str, offered))
-            raise ValueError(f"the decoder {recipe.networks.decoder} has scale {has} only")
+            raise ValueError(f"the decoder {place.recipe.networks.decoder} has scale {has} only")
 
     def build(self, run: Run, system: System) -> SelfSupervisedStage:
         """The stage of this kind on the run's triplets."""

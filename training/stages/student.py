@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,12 +23,11 @@ from training.losses.guided import (
 )
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.stages.base import NetworkName, StageConfig, stage
+from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
 from training.stages.system import System
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 # The part of the reference set that stands for all of it while the student is validated.
@@ -87,26 +86,22 @@ class Student(SelfSupervised):
         """Where the teacher looks at every triplet, or its frames have to be explained."""
         return self.asks_teacher or self.view == "rich"
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; with a fusion there is something to look up, and a selection of it."""
-        super().check(recipe, before, after)
-        fusion = recipe.networks.fusion
-        if recipe.rich is None and (fusion is not None or self.needs_teacher_size):
+        super().check(place)
+        fusion = place.recipe.networks.fusion
+        if place.recipe.rich is None and (fusion is not None or self.needs_teacher_size):
             raise ValueError("needs rich.teacher, whose pixels or depth it uses")
         if self.auxiliary and not (fusion is not None and fusion.pixel_wise):
             raise ValueError("auxiliary needs networks.fusion with pixel_wise")
         if fusion is not None:
-            self._check_prior(recipe, before, after)
+            self._check_prior(place)
 
-    def _check_prior(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
-        selected = recipe.prior is not None or any(s.selects for s in before)
-        if not selected and not any(s.extracts for s in before):
+    def _check_prior(self, place: Place) -> None:
+        selected = place.recipe.prior is not None or any(s.selects for s in place.before)
+        if not selected and not any(s.extracts for s in place.before):
             raise ValueError("needs a reference stage before")
-        if not selected and not any(s.selects for s in after):
+        if not selected and not any(s.selects for s in place.after):
             raise ValueError(
                 "needs a select stage after it, which says what of the reference set goes into "
                 "the bundle (method: all keeps the whole set)"
@@ -132,10 +127,8 @@ class FineTune(Student):
         25_000, ge=1, description="of the prior, drawn anew in every step; all where it has fewer"
     )
 
-    def _check_prior(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
-        if recipe.prior is None and not any(s.selects for s in before):
+    def _check_prior(self, place: Place) -> None:
+        if place.recipe.prior is None and not any(s.selects for s in place.before):
             raise ValueError("needs a select stage before")
 
 
