@@ -120,11 +120,11 @@ def measure(path: Path, device: str, rounds: int, changes: list[str]) -> list[Me
         overrides += [f"stages.{i}.batch=1" for i in range(len(recipe.stages))]
         overrides += ["precision=f32"]
     run = random_run(path, overrides)
-    system = run._beginning()
+    system = run.initial_system()
     found = []
     for part, planned in zip(run._parts(), recipe.stages, strict=False):
-        system = run._prepare(system, part)
-        stage = run._stage(system, part.schedule)
+        system = part.schedule.prepare(run, system, part.stage)
+        stage = part.schedule.build(run, system)
         for network in stage.networks.values():
             network.train()
         kept, operations = count(stage) if on_cpu else (0, 0)
