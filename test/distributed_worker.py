@@ -54,7 +54,7 @@ class TinyTeacher:
 
     def __init__(self, processes: Processes, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.schedule = TrainingConfig(kind="test", steps=STEPS, learning_rate=1e-3, warm_up=2)
+        self.config = TrainingConfig(kind="test", steps=STEPS, learning_rate=1e-3, warm_up=2)
         self.student, self.pose, self.multi = Nets(3, 1), Nets(6, 3), Nets(7, 1)
         self.multi.register_buffer("delta", torch.ones(1, 1, HEIGHT // 4, WIDTH // 4))
         self.networks: dict[str, nn.Module] = {
@@ -94,7 +94,7 @@ class TinyTeacher:
         m = self.processes.part(MULTI)
         loss = loss + self._multi(now[:m], before[:m], disparity[:m].detach())
         values = {
-            "explained": mask.double().mean(),
+            "auto_mask_share": mask.double().mean(),
             "map_max": self.multi.delta.max(),
         }
         return self.factor * loss, values

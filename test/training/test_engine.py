@@ -40,7 +40,7 @@ class OneWeight:
 
     def __init__(self, steps: int = STEPS, before: Callable[[int], None] | None = None) -> None:
         torch.manual_seed(0)
-        self.schedule = TrainingConfig(kind="test", steps=steps, learning_rate=0.1, warm_up=2)
+        self.config = TrainingConfig(kind="test", steps=steps, learning_rate=0.1, warm_up=2)
         self.net = nn.Linear(1, 1)
         self.networks: dict[str, nn.Module] = {"net": self.net}
         self.trained = list(self.net.parameters())
@@ -311,13 +311,13 @@ def test_a_batch_that_cannot_be_drawn_stops_the_run_at_its_step(tmp_path: Path) 
 def test_collapse_is_told_and_logged_once(tmp_path: Path) -> None:
     class Collapses(OneWeight):
         def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-            return super().loss(x)[0], {"explained": 0.0}
+            return super().loss(x)[0], {"auto_mask_share": 0.0}
 
     output = io.StringIO()
     engine(Collapses(), tmp_path, output).run()
     (event,) = [line for line in logged(tmp_path) if "event" in line]
-    assert event["step"] == 5 and event["kind"] == "explained_little"
-    assert output.getvalue().count("warning at step 5: explained is 0, below 0.05") == 1
+    assert event["step"] == 5 and event["kind"] == "auto_mask_keeps_little"
+    assert output.getvalue().count("warning at step 5: auto_mask_share is 0, below 0.05") == 1
     whole = logged(tmp_path)
     (tmp_path / LAST).rename(tmp_path / "kept")
     engine(Collapses(), tmp_path).run()  # from the beginning: the log is written anew

@@ -55,10 +55,10 @@ def stage(
     pixels: Any = None,
     **settings: Any,
 ) -> StudentStage:
-    schedule = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
+    config = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
     nets = system(fusion)
     return StudentStage(
-        schedule, nets, source, None, nothing(folder), references=pixels, outputs=teacher
+        config, nets, source, None, nothing(folder), references=pixels, outputs=teacher
     )
 
 
@@ -197,7 +197,7 @@ def test_a_step_of_the_fusion_is_as_much_longer(triplets: TripletSource, tmp_pat
     moved = {}
     for rate in (1.0, 5.0):
         one = stage(triplets, tmp_path, FUSION, None, References(), fusion_rate=rate)
-        one.schedule = one.schedule.model_copy(update={"warm_up": 0, "clip": 1e9})
+        one.config = one.config.model_copy(update={"warm_up": 0, "clip": 1e9})
         fusion = one.system.student.fusion
         assert fusion is not None
         before = fusion.out.weight.detach().clone()

@@ -23,7 +23,7 @@ class Averaged(OneWeight):
 
     def __init__(self, stop_before: int | None = None) -> None:
         super().__init__()
-        self.schedule = Schedule(steps=STEPS, learning_rate=0.1, warm_up=2, ema=DECAY)
+        self.config = Schedule(steps=STEPS, learning_rate=0.1, warm_up=2, ema=DECAY)
         self.seen: list[float] = []
         self.validated: list[float] = []
         self._stop_before = stop_before

@@ -99,7 +99,7 @@ class TrainingStage(Protocol):
     name: str
 
     @property
-    def schedule(self) -> TrainingConfig:
+    def config(self) -> TrainingConfig:
         """Length and learning rate."""
         ...
 
@@ -175,17 +175,17 @@ class Engine:
             self.console = Console(quiet=True)
         self.processes.barrier()
         optimiser = torch.optim.Adam(
-            _groups(self.stage), lr=self.stage.schedule.learning_rate, fused=_FUSED
+            _groups(self.stage), lr=self.stage.config.learning_rate, fused=_FUSED
         )
-        if (decay := self.stage.schedule.ema) is not None:
+        if (decay := self.stage.config.ema) is not None:
             self.average = WeightAverage(self.stage.networks, decay)
         progress = self._resume(optimiser)
-        if progress["step"] < self.stage.schedule.steps:
+        if progress["step"] < self.stage.config.steps:
             self._train(optimiser, progress)
         return progress
 
     def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-        start, steps, settings = progress["step"], self.stage.schedule.steps, self.settings
+        start, steps, settings = progress["step"], self.stage.config.steps, self.settings
         health = Health(progress.get("health"))
         self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
@@ -242,7 +242,7 @@ class Engine:
         if not path.is_file():
             return {"step": 0, "loss": math.nan}
         progress = load_checkpoint(path, self.stage.networks, optimiser, self.average)
-        done = progress["step"] >= self.stage.schedule.steps
+        done = progress["step"] >= self.stage.config.steps
         state = "done before" if done else f"going on after step {progress['step']}"
         self.console.print(f"{self.stage.name}: {state}")
         return progress
@@ -257,14 +257,14 @@ class Engine:
         """One step: its figures, and whether to stop after it."""
         stage, several = self.stage, self.processes.count > 1
         for group in optimiser.param_groups:
-            group["lr"] = stage.schedule.rate(step) * group.get("factor", 1.0)
+            group["lr"] = stage.config.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
         own, values = self._loss(step, batch)
         # Of NaN, sampling has no derivative on a CPU and may even crash.
         if not self.processes.any_of([_known_bad({"loss": own})])[0]:
             own.backward()
         loss, stop = self.processes.average_step(stage.trained, own, several and interrupted())
-        norm = nn.utils.clip_grad_norm_(stage.trained, stage.schedule.clip)
+        norm = nn.utils.clip_grad_norm_(stage.trained, stage.config.clip)
         self._update(step, optimiser, loss, norm.to(loss.device))
         rate = optimiser.param_groups[0]["lr"]
         figures = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}

@@ -45,7 +45,7 @@ class Part:
 
     number: int
     folder: str
-    schedule: StageConfig
+    config: StageConfig
     stage: int
 
 
@@ -96,32 +96,32 @@ class Run:
         progress: list[dict[str, Any]] = []
         for part in self._parts():
             folder = self.folder / part.folder
-            if not isinstance(part.schedule, TrainingConfig):
-                part.schedule.carry_out(self, folder, system)
+            if not isinstance(part.config, TrainingConfig):
+                part.config.carry_out(self, folder, system)
                 continue
-            system = part.schedule.prepare(self, system, part.stage)
-            stage = part.schedule.build(self, system)
+            system = part.config.prepare(self, system, part.stage)
+            stage = part.config.build(self, system)
             settings = self._settings(part.number)
             done = Engine(stage, folder, settings, self.console, self.processes).run()
             progress.append({"part": part.folder, **done})
             self.done[part.stage] = folder / LAST
-            if part.schedule.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
+            if part.config.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
         return self._write(bundle, system, progress)
 
     def _parts(self) -> Iterator[Part]:
         trained = 0
-        for number, schedule in enumerate(self.recipe.stages):
-            stage = f"{number}_{schedule.kind}"
-            if not isinstance(schedule, TrainingConfig):
-                yield Part(number, stage, schedule, number)
+        for number, config in enumerate(self.recipe.stages):
+            stage = f"{number}_{config.kind}"
+            if not isinstance(config, TrainingConfig):
+                yield Part(number, stage, config, number)
                 continue
-            draws = trained if schedule.draws is None else schedule.draws
-            if schedule.epochs:
-                schedule = schedule.in_steps(len(self.data().training))
-            for turn in range(schedule.turns):
-                folder = stage if schedule.turns == 1 else f"{stage}_round{turn + 1}"
-                yield Part(draws + 100 * turn, folder, schedule, number)
+            draws = trained if config.draws is None else config.draws
+            if config.epochs:
+                config = config.in_steps(len(self.data().training))
+            for turn in range(config.turns):
+                folder = stage if config.turns == 1 else f"{stage}_round{turn + 1}"
+                yield Part(draws + 100 * turn, folder, config, number)
             trained += 1
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:

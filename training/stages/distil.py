@@ -141,7 +141,7 @@ class DistilStage(SelfSupervisedStage):
     every step. The distance is that of log ratios, so the two may differ in scale.
     """
 
-    schedule: Distil
+    config: Distil
 
     @property
     def teacher(self) -> System:
@@ -154,15 +154,15 @@ class DistilStage(SelfSupervisedStage):
         with torch.no_grad():
             own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
         mask = distillation_mask(taught.error, own)
-        kept = mask if self.schedule.masked else torch.ones_like(mask)
-        loss = log_ratio_distillation(scene.depth, taught.depth, kept, self.schedule.variance)
+        kept = mask if self.config.masked else torch.ones_like(mask)
+        loss = log_ratio_distillation(scene.depth, taught.depth, kept, self.config.variance)
         values = {
             "distil/loss": loss,
             "distil/mask_share": mask.float().mean(),
             "distil/teacher_error": taught.error.mean(),
             "distil/student_error": own.mean(),
         }
-        return self.schedule.weight * loss, values
+        return self.config.weight * loss, values
 
     def pictures(self) -> dict[str, np.ndarray]:
         """As before, and in red what the distillation mask removes."""
