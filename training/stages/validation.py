@@ -109,8 +109,8 @@ def evaluate_network(
     for name in sets:
         protocol, frames = cached_frames(name, Path(data), size)
         judged = evaluate(network, frames, protocol, keep_depth=True)
-        wrong = dict(zip(("own_mean", "other_image"), wrong_images(judged), strict=True))
-        beside = evaluate_beside(wrong, frames, protocol)
+        mean, other = wrong_images(judged)
+        beside = evaluate_beside({"own_mean": mean, "other_image": other}, frames, protocol)
         result[name] = dict(summary([frame.errors for frame in judged]))
         result[name] |= {key: mean_errors(found).abs_rel for key, found in beside.items()}
     return result
