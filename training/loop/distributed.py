@@ -308,9 +308,12 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+        tracked, means, variances = self.num_batches_tracked, self.running_mean, self.running_var
+        assert tracked is not None and means is not None and variances is not None
+        assert self.momentum is not None
+        tracked.add_(1)
+        means.lerp_(mean, self.momentum)
+        variances.lerp_(variance * (count / max(1, count - 1)), self.momentum)
 
 
 class _Sum(torch.autograd.Function):

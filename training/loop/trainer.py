@@ -78,7 +78,7 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
 
 
 # It leaves out an update where the device finds it not finite; on a CPU since PyTorch 2.4.
-_FUSED = torch.cuda.is_available() or torch.__version__ >= (2, 4)
+_FUSED = torch.cuda.is_available() or torch.torch_version.TorchVersion(torch.__version__) >= (2, 4)
 
 Figures = Mapping[str, Tensor | float]
 
@@ -299,7 +299,7 @@ class Engine:
             cause, value = ("gradient norm", norm) if finite else ("loss", loss)
             raise self._divergence(int(bad_step), cause, value, int(bad_step) == step)
         read = dict(zip(tensors, numbers, strict=True))
-        return {name: read.get(name, v) for name, v in values.items()}  # type: ignore[misc]
+        return {name: read.get(name, v) for name, v in values.items()}
 
     def _divergence(self, step: int, what: str, value: float, drawn: bool) -> TrainingError:
         """The error of a step that was not finite; its batch is kept, ``drawn`` anew if needed."""
