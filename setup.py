@@ -35,6 +35,8 @@ EXTRAS = {
     "ros": ROS_WHEELS,
     "cpu": ["openvino>=2024.0", "onnx>=1.14", "onnxruntime>=1.15"],
     "render": ["moderngl>=5.8"],
+    # `depth_train import trunk` reads a detector in TensorFlow Lite's format.
+    "trunk": ["tflite>=2.10"],
     # Depth models of Hugging Face as teachers of a prior.
     "foundation": ["transformers>=4.48"],
     "test": TEST,
@@ -86,7 +88,7 @@ setup(
     package_data={"": ["py.typed", "templates/*", "shaders/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
-        (f"share/{NAME}", ["package.xml", "LICENSE", "LICENSE-WEIGHTS"]),
+        (f"share/{NAME}", ["package.xml", "LICENSE", "LICENSE-WEIGHTS", "NOTICE"]),
         *shared_files("launch", "config", "bundles", "drives"),
     ],
     install_requires=requirements(),

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         ValueError: a trunk without features at a stride from 2 to 32.
     """
 
-    #: Channels of the maps at scale 0, 1, ...; as many as the decoder has scales.
+    #: Channels of the maps at scale 0, 1, ... that have a head.
     HEADS: tuple[int, ...]
     #: The smallest side of the input; those that reflect at 1/32 of it need two pixels there.
     MIN_SIDE = 32
@@ -89,10 +89,15 @@ class Decoder(nn.Module):
         self.trunk_channels = {stride: list(c) for stride, c in trunk_channels.items()}
         self.heads = nn.ModuleList(DisparityHead(width, far_bias) for width in self.HEADS)
 
+    @classmethod
+    def offered(cls) -> tuple[int, ...]:
+        """The scales that decoders of this class have."""
+        return tuple(range(len(cls.HEADS)))
+
     @property
     def scales(self) -> tuple[int, ...]:
         """The scales this decoder has."""
-        return tuple(range(len(self.HEADS)))
+        return self.offered()
 
     def _maps(self, features: Features) -> list[Tensor]:
         """Maps at 1/1, 1/2, ...; one a head."""
@@ -121,6 +126,10 @@ class Decoder(nn.Module):
                 f"an image with a side of {side} is too small for this decoder: at least "
                 f"{self.MIN_SIDE} are needed"
             )
+        return self._disparities(features, wanted)
+
+    def _disparities(self, features: Features, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """The disparity of each of the scales that are wanted, from its map and head."""
         maps = self._maps(features)
         return {scale: self.heads[scale](maps[scale]) for scale in wanted}
 

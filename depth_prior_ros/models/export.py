@@ -150,6 +150,8 @@ def _in_double(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
 class StudentRunner(nn.Module):
     """image (B, 3, H, W) -> inverse depth (B, 1, H, W) in network units, confidence (B, 1, H, W).
 
+    A student that is told its camera takes the code (B, 5) as a second input.
+
     Args:
         student: the network; it is set to eval mode.
         prior: its prior, projected and folded here once; required where the student has a fusion.
@@ -161,7 +163,7 @@ class StudentRunner(nn.Module):
         ValueError: a fusion without a prior, or the reverse.
     """
 
-    INPUTS: ClassVar = ("image",)
+    INPUTS: tuple[str, ...]
     OUTPUTS: ClassVar = ("inverse_depth", "confidence")
 
     def __init__(
@@ -181,13 +183,14 @@ class StudentRunner(nn.Module):
             )
         self.student = student.eval()
         self.min_depth, self.max_depth = min_depth, max_depth
+        self.INPUTS = ("image",) if student.camera_code is None else ("image", "code")
         self.folded = None
         if student.fusion is not None and prior is not None:
             self.folded = FoldedFusion(student.fusion, prior, precision)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1]."""
-        features = self.student.trunk(image)
+        features = self.student.features(image, code)
         if self.folded is None:
             disparity = self.student.decoder(features, (0,))[0]
         else:
@@ -236,8 +239,9 @@ class MultiFrameRunner(nn.Module):
 
     In: matching_current, context_current, matching_previous (shapes as `feature_shapes` says),
     previous_from_current (B, 4, 4), K (B, 3, 3) in pixels of the full input, single_depth
-    (B, 1, H, W) in network units. Out: depth (B, 1, H, W) in network units, confidence
-    (B, 1, H, W) in [0, 1], repeated from a quarter of the resolution.
+    (B, 1, H, W) in network units. Out: depth (B, 1, H, W) in network units, blended by parallax as
+    the network has it; confidence of the matching (B, 1, H, W) in [0, 1], repeated from a quarter
+    of the resolution; parallax (B, 1, H / 4, W / 4) in pixels of the input.
     """
 
     INPUTS: ClassVar = (
@@ -248,7 +252,7 @@ class MultiFrameRunner(nn.Module):
         "K",
         "single_depth",
     )
-    OUTPUTS: ClassVar = ("depth", "confidence")
+    OUTPUTS: ClassVar = ("depth", "confidence", "parallax")
 
     def __init__(self, multi_frame: AnyMultiFrame) -> None:
         super().__init__()
@@ -262,7 +266,7 @@ class MultiFrameRunner(nn.Module):
         previous_from_current: Tensor,
         K: Tensor,
         single_depth: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the multi-frame network."""
         output = self.multi_frame.match(
             Features(matching_current, context_current),
@@ -274,5 +278,5 @@ class MultiFrameRunner(nn.Module):
         confidence = F.interpolate(output.confidence, scale_factor=float(STRIDE), mode="nearest")
         if torch.jit.is_tracing() and not self.multi_frame.uses_single_depth:
             # An exported graph must have all inputs, also the one this network leaves alone.
-            return output.depth + 0 * single_depth, confidence
-        return output.depth, confidence
+            return output.depth + 0 * single_depth, confidence, output.parallax
+        return output.depth, confidence, output.parallax

@@ -67,7 +67,7 @@ def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
-    depth, _ = networks.multi(
+    depth, _, _ = networks.multi(
         networks.features(second),
         networks.features(first),
         step,

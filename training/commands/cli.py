@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_experiment(commands)
     _add_inspect(commands)
+    _add_import(commands)
     add_prior_commands(commands)
     return parser
 
@@ -178,6 +179,29 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inspect.set_defaults(handler=_inspect)
 
 
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    importer = commands.add_parser(
+        "import",
+        help="make a file of weights from what others have published",
+        description="Make the file of weights that config/training/lite.yaml begins with. Needs "
+        "the library tflite and the unpacked npm package @mediapipe/objectron 0.4.1675468480 "
+        "(Apache-2.0).",
+    )
+    importer.add_argument("what", choices=("trunk",), help="MobileNetV2 of its detector")
+    importer.add_argument("package", type=Path, help="folder of the unpacked package")
+    importer.add_argument(
+        "--out", type=Path, default=Path("weights/mobilenet_v2_oidv4.safetensors")
+    )
+    importer.set_defaults(handler=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from training.runs.trunk_import import import_trunk
+
+    print(f"trunk: {import_trunk(arguments.package, arguments.out)}")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from training.runs.run import run_recipe
 
@@ -190,13 +214,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.atomic_files import write_json
     from depth_prior_ros.progress import ProgressBar
-    from training.evaluation.evaluation import MODELS, evaluate
+    from training.evaluation.evaluation import MODELS, evaluate_bundle
     from training.evaluation.json import as_json
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
     with ProgressBar() as progress:
-        report = evaluate(
+        report = evaluate_bundle(
             arguments.bundle,
             arguments.data,
             arguments.protocol,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.progress import Progress, quiet
 from training.comparison.rows import Row
-from training.evaluation.sets import Progress, quiet
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -26,7 +27,7 @@ from depth_prior_ros.recordings import (
     open_recording,
 )
 from depth_prior_ros.recordings.base import name_skipped
-from training.evaluation.sets import EvaluationError, Progress, quiet
+from training.evaluation.sets import EvaluationError
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle

@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from depth_prior_ros.atomic_files import write_safetensors
+from training.loop.weight_average import WeightAverage
 
 LAST = "last.safetensors"
 FAILED_BATCH = "failed_batch.safetensors"
+_AVERAGE = "average."
 
 
 class CheckpointError(RuntimeError):
@@ -43,6 +45,7 @@ def save_checkpoint(
     networks: dict[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     progress: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> None:
     """Write everything that a run needs to go on exactly as if it had not stopped.
 
@@ -51,6 +54,8 @@ def save_checkpoint(
             untouched.
     """
     tensors = network_tensors(networks) | _optimiser_tensors(optimiser)
+    if average is not None:
+        tensors |= {f"{_AVERAGE}{k}": t.cpu().contiguous() for k, t in average.tensors().items()}
     try:
         write_safetensors(path, tensors, {"progress": json.dumps(progress)})
     except OSError as error:
@@ -81,9 +86,12 @@ def save_batch(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
 
 
 def load_checkpoint(
-    path: Path, networks: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None = None
+    path: Path,
+    networks: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
 ) -> dict[str, Any]:
-    """Load into ``networks`` (and ``optimiser``) and return the progress that was saved.
+    """Load into ``networks``, ``optimiser`` and ``average``; return the saved progress.
 
     Raises:
         CheckpointError: the file is damaged, or belongs to other networks.
@@ -105,6 +113,8 @@ def load_checkpoint(
             raise CheckpointError(f"checkpoint {path} holds another '{name}': {error}") from error
     if optimiser is not None:
         _load_optimiser(optimiser, tensors)
+    if average is not None:
+        average.load({k[len(_AVERAGE) :]: t for k, t in tensors.items() if k.startswith(_AVERAGE)})
     return progress
 
 

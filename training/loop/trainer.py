@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +35,7 @@ from training.loop.checkpoint import (
 from training.loop.distributed import ALONE, Processes, map_tensors
 from training.loop.health import Health
 from training.loop.progress import NoLog, StageLog
+from training.loop.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from training.stages.base import TrainingConfig
@@ -156,6 +157,7 @@ class Engine:
     settings: Settings
     console: Console = field(default_factory=lambda: Console(stderr=True))
     processes: Processes = ALONE
+    average: WeightAverage | None = field(default=None, init=False)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and return the progress (step, loss, validation figures).
@@ -175,6 +177,8 @@ class Engine:
         optimiser = torch.optim.Adam(
             _groups(self.stage), lr=self.stage.schedule.learning_rate, fused=_FUSED
         )
+        if (decay := self.stage.schedule.ema) is not None:
+            self.average = WeightAverage(self.stage.networks, decay)
         progress = self._resume(optimiser)
         if progress["step"] < self.stage.schedule.steps:
             self._train(optimiser, progress)
@@ -209,8 +213,13 @@ class Engine:
                     log.scalars(step + 1, figures)
                     self._warn(step + 1, health, figures, log)
                     progress["health"] = health.state
+                if self.average is not None:
+                    self.average.update(step)
+                    if done:  # the average is what the stage leaves
+                        self.average.swap()
                 if validates:
-                    progress["validation"] = self._validate(step + 1, log)
+                    with nullcontext() if self.average is None or done else self.average.applied():
+                        progress["validation"] = self._validate(step + 1, log)
                 if saves:
                     self._save(optimiser, progress)
                 bar(what, step + 1, steps, f"loss {progress['loss']:.4f}")
@@ -232,7 +241,7 @@ class Engine:
         path = self.folder / LAST
         if not path.is_file():
             return {"step": 0, "loss": math.nan}
-        progress = load_checkpoint(path, self.stage.networks, optimiser)
+        progress = load_checkpoint(path, self.stage.networks, optimiser, self.average)
         done = progress["step"] >= self.stage.schedule.steps
         state = "done before" if done else f"going on after step {progress['step']}"
         self.console.print(f"{self.stage.name}: {state}")
@@ -346,7 +355,8 @@ class Engine:
     def _save(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.processes.check_alike(self.stage.networks)
         if self.processes.is_first:
-            save_checkpoint(self.folder / LAST, self.stage.networks, optimiser, progress)
+            path = self.folder / LAST
+            save_checkpoint(path, self.stage.networks, optimiser, progress, self.average)
         self.processes.barrier()  # the next stage begins with reading it
 
     def _say(self, text: str) -> None:

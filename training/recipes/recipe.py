@@ -84,7 +84,7 @@ class Fusion(Strict):
 
 
 class Init(Strict):
-    """Files with ImageNet weights (timm's names) that the encoders begin with."""
+    """Files with weights (ImageNet's by timm's names) that the encoders begin with."""
 
     student: str | None = None
     pose: str | None = Field(None, description="a ResNet-18; its first layer is doubled")
@@ -102,6 +102,13 @@ class MultiFrame(Strict):
     )
     delta_init: float = Field(1.0, gt=0, description="PADS map at the beginning")
     delta_mode: Literal["adaptive", "fixed"] = "adaptive"
+    parallax: float = Field(
+        4.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="pixels of parallax from which matching is trusted entirely (pads); 0: always, "
+        "as in MISM",
+    )
     lookup: tuple[Literal[-1, 1], ...] = Field(
         (-1,),
         min_length=1,
@@ -129,6 +136,9 @@ class Networks(Strict):
     pose: Literal["resnet18", "small"] = "small"
     multi_frame: MultiFrame = MultiFrame()
     fusion: Fusion | None = Field(None, description="reads a prior; default: a plain student")
+    camera_code: bool = Field(
+        False, description="the student is told height, pitch, roll, focal length, principal row"
+    )
     far_disparity: float = Field(
         0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
     )
@@ -160,7 +170,9 @@ class Recipe(Strict):
     networks: Networks = Networks()
     init: Init = Init()
     start: str | None = Field(
-        None, description="checkpoint of another run (last.safetensors) to begin with"
+        None,
+        description="checkpoint of another run (last.safetensors) to begin with, or a bundle by "
+        "name or folder: those of its networks that are built alike",
     )
     rich: Rich | None = None
     prior: str | None = Field(

@@ -53,6 +53,7 @@ _SUFFIX: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml"}
 _MOTIONS = ("second_from_first",)
 _MEANING = {
     "image": "RGB, 0 to 1",
+    "code": "what the student is told of its camera; zeros are the training camera",
     "first": "RGB, 0 to 1; the earlier of two frames",
     "second": "RGB, 0 to 1; the later of two frames",
     "inverse_depth": "1 / network units; metres are metres_per_unit / value",
@@ -168,7 +169,12 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     """The student and, where there are all of them, features, pose and multi-frame network."""
     student = _student(bundle)
     pairs = {"random": _random_pair(bundle), "street": _street_pair(bundle)}
-    yield _Case("student", student, {on: (pair[1],) for on, pair in pairs.items()})
+    code: Arrays = ()
+    if "code" in student.INPUTS:
+        told = bundle.manifest.camera_code
+        numbers = told.numbers if told is not None else (0.0,) * 5
+        code = (np.array([numbers], np.float32),)
+    yield _Case("student", student, {on: (pair[1], *code) for on, pair in pairs.items()})
     if not (bundle.has("multi_frame") and bundle.has("pose")):
         return
     multi_frame = bundle.multi_frame()
@@ -178,7 +184,7 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     K = bundle.manifest.camera.matrix().astype(np.float32)[np.newaxis]
     inputs: dict[str, Arrays] = {}
     for on, (before, now) in pairs.items():
-        inverse, _ = _run_torch(student, (now,))
+        inverse, _ = _run_torch(student, (now, *code))
         (motion,) = _run_torch(pose, (before, now))
         matching, context = _run_torch(features, (now,))
         earlier, _ = _run_torch(features, (before,))

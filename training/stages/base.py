@@ -99,6 +99,19 @@ class TrainingConfig(StageConfig):
     step_at: float = Field(0.75, gt=0, lt=1)
     step_factor: float = Field(0.1, gt=0, le=1)
     clip: float = Field(10.0, gt=0, description="largest gradient norm")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running average of the weights, which is what validation sees and "
+        "the stage leaves",
+    )
+    trunk_rate: float = Field(
+        1.0, gt=0, description="learning rate of the student's trunk over that of the rest"
+    )
+    frozen_to: int | None = Field(
+        None, description="the trunk of mobilenet_v2 stays as it is up to this stride"
+    )
     draws: int | None = Field(
         None,
         ge=0,

@@ -30,7 +30,16 @@ from training.losses.supervised import pose_loss
 from training.losses.views import Views
 from training.stages.base import NetworkName, StageConfig, TrainingConfig, stage
 from training.stages.pictures import system_pictures
-from training.stages.system import System, View, share, supervised_loss
+from training.stages.system import (
+    System,
+    View,
+    freeze_trunk,
+    held_loss,
+    parameter_groups,
+    share,
+    standing,
+    supervised_loss,
+)
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
 if TYPE_CHECKING:
@@ -65,6 +74,8 @@ class SelfSupervised(TrainingConfig):
     gradient_weight: float = Field(0.5, ge=0)
     pose_weight: float = Field(10.0, ge=0, description="of synthetic pairs")
     predicted_pose: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    static_camera: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    held_weight: float = Field(0.1, ge=0, description="as in supervised stages")
     scales: tuple[int, ...] = Field(
         (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
     )
@@ -91,7 +102,7 @@ class SelfSupervised(TrainingConfig):
     ) -> None:
         """As every stage; and the decoder has its scales."""
         super().check(recipe, before, after)
-        offered = range(len(DECODERS[recipe.networks.decoder].HEADS))
+        offered = DECODERS[recipe.networks.decoder].offered()
         if not set(self.scales) <= set(offered):
             has = ", ".join(map(str, offered))
             raise ValueError(f"the decoder {recipe.networks.decoder} has scale {has} only")
@@ -156,6 +167,7 @@ class SelfSupervisedStage:
             network.requires_grad_(False)
         for module in self._learning:
             module.requires_grad_(True)
+        freeze_trunk(self.system, self.schedule)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -165,7 +177,13 @@ class SelfSupervisedStage:
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
-        return [p for module in self._learning for p in module.parameters()]
+        found = [p for module in self._learning for p in module.parameters()]
+        return [p for p in found if p.requires_grad]
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trunk at its own rate."""
+        return parameter_groups(self.system, self.trained, self.schedule)
 
     @property
     def _learning(self) -> list[nn.Module]:
@@ -204,6 +222,8 @@ class SelfSupervisedStage:
                 multi_batch=self._rehearsed_by_multi(),
                 pose_weight=self.schedule.pose_weight,
                 predicted_pose=self.schedule.predicted_pose,
+                static_camera=self.schedule.static_camera,
+                held_weight=self.schedule.held_weight,
             )
             loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
         return loss, {name: value.detach() for name, value in values.items()}
@@ -319,9 +339,28 @@ class SelfSupervisedStage:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
-        multi = self._match(scene, self._seen(scene, views))
+        seen, still = self._lookups(scene, views)
+        multi = self._match(scene, seen)
         error, smooth = self._multi_errors(scene, views, multi.depth)
-        return error + self.schedule.smoothness * smooth, self._multi_logs(multi, error, smooth)
+        held, logs = self._held(multi, scene)
+        loss = error + self.schedule.smoothness * smooth + held
+        return loss, self._multi_logs(multi, error, smooth, still) | logs
+
+    def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
+        """What M compares with, and where (B,) it is the current frame itself, without motion."""
+        seen = self._seen(scene, views)
+        still = self.system.still(self.schedule.static_camera, len(scene.depth))
+        if self.schedule.static_camera:
+            now = scene.batch.inputs[:, 1]
+            seen = [standing(view, now, still) for view in seen]
+        return seen, still
+
+    def _held(self, multi: TeacherOutput, scene: Scene) -> tuple[Tensor, Logs]:
+        """M's matches held to the student's depth where there is no parallax."""
+        if not self.schedule.held_weight:
+            return scene.depth.new_zeros(()), {}
+        held = held_loss(multi, scene.depth)
+        return self.schedule.held_weight * held, {"multi/held": held.detach()}
 
     def _part(self, scene: Scene) -> Scene:
         """The samples that M sees, without the student's gradient."""
@@ -356,8 +395,8 @@ class SelfSupervisedStage:
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
         # Not once S, which was learning, is frozen (ManyDepth).
         frozen = "student" in self.schedule.train and not system.student.training
-        if system.multi_frame.training and not frozen:
-            system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
+        if not frozen:
+            system.observe(multi, scene.depth)
         return multi
 
     def _multi_errors(
@@ -383,6 +422,7 @@ class SelfSupervisedStage:
             "multi/smoothness": smooth,
             "multi/depth_mean": multi.depth.mean(),
             "multi/at_range_end": at_end,
+            "multi/parallax": multi.parallax.median(),
         }
         return values | range_figures(self.system.multi_frame)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from training.data.pairs import PairBatch, PairSource
 from training.stages.base import TrainingConfig, stage
-from training.stages.system import System, share, supervised_loss
+from training.stages.system import (
+    System,
+    freeze_trunk,
+    parameter_groups,
+    share,
+    supervised_loss,
+)
 from training.stages.validation import Validation
 
 if TYPE_CHECKING:
@@ -41,6 +47,19 @@ class Supervised(TrainingConfig):
         description="share of the samples whose multi-frame depth is matched with the pose "
         "network's motion, as on a vehicle, instead of the exact one",
     )
+    static_camera: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the multi-frame network's samples whose other frame is the current "
+        "one: as on a vehicle that stands",
+    )
+    held_weight: float = Field(
+        0.1,
+        ge=0,
+        description="of the distance in log depth between what M matches and the single-frame "
+        "depth, where there is no parallax (networks.multi_frame.parallax)",
+    )
 
     @property
     def teaches_multi(self) -> bool:
@@ -67,6 +86,7 @@ class SupervisedStage:
     def __post_init__(self) -> None:
         for network in self.networks.values():  # a stage before may have frozen some
             network.requires_grad_(True)
+        freeze_trunk(self.system, self.schedule)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -75,8 +95,14 @@ class SupervisedStage:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """All parameters."""
-        return [p for network in self.networks.values() for p in network.parameters()]
+        """All parameters that are not frozen."""
+        found = [p for network in self.networks.values() for p in network.parameters()]
+        return [p for p in found if p.requires_grad]
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trunk at its own rate."""
+        return parameter_groups(self.system, self.trained, self.schedule)
 
     def draw_batch(self, rng: np.random.Generator) -> PairBatch:
         """One batch of pairs."""
@@ -94,6 +120,8 @@ class SupervisedStage:
             multi_batch=share(self.system, schedule.multi_batch),
             pose_weight=schedule.pose_weight,
             predicted_pose=schedule.predicted_pose,
+            static_camera=schedule.static_camera,
+            held_weight=schedule.held_weight,
         )
 
     def validate(self) -> dict[str, float]:

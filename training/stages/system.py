@@ -15,7 +15,8 @@ from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.matching import Features, Lookup
-from depth_prior_ros.models.mism import build_multi_frame
+from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
+from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
@@ -23,9 +24,11 @@ from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
 from training.loop.distributed import ALONE, Processes, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
+from training.recipes.base import RecipeError
 
 if TYPE_CHECKING:
     from training.recipes.recipe import MultiFrame, Recipe
+    from training.stages.base import TrainingConfig
 
 
 @dataclass
@@ -74,7 +77,7 @@ class System:
         torch.manual_seed(recipe.seed)
         nets = recipe.networks
         far = math.log(nets.far_disparity / (1 - nets.far_disparity))
-        student = Student(nets.trunk, nets.decoder, fusion, far_bias=far)
+        student = Student(nets.trunk, nets.decoder, fusion, far, nets.camera_code)
         system = cls(
             student,
             PoseNet(nets.pose),
@@ -126,11 +129,17 @@ class System:
         """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, f32."""
         return self.predict(image, scales).disparity
 
-    def predict(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
-        """All that the student says of images (B, 3, H, W), with the prior if there is one."""
+    def predict(
+        self, image: Tensor, scales: tuple[int, ...] = (0,), code: Tensor | None = None
+    ) -> StudentOutput:
+        """All that the student says of images (B, 3, H, W), with the prior if there is one.
+
+        code: (B, 5), what it is told of the cameras; None, and where it takes none: KITTI's.
+        """
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            output = self.student(image, self.prior, scales=scales)
+            told = code if self.student.camera_code is not None else None
+            output = self.student(image, self.prior, scales=scales, code=told)
         disparity = {scale: d.float() for scale, d in output.disparity.items()}
         return replace(output, disparity=disparity)
 
@@ -180,6 +189,20 @@ class System:
             ]
             return self.multi_frame.match_many(mine, lookups, K, single_depth, **more)
 
+    def observe(self, multi: Any, single_depth: Tensor) -> None:
+        """After a training step: M's range follows what matching found, where it is trusted."""
+        if self.multi_frame.training:
+            trusted = multi.trusted if isinstance(multi, MultiFrameOutput) else multi.depth
+            self.multi_frame.observe(trusted.detach(), single_depth, self.processes.gather)
+
+    def still(self, share: float, count: int) -> Tensor:
+        """Which of ``count`` samples have a standing camera (B,), alike whatever the number of
+        processes; nothing is drawn for a share of zero."""
+        if not share:
+            return torch.zeros(count, dtype=torch.bool, device=self.device)
+        drawn = self.processes.draw(count, lambda k: torch.rand(k)) < share
+        return drawn.to(self.device)
+
     def _features(self, images: Sequence[Tensor]) -> list[Features]:
         """M's features of several frames; of lookup frames without gradient where M cuts it."""
         if self.multi_frame.lookup_gradient:  # one batch, one set of batch statistics
@@ -190,6 +213,33 @@ class System:
         mine = self.multi_frame.features(images[0])
         with torch.no_grad():
             return [mine, *(self.multi_frame.features(image) for image in images[1:])]
+
+
+def standing(view: View, current: Tensor, still: Tensor) -> View:
+    """The view, but where ``still`` (B,) the camera stands: the same picture, no motion.
+
+    current: (B, 3, H, W).
+    """
+    return replace(
+        view,
+        image=torch.where(still[:, None, None, None], current, view.image),
+        motion=Pose(
+            torch.where(
+                still[:, None, None],
+                torch.eye(4, device=current.device),
+                view.motion.matrix.float(),
+            )
+        ),
+    )
+
+
+def held_loss(multi: Any, single_depth: Tensor) -> Tensor:
+    """Mean distance in log depth of what M matched to the single-frame depth (B, 1, H, W) that
+    guides it, as far as there is no parallax; zero for a network that does not blend by it."""
+    if not isinstance(multi, MultiFrameOutput) or multi.weight is None:
+        return single_depth.new_zeros(())
+    apart = (multi.matched / single_depth.detach()).log().abs()
+    return ((1 - multi.weight) * apart).mean()
 
 
 def share(system: System, samples: int | None) -> int | None:
@@ -205,8 +255,40 @@ def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dic
         "hypotheses": settings.hypotheses,
     }
     if settings.kind == "pads":
-        architecture |= settings.model_dump(include={"range_mode", "delta_init", "delta_mode"})
+        keys = {"range_mode", "delta_init", "delta_mode", "parallax"}
+        architecture |= settings.model_dump(include=keys)
     return architecture
+
+
+def freeze_trunk(system: System, schedule: TrainingConfig) -> None:
+    """Keep the early layers of the student's trunk where the schedule says so.
+
+    Raises:
+        RecipeError: a trunk that cannot be frozen in part, or no features at that stride.
+    """
+    if schedule.frozen_to is None:
+        return
+    trunk = system.student.trunk
+    if not isinstance(trunk, MobileNetV2):
+        raise RecipeError("frozen_to: only the trunk mobilenet_v2 can be frozen in part")
+    try:
+        for layer in trunk.layers_to(schedule.frozen_to):
+            layer.requires_grad_(False)
+    except ValueError as error:
+        raise RecipeError(f"frozen_to: {error}") from error
+
+
+def parameter_groups(
+    system: System, trained: list[nn.Parameter], schedule: TrainingConfig
+) -> list[dict[str, Any]]:
+    """What learns, the student's trunk at a rate of its own."""
+    trunk = {id(p) for p in system.student.trunk.parameters()}
+    own = [p for p in trained if id(p) in trunk]
+    rest = [p for p in trained if id(p) not in trunk]
+    if not own or schedule.trunk_rate == 1:
+        return [{"params": trained}]
+    slower = {"params": own, "factor": schedule.trunk_rate}
+    return [{"params": rest}, slower] if rest else [slower]
 
 
 def supervised_loss(
@@ -217,6 +299,8 @@ def supervised_loss(
     multi_batch: int | None,
     pose_weight: float = 10.0,
     predicted_pose: float = 0.0,
+    static_camera: float = 0.0,
+    held_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All three networks against exact depth and motion.
 
@@ -227,9 +311,11 @@ def supervised_loss(
         multi_batch: samples that M sees; None: all, 0: none.
         pose_weight: of the motion's loss.
         predicted_pose: share of M's samples that are matched with the predicted motion.
+        static_camera: share of M's samples that are matched with themselves.
+        held_weight: of `held_loss`.
     """
     previous, current = batch.inputs.unbind(1)
-    depth = system.single_depth(current)
+    depth = disparity_to_depth(system.predict(current, code=batch.code).disparity[0])[1]
     pose = system.motion(previous, current).inverse()
     truth = batch.previous_from_current
     parts = {
@@ -253,12 +339,16 @@ def supervised_loss(
             view = replace(
                 view, motion=Pose(torch.where(chosen, guess.motion.matrix, view.motion.matrix))
             )
+        if static_camera:
+            view = standing(view, current[n], system.still(static_camera, len(single)))
         multi = system.multi(current[n], [view], batch.K[n], single)
-        if system.multi_frame.training:
-            system.multi_frame.observe(multi.depth.detach(), single, system.processes.gather)
+        system.observe(multi, single)
         parts["multi"] = log_depth_loss(multi.depth, batch.depth[n])
         parts["multi_gradient"] = log_gradient_loss(multi.depth, batch.depth[n])
         loss = loss + parts["multi"] + gradient_weight * parts["multi_gradient"]
+        if held_weight:
+            parts["multi_held"] = held_loss(multi, single)
+            loss = loss + held_weight * parts["multi_held"]
     return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
 
 

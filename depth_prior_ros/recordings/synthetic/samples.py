@@ -7,10 +7,11 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
 - ``K.npy`` (N, 3, 3) float32, pixels at that size
 - ``previous_from_current.npy`` (N, 4, 4) float32, metres
 - ``moving.npy`` (N, H, W) uint8, 1 = something that moves by itself, in the current frame
+- ``mount.npy`` (N, 3) float32: height of the camera above the road in metres, pitch (up is
+  positive) and roll in radians; folders of schemas 1 and 2 may lack it
 
-Every shard depends on (seed, number of the shard, size, textures, share of dense traffic,
-renderer) only, so an interrupted run goes
-on where it stopped and gives the same files.
+Every shard depends on (seed, number of the shard, size, textures, shares of dense traffic and of
+cameras, renderer) only, so an interrupted run goes on where it stopped and gives the same files.
 
 One random pair of frames after the other: camera, traffic, light, picture, depth, motion.
 """
@@ -74,6 +75,42 @@ class Pair:
     K: np.ndarray
     previous_from_current: np.ndarray
     moving: np.ndarray
+    mount: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mount:
+    """How a street's camera is mounted, and how its picture differs from KITTI's.
+
+    height: metres above the road. pitch (up is positive), roll: radians. focal: focal lengths over
+    KITTI's. row: how far the principal point lies lower, in image heights.
+    """
+
+    height: float
+    pitch: float
+    roll: float
+    focal: float
+    row: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Mount:
+        """Any camera on any vehicle from a small robot to a lorry."""
+        return cls(
+            height=rng.uniform(0.9, 2.4),
+            pitch=np.deg2rad(rng.uniform(-5.0, 5.0)),
+            roll=np.deg2rad(rng.uniform(-1.5, 1.5)),
+            focal=float(np.exp(rng.uniform(np.log(0.75), np.log(2.0)))),
+            row=rng.uniform(-0.06, 0.06),
+        )
+
+    def of(self, camera: Camera) -> Camera:
+        """A KITTI-like camera with this one's focal length and principal row."""
+        return replace(
+            camera,
+            fx=camera.fx * self.focal,
+            fy=camera.fy * self.focal,
+            cy=camera.cy + self.row * camera.height,
+        )
 
 
 def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
@@ -110,9 +147,16 @@ class _Shot:
     lane: int
     speed: float  # m/s
     movers: list[Mover]
+    mount: tuple[float, float, float]  # height, pitch, roll
 
 
-def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], dense: bool) -> _Shot:
+def _aim(
+    world: StreetWorld,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    dense: bool,
+    mount: Mount | None,
+) -> _Shot:
     spec = world.spec
     last = 150.0 if not spec.dead_end else 110.0
     s = rng.uniform(0, last)
@@ -124,6 +168,8 @@ def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], de
         yaw = rng.normal(0, np.deg2rad(12.0))
     pitch, roll = rng.normal(0, np.deg2rad([0.9, 0.6]))
     height = rng.uniform(1.4, 1.9)
+    if mount is not None:  # a third of the usual swaying about the mount
+        height, pitch, roll = mount.height, mount.pitch + pitch / 3, mount.roll + roll / 3
     current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
     travel = rng.uniform(0.0, TOP_SPEED * FRAME_TIME) if dense else rng.uniform(0.2, 2.0)
     if rng.random() < (0.2 if dense else 0.1):
@@ -134,7 +180,10 @@ def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], de
         previous = current @ step
     poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
     camera, time = random_camera(rng, size), rng.uniform(0, 3)
-    return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers)
+    if mount is not None:
+        camera = mount.of(camera)
+    mounted = (height, pitch, roll)
+    return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers, mounted)
 
 
 def _in_traffic(
@@ -176,13 +225,15 @@ def render_pair(
     size: tuple[int, int],
     tones: np.ndarray | None = None,
     fleet: list[Body] | None = None,
+    mount: Mount | None = None,
 ) -> Pair | None:
     """One random pair of frames in a loaded world; None where something blocks the view.
 
     tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
     fleet: the vehicles of dense, slow traffic; None leaves the street its own.
+    mount: of the camera; None: about as KITTI's.
     """
-    shot = _aim(world, rng, size, fleet is not None)
+    shot = _aim(world, rng, size, fleet is not None, mount)
     gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
     if fleet is not None:
         shot, gap = _in_traffic(world, shot, rng, fleet), 0.8 * NEAREST
@@ -218,6 +269,7 @@ def render_pair(
         K=shot.camera.matrix().astype(np.float32),
         previous_from_current=(rigid_inverse(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
         moving=frames[1][2].astype(np.uint8),
+        mount=np.array(shot.mount, np.float32),
     )
 
 
@@ -235,10 +287,12 @@ def iterate(
     seed: int,
     texture_images: Sequence[Path] = (),
     dense: float = 0.0,
+    cameras: float = 0.0,
 ) -> Iterator[Pair]:
     """The `count` pairs of one shard; it loads its own textures into the renderer.
 
     dense: share of the worlds with dense, slow traffic; the other worlds do not depend on it.
+    cameras: share of the worlds with a camera of their own (`Mount.draw`) instead of KITTI's.
     """
     bank = TextureBank([seed, shard], texture_images)
     renderer.load_textures(bank)
@@ -248,19 +302,25 @@ def iterate(
         world, fleet = _world([seed, shard, number], bank, dense)
         renderer.load(world.drawing)
         rng = np.random.default_rng([seed, shard, number, 1])
+        mount = _mount([seed, shard, number], cameras)
         number += 1
         light = random_light(rng, bank)
         good = 0
         for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
             if attempt == PAIRS_PER_WORLD // 2:
                 light = random_light(rng, bank)
-            pair = render_pair(renderer, world, light, rng, size, tones, fleet)
+            pair = render_pair(renderer, world, light, rng, size, tones, fleet, mount)
             if pair is None:
                 continue
             yield pair
             made, good = made + 1, good + 1
             if made == count or good == PAIRS_PER_WORLD:
                 break
+
+
+def _mount(seed: list[int], cameras: float) -> Mount | None:
+    rng = np.random.default_rng([*seed, 3])
+    return Mount.draw(rng) if rng.random() < cameras else None
 
 
 def _world(
@@ -275,6 +335,7 @@ def _world(
 
 SCHEMA = 1
 SCHEMA_DENSE = 2  # some streets have dense traffic
+SCHEMA_CAMERAS = 3  # some streets have a camera of their own
 PAIRS_PER_SHARD = 128
 _T = TypeVar("_T")
 
@@ -296,6 +357,7 @@ def write_samples(
     *,
     processes: int = 1,
     dense: float = 0.0,
+    cameras: float = 0.0,
     renderer: str = "auto",
 ) -> Path:
     """Write `count` pairs to `out_dir`; shards that are there already are kept.
@@ -309,6 +371,8 @@ def write_samples(
         progress: show a progress bar.
         processes: how many draw at the same time; the files are the same whatever it is.
         dense: share of the streets with dense, slow traffic (cars and lorries 4 to 15 m ahead).
+        cameras: share of the streets with a camera of their own: height .9 to 2.4 m, pitch to 5
+            degrees, focal length .75 to 2 times KITTI's. The others have about KITTI's.
         renderer: auto, gl (OpenGL) or raycast (numpy). auto goes on with what drew the folder's
             first pairs; in a new folder it takes OpenGL where it works. The manifest names it.
 
@@ -317,9 +381,10 @@ def write_samples(
         RendererUnavailableError: no OpenGL in memory, where it is asked for or drew the folder's
             other pairs; the message names the packages.
     """
-    if processes < 1 or not 0 <= dense <= 1:
+    if processes < 1 or not 0 <= dense <= 1 or not 0 <= cameras <= 1:
         raise ValueError(
-            f"need processes >= 1 and dense between 0 and 1, got {processes} and {dense}"
+            f"need processes >= 1, dense between 0 and 1 and cameras too, got {processes}, {dense} "
+            f"and {cameras}"
         )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -330,7 +395,7 @@ def write_samples(
     if note and progress:
         print(note, file=sys.stderr)
     manifest = {
-        "schema": SCHEMA_DENSE if dense else SCHEMA,
+        "schema": SCHEMA_CAMERAS if cameras else SCHEMA_DENSE if dense else SCHEMA,
         "seed": seed,
         "size": list(size),
         "count": count,
@@ -340,10 +405,11 @@ def write_samples(
         "depth_unit": "metres, 0 = sky",
         "frame_time": FRAME_TIME,
         "dense_traffic": dense,
+        "cameras": cameras,
         "renderer": drawn_by,
     }
     _check_manifest(out / "manifest.json", manifest)
-    job = _Job(out, size, seed, images, dense, drawn_by)
+    job = _Job(out, size, seed, images, dense, cameras, drawn_by)
     if processes > 1 and len(missing) > 1:
         _in_processes(job, missing, min(processes, len(missing)), progress)
     elif missing:
@@ -362,6 +428,7 @@ class _Job:
     seed: int
     images: tuple[Path, ...]
     dense: float
+    cameras: float
     renderer: str
 
 
@@ -378,7 +445,14 @@ class _Worker:
         if _pairs_in(job.out, shard) >= count:  # written by another process
             return
         pairs = iterate(
-            self._renderer, shard, count, job.size, job.seed, job.images, dense=job.dense
+            self._renderer,
+            shard,
+            count,
+            job.size,
+            job.seed,
+            job.images,
+            dense=job.dense,
+            cameras=job.cameras,
         )
         _write_shard(job.out, shard, list(pairs))
 
@@ -453,7 +527,12 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         free = ("count", "texture_sources")  # more pairs; the same images in another place
-        old = {"dense_traffic": 0.0, "renderer": "gl", **old}  # once there was nothing else
+        old = {
+            "dense_traffic": 0.0,
+            "cameras": 0.0,
+            "renderer": "gl",
+            **old,
+        }  # once there was nothing else
         differing = [k for k in manifest if k not in free and old.get(k) != manifest[k]]
         if differing:
             raise ValueError(
@@ -467,7 +546,7 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
 def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
     place = _shard_path(out, shard)
     with staging_folder(place) as folder:
-        for name in ("images", "depth", "K", "previous_from_current", "moving"):
+        for name in ("images", "depth", "K", "previous_from_current", "moving", "mount"):
             np.save(folder / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
         if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
             shutil.rmtree(place)
