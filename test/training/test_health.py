@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_says_what_an_unbroken_one_says() -> None:
 
 
 def test_a_figure_that_is_not_a_number_is_passed_over() -> None:
-    """The share of an empty mask; a loss that is not finite stops the engine itself."""
+    """The share of an empty mask; a loss that is not finite stops the trainer itself."""
     health = Health()
     assert kinds([{"distil/mask_share": float("nan")}] * 10, health) == []
     assert kinds([{"distil/mask_share": 0.0}] * WINDOW, health) == ["teacher_not_believed"]

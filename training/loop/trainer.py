@@ -32,7 +32,7 @@ from training.loop.checkpoint import (
     save_batch,
     save_checkpoint,
 )
-from training.loop.distributed import ALONE, Processes, map_tensors
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, map_tensors
 from training.loop.health import Health
 from training.loop.progress import NoLog, StageLog
 from training.loop.weight_average import WeightAverage
@@ -40,7 +40,7 @@ from training.loop.weight_average import WeightAverage
 if TYPE_CHECKING:
     from training.stages.base import TrainingConfig
 
-__all__ = ["LAST", "Engine", "Settings", "TrainingError", "TrainingStage"]
+__all__ = ["LAST", "Trainer", "TrainerConfig", "TrainingError", "TrainingStage"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -79,13 +79,13 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
 
 
 # It leaves out an update where the device finds it not finite; on a CPU since PyTorch 2.4.
-_FUSED = torch.cuda.is_available() or torch.__version__ >= (2, 4)
+_FUSED = torch.cuda.is_available() or torch.torch_version.TorchVersion(torch.__version__) >= (2, 4)
 
 Figures = Mapping[str, Tensor | float]
 
 
 class TrainingStage(Protocol):
-    """What the engine asks of a stage.
+    """What the trainer asks of a stage.
 
     A stage may have besides:
 
@@ -135,7 +135,7 @@ class TrainingStage(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerConfig:
     """How a stage is run; see the recipe's fields of the same names."""
 
     seed: int
@@ -146,7 +146,7 @@ class Settings:
 
 
 @dataclass
-class Engine:
+class Trainer:
     """Runs one stage in ``folder``, resuming where an earlier run of it stopped.
 
     All processes need to see the folder; the first one writes.
@@ -154,9 +154,9 @@ class Engine:
 
     stage: TrainingStage
     folder: Path
-    settings: Settings
+    settings: TrainerConfig
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     average: WeightAverage | None = field(default=None, init=False)
 
     def run(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class Engine:
             KeyboardInterrupt: after a checkpoint was written, on Ctrl-C or SIGTERM; a second
                 Ctrl-C does not wait for it.
         """
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.console = Console(quiet=True)
@@ -189,7 +189,9 @@ class Engine:
         health = Health(progress.get("health"))
         self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
-            closing(StageLog(self.folder, start) if self.processes.is_first else NoLog()) as log,
+            closing(
+                StageLog(self.folder, start) if self.processes.is_main_process else NoLog()
+            ) as log,
             interrupts(patient=self.processes.count > 1) as interrupted,
             closing(BatchesAhead(self._draw, steps)) as batches,
             ProgressBar(self.console, ends=True) as bar,
@@ -308,13 +310,13 @@ class Engine:
             cause, value = ("gradient norm", norm) if finite else ("loss", loss)
             raise self._divergence(int(bad_step), cause, value, int(bad_step) == step)
         read = dict(zip(tensors, numbers, strict=True))
-        return {name: read.get(name, v) for name, v in values.items()}  # type: ignore[misc]
+        return {name: read.get(name, v) for name, v in values.items()}
 
     def _divergence(self, step: int, what: str, value: float, drawn: bool) -> TrainingError:
         """The error of a step that was not finite; its batch is kept, ``drawn`` anew if needed."""
         processes = self.processes
         path = self.folder / FAILED_BATCH
-        if not processes.is_first:  # each its own: any of them may hold the cause
+        if not processes.is_main_process:  # each its own: any of them may hold the cause
             path = path.with_stem(f"{path.stem}_of_process_{processes.rank}")
         if not drawn:  # the weights are still those of that step
             with torch.no_grad():
@@ -336,7 +338,7 @@ class Engine:
 
     def _validate(self, step: int, log: StageLog) -> dict[str, float]:
         figures: dict[str, float] = {}
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             for network in self.stage.networks.values():
                 network.eval()
             with torch.no_grad():
@@ -354,7 +356,7 @@ class Engine:
 
     def _save(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.processes.check_alike(self.stage.networks)
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             path = self.folder / LAST
             save_checkpoint(path, self.stage.networks, optimiser, progress, self.average)
         self.processes.barrier()  # the next stage begins with reading it

@@ -22,7 +22,7 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
-from training.loop.distributed import ALONE, Processes, share_batch_statistics
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
 from training.recipes.base import RecipeError
 
@@ -61,7 +61,7 @@ class System:
     prior: Prior | None = None
     align: bool = True
     lookup: tuple[int, ...] = (-1,)
-    processes: Processes = field(default=ALONE, repr=False)
+    processes: ProcessGroup = field(default=SINGLE_PROCESS, repr=False)
     teacher: System | None = field(default=None, repr=False)
     matches: bool = True
 
@@ -71,7 +71,7 @@ class System:
         recipe: Recipe,
         device: torch.device,
         fusion: FusionConfig | None = None,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> System:
         """Randomly initialised networks of a recipe; the seed decides them."""
         torch.manual_seed(recipe.seed)
