@@ -15,21 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_files import damage, write_moving_drive
 
-from depth_prior_ros.bundle import Bundle, save_bundle
+from depth_prior_ros.bundle import Bundle, rewrite_manifest, save_bundle
 from training.commands.cli import main
-from training.prior.explain import explain_image
-from training.prior.explain_images import example_images, one_image
-from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels, entropy
-from training.prior.explain_scale import (
-    BINS,
-    FAR,
-    NEAR,
+from training.prior.explain.command import explain_image
+from training.prior.explain.lookup import ExplainError, PriorReader, default_pixels, entropy
+from training.prior.explain.sources import (
+    SourcePictures,
     crop_around,
-    depth_edges,
-    depth_shares,
-    percent,
+    example_images,
+    one_image,
+    read_origins,
 )
-from training.prior.explain_sources import SourcePictures, read_origins
+from training.prior.explain.statistics import BINS, FAR, NEAR, depth_edges, depth_shares, percent
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +221,9 @@ def test_recordings_are_found_by_name_and_by_path(data: Path, tmp_path: Path) ->
         data / "kitti_raw" / "2011_09_26" / "calib_cam_to_cam.txt"
     )
     assert SourcePictures(bundle, origins, tmp_path)[0].image is not None
+    figures = {"adapt": {"recording": {"name": DRIVE, "path": str(folder)}}}
+    adapted = rewrite_manifest(explained_bundle(tmp_path / "adapted"), metrics=figures)
+    assert SourcePictures(adapted, origins, None)[0].image is not None
     beside = SourcePictures(bundle, origins, None, [folder])
     assert beside[0].image is not None and beside[35].image is None
     absolute = [{"drive": str(folder), "frame": 1}] * 4
