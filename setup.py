@@ -40,11 +40,11 @@ EXTRAS = {
     # Depth models of Hugging Face as teachers of a prior.
     "foundation": ["transformers>=4.48"],
     # k-means as a control of the selection by attention.
-    "k-means": ["scikit-learn>=1.0", "threadpoolctl>=2.1"],
+    "k-means": ["scikit-learn>=0.23", "threadpoolctl>=2.1"],
     "test": TEST,
     "dev": [
         *TEST,
-        "scikit-learn>=1.0",
+        "scikit-learn>=0.23",
         "import-linter>=2.1,<3",
         "mypy==2.4.1",
         "pillow",  # benchmarks/loader.py compares with it

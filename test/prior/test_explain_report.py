@@ -195,7 +195,7 @@ def test_use_is_the_mean_of_what_single_pixels_look_up(bundle: Bundle) -> None:
         reader = PriorReader(bundle, branch)
         use = statistics.measure_use(reader, images)
         cells = np.arange(use.shape[0] * use.shape[1])
-        weights = [reader.weights(reader.see(image).queries, cells) for _, image in images]
+        weights = [reader.weights(reader.predict(image).queries, cells) for _, image in images]
         expected = np.mean(np.concatenate(weights).astype(float), axis=0)
         np.testing.assert_allclose(use.branches()[name], expected, rtol=1e-4)
         if branch == "pixel_wise":
@@ -244,12 +244,12 @@ def test_columns_are_distributions() -> None:
 
 def test_looked_up_depth_is_that_of_single_pixels(bundle: Bundle) -> None:
     reader, image = PriorReader(bundle), texture(120, 40, seed=4, margin=0)
-    use, seen = statistics.measure_use(reader, [("one", image)]), reader.see(image)
+    use, seen = statistics.measure_use(reader, [("one", image)]), reader.predict(image)
     rows, columns = use.shape
     assert use.looked_up is not None
     for row, column in ((0, 0), (rows - 1, 2)):
         x, y = int((column + 0.5) * 120 / columns), int((row + 0.5) * 40 / rows)
-        one = reader.look(seen, (x, y))
+        one = reader.look_up(seen, (x, y))
         assert use.looked_up[row * columns + column] == pytest.approx(one.looked_up, rel=1e-4)
         assert use.depths[row * columns + column] == pytest.approx(one.predicted, rel=0.05)
 

@@ -60,12 +60,12 @@ def explain_image(
         raise ExplainError(f"{out}: a picture's name ends in .{', .'.join(KINDS)}")
     reader = PriorReader(_opened(bundle), branch)
     name, picture = one_image(image, frame)
-    seen = reader.see(picture)
-    names = {} if pixels else default_pixels(seen)
-    lookups = [reader.look(seen, pixel) for pixel in (pixels or names)]
+    prediction = reader.predict(picture)
+    names = {} if pixels else default_pixels(prediction)
+    lookups = [reader.look_up(prediction, pixel) for pixel in (pixels or names)]
     sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data), [image])
     title = f"What {reader.bundle.manifest.name} looks up in {name}"
-    explanation = Explanation(picture, seen, lookups, title, names, top)
+    explanation = Explanation(picture, prediction, lookups, title, names, top)
     write_bytes(out, draw(explanation, reader, sources, kind))
     lines = [
         f"{number} {names.get(found.pixel, ''):6} pixel {found.pixel[0]},{found.pixel[1]}: looked "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.pages.charts import plain
 from depth_prior_ros.pages.colours import BACK, BLUE, CARD, DIM, INK, LINE, colour_depth
-from training.prior.explain.lookup import Lookup, PriorReader, Seen
+from training.prior.explain.lookup import Lookup, Prediction, PriorReader
 from training.prior.explain.sources import Source, SourcePictures, crop_around
 from training.prior.explain.statistics import FAR, NEAR, depth_edges, depth_shares, metres, percent
 
@@ -38,7 +38,7 @@ class Explanation:
     """
 
     image: NDArray[np.uint8]
-    seen: Seen
+    prediction: Prediction
     lookups: list[Lookup]
     title: str
     names: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -114,11 +114,13 @@ def _legend(count: int) -> str:
 
 def _draw_views(page: _Page, explanation: Explanation, width: float, height: float) -> None:
     """The image and its depth side by side, with the query pixels."""
-    seen = explanation.seen
+    prediction = explanation.prediction
     size = explanation.image.shape[1], explanation.image.shape[0]
-    region = seen.framed.region
+    region = prediction.framed.region
     depth = np.full((size[1], size[0]), np.nan)
-    window = cv2.resize(seen.depth, (region.width, region.height), interpolation=cv2.INTER_LINEAR)
+    window = cv2.resize(
+        prediction.depth, (region.width, region.height), interpolation=cv2.INTER_LINEAR
+    )
     depth[region.y : region.y + region.height, region.x : region.x + region.width] = window
     coloured = colour_depth(np.nan_to_num(depth, nan=FAR), NEAR, FAR)
     coloured[np.isnan(depth)] = (27, 31, 43)
@@ -139,7 +141,7 @@ def _draw_views(page: _Page, explanation: Explanation, width: float, height: flo
 
 
 def _mark(axes: Axes, lookup: Lookup, number: int) -> None:
-    """The cell of the tap that holds the pixel, and the query's number beside it."""
+    """The cell of the feature map that holds the pixel, and the query's number beside it."""
     from matplotlib.patches import Rectangle
 
     colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]

@@ -41,7 +41,7 @@ class Use:
     Attributes:
         images: their names.
         usage: weights and effective numbers of neighbours; queries image by image.
-        shape: (h, w) of the tap.
+        shape: (h, w) of the feature map.
         depths: the student's depth of all cells of all images, metres.
         looked_up: depth D_c of the same cells; None without a pixel-wise branch.
     """
@@ -88,15 +88,15 @@ def measure_use(
     maps, depths, looked_up = [], [], []
     with torch.no_grad():
         for name, image in images:
-            seen = reader.see(image)
-            pixels = torch.from_numpy(seen.framed.tensor())
+            prediction = reader.predict(image)
+            pixels = torch.from_numpy(prediction.framed.tensor())
             maps.append(reader.student.fusion_features(pixels))
             h, w = maps[-1].shape[-2:]
-            rows = (np.arange(h) * 2 + 1) * seen.depth.shape[0] // (2 * h)
-            columns = (np.arange(w) * 2 + 1) * seen.depth.shape[1] // (2 * w)
-            depths.append(seen.depth[rows[:, None], columns].ravel())
-            if seen.looked_up is not None:
-                looked_up.append(seen.looked_up.ravel())
+            rows = (np.arange(h) * 2 + 1) * prediction.depth.shape[0] // (2 * h)
+            columns = (np.arange(w) * 2 + 1) * prediction.depth.shape[1] // (2 * w)
+            depths.append(prediction.depth[rows[:, None], columns].ravel())
+            if prediction.looked_up is not None:
+                looked_up.append(prediction.looked_up.ravel())
             names.append(name)
             if progress is not None:
                 progress("looking at images", len(names), 0)
