@@ -32,7 +32,8 @@ def render(template: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**values)
+    text = environment.get_template(template.name).render(**values)
+    return text.encode("utf-8", "replace").decode()  # file names need not be UTF-8
 
 
 def png_uri(picture: NDArray[np.uint8]) -> str:

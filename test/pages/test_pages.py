@@ -60,6 +60,11 @@ def test_what_is_filled_in_stays_text(template: Path, name: str) -> None:
     assert text.count("<") == page.render(template, title="", subtitle="", name="").count("<")
 
 
+def test_a_file_name_that_is_no_utf_8_can_be_written(template: Path) -> None:
+    text = page.render(template, title="a\udcff", subtitle="", name="")
+    assert "<title>a?</title>" in text and text.encode()
+
+
 def test_a_name_that_is_not_given_is_an_error(template: Path) -> None:
     with pytest.raises(UndefinedError, match="name"):
         page.render(template, title="", subtitle="")
