@@ -22,6 +22,10 @@ class Progress(Protocol):
         """`done` of `total` steps of `what`; 0 of 0 where that is not known."""
 
 
+def quiet(what: str, done: int = 0, total: int = 0, note: str = "") -> None:
+    """A `Progress` that says nothing."""
+
+
 class ProgressBar:
     """A `Progress` on standard error, as a context.
 

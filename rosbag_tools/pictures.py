@@ -37,7 +37,7 @@ def relative_error(prediction: NDArray[Any], truth: NDArray[Any], ratio: float) 
 
     The prediction, of any size, is resized as inverse depth.
     """
-    from depth_prior_ros.metrics import resize_depth
+    from depth_prior_ros.evaluation.metrics import resize_depth
 
     scaled = resize_depth(prediction, *truth.shape) * ratio
     error = np.full(truth.shape, np.nan)

@@ -35,7 +35,8 @@ def tiny_manifest(size: tuple[int, int] = TINY_SIZE) -> Manifest:
                 "decoder": "light",
                 "fusion": {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4},
             },
-            multi_frame={"hypotheses": 16, "groups": 16},
+            # So small an image has little parallax.
+            multi_frame={"hypotheses": 16, "groups": 16, "parallax": 0.2},
             pose={"variant": "small"},
         ),
         input_size=size,

@@ -30,6 +30,7 @@ def restart(pipeline: DepthPipeline) -> None:
     pipeline.gate_settings = GateSettings()
     pipeline.pose_source = "auto"
     pipeline.min_pose_ratio = 0.1
+    pipeline.keyframe_metres = 1.0
     pipeline.output_size = "model"
     pipeline.fit = "crop"
 

@@ -86,6 +86,12 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
     return load_bundle(bundle.path)
 
 
+def stored_maps(bundle: Bundle) -> dict[str, NDArray[np.float64]]:
+    """The maps of a bundle as depth (H, W) at its input size, see :func:`as_depth`."""
+    width = bundle.manifest.input_size[0]
+    return {name: as_depth(name, values, width) for name, values in read_baselines(bundle).items()}
+
+
 def as_depth(name: str, values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     """A map as depth, (H, W) or for rows (H, `width`): own mean in network units, LiDAR in metres.
 

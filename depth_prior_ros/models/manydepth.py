@@ -29,7 +29,7 @@ from depth_prior_ros.models.matching import (
     within,
 )
 from depth_prior_ros.models.resnet import RESNET18_TAPS, ResNet18Body, normalise_image
-from depth_prior_ros.models.search_range import WINDOW, TrackedRange
+from depth_prior_ros.models.search_range import WINDOW, TrackedRange, search_parallax
 from depth_prior_ros.models.trunk import check_image, check_size
 
 # Features this near to a border are spoilt by zero padding and not compared.
@@ -50,6 +50,8 @@ class CostVolumeOutput(NamedTuple):
             of its pixel. Differentiable by the current frame's features.
         disparity: scale -> sigmoid disparity (B, 1, H / 2**scale, W / 2**scale).
         encoded: stride 8, 16, 32 -> features of what was matched.
+        parallax: (B, 1, h, w) pixels of the input that the range spans in the lookup frames; zero
+            without any. This network does not blend by it: it was trained to answer alone.
     """
 
     depth: Tensor
@@ -59,6 +61,7 @@ class CostVolumeOutput(NamedTuple):
     cost: Tensor
     disparity: dict[int, Tensor]
     encoded: dict[int, Tensor]
+    parallax: Tensor
 
     @property
     def best(self) -> Tensor:
@@ -210,12 +213,26 @@ class CostVolumeNet(nn.Module):
             )
             cost = torch.where(seen, cost, cost.amax(dim=1, keepdim=True))
             confidence = seen.all(dim=1, keepdim=True).float()
+            parallax = self._parallax(lookups, quarter_intrinsics(K.float()), depths)
         fused = self.fusion(torch.cat([current.matching, cost * confidence], dim=1))
         deep = dict(zip((8, 16, 32), self.encoder.deep(fused), strict=True))
         taps = {2: [current.context], 4: [current.matching], **{s: [t] for s, t in deep.items()}}
         disparity = self.decoder(taps, scales)
         depth = disparity_to_depth(disparity[0])[1]
-        return CostVolumeOutput(depth, quarter(depth), confidence, depths, cost, disparity, deep)
+        return CostVolumeOutput(
+            depth, quarter(depth), confidence, depths, cost, disparity, deep, parallax
+        )
+
+    @torch.no_grad()
+    def _parallax(self, lookups: Sequence[Lookup], K: Tensor, depths: Tensor) -> Tensor:
+        ends, found = depths[:, :: self.hypotheses - 1], torch.zeros_like(depths[:, :1])
+        for lookup in lookups:
+            pose = Pose(lookup.lookup_from_current.matrix.float())
+            spanned = search_parallax(hypothesis_pixels(ends, K, pose), *ends.shape[2:])
+            if lookup.valid is not None:
+                spanned = spanned * lookup.valid.view(-1, 1, 1, 1)
+            found = torch.maximum(found, spanned)
+        return found
 
     def _volume(
         self, current: Tensor, lookups: Sequence[Lookup], K: Tensor, depths: Tensor

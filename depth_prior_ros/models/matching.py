@@ -77,6 +77,10 @@ class TeacherOutput(Protocol):
         too narrow."""
 
     @property
+    def parallax(self) -> Tensor:
+        """(B, 1, H / 4, W / 4) pixels of the input that the range spans in the other frames."""
+
+    @property
     def depths(self) -> dict[int, Tensor]:
         """scale -> depth (B, 1, H / 2**scale, W / 2**scale), of the scales that were asked for."""
 

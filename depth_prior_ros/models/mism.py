@@ -1,7 +1,8 @@
 """The multi-frame network of MISM: matching features, a narrow cost volume, 3-D regularisation.
 
-Two consecutive frames and their motion refine a single-frame depth. Sources: MISM (arXiv
-2304.12685) and MOVEDepth, its ancestor.
+Two frames and the motion between them refine a single-frame depth. Sources: MISM (arXiv 2304.12685)
+and MOVEDepth, its ancestor. Beyond the papers, matching is trusted by parallax: where the search
+range spans a fraction of a pixel there is nothing to match, and the single-frame depth stays.
 
 The parts of MISM's multi-frame network that learn: its feature pyramid and its 3-D U-Net.
 """
@@ -35,7 +36,16 @@ from depth_prior_ros.models.matching import (
     within,
 )
 from depth_prior_ros.models.resnet import initialise_convolutions
-from depth_prior_ros.models.search_range import WINDOW, PadsMap, TrackedRange
+from depth_prior_ros.models.search_range import (
+    PARALLAX,
+    WINDOW,
+    PadsMap,
+    TrackedRange,
+    blend_depth,
+    check_parallax,
+    matching_weight,
+    search_parallax,
+)
 from depth_prior_ros.models.trunk import check_image, check_size
 
 FEATURE_CHANNELS = 32
@@ -128,12 +138,16 @@ class MultiFrameOutput(NamedTuple):
     """What the multi-frame network returns; depth in network units.
 
     Attributes:
-        depth: (B, 1, H, W).
-        depth_quarter: (B, 1, h, w) before upsampling.
+        depth: (B, 1, H, W), from single-frame depth to ``matched`` by ``weight``.
+        depth_quarter: (B, 1, h, w), the same before upsampling.
         probability: (B, D, h, w) over the hypotheses.
         confidence: (B, 1, h, w) in [0, 1]: probability of the likeliest hypothesis and its two
             neighbours. Provisional: not calibrated against errors.
         hypotheses: (B, D, h, w) depths, the farthest first.
+        parallax: (B, 1, h, w) pixels of the input that the search range spans in the lookup frame
+            (of several, in that where it spans most).
+        matched: (B, 1, H, W) depth by matching alone, the papers' plain form.
+        weight: (B, 1, H, W) in [0, 1], trust in matching; None where the network blends nothing.
     """
 
     depth: Tensor
@@ -141,6 +155,17 @@ class MultiFrameOutput(NamedTuple):
     probability: Tensor
     confidence: Tensor
     hypotheses: Tensor
+    parallax: Tensor
+    matched: Tensor
+    weight: Tensor | None
+
+    @property
+    def trusted(self) -> Tensor:
+        """``matched``, NaN where nothing of it is in ``depth``: what the PADS map may follow."""
+        if self.weight is None:
+            return self.matched
+        nothing = torch.full_like(self.matched, torch.nan)
+        return torch.where(self.weight > 0, self.matched, nothing)
 
     @property
     def best(self) -> Tensor:
@@ -156,6 +181,8 @@ class MultiFrameOutput(NamedTuple):
 class MultiFrameNet(PadsMap):
     """Refines a single-frame depth by matching with other frames: 1.38 M parameters.
 
+    Where the search range spans too little parallax, `forward` returns the single-frame depth.
+
     The buffer `delta` (1, 1, h, w) is the PADS map (see `PadsMap`): it belongs to one camera
     mounting and one input size.
 
@@ -169,9 +196,12 @@ class MultiFrameNet(PadsMap):
         delta_init: delta at the beginning.
         delta_mode: "adaptive", or "fixed": delta stays what it is.
         window: images over which the largest disagreement is taken for one step of delta.
+        parallax: pixels of parallax (`search_range.search_parallax`) from which matching is trusted
+            entirely; below half of them the single-frame depth is returned. 0: matching always, as
+            MISM and ManyDepth do.
 
     Raises:
-        ValueError: a size, count or name that the network can't take.
+        ValueError: a size, count, name or threshold that the network can't take.
     """
 
     lookup_gradient = True
@@ -188,6 +218,7 @@ class MultiFrameNet(PadsMap):
         delta_init: float = 1.0,
         delta_mode: str = "adaptive",
         window: int = WINDOW,
+        parallax: float = PARALLAX,
     ) -> None:
         height, width = (int(side) for side in size)
         check_size(height, width, "multi-frame input size")
@@ -198,6 +229,7 @@ class MultiFrameNet(PadsMap):
         if range_mode not in ("pads", "tracked"):
             raise ValueError(f"unknown range_mode {range_mode!r}: choose 'pads' or 'tracked'")
         super().__init__((height, width), delta_init, delta_mode, window)
+        self.parallax = check_parallax(parallax)
         self.size = (height, width)
         self.hypotheses = hypotheses
         self.groups = groups
@@ -220,6 +252,7 @@ class MultiFrameNet(PadsMap):
             "delta_init": delta_init,
             "delta_mode": delta_mode,
             "window": window,
+            "parallax": self.parallax,
         }
 
     def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -304,17 +337,30 @@ class MultiFrameNet(PadsMap):
         # Coordinates need more than the eight bits of bfloat16's mantissa.
         with torch.autocast(device_type=K.device.type, enabled=False):
             hypotheses = self._hypotheses(quarter(single_depth.detach().float()))
-            cost = self._correlation(current, lookups, quarter_intrinsics(K.float()), hypotheses)
+            cost, parallax = self._correlation(
+                current, lookups, quarter_intrinsics(K.float()), hypotheses
+            )
         logits = self.regulariser(cost).float()
         mask = self.mask(current.context).float()
         probability = torch.softmax(logits, dim=1)
         depth_quarter, mass = local_max_regression(probability, hypotheses)
+        depth = matched = convex_upsample(depth_quarter, mask)
+        weight = None
+        if self.parallax:
+            single = single_depth.detach().float()
+            coarse = matching_weight(parallax, self.parallax)
+            weight = F.interpolate(coarse, scale_factor=float(STRIDE), mode="bilinear")
+            depth = blend_depth(single, matched, weight)
+            depth_quarter = blend_depth(quarter(single), depth_quarter, coarse)
         return MultiFrameOutput(
-            depth=convex_upsample(depth_quarter, mask),
+            depth=depth,
             depth_quarter=depth_quarter,
             probability=probability,
             confidence=mass,
             hypotheses=hypotheses,
+            parallax=parallax,
+            matched=matched,
+            weight=weight,
         )
 
     def _hypotheses(self, single: Tensor) -> Tensor:
@@ -324,24 +370,28 @@ class MultiFrameNet(PadsMap):
 
     def _correlation(
         self, current: Features, lookups: Sequence[Lookup], K: Tensor, hypotheses: Tensor
-    ) -> Tensor:
-        """(B, groups, h, w, D)."""
-        costs, seen = [], []
+    ) -> tuple[Tensor, Tensor]:
+        """Correlation (B, groups, h, w, D) and parallax (B, 1, h, w)."""
+        costs, seen, parallaxes = [], [], []
         for lookup in lookups:
             pose = Pose(lookup.lookup_from_current.matrix.detach().float())
             pixels = hypothesis_pixels(hypotheses, K, pose)
             warped = sample_hypotheses(lookup.matching.float(), pixels)
             cost = group_correlation(current.matching.float(), warped, self.groups)
+            parallax = search_parallax(pixels, *hypotheses.shape[2:])
             if len(lookups) == 1 and lookup.valid is None:
-                return cost
+                return cost, parallax
             # Sampling fades to zero over one pixel beyond the frame.
             there = within(pixels, cost.shape[2], cost.shape[3], low=-1, high=0)
             if lookup.valid is not None:
                 valid = lookup.valid.view(-1, 1, 1, 1, 1)
                 cost, there = torch.where(valid, cost, torch.zeros_like(cost)), there & valid
+                parallax = parallax * lookup.valid.view(-1, 1, 1, 1)
             costs.append(cost)
             seen.append(there.float())
-        return torch.stack(costs).sum(dim=0) / torch.stack(seen).sum(dim=0).clamp(min=1)
+            parallaxes.append(parallax)
+        mean = torch.stack(costs).sum(dim=0) / torch.stack(seen).sum(dim=0).clamp(min=1)
+        return mean, torch.stack(parallaxes).amax(dim=0)
 
     def tap(self, current: Features, output: MultiFrameOutput, stride: int = STRIDE) -> Tensor:
         """The current frame's matching features (B, 32, H / 4, W / 4), the only tap there is.
@@ -374,7 +424,7 @@ AnyMultiFrame = MultiFrameNet | CostVolumeNet
 _KINDS: dict[str, tuple[type[MultiFrameNet] | type[CostVolumeNet], tuple[str, ...]]] = {
     "pads": (
         MultiFrameNet,
-        ("hypotheses", "groups", "range_mode", "delta_init", "delta_mode", "window"),
+        ("hypotheses", "groups", "range_mode", "delta_init", "delta_mode", "window", "parallax"),
     ),
     "cost_volume": (CostVolumeNet, ("hypotheses", "window")),
 }

@@ -1,7 +1,8 @@
-"""Where a multi-frame network looks for depth: the PADS map, and a range tracked over the data set.
+"""Where a multi-frame network looks for depth: the PADS map, a range tracked over the data set, and
+the parallax that such a range spans.
 
-Both learn from what training sees, not by gradients, and do not depend on how many images a step
-has nor on how many processes share them.
+Map and range learn from what training sees, not by gradients, and do not depend on how many images
+a step has nor on how many processes share them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.models.matching import STRIDE, Gather, quarter
+from depth_prior_ros.models.matching import STRIDE, Gather, quarter, within
 
 #: Bounds of the search width delta: never closed, never beyond five times the depth.
 DELTA_RANGE = (0.05, 4.0)
 #: Images that one step of the running averages stands for: the batch of MISM and of ManyDepth.
 WINDOW = 12
+#: Pixels of parallax from which matching is trusted entirely; fitted by benchmarks/parallax.py.
+PARALLAX = 4.0
 _MOMENTUM = 0.99
 _MARGIN = 1.2
 _NEAREST = 0.1
+
+
+def search_parallax(pixels: Tensor, height: int, width: int) -> Tensor:
+    """How far a point moves in the lookup frame between both ends of its search range.
+
+    Zero where neither end lies in the lookup frame: there is nothing to match either.
+
+    Args:
+        pixels: (B, 2, h, w * D) of `matching.hypothesis_pixels`, ends first and last.
+        height: h of the features' grid.
+        width: w of the features' grid.
+
+    Returns:
+        (B, 1, h, w) in pixels of the network's input.
+    """
+    batch, count = pixels.shape[0], pixels.shape[3] // width
+    ends = pixels.reshape(batch, 2, height, width, count)[..., :: count - 1]
+    first, last = ends[..., 0], ends[..., 1]
+    length = STRIDE * (last - first).square().sum(dim=1, keepdim=True).sqrt()
+    seen = within(ends.reshape(batch, 2, height, -1), height, width, low=-1, high=0)
+    return torch.where(seen[..., 0] | seen[..., 1], length, torch.zeros_like(length))
+
+
+def check_parallax(threshold: float) -> float:
+    """A threshold of `matching_weight`, or 0 for none. Raises ValueError for any other number."""
+    if not 0 <= threshold < float("inf"):
+        raise ValueError(f"parallax {threshold}: must be a finite number of pixels, 0 or more")
+    return float(threshold)
+
+
+def matching_weight(parallax: Tensor, threshold: float) -> Tensor:
+    """Trust in matching, 0 to 1: none below half of ``threshold`` pixels of parallax, all above."""
+    half = threshold / 2
+    return ((parallax - half) / half).clamp(0, 1)
+
+
+def blend_depth(single: Tensor, matched: Tensor, weight: Tensor) -> Tensor:
+    """From single-frame (weight 0, exactly) to matched depth (weight 1), linear in log depth."""
+    return single * torch.exp(weight * torch.log(matched / single))
 
 
 class PadsMap(nn.Module):

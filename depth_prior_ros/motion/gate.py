@@ -1,5 +1,8 @@
 """Is the vehicle moving? Hysteresis over speed, or over image motion where there is no speed.
 
+Image motion is measured over a time, not from frame to frame: the same vehicle is moving at 10 and
+at 30 frames a second.
+
 Two frames taken from the same place have no parallax, so a multi-frame network has nothing to
 match. The gate answers once per frame; its thresholds differ for starting and stopping, and both
 must hold for a while, so that noise never makes the output flicker between two networks.
@@ -74,6 +77,11 @@ Source = Literal["odometry", "twist", "twist_with_covariance"]
 MOTION_SIZE = (160, 48)
 """Width and height at which image motion is measured; its unit is a pixel of this size."""
 
+FLOW_SECONDS = 0.2
+"""Over which image motion is measured: the flow of start_flow is then half a metre a second."""
+
+_PICTURES = 32  # are kept at most: a camera of 160 frames a second
+_JITTER = 0.05  # of FLOW_SECONDS by which a stamp may be early
 _CELL = 8  # pixels; 20 x 6 cells at MOTION_SIZE
 _MIN_CELLS = 12  # a tenth of them: with less texture nothing can be said
 _QUANTILE = 0.3
@@ -139,12 +147,13 @@ class Motion:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Thresholds of `MotionGate`; the defaults suit cameras of about 10 frames a second.
+    """Thresholds of `MotionGate`.
 
     start_speed, stop_speed: m/s. Wheel odometry of a standing car stays below 0.1 m/s; at
     0.5 m/s two frames are 5 cm apart, below which matching gains nothing.
-    start_flow, stop_flow: image motion in pixels per frame at MOTION_SIZE. Sensor noise and JPEG
-    leave a standing camera below 0.04; driving off, 0.12 is reached at about 1.2 m/s.
+    start_flow, stop_flow: image motion in pixels at MOTION_SIZE over FLOW_SECONDS, at any frame
+    rate. Sensor noise and JPEG leave a standing camera below 0.04; driving off, 0.12 is reached at
+    about 0.5 m/s.
     hold_start, hold_stop: seconds. Three frames in favour of moving, four against: a single
     wrong reading changes nothing, and a stop is seen before the vehicle has stood half a second.
     max_gap: seconds without a frame after which the state is unknown again.
@@ -204,8 +213,8 @@ class MotionGate:
     ) -> State:
         """Take one frame's reading and return the state.
 
-        speed in m/s goes before image_motion (pixels per frame at MOTION_SIZE); None or NaN is no
-        reading.
+        speed in m/s goes before image_motion (pixels at MOTION_SIZE over FLOW_SECONDS); None or NaN
+        is no reading.
         """
         if self._last_ns is not None:
             elapsed = stamp_ns - self._last_ns
@@ -292,6 +301,46 @@ class ImageMotion:
         if int(textured.sum()) < _MIN_CELLS:
             return None
         return float(np.quantile(np.median(magnitude[textured], axis=1), _QUANTILE))
+
+
+class RecentPictures:
+    """Image motion over `FLOW_SECONDS`, whatever the camera's rate."""
+
+    def __init__(self) -> None:
+        self._motion = ImageMotion()
+        self._kept: deque[tuple[int, NDArray[np.uint8]]] = deque(maxlen=_PICTURES)
+
+    def clear(self) -> None:
+        """Forget the pictures."""
+        self._kept.clear()
+
+    def motion(
+        self,
+        stamp_ns: int,
+        image: NDArray[np.uint8],
+        settings: GateSettings,
+        outside: NDArray[np.bool_] | None = None,
+    ) -> float | None:
+        """Motion (pixels at MOTION_SIZE) since the newest picture that is old enough.
+
+        None where that cannot be said: without texture, without a picture not older than the
+        gate's max_gap, or where all are too young and the motion since the oldest is not yet enough
+        to be moving. image: (H, W, 3) RGB. outside: as in `ImageMotion.measure`.
+        """
+        picture, kept = ImageMotion.prepare(image), self._kept
+        old_enough = stamp_ns - int(FLOW_SECONDS * (1 - _JITTER) * 1e9)
+        while len(kept) > 1 and kept[1][0] <= old_enough:
+            kept.popleft()
+        if kept and not 0 < stamp_ns - kept[0][0] <= settings.max_gap * 1e9:
+            kept.clear()
+        flow = None
+        if kept:
+            since, before = kept[0]
+            flow = self._motion.measure(before, picture, outside)
+            if flow is not None and since > old_enough and flow <= settings.start_flow:
+                flow = None
+        kept.append((stamp_ns, picture))
+        return flow
 
 
 def _cells(picture: NDArray[Any]) -> NDArray[Any]:

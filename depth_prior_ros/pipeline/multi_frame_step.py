@@ -1,4 +1,4 @@
-"""A frame with its predecessor: features, the motion between the two, matching.
+"""A frame with an earlier one: features, the motion between the two, matching.
 
 The networks see every camera as the trained one, and so a world stretched along the viewing
 direction; motions here are in that world and in network units (`units_step` leads there).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.motion.gate import ImageMotion
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.pipeline.framing import Framed
 from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
 from depth_prior_ros.pipeline.results import PoseSource, Reason
-from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch, inverse_pose
+from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
 from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
@@ -44,23 +45,17 @@ class Shown:
     framed: Framed
     native: Native
     features: Features | None = None
-    _small: NDArray[np.uint8] | None = None
-
-    def small(self) -> NDArray[np.uint8]:
-        """The picture that `ImageMotion` measures, made once."""
-        if self._small is None:
-            self._small = ImageMotion.prepare(self.framed.pixels)
-        return self._small
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A frame and the one before, and what is known of them.
+    """A frame and an earlier one, and what is known of them.
 
     inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
     where nobody knows. pose: previous_from_current of odometry (4, 4) in metres; metres: how far
     odometry says it went; both None where unknown. searching: whether metres_per_unit is only where
-    the search for it begins.
+    the search for it begins. guess: of previous_from_current (4, 4), networks' world and units,
+    from the frames before.
     """
 
     previous: Shown
@@ -70,6 +65,7 @@ class Pair:
     pose: Transform | None = None
     metres: float | None = None
     searching: bool = False
+    guess: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,13 @@ class Motions:
         pose = self._networks.pose(pair.previous.native, pair.current.native)
         if not np.isfinite(pose).all():
             raise PoseError("the pose network's answer is not finite")
-        return Step(inverse_pose(pose), "network")
+        step = Step(rigid_inverse(pose), "network")
+        if pair.guess is None:
+            return step
+        # The pose network saw neighbouring frames when it learned; a keyframe lies further back.
+        guess = Step(pair.guess, "network")
+        told, guessed = self.explain(pair, step, guess)
+        return guess if guessed < told else step
 
     def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
         """What odometry says; None where it says nothing.
@@ -153,19 +155,21 @@ class Motions:
 class Found:
     """What came of a pair of frames.
 
-    output: depth in units and confidence, (1, 1, h, w); None where there was no matching.
+    output: depth in units and confidence, (1, 1, h, w), and parallax in pixels, (1, 1, h / 4,
+    w / 4); None where there was no matching. pair: what was compared; None where nothing was.
     step: the motion that was matched with. units: length of the pose network's own, stretch undone;
     None where it was not asked or had no answer. error: in words, what went wrong.
     """
 
-    output: tuple[Native, Native] | None = None
+    output: tuple[Native, Native, Native] | None = None
+    pair: Pair | None = None
     step: Step | None = None
     units: float | None = None
     error: str | None = None
 
 
 class MultiFrameStep:
-    """Runs the multi-frame network on a frame and its predecessor.
+    """Runs the multi-frame network on a frame and an earlier one.
 
     pose_source: `network`, refined against the single-frame depth; `odometry` as it is (the network
     where there is none); `auto`: odometry, unless the picture contradicts it. min_pose_ratio: a
@@ -181,32 +185,48 @@ class MultiFrameStep:
         self._guard = guard
 
     def attempt(
-        self, pair: Pair, clock: Stopwatch, *, forced: bool, measure: bool
+        self, pairs: Sequence[Pair], clock: Stopwatch, *, forced: bool, measure: bool
     ) -> tuple[Found, Reason]:
         """Multi-frame depth, or why there is none: whatever it is, nothing is raised.
 
-        forced: the pose network is not compared with odometry. measure: see `motion`.
+        pairs: of the same frame, the best one first; the next one's turn comes where the motion of
+        the one before is not found. forced: the pose network is not compared with odometry.
+        measure: see `motion`.
         """
         found = Found()
         try:
             with clock("pose"):
-                found = self.motion(pair, check=not forced, measure=measure)
+                found = self._first_motion(pairs, check=not forced, measure=measure)
+            assert found.pair is not None
             assert found.step is not None
-            output = self.depth(pair, found.step, clock)
+            output = self.depth(found.pair, found.step, clock)
             return replace(found, output=output), "forced" if forced else "moving"
         except PoseError as error:
             return Found(error=str(error)), "pose"
         except Exception as error:
             # Whatever it was, the vehicle still gets the single-frame depth.
             reason, message = self.report(error)
-            return Found(units=found.units, error=message), reason
+            return Found(pair=found.pair, units=found.units, error=message), reason
+
+    def _first_motion(self, pairs: Sequence[Pair], *, check: bool, measure: bool) -> Found:
+        """The motion of the first pair of which there is one. Raises PoseError."""
+        *keyframes, last = pairs
+        for pair in keyframes:
+            try:
+                found = self.motion(pair, check=check, measure=measure)
+            except PoseError:
+                continue
+            assert found.step is not None
+            if math.isfinite(self.motions.explain(pair, found.step)[0]):
+                return found
+        return self.motion(last, check=check, measure=measure)
 
     def travel(self, pair: Pair, clock: Stopwatch) -> Found:
         """The pose network's motion alone, for the scale; nothing is raised."""
         try:
             with clock("pose"):
                 step = self.motions.refined(pair, self.motions.by_network(pair))
-                return Found(units=self.motions.units_travelled(pair, step))
+                return Found(pair=pair, units=self.motions.units_travelled(pair, step))
         except PoseError:
             return Found()
         except Exception as error:
@@ -249,7 +269,7 @@ class MultiFrameStep:
             step = self._better(pair, network or motions.refined(pair, odometry), odometry)
         if step is None:
             raise lost or PoseError("nobody knows the motion")
-        return Found(step=step, units=units)
+        return Found(pair=pair, step=step, units=units)
 
     def _better(self, pair: Pair, refined: Step, odometry: Step) -> Step:
         """Odometry's motion as it is, unless the picture contradicts it.
@@ -275,13 +295,13 @@ class MultiFrameStep:
         pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
         step = self.motions.refined(pair, self.motions.by_network(pair))
         self.motions.explain(pair, step)
-        depth, _ = self.depth(pair, step)
+        depth, _, _ = self.depth(pair, step)
         self._networks.backend.to_numpy(depth)
 
     def depth(
         self, pair: Pair, step: Step, clock: Stopwatch | None = None
-    ) -> tuple[Native, Native]:
-        """Depth in units and confidence, (1, 1, h, w)."""
+    ) -> tuple[Native, Native, Native]:
+        """Depth in units, confidence and parallax, see `Found.output`."""
         clock = clock or Stopwatch(self._networks.backend.synchronize)
         previous, current = pair.previous, pair.current
         with clock("features"):

@@ -6,8 +6,8 @@ single-frame network, the pose network and the matching of the multi-frame netwo
 therefore given the trained focal length with the actual principal point. The published depth is
 stretched back by f / f_trained.
 
-The previous frame's image is kept, and its matching features once they exist: a vehicle that drives
-computes them once per frame, a vehicle that stands does not compute them at all.
+A few frames are kept to match with (`keyframes`), and their matching features once they exist: a
+vehicle that drives computes them once a frame, a vehicle that stands does not compute them at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,15 +25,16 @@ from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.motion.gate import (
     FrameRate,
     GateSettings,
-    ImageMotion,
     Motion,
     MotionGate,
+    RecentPictures,
     State,
     Way,
 )
 from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
 from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
     Found,
     MultiFrameStep,
@@ -78,6 +80,8 @@ class DepthPipeline(PipelineSettings):
     bundle: a `Bundle`, or the name or path of one.
     backend, device, threads, precision, fallback: see `runtime.compile_networks`;
     `backend_reason` tells why, `backend_fell_back` whether another one should have run.
+    parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0:
+    always, as in MISM.
 
     These may be changed between two frames:
 
@@ -91,6 +95,8 @@ class DepthPipeline(PipelineSettings):
     long as the camera's rate allows (see `frame_rate`).
     pose_source, min_pose_ratio: where the multi-frame network has its motion from, see
     `MultiFrameStep`.
+    keyframe_metres: how far back the frame to match with lies, see `Keyframes`; 0: the previous
+    one.
     output_size: of the depth image: `model`, `input`, or (width, height).
     fit: of images of another aspect ratio, see `framing`.
 
@@ -114,13 +120,21 @@ class DepthPipeline(PipelineSettings):
         time_budget_ms: TimeBudget = None,
         pose_source: PoseChoice = "auto",
         min_pose_ratio: float = 0.1,
+        parallax: float | None = None,
+        keyframe_metres: float = KEYFRAME_METRES,
         output_size: OutputSize = "model",
         fit: Fit = "crop",
         guard: MultiFrameGuard | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.networks, self.backend_reason = compile_networks(
-            self.bundle, backend, device, threads=threads, precision=precision, fallback=fallback
+            self.bundle,
+            backend,
+            device,
+            threads=threads,
+            precision=precision,
+            fallback=fallback,
+            parallax=parallax,
         )
         depth = self.bundle.manifest.depth
         self.scale: Scale = scale or FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
@@ -130,9 +144,10 @@ class DepthPipeline(PipelineSettings):
         self.guard = guard or MultiFrameGuard()
         self._trained = self.bundle.manifest.camera
         self._gate = MotionGate(gate)
-        self._image_motion = ImageMotion()
+        self._pictures = RecentPictures()
         self._step = MultiFrameStep(self.networks, self._trained, self.guard)
-        self._previous: Shown | None = None
+        self._keyframes = Keyframes()
+        self.keyframe_metres = keyframe_metres
         self.time_budget_ms = time_budget_ms
         self.force_model = force_model
         self.pose_source = pose_source
@@ -160,14 +175,16 @@ class DepthPipeline(PipelineSettings):
     @property
     def previous_stamp_ns(self) -> int | None:
         """Stamp of the frame before, to which `Motion.pose` has to lead back."""
-        return self._previous.stamp_ns if self._previous else None
+        previous = self._keyframes.previous
+        return previous.stamp_ns if previous else None
 
     def reset(self) -> None:
-        """Forget the previous frame, the motion and all pauses, as before the first frame.
+        """Forget the frames, the motion and all pauses, as before the first frame.
 
         The scale is left alone: it belongs to the camera and its network, not to the drive.
         """
-        self._previous = None
+        self._keyframes.clear()
+        self._pictures.clear()
         self._gate.reset()
         self.guard.reset()
         self.frame_rate.reset()
@@ -222,27 +239,31 @@ class DepthPipeline(PipelineSettings):
         with clock("preprocess"):
             current = self._show(image, stamp_ns, camera, outside)
         self.frame_rate.saw(stamp_ns)
-        broken = self._broken_sequence(current)
+        broken, before = self._broken_sequence(current), self.previous_stamp_ns
         with clock("motion"):
             self._update_gate(current, motion.known_speed if motion else None, broken)
         with clock("single"):
             single = self._single(current)
         obstacle = self.guard.obstacle()
         way = self._way(current, motion)
-        pair = None if broken else self._pair(current, single, way)
+        if broken:
+            self._keyframes.clear()
+        candidates = self._candidates(current, way)
+        pairs = [self._pair(candidate, current, single) for candidate in candidates]
         reason = self._single_frame_reason(broken, obstacle)
         detail = self.guard.detail if reason == obstacle else None
         travel = self.scale.needs_travel
         found = Found()
-        if pair is not None and reason is None:
+        if pairs and reason is None:
             forced = self._force_model is not None
-            found, reason = self._step.attempt(pair, clock, forced=forced, measure=travel)
-        elif pair is not None and travel and self._may_measure(obstacle):
-            found = self._step.travel(pair, clock)
+            found, reason = self._step.attempt(pairs, clock, forced=forced, measure=travel)
+        elif pairs and travel and self._may_measure(obstacle):
+            found = self._step.travel(pairs[0], clock)
         assert reason is not None
         with clock("postprocess"):
             units = self._units(current, single, found)
-            self._observe(current, single, units, way, found)
+            self._observe(current, single, units, way, found, before)
+            parallax = self._parallax(current, found, candidates)
             view = view_of(current.framed, self._output_size)
             scale = self.scale.status  # once: another thread may reset the scale
             factor = scale.metres_per_unit * stretch_of(current.framed, self._trained)
@@ -251,7 +272,7 @@ class DepthPipeline(PipelineSettings):
             if confidence:
                 sure = to_confidence(self._sure(current, single, units, found), depth, view)
             rgb = to_rgb(image, current.framed, view)
-        self._previous = current
+        self._keyframes.add(current)
         timings = clock.stop()
         if found.output is not None:
             self.guard.took(timings["total"], self._budget_ms())
@@ -269,6 +290,7 @@ class DepthPipeline(PipelineSettings):
             error=found.error,
             detail=found.error or detail,
             pose_source=found.step.source if found.step else None,
+            parallax_px=parallax,
         )
 
     def _show(
@@ -288,16 +310,15 @@ class DepthPipeline(PipelineSettings):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if self._previous is not None:
-                self._previous.features = None
+            self._keyframes.release()
             self._step.report(error)
             return self.networks.single(current.native)[0]
 
     # -- which model ---------------------------------------------------------------------------
 
     def _broken_sequence(self, current: Shown) -> Reason | None:
-        """Why the previous frame is of no use; None where it is."""
-        previous = self._previous
+        """Why earlier frames are of no use; None where they are."""
+        previous = self._keyframes.previous
         if previous is None:
             return "first_frame"
         if current.stamp_ns <= previous.stamp_ns:
@@ -310,13 +331,15 @@ class DepthPipeline(PipelineSettings):
         return None
 
     def _update_gate(self, current: Shown, speed: float | None, broken: Reason | None) -> None:
-        flow, previous = None, self._previous
-        if speed is None and previous is not None:
-            # What is too far apart for matching may still tell whether the picture moved.
-            seconds = (current.stamp_ns - previous.stamp_ns) * 1e-9
-            if broken is None or (broken == "gap" and seconds <= self._gate.settings.max_gap):
-                small = previous.small(), current.small()
-                flow = self._image_motion.measure(*small, current.framed.outside)
+        flow = None
+        # What is too far apart for matching may still tell whether the picture moved.
+        if broken not in (None, "gap"):
+            self._pictures.clear()
+        if speed is None:
+            framed = current.framed
+            flow = self._pictures.motion(
+                current.stamp_ns, framed.pixels, self._gate.settings, framed.outside
+            )
         self._gate.update(current.stamp_ns, speed, flow)
 
     def _single_frame_reason(
@@ -347,16 +370,35 @@ class DepthPipeline(PipelineSettings):
     # -- two frames ----------------------------------------------------------------------------
 
     def _way(self, current: Shown, motion: Motion | None) -> Way:
-        previous = self._previous
-        return motion.way(previous.stamp_ns, current.stamp_ns) if motion and previous else Way()
+        previous = self.previous_stamp_ns
+        if motion is None or previous is None:
+            return Way()
+        return motion.way(previous, current.stamp_ns)
 
-    def _pair(self, current: Shown, inverse: Native, way: Way) -> Pair | None:
-        if self._previous is None or not self.networks.has_multi_frame:
-            return None
+    def _candidates(self, current: Shown, way: Way) -> list[Candidate]:
+        """Frames to compare with, the best one first; none where there cannot be any."""
+        previous = self._keyframes.previous
+        if previous is None or not self.networks.has_multi_frame:
+            return []
+        seconds = (current.stamp_ns - previous.stamp_ns) * 1e-9
+        self._keyframes.advance(way, seconds, standing=self._gate.state == "stationary")
+        camera = current.framed.camera
+        return self._keyframes.choose(current.stamp_ns, camera.width, camera.fx)
+
+    def _pair(self, candidate: Candidate, current: Shown, inverse: Native) -> Pair:
         status = self.scale.status
         factor = None if status.mode == "none" else status.metres_per_unit
         searching = status.state == "searching"
-        return Pair(self._previous, current, inverse, factor, way.pose, way.metres, searching)
+        return Pair(
+            candidate.shown,
+            current,
+            inverse,
+            factor,
+            candidate.pose,
+            candidate.told,
+            searching,
+            self._keyframes.guess(candidate, current.stamp_ns),
+        )
 
     # -- results -------------------------------------------------------------------------------
 
@@ -376,13 +418,16 @@ class DepthPipeline(PipelineSettings):
         units: NDArray[np.float32],
         way: Way,
         found: Found,
+        before: int | None,
     ) -> None:
         """Tell the scale what was seen, of depth what does not rest on the factor itself."""
         inverse: NDArray[np.float32] | None = None
         if self.scale.needs_depth:
             alone = units if found.output is None else self._units(current, single, Found())
             inverse = alone / np.float32(stretch_of(current.framed, self._trained))
-        seconds = (current.stamp_ns - self._previous.stamp_ns) * 1e-9 if self._previous else 0.0
+        if found.pair is not None:  # both of the same step
+            way = Way(found.pair.pose, found.pair.metres)
+        seconds = 0.0 if before is None else (current.stamp_ns - before) * 1e-9
         self.scale.observe(
             ScaleSight(
                 current.stamp_ns,
@@ -396,13 +441,33 @@ class DepthPipeline(PipelineSettings):
             )
         )
 
+    def _parallax(self, current: Shown, found: Found, candidates: list[Candidate]) -> float | None:
+        """Median pixels of parallax, of which the choice of keyframes learns, too."""
+        if found.output is None or found.pair is None or found.step is None:
+            return None
+        parallax = float(np.median(self.networks.backend.to_numpy(found.output[2])))
+        metres = found.pair.metres
+        if metres is None and found.units is not None:
+            factor = found.pair.metres_per_unit or self.bundle.manifest.depth.metres_per_unit
+            metres = found.units * factor
+        chosen = next(c for c in candidates if c.shown is found.pair.previous)
+        self._keyframes.saw(chosen, current.stamp_ns, found.step.matrix, metres, parallax)
+        return parallax
+
     def _sure(
         self, current: Shown, single: Native, units: NDArray[np.float32], found: Found
     ) -> NDArray[np.float32]:
-        """Confidence (h, w) of what is published."""
+        """Confidence (h, w) of what is published: of single-frame depth where it is just that."""
         if found.output is None:
             return combine(units)
-        return combine(self._units(current, single, Found()), units)
+        alone = self._units(current, single, Found())
+        matched, threshold = combine(alone, units), self.networks.parallax
+        if not threshold:
+            return matched
+        parallax = self.networks.backend.to_numpy(found.output[2])[0, 0]
+        size = (units.shape[1], units.shape[0])
+        weight = cv2.resize(np.clip(parallax / (threshold / 2) - 1, 0, 1), size)
+        return combine(alone) * (1 - weight) + matched * weight
 
 
 def _check_order(stamp_ns: object, motion: object, camera: object) -> None:

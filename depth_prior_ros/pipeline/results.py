@@ -55,6 +55,9 @@ class DepthResult:
     error: in words, what went wrong with the multi-frame network on this very frame.
     detail: in words, what stands behind the reason, while it lasts.
     pose_source: who told the multi-frame network how the camera moved; None without multi-frame.
+    parallax_px: median over the image of the pixels that the multi-frame network's search range
+    spans, at the networks' size: below 2 or so, its depth is the single-frame network's. None
+    without multi-frame.
     """
 
     depth: NDArray[np.float32]
@@ -70,6 +73,7 @@ class DepthResult:
     error: str | None = None
     detail: str | None = None
     pose_source: PoseSource | None = None
+    parallax_px: float | None = None
 
     @property
     def active_model(self) -> str:

@@ -60,16 +60,27 @@ class Networks:
     threads: for what PyTorch computes beside another backend; None: as many as it uses anyway.
     fell_back: whether a backend that should have run them could not.
     aligns: whether the bundle wants motion refined against single-frame depth.
-    Raises BackendError where the backend cannot compile a network.
+    parallax: pixels from which matching is trusted entirely (`MultiFrameNet`), 0: always. The
+    argument of that name stands for the bundle's own.
+    Raises BackendError where the backend cannot compile a network, ValueError for a parallax that
+    cannot be.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        threads: int | None = None,
+        parallax: float | None = None,
+    ) -> None:
         from depth_prior_ros.models.export import (
             FeatureRunner,
             MultiFrameRunner,
             PoseRunner,
             StudentRunner,
         )
+        from depth_prior_ros.models.mism import MultiFrameNet
+        from depth_prior_ros.models.search_range import check_parallax
 
         self.backend = backend
         self.threads = threads
@@ -99,9 +110,14 @@ class Networks:
         self._student = backend.compile(student, (image, example) if self.takes_code else (image,))
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
+        self.parallax = 0.0
         if not (bundle.has("multi_frame") and bundle.has("pose")):
             return
         multi = bundle.multi_frame()
+        if isinstance(multi, MultiFrameNet):
+            if parallax is not None:
+                multi.parallax = check_parallax(parallax)
+            self.parallax = multi.parallax
         matching, context = (
             np.zeros((1, *shape), dtype=np.float32) for shape in multi.feature_shapes()
         )
@@ -247,11 +263,14 @@ class Networks:
         previous_from_current: NDArray[np.float64],
         K: NDArray[np.float64],
         single_inverse: Native,
-    ) -> tuple[Native, Native]:
-        """Depth in units and confidence; K (3, 3) at the input size."""
+    ) -> tuple[Native, Native, Native]:
+        """Depth in units and confidence (1, 1, H, W), parallax in pixels (1, 1, H / 4, W / 4).
+
+        K (3, 3) at the input size.
+        """
         native = self.backend.to_native
         single_depth = 1.0 / single_inverse  # numpy or torch alike; inverse depth is never zero
-        depth, confidence = self._multi(
+        depth, confidence, parallax = self._multi(
             current[0],
             current[1],
             previous[0],
@@ -259,7 +278,7 @@ class Networks:
             native(K.astype(np.float32)[np.newaxis]),
             single_depth,
         )
-        return depth, confidence
+        return depth, confidence, parallax
 
 
 def _tensor(native: Native) -> Any:
@@ -279,11 +298,13 @@ def compile_networks(
     threads: int = 1,
     precision: Precision = "f32",
     fallback: bool = False,
+    parallax: float | None = None,
 ) -> tuple[Networks, str]:
     """The bundle's networks on the first backend that runs them, and why that one.
 
     Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
     the networks or fails on a first image is named in the reason, and `Networks.fell_back` is true.
+    parallax: see `Networks`.
     Raises BackendError: that of the first backend, where none is left.
     """
     failures: list[BackendError] = []
@@ -292,7 +313,7 @@ def compile_networks(
             made = make_backend(
                 option.name, option.device, threads=threads, precision=option.precision
             )
-            networks = Networks(bundle, made, threads)
+            networks = Networks(bundle, made, threads, parallax)
             networks.try_out(bundle.manifest.input_size)
         except BackendError as error:
             failures.append(error)
@@ -301,11 +322,3 @@ def compile_networks(
         networks.fell_back = bool(failures)
         return networks, reason_of(option, [str(error) for error in failures])
     raise failures[0]
-
-
-def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of a rigid transform (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse

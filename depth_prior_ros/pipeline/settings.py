@@ -8,6 +8,7 @@ from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.motion.gate import GateSettings, MotionGate
 from depth_prior_ros.pipeline.framing import Fit
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
+from depth_prior_ros.pipeline.keyframes import Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import POSE_CHOICES, MultiFrameStep, PoseChoice
 from depth_prior_ros.pipeline.results import Model, OutputSize, check_output_size
 from depth_prior_ros.pipeline.runtime import Networks
@@ -27,6 +28,7 @@ class PipelineSettings:
     guard: MultiFrameGuard
     _gate: MotionGate
     _step: MultiFrameStep
+    _keyframes: Keyframes
     _force_model: Model | None = None
     _budget: TimeBudget = None
     _output_size: OutputSize = "model"
@@ -93,6 +95,17 @@ class PipelineSettings:
         if not 0 <= ratio <= 1:
             raise ValueError(f"min_pose_ratio must lie in [0, 1], got {ratio}")
         self._step.min_pose_ratio = ratio
+
+    @property
+    def keyframe_metres(self) -> float:
+        """How far back the frame to match with lies; 0: the previous one."""
+        return self._keyframes.metres
+
+    @keyframe_metres.setter
+    def keyframe_metres(self, metres: float) -> None:
+        if not 0 <= metres < float("inf"):
+            raise ValueError(f"keyframe_metres must be finite and not negative, got {metres}")
+        self._keyframes.metres = metres
 
     @property
     def output_size(self) -> OutputSize:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -233,7 +234,7 @@ def _frame(
     sweep = sweeps.get(row["sample_token"]) if row["is_key_frame"] else None
     view = None
     if sweep is not None:
-        camera_from_lidar = np.linalg.inv(world_from_camera) @ tables.world_from_sensor(sweep)
+        camera_from_lidar = rigid_inverse(world_from_camera) @ tables.world_from_sensor(sweep)
         view = LidarView(tables.root / sweep["filename"], camera_from_lidar, camera)
     return Frame(
         index=index,

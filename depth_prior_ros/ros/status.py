@@ -76,11 +76,13 @@ def _networks(pipeline: DepthPipeline | None) -> dict[str, str]:
 
 def _model(active_model: str, result: DepthResult | None) -> dict[str, str]:
     model, _, reason = active_model.partition(" ")
+    parallax = result.parallax_px if result else None
     return {
         "active_model": model,
         "reason": reason,
         "reason_detail": (result.detail or "") if result else "",
         "pose_source": (result.pose_source or "") if result else "",
+        "parallax_px": "" if parallax is None else f"{parallax:.2f}",
     }
 
 

@@ -62,7 +62,7 @@ def run_everything(networks: Networks, camera: NDArray) -> dict[str, NDArray]:
     inverse, confidence = networks.single(second)
     pose = networks.pose(first, second)
     previous_from_current = np.linalg.inv(pose)
-    depth, certainty = networks.multi(
+    depth, certainty, parallax = networks.multi(
         networks.features(second), networks.features(first), previous_from_current, camera, inverse
     )
     outputs = {
@@ -70,6 +70,7 @@ def run_everything(networks: Networks, camera: NDArray) -> dict[str, NDArray]:
         "confidence": confidence,
         "depth": depth,
         "certainty": certainty,
+        "parallax": parallax,
     }
     return {name: backend.to_numpy(value) for name, value in outputs.items()} | {"pose": pose}
 

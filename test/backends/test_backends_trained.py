@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.backends import BackendError, make_backend
 from depth_prior_ros.bundle import Bundle, load_bundle
-from depth_prior_ros.pipeline.runtime import Networks, inverse_pose
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.pipeline.runtime import Networks
 
 TOLERANCE = {("cpu", "f32"): 1e-4, ("cuda", "f32"): 0.01, ("cpu", "bf16"): 0.03}
 """Mean absolute relative difference of depth from PyTorch's on the CPU in float32.
@@ -66,7 +67,7 @@ def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
-    depth, _ = networks.multi(
+    depth, _, _ = networks.multi(
         networks.features(second),
         networks.features(first),
         step,
@@ -121,7 +122,7 @@ def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
         native = networks.backend.to_native
         inverse, _ = networks.single(native(second))
         images = native(first), native(second)
-        return networks.refine(*images, inverse_pose(networks.pose(*images)), K, inverse)
+        return networks.refine(*images, rigid_inverse(networks.pose(*images)), K, inverse)
 
     expected = step(made("torch", "cpu", "f32"))
     found = step(made("openvino", "cpu", "f32"))

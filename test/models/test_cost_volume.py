@@ -365,10 +365,11 @@ def test_backends_agree_with_torch(bundle: Bundle, name: str) -> None:
         nets = Networks(bundle, backend)
         first, second = (nets.features(backend.to_native(f)) for f in frames)
         inverse, _ = nets.single(backend.to_native(frames[1]))
-        depth, confidence = nets.multi(second, first, motion, K[0].double().numpy(), inverse)
-        found = [backend.to_numpy(x) for x in (inverse, depth, confidence)]
-        results.append(found)
-    (inverse, depth, confidence), (other_inverse, other_depth, other_confidence) = results
+        outputs = nets.multi(second, first, motion, K[0].double().numpy(), inverse)
+        results.append([backend.to_numpy(x) for x in (inverse, *outputs)])
+    (inverse, depth, confidence, parallax), other = results
+    other_inverse, other_depth, other_confidence, other_parallax = other
+    np.testing.assert_allclose(other_parallax, parallax, rtol=1e-3, atol=1e-3)
     assert other_inverse == pytest.approx(inverse, rel=1e-3)
     assert (other_confidence == confidence).mean() > 0.999
     assert 0 < confidence.mean() < 1

@@ -163,10 +163,13 @@ def test_multi_frame_runner_equals_network() -> None:
     torch.manual_seed(2)
     net, (matching, context, previous, matrix, K, single) = _multi_frame()
     with torch.no_grad():
-        depth, confidence = MultiFrameRunner(net)(matching, context, previous, matrix, K, single)
+        depth, confidence, parallax = MultiFrameRunner(net)(
+            matching, context, previous, matrix, K, single
+        )
         current = Features(matching, context)
         output = net(current, Features(previous, context), Pose(matrix), K, single)
     assert torch.equal(depth, output.depth)
+    assert torch.equal(parallax, output.parallax)
     assert torch.equal(confidence[..., ::4, ::4], output.confidence)
     assert confidence.shape == depth.shape
 

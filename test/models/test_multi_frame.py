@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.matching import (
@@ -10,10 +12,16 @@ from depth_prior_ros.models.matching import (
     Lookup,
     depth_hypotheses,
     group_correlation,
+    local_max_regression,
     warp_to_hypotheses,
 )
 from depth_prior_ros.models.mism import MultiFrameNet, MultiFrameOutput, build_multi_frame
-from depth_prior_ros.models.search_range import TrackedRange
+from depth_prior_ros.models.search_range import (
+    PARALLAX,
+    TrackedRange,
+    blend_depth,
+    matching_weight,
+)
 
 H, W = 32, 64
 
@@ -371,3 +379,143 @@ def test_built_from_its_own_description_and_by_seed() -> None:
     assert again.architecture == net.architecture
     state = again.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+# -- parallax --------------------------------------------------------------------------------------
+
+FX = 40.0
+CENTRE = (31.5, 15.5)
+
+
+def _moved(x: float = 0.0, z: float = 0.0) -> Pose:
+    matrix = torch.eye(4)[None].clone()
+    matrix[0, 0, 3], matrix[0, 2, 3] = x, z
+    return Pose(matrix)
+
+
+def _plane(
+    pose: Pose, depth: float = 5.0, delta: float = 0.5, parallax: float = 4.0
+) -> MultiFrameOutput:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W), delta_init=delta, parallax=parallax).eval()
+    _, K, _ = _inputs(1)
+    with torch.no_grad():
+        a, b = (net.features(torch.rand(1, 3, H, W)) for _ in range(2))
+        return net(a, b, pose, K, torch.full((1, 1, H, W), depth))
+
+
+@pytest.mark.parametrize("slide", [0.05, -0.2, 0.4])
+def test_parallax_of_a_plane_that_is_passed(slide: float) -> None:
+    """Depth z moves by fx slide / z pixels; the range goes from 5 / 1.5 to 5 * 1.5."""
+    found = _plane(_moved(x=slide)).parallax[0, 0].numpy()
+    expected = FX * abs(slide) * (1.5 / 5 - 1 / (5 * 1.5))
+    columns = np.arange(W // 4) * 4
+    far, near = (columns + FX * slide / z for z in (7.5, 5 / 1.5))
+    inside = [(x >= -4) & (x <= W) for x in (far, near)]  # a quarter pixel beyond fades to zero
+    np.testing.assert_allclose(
+        found, np.where(inside[0] | inside[1], expected, 0)[None] * np.ones((H // 4, 1)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("ahead", [0.2, 1.0])
+def test_parallax_of_a_plane_that_is_approached(ahead: float) -> None:
+    """A pixel at r from the centre was at r z / (z + ahead): none where the camera drives to."""
+    found = _plane(_moved(z=ahead)).parallax[0, 0].numpy()
+    rows, columns = np.mgrid[0:H:4, 0:W:4]
+    radius = np.hypot(columns - CENTRE[0], rows - CENTRE[1])
+    far, near = 7.5, 5 / 1.5
+    expected = radius * (far / (far + ahead) - near / (near + ahead))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_motion_the_single_frame_depth_is_returned_exactly(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = MultiFrameNet((H, W)).eval()
+    _, K, single = _inputs()
+    with torch.no_grad():
+        a, b = net.features(torch.rand(2, 3, H, W)), net.features(torch.rand(2, 3, H, W))
+        output = net(a, b, Pose(torch.eye(4).repeat(2, 1, 1)), K, single)
+    assert torch.equal(output.depth, single)
+    assert torch.equal(output.depth_quarter, single[..., ::4, ::4])
+    assert not torch.allclose(output.matched, single, rtol=1e-2)
+    assert output.trusted.isnan().all()
+
+
+def test_a_threshold_of_zero_is_the_papers_form() -> None:
+    pose = _moved(x=0.3, z=0.2)
+    plain, blended = _plane(pose, parallax=0.0), _plane(pose)
+    assert plain.weight is None
+    for name in ("matched", "parallax", "probability", "confidence"):
+        assert torch.equal(getattr(plain, name), getattr(blended, name))
+    assert torch.equal(plain.depth, plain.matched)
+    assert torch.equal(plain.trusted, plain.matched)
+    expected, _ = local_max_regression(plain.probability, plain.hypotheses)
+    assert torch.equal(plain.depth_quarter, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    single=st.floats(0.1, 100),
+    matched=st.floats(0.1, 100),
+    parallax=st.floats(0, 50),
+    threshold=st.floats(0.1, 20),
+    unit=st.floats(0.1, 10),
+)
+def test_the_blend(
+    single: float, matched: float, parallax: float, threshold: float, unit: float
+) -> None:
+    """Between both depths; either one at the ends; the same in any unit and with more parallax."""
+    s, m, p = (torch.tensor([value], dtype=torch.float64) for value in (single, matched, parallax))
+    weight = matching_weight(p, threshold)
+    depth = blend_depth(s, m, weight)
+    low, high = sorted((single, matched))
+    assert low * (1 - 1e-9) <= float(depth) <= high * (1 + 1e-9)
+    if parallax <= threshold / 2:
+        assert torch.equal(depth, s)
+    if parallax >= threshold:
+        assert float(depth) == pytest.approx(matched)
+    assert float(blend_depth(unit * s, unit * m, weight)) == pytest.approx(unit * float(depth))
+    assert float(matching_weight(p + 0.1, threshold)) >= float(weight)
+    assert float(depth) == pytest.approx(single ** (1 - float(weight)) * matched ** float(weight))
+
+
+def test_parallax_and_depth_do_not_depend_on_the_unit() -> None:
+    one, ten = _plane(_moved(x=0.3, z=0.1)), _plane(_moved(x=3.0, z=1.0), depth=50.0)
+    assert torch.allclose(one.parallax, ten.parallax, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(10 * one.depth, ten.depth, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_parallax_of_several_frames_is_that_of_the_best_that_is_there() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W)).eval()
+    a, b = net.features(torch.rand(1, 3, H, W)), net.features(torch.rand(1, 3, H, W))
+    _, K, single = _inputs(1)
+    far, near = Lookup(b.matching, _moved(x=0.4)), Lookup(b.matching, _moved(x=0.1))
+    alone = [net.match_many(a, [one], K, single).parallax for one in (far, near)]
+    both = net.match_many(a, [near, far], K, single).parallax
+    assert torch.equal(both, torch.maximum(*alone))
+    missing = far._replace(valid=torch.tensor([False]))
+    assert torch.equal(net.match_many(a, [near, missing], K, single).parallax, alone[1])
+
+
+def test_gradients_know_the_blend() -> None:
+    torch.manual_seed(0)
+    net = MultiFrameNet((H, W))
+    _, K, single = _inputs(1)
+    images = torch.rand(2, 1, 3, H, W)
+    for pose, learns in ((_moved(), False), (_moved(x=2.0), True)):
+        net.zero_grad()
+        net(*(net.features(image) for image in images), pose, K, single).depth.sum().backward()
+        gradient = net.regulariser.logits.weight.grad
+        assert bool(gradient is not None and gradient.abs().any()) == learns
+
+
+def test_thresholds_that_cannot_be() -> None:
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="parallax"):
+            MultiFrameNet((H, W), parallax=value)
+    # Bundles from before there was the key blend as new ones do.
+    assert build_multi_frame({"size": [H, W]}).parallax == PARALLAX
+    assert build_multi_frame({"size": [H, W], "parallax": 0}).parallax == 0

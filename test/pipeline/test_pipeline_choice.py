@@ -224,7 +224,9 @@ def test_the_scale_is_told_of_every_frame(
     assert second.radians_turned == pytest.approx(0.1)
     assert second.moving
     assert second.units_travelled == pytest.approx(0.05, rel=0.2)
-    assert third.metres_travelled == pytest.approx(0.0)  # by its speed
+    # The second frame stands where the third does: both are compared with the first.
+    assert third.metres_travelled == pytest.approx(1.5)
+    assert third.seconds == pytest.approx(0.1)
     for sight, result in zip(scale.seen, results, strict=True):
         assert sight.inverse_units is not None
         depth = METRES_PER_UNIT / sight.inverse_units
@@ -470,7 +472,7 @@ def test_confidence_is_made_when_asked_for(
     assert calls == []
     result = pipeline.process(view(1), TENTH, MOVING, confidence=True)
     assert result.model == "multi_frame"
-    assert calls == [1]
+    assert calls == [1, 1]  # of matched and of single-frame depth, blended as those are
     assert result.confidence is not None
     assert result.confidence.shape == result.depth.shape
     assert result.confidence.dtype == np.float32

@@ -111,14 +111,14 @@ def test_large_images_of_a_reliable_camera_arrive_and_others_are_heard_too(make_
     """Cameras are processes: what a best-effort subscription loses is lost between two of them."""
     node = make_node()
     heard, camera = Heard(node), {"namespace": "/subscriptions", "rate": 0.0}
-    topics, count = ("image", "camera_info"), 20
+    topics, count = ("image", "camera_info"), 10
     assert reliabilities(node, *topics) == [RELIABLE] * 2, "so that no first image is lost"
     with spinning(node), CameraProcess(**camera, size=(1242, 375)) as reliable:
         wait_until(lambda: heard.subscriptions.publishers()["image"], "the reliable camera")
         wait_until(lambda: reliable.sent()["subscribers"], "the camera to see the node")
-        reliable.film(rate=10.0, count=count)
-        wait_until(lambda: reliable.sent()["images"] == count, "the images to be sent")
-        wait_until(lambda: len(heard.seen) >= 0.9 * count, "images of 1.4 MB", 10)
+        for number in range(1, count + 1):  # one by one: a busy machine takes the newest only
+            reliable.film(rate=10.0, count=1)
+            wait_until(lambda n=number: len(heard.seen) == n, f"image {number} of 1.4 MB", 30)
         with CameraProcess(**camera, reliable=False) as lossy:
             wait_until(lambda: reliabilities(node, *topics) == [BEST_EFFORT] * 2, "best effort")
             wait_until(lambda: heard.subscriptions.publishers()["image"] == 2, "both cameras")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depth_prior_ros.metrics import summary
+from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.recordings import RecordingError
 from rosbag_tools import charts, pictures
 from rosbag_tools.report import render, report

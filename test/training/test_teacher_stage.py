@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from helpers import texture
 from test_stages import learning, nothing, pair_folder, pairs, triplets
 from test_training_data import write_drive
 
+from depth_prior_ros.models.mism import MultiFrameOutput
+from depth_prior_ros.models.search_range import PARALLAX
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource, load_triplets
 from training.recipes.data import Drive
-from training.recipes.recipe import Recipe
+from training.recipes.recipe import MultiFrame, Recipe
 from training.stages.distil import Distil, DistilStage, teach
-from training.stages.self_supervised import Scene
-from training.stages.system import System
+from training.stages.self_supervised import Scene, aligned_views
+from training.stages.system import System, View, held_loss
 from training.stages.teacher import Teacher, TeacherStage
 
 __all__ = ["pair_folder", "pairs", "triplets"]
@@ -200,3 +203,61 @@ def test_the_teachers_motion_explains_the_teachers_depth(
     )
     stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert asked == [6], "both neighbours of three samples, by the teacher's pose network"
+
+
+def test_standing_cameras_teach_matching_to_keep_the_single_frame_depth(
+    triplets: TripletSource, pairs: PairSource, tmp_path: Path
+) -> None:
+    """With every sample standing, M's depth is S's, and what M matches is drawn towards it."""
+    nets = build(lookup=(-1,))
+    stage = teacher_stage(
+        nets, triplets, pairs, tmp_path, static_camera=1.0, masked_consistency=0.0
+    )
+    before = nets.multi_frame.delta.clone()
+    for _ in range(5):  # more than a window of the map
+        loss, values = stage.loss(np.random.default_rng(1))
+    assert values["multi/parallax"] == pytest.approx(0, abs=1e-3)
+    assert values["multi/held"] > 0.01
+    assert values["synthetic/multi_held"] > 0.01
+    assert torch.equal(nets.multi_frame.delta, before), "nothing was matched: nothing to follow"
+    nets.multi_frame.zero_grad()
+    loss.backward()
+    assert any(p.grad is not None and p.grad.abs().any() for p in nets.multi_frame.parameters())
+    views, still = stage._lookups(*_scene_of(stage))
+    assert still.all()
+    for view in views:
+        assert torch.equal(view.motion.matrix, torch.eye(4).expand_as(view.motion.matrix))
+
+
+def _scene_of(stage: TeacherStage) -> tuple[Scene, list[View]]:
+    batch = stage.triplets.batch(3, np.random.default_rng(0))
+    scene = stage._part(stage._student(batch)[0])
+    return scene, aligned_views(stage.system, scene)
+
+
+def test_the_papers_form_is_held_to_nothing(
+    triplets: TripletSource, pairs: PairSource, tmp_path: Path
+) -> None:
+    nets = build(parallax=0.0)
+    _, values = teacher_stage(nets, triplets, pairs, tmp_path).loss(np.random.default_rng(1))
+    assert values["multi/held"] == values["synthetic/multi_held"] == 0
+    assert nets.multi_frame.architecture["parallax"] == 0
+
+
+def test_held_by_hand() -> None:
+    """One pixel without parallax, one with half of it, two with all."""
+    single = torch.full((1, 1, 1, 4), 2.0, requires_grad=True)
+    matched = torch.tensor([[[[4.0, 1.0, 9.0, 9.0]]]], requires_grad=True)
+    weight = torch.tensor([[[[0.0, 0.5, 1.0, 1.0]]]])
+    none = torch.zeros(0)
+    output = MultiFrameOutput(none, none, none, none, none, none, matched, weight)
+    loss = held_loss(output, single)
+    assert loss.item() == pytest.approx((math.log(2) + 0.5 * math.log(2)) / 4)
+    loss.backward()
+    assert single.grad is None
+    assert matched.grad is not None
+    assert (matched.grad[..., 2:] == 0).all()
+
+
+def test_the_recipe_s_threshold_is_the_network_s() -> None:
+    assert MultiFrame().parallax == PARALLAX

@@ -214,13 +214,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.atomic_files import write_json
     from depth_prior_ros.progress import ProgressBar
-    from training.evaluation.evaluation import MODELS, evaluate
+    from training.evaluation.evaluation import MODELS, evaluate_bundle
     from training.evaluation.json import as_json
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
     with ProgressBar() as progress:
-        report = evaluate(
+        report = evaluate_bundle(
             arguments.bundle,
             arguments.data,
             arguments.protocol,

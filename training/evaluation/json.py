@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.metrics import summary
-from training.evaluation.frames import row_entry
+from depth_prior_ros.evaluation.evaluate import row_entry
+from depth_prior_ros.evaluation.metrics import summary
 
 if TYPE_CHECKING:
     from training.evaluation.evaluation import Report, SetReport

@@ -11,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
-from training.evaluation.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
+from depth_prior_ros.evaluation.evaluate import PARTS, FrameResult, row_entry
+from depth_prior_ros.evaluation.frames import scaled_window
+from depth_prior_ros.evaluation.metrics import resize_depth
+from depth_prior_ros.evaluation.pictures import colour_inverse_depth, write_png
+from depth_prior_ros.evaluation.protocols import cut
+from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import (
     ALL,
     NEEDED,
@@ -21,7 +26,6 @@ from training.evaluation.evaluation import (
     SetReport,
     verdict,
 )
-from training.evaluation.frames import PARTS, JudgedFrame, cut, row_entry, scaled_window
 from training.evaluation.pose import PoseReport, SnippetErrors
 
 if TYPE_CHECKING:
@@ -189,8 +193,6 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
     Each row shows the image, its depth (turbo, near = red) and the relative error where there is
     truth (dark = none, bright = 50 % and more).
     """
-    from training.evaluation.quick import write_png
-
     written = []
     for one in report.sets:
         for name, frames in one.rows.items():
@@ -207,9 +209,7 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
     return written
 
 
-def _picture_row(report: SetReport, judged: JudgedFrame) -> NDArray[np.uint8]:
-    from training.evaluation.quick import colour_inverse_depth
-
+def _picture_row(report: SetReport, judged: FrameResult) -> NDArray[np.uint8]:
     frame = report.judged.recording.frames[judged.position]
     x, y, width, height = judged.region
     whole = frame.image()
@@ -241,10 +241,8 @@ def _fit(picture: NDArray[np.uint8], width: int = 480) -> NDArray[np.uint8]:
     return canvas
 
 
-def _error_picture(judged: JudgedFrame, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _error_picture(judged: FrameResult, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Relative error after scaling, on a grid coarse enough that sparse truth shows."""
-    from depth_prior_ros.metrics import resize_depth
-
     height, width = truth.shape
     predicted = resize_depth(judged.depth, height, width) * judged.errors.ratio
     known = (truth > 0) & ~np.isnan(predicted)

@@ -29,9 +29,8 @@ from depth_prior_ros.bundle.manifest import MANIFEST_NAME, TEACHER_FOLDER, Prior
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
-from depth_prior_ros.progress import ProgressBar
+from depth_prior_ros.progress import Progress, ProgressBar
 from training.errors import TrainingError
-from training.evaluation.sets import Progress
 from training.prior.own_drive import OwnDrive, depth_errors, notes, photometric, table
 from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet

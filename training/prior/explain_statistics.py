@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.progress import Progress
 from training.prior.explain_lookup import ExplainError, PriorReader
 from training.prior.explain_sources import Origins
 from training.prior.selection.statistics import PriorUsage, prior_usage
@@ -71,7 +72,7 @@ class Use:
 def measure_use(
     reader: PriorReader,
     images: Iterable[tuple[str, NDArray[np.uint8]]],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Use:
     """Let the student look at images (name, (H, W, 3) uint8 RGB) and sum up what it looks up.
 

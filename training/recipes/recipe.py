@@ -102,6 +102,13 @@ class MultiFrame(Strict):
     )
     delta_init: float = Field(1.0, gt=0, description="PADS map at the beginning")
     delta_mode: Literal["adaptive", "fixed"] = "adaptive"
+    parallax: float = Field(
+        4.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="pixels of parallax from which matching is trusted entirely (pads); 0: always, "
+        "as in MISM",
+    )
     lookup: tuple[Literal[-1, 1], ...] = Field(
         (-1,),
         min_length=1,

@@ -24,6 +24,7 @@ from depth_prior_ros.backends.base import BackendError
 from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
 from depth_prior_ros.bundle.files import staging
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.models.export import (
     FeatureRunner,
     MultiFrameRunner,
@@ -187,7 +188,7 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
         (motion,) = _run_torch(pose, (before, now))
         matching, context = _run_torch(features, (now,))
         earlier, _ = _run_torch(features, (before,))
-        back = np.linalg.inv(motion.astype(np.float64)).astype(np.float32)
+        back = rigid_inverse(motion.astype(np.float64)).astype(np.float32)
         inputs[on] = (matching, context, earlier, back, K, np.reciprocal(inverse))
     yield _Case("multi_frame", MultiFrameRunner(multi_frame), inputs)
 

@@ -34,8 +34,10 @@ from training.stages.system import (
     System,
     View,
     freeze_trunk,
+    held_loss,
     parameter_groups,
     share,
+    standing,
     supervised_loss,
 )
 from training.stages.validation import HELD_OUT, Validation, held_out_error
@@ -72,6 +74,8 @@ class SelfSupervised(TrainingConfig):
     gradient_weight: float = Field(0.5, ge=0)
     pose_weight: float = Field(10.0, ge=0, description="of synthetic pairs")
     predicted_pose: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    static_camera: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    held_weight: float = Field(0.1, ge=0, description="as in supervised stages")
     scales: tuple[int, ...] = Field(
         (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
     )
@@ -218,6 +222,8 @@ class SelfSupervisedStage:
                 multi_batch=self._rehearsed_by_multi(),
                 pose_weight=self.schedule.pose_weight,
                 predicted_pose=self.schedule.predicted_pose,
+                static_camera=self.schedule.static_camera,
+                held_weight=self.schedule.held_weight,
             )
             loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
         return loss, {name: value.detach() for name, value in values.items()}
@@ -333,9 +339,28 @@ class SelfSupervisedStage:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
-        multi = self._match(scene, self._seen(scene, views))
+        seen, still = self._lookups(scene, views)
+        multi = self._match(scene, seen)
         error, smooth = self._multi_errors(scene, views, multi.depth)
-        return error + self.schedule.smoothness * smooth, self._multi_logs(multi, error, smooth)
+        held, logs = self._held(multi, scene)
+        loss = error + self.schedule.smoothness * smooth + held
+        return loss, self._multi_logs(multi, error, smooth, still) | logs
+
+    def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
+        """What M compares with, and where (B,) it is the current frame itself, without motion."""
+        seen = self._seen(scene, views)
+        still = self.system.still(self.schedule.static_camera, len(scene.depth))
+        if self.schedule.static_camera:
+            now = scene.batch.inputs[:, 1]
+            seen = [standing(view, now, still) for view in seen]
+        return seen, still
+
+    def _held(self, multi: TeacherOutput, scene: Scene) -> tuple[Tensor, Logs]:
+        """M's matches held to the student's depth where there is no parallax."""
+        if not self.schedule.held_weight:
+            return scene.depth.new_zeros(()), {}
+        held = held_loss(multi, scene.depth)
+        return self.schedule.held_weight * held, {"multi/held": held.detach()}
 
     def _part(self, scene: Scene) -> Scene:
         """The samples that M sees, without the student's gradient."""
@@ -370,8 +395,8 @@ class SelfSupervisedStage:
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
         # Not once S, which was learning, is frozen (ManyDepth).
         frozen = "student" in self.schedule.train and not system.student.training
-        if system.multi_frame.training and not frozen:
-            system.multi_frame.observe(multi.depth.detach(), scene.depth, system.processes.gather)
+        if not frozen:
+            system.observe(multi, scene.depth)
         return multi
 
     def _multi_errors(
@@ -397,6 +422,7 @@ class SelfSupervisedStage:
             "multi/smoothness": smooth,
             "multi/depth_mean": multi.depth.mean(),
             "multi/at_range_end": at_end,
+            "multi/parallax": multi.parallax.median(),
         }
         return values | range_figures(self.system.multi_frame)
 

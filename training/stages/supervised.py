@@ -47,6 +47,19 @@ class Supervised(TrainingConfig):
         description="share of the samples whose multi-frame depth is matched with the pose "
         "network's motion, as on a vehicle, instead of the exact one",
     )
+    static_camera: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the multi-frame network's samples whose other frame is the current "
+        "one: as on a vehicle that stands",
+    )
+    held_weight: float = Field(
+        0.1,
+        ge=0,
+        description="of the distance in log depth between what M matches and the single-frame "
+        "depth, where there is no parallax (networks.multi_frame.parallax)",
+    )
 
     @property
     def teaches_multi(self) -> bool:
@@ -107,6 +120,8 @@ class SupervisedStage:
             multi_batch=share(self.system, schedule.multi_batch),
             pose_weight=schedule.pose_weight,
             predicted_pose=schedule.predicted_pose,
+            static_camera=schedule.static_camera,
+            held_weight=schedule.held_weight,
         )
 
     def validate(self) -> dict[str, float]:

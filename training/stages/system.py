@@ -15,7 +15,7 @@ from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.matching import Features, Lookup
-from depth_prior_ros.models.mism import build_multi_frame
+from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
 from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
@@ -189,6 +189,20 @@ class System:
             ]
             return self.multi_frame.match_many(mine, lookups, K, single_depth, **more)
 
+    def observe(self, multi: Any, single_depth: Tensor) -> None:
+        """After a training step: M's range follows what matching found, where it is trusted."""
+        if self.multi_frame.training:
+            trusted = multi.trusted if isinstance(multi, MultiFrameOutput) else multi.depth
+            self.multi_frame.observe(trusted.detach(), single_depth, self.processes.gather)
+
+    def still(self, share: float, count: int) -> Tensor:
+        """Which of ``count`` samples have a standing camera (B,), alike whatever the number of
+        processes; nothing is drawn for a share of zero."""
+        if not share:
+            return torch.zeros(count, dtype=torch.bool, device=self.device)
+        drawn = self.processes.draw(count, lambda k: torch.rand(k)) < share
+        return drawn.to(self.device)
+
     def _features(self, images: Sequence[Tensor]) -> list[Features]:
         """M's features of several frames; of lookup frames without gradient where M cuts it."""
         if self.multi_frame.lookup_gradient:  # one batch, one set of batch statistics
@@ -199,6 +213,33 @@ class System:
         mine = self.multi_frame.features(images[0])
         with torch.no_grad():
             return [mine, *(self.multi_frame.features(image) for image in images[1:])]
+
+
+def standing(view: View, current: Tensor, still: Tensor) -> View:
+    """The view, but where ``still`` (B,) the camera stands: the same picture, no motion.
+
+    current: (B, 3, H, W).
+    """
+    return replace(
+        view,
+        image=torch.where(still[:, None, None, None], current, view.image),
+        motion=Pose(
+            torch.where(
+                still[:, None, None],
+                torch.eye(4, device=current.device),
+                view.motion.matrix.float(),
+            )
+        ),
+    )
+
+
+def held_loss(multi: Any, single_depth: Tensor) -> Tensor:
+    """Mean distance in log depth of what M matched to the single-frame depth (B, 1, H, W) that
+    guides it, as far as there is no parallax; zero for a network that does not blend by it."""
+    if not isinstance(multi, MultiFrameOutput) or multi.weight is None:
+        return single_depth.new_zeros(())
+    apart = (multi.matched / single_depth.detach()).log().abs()
+    return ((1 - multi.weight) * apart).mean()
 
 
 def share(system: System, samples: int | None) -> int | None:
@@ -214,7 +255,8 @@ def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dic
         "hypotheses": settings.hypotheses,
     }
     if settings.kind == "pads":
-        architecture |= settings.model_dump(include={"range_mode", "delta_init", "delta_mode"})
+        keys = {"range_mode", "delta_init", "delta_mode", "parallax"}
+        architecture |= settings.model_dump(include=keys)
     return architecture
 
 
@@ -257,6 +299,8 @@ def supervised_loss(
     multi_batch: int | None,
     pose_weight: float = 10.0,
     predicted_pose: float = 0.0,
+    static_camera: float = 0.0,
+    held_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All three networks against exact depth and motion.
 
@@ -267,6 +311,8 @@ def supervised_loss(
         multi_batch: samples that M sees; None: all, 0: none.
         pose_weight: of the motion's loss.
         predicted_pose: share of M's samples that are matched with the predicted motion.
+        static_camera: share of M's samples that are matched with themselves.
+        held_weight: of `held_loss`.
     """
     previous, current = batch.inputs.unbind(1)
     depth = disparity_to_depth(system.predict(current, code=batch.code).disparity[0])[1]
@@ -293,12 +339,16 @@ def supervised_loss(
             view = replace(
                 view, motion=Pose(torch.where(chosen, guess.motion.matrix, view.motion.matrix))
             )
+        if static_camera:
+            view = standing(view, current[n], system.still(static_camera, len(single)))
         multi = system.multi(current[n], [view], batch.K[n], single)
-        if system.multi_frame.training:
-            system.multi_frame.observe(multi.depth.detach(), single, system.processes.gather)
+        system.observe(multi, single)
         parts["multi"] = log_depth_loss(multi.depth, batch.depth[n])
         parts["multi_gradient"] = log_gradient_loss(multi.depth, batch.depth[n])
         loss = loss + parts["multi"] + gradient_weight * parts["multi_gradient"]
+        if held_weight:
+            parts["multi_held"] = held_loss(multi, single)
+            loss = loss + held_weight * parts["multi_held"]
     return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
 
 

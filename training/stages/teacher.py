@@ -13,6 +13,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.manydepth import CostVolumeOutput
+from depth_prior_ros.models.search_range import PadsMap
 from training.losses.distillation import (
     Rectangle,
     masked_input_consistency,
@@ -46,9 +47,6 @@ class Teacher(SelfSupervised):
     masked_consistency: float = Field(
         100.0, ge=0, description="weight of M's agreement with itself on a partly masked image"
     )
-    static_camera: float = Field(
-        0.0, ge=0, le=1, description="share of samples whose previous frame is the current one"
-    )
     missing_frame: float = Field(
         0.0, ge=0, le=1, description="share of samples without a previous frame"
     )
@@ -68,8 +66,8 @@ class Teacher(SelfSupervised):
             raise ValueError("static_camera and missing_frame together are more than 1")
         if self.freeze_at is not None and "multi_frame" not in self.train:
             raise ValueError("freeze_at freezes all but multi_frame, which train does not name")
-        if (self.static_camera or self.missing_frame) and not self.consistency:
-            raise ValueError("static_camera and missing_frame need consistency above 0")
+        if self.missing_frame and not self.consistency:
+            raise ValueError("missing_frame needs consistency above 0")
         return self
 
     def prepare(self, run: Run, system: System, number: int) -> System:
@@ -111,12 +109,20 @@ class TeacherStage(SelfSupervisedStage):
             error, smooth, extra, logs = self._many_depth(scene, views, multi, augmented)
         else:
             error, smooth = self._multi_errors(scene, views, multi.depth)
-            extra, logs = self._hidden(scene, seen, multi.depth)
+            hidden, logs = self._hidden(scene, seen, multi.depth)
+            held, more = self._held(multi, scene)
+            extra, logs = hidden + held, logs | more
         loss = error + self.schedule.smoothness * smooth + extra
         return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
-        """What M compares with, and which samples were changed (B,): ManyDepth, 2.5."""
+        """What M compares with, and which samples were changed (B,): ManyDepth, 2.5.
+
+        ManyDepth's standing camera keeps the motion of the frame that it hides; with PADS it has
+        none, as on a vehicle that stands.
+        """
+        if isinstance(self.system.multi_frame, PadsMap):
+            return super()._lookups(scene, views)
         schedule, count = self.schedule, len(scene.depth)
         u = self.system.processes.draw(count, lambda k: torch.rand(k)).to(scene.depth.device)
         still = u < schedule.static_camera

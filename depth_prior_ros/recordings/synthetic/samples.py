@@ -34,6 +34,7 @@ import numpy as np
 
 from depth_prior_ros.atomic_files import staging_folder, write_json
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
 from depth_prior_ros.recordings.synthetic.exposure import (
@@ -266,7 +267,7 @@ def render_pair(
         images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
         depth=np.stack([f[1] for f in frames]).astype(np.float16),
         K=shot.camera.matrix().astype(np.float32),
-        previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
+        previous_from_current=(rigid_inverse(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
         moving=frames[1][2].astype(np.uint8),
         mount=np.array(shot.mount, np.float32),
     )

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from depth_prior_ros.atomic_files import remove_leftovers, write_safetensors
 from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.augmentation import mirror_pose
 from training.data.drives import DriveFrames
 from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
-from training.evaluation.sets import Progress, quiet
 from training.loop.distributed import ALONE, Processes
 from training.prior.teachers.base import RichTeacher, TeacherError, TeacherView
 

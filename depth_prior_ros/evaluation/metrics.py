@@ -1,8 +1,9 @@
-"""Depth metrics and the protocols (range, crop, scaling) under which they are quoted.
+"""Depth metrics.
 
-The metrics and the order of operations follow the evaluation that monocular depth papers share:
-the prediction is resized to the truth *as inverse depth*, scaled by the ratio of medians,
-clamped, and compared on the valid pixels; metrics are taken per image and then averaged.
+They and the order of operations follow the evaluation that monocular depth papers share: the
+prediction is resized to the truth *as inverse depth*, scaled by the ratio of medians, clamped, and
+compared on the valid pixels; metrics are taken per image and then averaged. A prediction must
+therefore not be cut to a range before: the cut would depend on its unit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Crop = Literal["garg", "cityscapes"]
 Scaling = Literal["median", "none"]
 
 _LOG_FACTOR = math.log(1.25)
@@ -26,72 +26,6 @@ _ERROR_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
 
 class NoValidPixelsError(ValueError):
     """The truth and the prediction share no pixel on which they can be compared."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How predictions are compared with the truth of one data set.
-
-    `min_depth` and `max_depth` (metres) bound the truth that counts and clamp the prediction;
-    without `cap_truth` truth beyond `max_depth` counts, too. `stretch`: the whole image is squeezed
-    into the network's input, as the papers do, instead of its middle being cut out, as a vehicle
-    does. `log10`: the papers quote the RMSE of the decimal logarithm.
-    """
-
-    name: str
-    min_depth: float
-    max_depth: float
-    crop: Crop | None
-    scaling: Scaling
-    cap_truth: bool = True
-    stretch: bool = False
-    log10: bool = False
-
-    def errors(self, prediction: NDArray[Any], truth: NDArray[Any]) -> DepthErrors:
-        """`depth_errors` under this protocol."""
-        return self.pixels(prediction, truth).errors(self.scaling)
-
-    def pixels(
-        self, prediction: NDArray[Any], truth: NDArray[Any], inside: NDArray[np.bool_] | None = None
-    ) -> ComparedPixels:
-        """The compared pixels; `inside` (H, W) takes the place of the protocol's crop."""
-        return self.truth(truth, inside).compare(prediction)
-
-    def truth(self, truth: NDArray[Any], inside: NDArray[np.bool_] | None = None) -> TruthPixels:
-        """The pixels that count; `inside` (H, W) takes the place of the protocol's crop."""
-        if inside is None and self.crop is not None:
-            inside = crop_mask(self.crop, *truth.shape[:2])
-        return truth_pixels(
-            truth,
-            min_depth=self.min_depth,
-            max_depth=self.max_depth,
-            cap_truth=self.cap_truth,
-            inside=inside,
-        )
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        # KITTI 2015 scene flow: depth from published disparity; dense enough to need no crop.
-        Protocol("kitti2015", 1e-3, 80.0, None, "median"),
-        # Eigen et al.: projected LiDAR, Garg's crop, 80 m.
-        Protocol("eigen", 1e-3, 80.0, "garg", "median"),
-        # The accumulated LiDAR of KITTI's depth benchmark (Uhrig et al.): in the peers' code there
-        # is no crop, and all truth counts, also the little beyond 80 m.
-        Protocol("eigen_improved", 1e-3, 80.0, None, "median", cap_truth=False),
-        # Make3D's central crop against its laser grid, up to 70 m.
-        Protocol("make3d", 1e-3, 70.0, None, "median", stretch=True, log10=True),
-        # ManyDepth's crop of what is left of Cityscapes without its bottom quarter.
-        Protocol("cityscapes", 1e-3, 80.0, "cityscapes", "median", stretch=True),
-        # A projected sweep; no protocol that everybody follows: whole image, 80 m.
-        Protocol("nuscenes", 1e-3, 80.0, None, "median"),
-        # Rendered drives: exact everywhere.
-        Protocol("synthetic", 1e-3, 80.0, None, "median"),
-        # As published by the node: metres are taken at their word.
-        Protocol("metric", 1e-3, 80.0, None, "none"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -119,30 +53,6 @@ class DepthErrors:
     def rmse_log10(self) -> float:
         """RMSE of the decimal logarithm, as Make3D is quoted; rmse_log is that of the natural."""
         return self.rmse_log / math.log(10)
-
-
-def crop_mask(crop: Crop, height: int, width: int) -> NDArray[np.bool_]:
-    """A crop by its name as a (height, width) mask; True inside."""
-    return garg_mask(height, width) if crop == "garg" else cityscapes_mask(height, width)
-
-
-def cityscapes_mask(height: int, width: int) -> NDArray[np.bool_]:
-    """Rows from 256 of 768, columns 192 to 1856 of 2048: no sky, no edges of the rectification.
-
-    For truth whose bottom quarter (of 1024 rows) is gone already.
-    """
-    mask = np.zeros((height, width), dtype=bool)
-    mask[round(height / 3) :, round(width * 192 / 2048) : round(width * 1856 / 2048)] = True
-    return mask
-
-
-def garg_mask(height: int, width: int) -> NDArray[np.bool_]:
-    """The crop of Garg et al. as a (height, width) mask; True inside."""
-    mask = np.zeros((height, width), dtype=bool)
-    top, bottom = int(0.40810811 * height), int(0.99189189 * height)
-    left, right = int(0.03594771 * width), int(0.96405229 * width)
-    mask[top:bottom, left:right] = True
-    return mask
 
 
 def resize_depth(depth: NDArray[Any], height: int, width: int) -> NDArray[np.float64]:
@@ -288,23 +198,6 @@ def truth_pixels(
     if expected.dtype != np.float64:
         expected = expected.astype(np.float32)
     return TruthPixels(truth.shape, index, expected, min_depth, max_depth)
-
-
-def depth_errors(
-    prediction: NDArray[Any],
-    truth: NDArray[Any],
-    *,
-    min_depth: float = 1e-3,
-    max_depth: float = 80.0,
-    crop: Crop | None = None,
-    scaling: Scaling = "median",
-) -> DepthErrors:
-    """Compare a predicted depth image (h, w) with the truth (H, W), metres, 0 = none.
-
-    See `truth_pixels` and `TruthPixels.compare`; the scaled prediction is clamped to
-    min_depth..max_depth. Raises NoValidPixelsError where nothing can be compared.
-    """
-    return Protocol("", min_depth, max_depth, crop, scaling).errors(prediction, truth)
 
 
 def _errors(
