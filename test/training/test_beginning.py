@@ -43,7 +43,7 @@ def test_the_map_begins_anew_at_another_size(tmp_path: Path) -> None:
     small.multi_frame.window_seen.fill_(5)
     small.student.requires_grad_(False)
     next(small.student.parameters()).fill_(0.25)
-    save_checkpoint(path, small.networks, None, {})
+    save_checkpoint(path, small.networks, torch.optim.Adam(small.pose.parameters()), {})
     same, large = build(recipe()), build(recipe((96, 64)))
     start_from(path, same)
     assert bool((same.multi_frame.delta == 0.3).all()) and int(same.multi_frame.window_seen) == 5
