@@ -14,10 +14,11 @@ from training_files import TRAINING_NAMES, write_moving_drive
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.bundle.baselines import OWN_MEAN, read_baselines
 from training.loop.checkpoint import save_checkpoint
-from training.recipes.recipe import Recipe, RecipeError, Schedule
+from training.recipes.recipe import Recipe, RecipeError
 from training.runs import output
-from training.runs.initialise import begin, look_for, start_from
+from training.runs.initialise import initialise, look_for, start_from
 from training.runs.output import write_bundle
+from training.stages.base import TrainingConfig
 from training.stages.system import System, freeze_trunk, parameter_groups
 
 
@@ -42,7 +43,7 @@ def test_the_map_begins_anew_at_another_size(tmp_path: Path) -> None:
     small.multi_frame.window_seen.fill_(5)
     small.student.requires_grad_(False)
     next(small.student.parameters()).fill_(0.25)
-    save_checkpoint(path, small.networks, None, {})
+    save_checkpoint(path, small.networks, torch.optim.Adam(small.pose.parameters()), {})
     same, large = build(recipe()), build(recipe((96, 64)))
     start_from(path, same)
     assert bool((same.multi_frame.delta == 0.3).all()) and int(same.multi_frame.window_seen) == 5
@@ -62,7 +63,7 @@ def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> Non
     system = build(chosen)
     before = {n: t.clone() for n, t in system.student.state_dict().items()}
     look_for("start", str(tmp_path / "bundle"))
-    note = begin(system, chosen)
+    note = initialise(system, chosen)
     assert "pose, multi_frame begin with" in note and "student: built otherwise" in note
     bundle = load_bundle(tmp_path / "bundle")
     for name in ("pose", "multi_frame"):
@@ -79,7 +80,10 @@ def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> Non
 def test_the_trunk_learns_slower_and_its_first_layers_not_at_all() -> None:
     values = recipe().model_dump(mode="json") | {"networks": {"trunk": "mobilenet_v2"}}
     system = build(Recipe.model_validate(values))
-    trunk, config = system.student.trunk, Schedule(steps=1, trunk_rate=0.25, frozen_to=4)
+    trunk, config = (
+        system.student.trunk,
+        TrainingConfig(kind="test", steps=1, trunk_rate=0.25, frozen_to=4),
+    )
     freeze_trunk(system, config)
     frozen = [p for p in trunk.parameters() if not p.requires_grad]
     trained = [p for p in system.student.parameters() if p.requires_grad]

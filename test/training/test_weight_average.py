@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_engine import STEPS, OneWeight, engine
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from training.loop.checkpoint import load_checkpoint
 from training.loop.trainer import LAST
 from training.loop.weight_average import WeightAverage
-from training.recipes.recipe import Schedule
+from training.stages.base import TrainingConfig
 
 DECAY = 0.6
 
@@ -23,16 +22,18 @@ class Averaged(OneWeight):
 
     def __init__(self, stop_before: int | None = None) -> None:
         super().__init__()
-        self.config = Schedule(steps=STEPS, learning_rate=0.1, warm_up=2, ema=DECAY)
+        self.config = TrainingConfig(
+            kind="test", steps=STEPS, learning_rate=0.1, warm_up=2, ema=DECAY
+        )
         self.seen: list[float] = []
         self.validated: list[float] = []
         self._stop_before = stop_before
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         if len(self.seen) == self._stop_before:
             raise RuntimeError("power cut")
         self.seen.append(self.net.weight.item())
-        return super().loss(rng)
+        return super().loss(x)
 
     def validate(self) -> dict[str, float]:
         self.validated.append(self.net.weight.item())

@@ -35,7 +35,7 @@ from training.loop.checkpoint import (
 from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, map_tensors
 from training.loop.health import Health
 from training.loop.progress import NoLog, StageLog
-from training.loop.weight_average import WeightAverage
+from training.loop.weight_average import WeightAverage, mix_weights
 
 if TYPE_CHECKING:
     from training.stages.base import TrainingConfig
@@ -158,6 +158,7 @@ class Trainer:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     processes: ProcessGroup = SINGLE_PROCESS
     average: WeightAverage | None = field(default=None, init=False)
+    _start_weights: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and return the progress (step, loss, validation figures).
@@ -179,6 +180,9 @@ class Trainer:
         )
         if (decay := self.stage.config.ema) is not None:
             self.average = WeightAverage(self.stage.networks, decay)
+        if self.stage.config.keep_start:  # before a checkpoint of this stage is read
+            student = self.stage.networks["student"]
+            self._start_weights = {n: t.clone() for n, t in student.state_dict().items()}
         progress = self._resume(optimiser)
         if progress["step"] < self.stage.config.steps:
             self._train(optimiser, progress)
@@ -186,6 +190,7 @@ class Trainer:
 
     def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         start, steps, settings = progress["step"], self.stage.config.steps, self.settings
+        keep, start_weights = self.stage.config.keep_start, self._start_weights
         health = Health(progress.get("health"))
         self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
@@ -219,6 +224,8 @@ class Trainer:
                     self.average.update(step)
                     if done:  # the average is what the stage leaves
                         self.average.swap()
+                if done and start_weights is not None:
+                    mix_weights(self.stage.networks["student"], start_weights, keep)
                 if validates:
                     with nullcontext() if self.average is None or done else self.average.applied():
                         progress["validation"] = self._validate(step + 1, log)

@@ -1,4 +1,9 @@
-"""A running average of a run's weights: steadier than the last ones (Polyak and Juditsky, 1992)."""
+"""Averages of weights: over the steps of a stage, and with those that it began with.
+
+A running average is steadier than the last weights (Polyak and Juditsky, 1992). Weights between
+those of before and after a stage keep more of what was known before, on other data than the stage's
+(WiSE-FT, Wortsman et al., 2022).
+"""
 
 from __future__ import annotations
 
@@ -62,3 +67,11 @@ class WeightAverage:
         for name, tensor in tensors.items():
             if name in self._average:
                 self._average[name].copy_(tensor)
+
+
+@torch.no_grad()
+def mix_weights(network: nn.Module, start: dict[str, Tensor], share: float) -> None:
+    """Move a network's weights back to `start` by `share` of the way."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(start[name].to(tensor), share)

@@ -112,6 +112,13 @@ class TrainingConfig(StageConfig):
         description="decay of a running average of the weights, which is what validation sees and "
         "the stage leaves",
     )
+    keep_start: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the student's weights of before the stage that is mixed in at its "
+        "end, so that it forgets less of what it learned elsewhere (WiSE-FT)",
+    )
     trunk_rate: float = Field(
         1.0, gt=0, description="learning rate of the student's trunk over that of the rest"
     )
