@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,8 +67,12 @@ class Keyframes:
         self.metres = metres
         self._frames: list[Candidate] = []
         self._speed: float | None = None  # m/s by the pose network, where nobody else knows
-        self._latest: tuple[NDArray[np.float64], float] | None = None  # last step, its seconds
-        self._moved: NDArray[np.float64] | None = None  # the step to the frame that is processed
+        self._latest: tuple[NDArray[np.floating[Any]], float] | None = (
+            None  # last step, its seconds
+        )
+        self._moved: NDArray[np.floating[Any]] | None = (
+            None  # the step to the frame that is processed
+        )
         self._density: float | None = None  # pixels of parallax per metre
 
     def __len__(self) -> int:

@@ -79,7 +79,8 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
 
 
 # It leaves out an update where the device finds it not finite; on a CPU since PyTorch 2.4.
-_FUSED = torch.cuda.is_available() or torch.torch_version.TorchVersion(torch.__version__) >= (2, 4)
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+_FUSED = torch.cuda.is_available() or _VERSION >= (2, 4)
 
 Figures = Mapping[str, Tensor | float]
 
