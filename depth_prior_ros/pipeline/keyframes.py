@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -67,12 +66,8 @@ class Keyframes:
         self.metres = metres
         self._frames: list[Candidate] = []
         self._speed: float | None = None  # m/s by the pose network, where nobody else knows
-        self._latest: tuple[NDArray[np.floating[Any]], float] | None = (
-            None  # last step, its seconds
-        )
-        self._moved: NDArray[np.floating[Any]] | None = (
-            None  # the step to the frame that is processed
-        )
+        self._latest: tuple[NDArray[np.float64], float] | None = None  # last step, its seconds
+        self._moved: NDArray[np.float64] | None = None  # the step to the frame that is processed
         self._density: float | None = None  # pixels of parallax per metre
 
     def __len__(self) -> int:
@@ -174,7 +169,7 @@ class Keyframes:
         """
         if candidate.step is not None:
             # To this frame from the newest; every match corrects it, so that it does not drift.
-            last = np.linalg.solve(candidate.step, step)
+            last = np.asarray(np.linalg.solve(candidate.step, step), np.float64)
             self._latest = last, (stamp_ns - self._frames[-1].shown.stamp_ns) * 1e-9
             self._moved = last
         if not (metres and metres > 0 and math.isfinite(metres) and math.isfinite(parallax)):
