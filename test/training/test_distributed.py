@@ -30,8 +30,8 @@ from training.loop.distributed import (
 
 # Relative, after ten steps of Adam: what summing in another order leaves.
 TOLERANCE = {"double": 1e-12, "single": 1e-5}
-# Of a recipe, in float32.
-RECIPE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+# Of a recipe, in float32; rounding may move a pixel of a small image over the edge of a mask.
+RECIPE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-3
 
 
 @dataclass
