@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
-from depth_prior_ros.recordings import (
-    StoredRecording,
-    cityscapes,
-    make3d,
-    nuscenes,
-    open_recording,
-)
+from depth_prior_ros.recordings import StoredRecording, open_recording
+from depth_prior_ros.recordings.formats import FORMATS
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
 
@@ -119,24 +115,6 @@ def _eigen_improved(data: Path) -> list[EvaluationSet]:
     return eigen_drive_sets(data, listed_only=True, improved=True)
 
 
-@_protocol("make3d", "Make3D's Test134 and Gridlaserdata, in it or in make3d")
-def _make3d(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "make3d", make3d.is_make3d)
-
-
-@_protocol(
-    "cityscapes",
-    "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in cityscapes",
-)
-def _cityscapes(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "cityscapes", cityscapes.is_cityscapes)
-
-
-@_protocol("nuscenes", "nuScenes' v1.0-* tables and samples, in it or in nuscenes")
-def _nuscenes(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "nuscenes", nuscenes.is_nuscenes)
-
-
 @_protocol("drive", "a recording with depth")
 def _drives(data: Path) -> list[EvaluationSet]:
     if any(folder != data for folder in find_drives(data)):
@@ -144,14 +122,19 @@ def _drives(data: Path) -> list[EvaluationSet]:
     return [drive_set(data)]
 
 
-def _named_set(data: Path, name: str, is_it: Callable[[Path], bool]) -> list[EvaluationSet]:
-    """The data set of a protocol: `data` itself or its subfolder of that name."""
+def _data_set(data: Path, name: str) -> list[EvaluationSet]:
+    """The data set whose format and protocol are called so: `data` or its subfolder `name`."""
     for folder in (data, data / name):
-        if folder.is_dir() and is_it(folder):
+        if folder.is_dir() and FORMATS[name].fits(folder):
             recording = open_recording(folder)
             judged = frames_with_depth(recording)
             return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged, listed=True)]
     return []
+
+
+for _name in sorted({*FORMATS} & {*PROTOCOLS}):
+    _looks_for = f"{FORMATS[_name].title}, in it or in {_name}"
+    PROTOCOL_SETS[_name] = _looks_for, partial(_data_set, name=_name)
 
 
 def eigen_test_frames() -> dict[tuple[str, str], tuple[int, ...]]:
