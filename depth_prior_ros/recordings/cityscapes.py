@@ -46,7 +46,7 @@ def is_cityscapes(path: Path) -> bool:
     return (path / "leftImg8bit").is_dir()
 
 
-@folder_format("cityscapes", "Cityscapes (leftImg8bit)", is_cityscapes)
+@folder_format("cityscapes", "Cityscapes' leftImg8bit and camera", is_cityscapes)
 def open_cityscapes(path: Path, *, split: str | None = None) -> StoredRecording:
     """Open a split ("test" where it is there, then "val", "train"); separate scenes.
 

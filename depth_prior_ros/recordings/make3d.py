@@ -43,7 +43,7 @@ def is_make3d(path: Path) -> bool:
     return path.is_dir() and bool(_find(path, f"{_DEPTH}*.mat"))
 
 
-@folder_format("make3d", "Make3D (Gridlaserdata)", is_make3d)
+@folder_format("make3d", "Make3D's Test134 and Gridlaserdata", is_make3d)
 def open_make3d(path: Path) -> StoredRecording:
     """Open the images that have a laser grid; separate scenes, without a sequence.
 

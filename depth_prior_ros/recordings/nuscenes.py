@@ -86,7 +86,7 @@ def project_points(
     return depth
 
 
-@folder_format("nuscenes", "nuScenes (its tables)", is_nuscenes)
+@folder_format("nuscenes", "nuScenes' v1.0-* tables and samples", is_nuscenes)
 def open_nuscenes(
     path: Path,
     *,

@@ -27,7 +27,7 @@ from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_ME
 from training.evaluation.evaluation import evaluate_bundle, evaluate_set, verdict
 from training.evaluation.json import as_json, write_json
 from training.evaluation.report import print_report, write_pictures
-from training.evaluation.sets import PROTOCOL_SETS, drive_set, kitti_2015_set
+from training.evaluation.sets import drive_set, kitti_2015_set
 from training.stages.validation import evaluate_network
 
 ERRORS = {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3"}
@@ -448,10 +448,9 @@ def test_another_image_is_told_from_the_right_one(tmp_path: Path):
 
 
 def test_model_names_are_the_pipelines():
-    from training.commands.cli import MODEL_NAMES, PROTOCOL_NAMES
+    from training.commands.cli import MODEL_NAMES
 
     assert MODEL_NAMES[1:] == evaluation.MODELS
-    assert set(PROTOCOL_NAMES) == set(PROTOCOL_SETS)
 
 
 @pytest.mark.data

@@ -51,7 +51,7 @@ def test_every_command_has_help(command: str, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dance"], ["run"], ["evaluate", "--protocol", "best"], ["evaluate", "--model", "all"]],
+    [[], ["dance"], ["run"], ["evaluate", "--model", "all"]],
 )
 def test_wrong_usage(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as stop:

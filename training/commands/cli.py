@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from training.comparison.rows import Listing
 
 # Kept here as plain words, so that --help needs no import; a test compares them.
-PROTOCOL_NAMES = (
-    "kitti2015",
-    "eigen",
-    "eigen_improved",
-    "make3d",
-    "cityscapes",
-    "nuscenes",
-    "drive",
-)
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 
@@ -77,10 +68,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
         "--protocol",
-        choices=PROTOCOL_NAMES,
+        metavar="NAME",
         help="kitti2015: the separate scenes of KITTI 2015; eigen, eigen_improved: the frames of "
         "the Eigen test list in the KITTI raw drives below --data, against single LiDAR sweeps or "
-        "the accumulated ones; make3d, cityscapes, nuscenes: those data sets at --data or below; "
+        "the accumulated ones; the name of another data set (make3d, ...): at --data or below; "
         "drive: every frame with depth of one recording (a drive, a bag). Without it: kitti2015, "
         "and drive for each Eigen test drive below --data",
     )

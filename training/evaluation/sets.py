@@ -14,13 +14,8 @@ from pathlib import Path
 
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
-from depth_prior_ros.recordings import (
-    StoredRecording,
-    cityscapes,
-    make3d,
-    nuscenes,
-    open_recording,
-)
+from depth_prior_ros.recordings import StoredRecording, open_recording
+from depth_prior_ros.recordings.formats import FORMATS
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
 
@@ -117,14 +112,19 @@ def _drives(data: Path) -> list[EvaluationSet]:
     return [drive_set(data)]
 
 
-def _named_set(data: Path, name: str, is_it: Callable[[Path], bool]) -> list[EvaluationSet]:
-    """The data set of a protocol: `data` itself or its subfolder of that name."""
+def _data_set(data: Path, name: str) -> list[EvaluationSet]:
+    """The data set whose format and protocol are called so: `data` or its subfolder `name`."""
     for folder in (data, data / name):
-        if folder.is_dir() and is_it(folder):
+        if folder.is_dir() and FORMATS[name].fits(folder):
             recording = open_recording(folder)
             judged = frames_with_depth(recording)
             return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged, listed=True)]
     return []
+
+
+for _name in sorted({*FORMATS} & {*PROTOCOLS}):
+    _looks_for = f"{FORMATS[_name].title}, in it or in {_name}"
+    PROTOCOL_SETS[_name] = _looks_for, partial(_data_set, name=_name)
 
 
 def eigen_test_frames() -> dict[tuple[str, str], tuple[int, ...]]:
@@ -257,16 +257,6 @@ _protocol("eigen", "KITTI raw drives of the Eigen test list with proj_depth/velo
 )
 _protocol("eigen_improved", "KITTI raw drives of the Eigen test list with proj_depth/groundtruth")(
     partial(eigen_drive_sets, listed_only=True, improved=True)
-)
-_protocol("make3d", "Make3D's Test134 and Gridlaserdata, in it or in make3d")(
-    partial(_named_set, name="make3d", is_it=make3d.is_make3d)
-)
-_protocol(
-    "cityscapes",
-    "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in cityscapes",
-)(partial(_named_set, name="cityscapes", is_it=cityscapes.is_cityscapes))
-_protocol("nuscenes", "nuScenes' v1.0-* tables and samples, in it or in nuscenes")(
-    partial(_named_set, name="nuscenes", is_it=nuscenes.is_nuscenes)
 )
 
 
