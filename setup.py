@@ -39,9 +39,12 @@ EXTRAS = {
     "trunk": ["tflite>=2.10"],
     # Depth models of Hugging Face as teachers of a prior.
     "foundation": ["transformers>=4.48"],
+    # k-means as a control of the selection by attention.
+    "k-means": ["scikit-learn>=0.23", "threadpoolctl>=2.1"],
     "test": TEST,
     "dev": [
         *TEST,
+        "scikit-learn>=0.23",
         "import-linter>=2.1,<3",
         "mypy==2.4.1",
         "pillow",  # benchmarks/loader.py compares with it

@@ -221,12 +221,6 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--moving", action="store_true", help="also masks of what moves by itself (larger bag)"
     )
-    parser.add_argument(
-        "--renderer",
-        default="auto",
-        choices=("auto", "gl", "raycast"),
-        help="OpenGL, or numpy where there is none (default: auto)",
-    )
     parser.set_defaults(run=_render)
 
 
@@ -243,7 +237,6 @@ def _render(parsed: argparse.Namespace) -> None:
         traffic=parsed.traffic,
         stop=not parsed.no_stop,
         moving=parsed.moving,
-        renderer=parsed.renderer,
     )
 
 

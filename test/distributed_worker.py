@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from training.loop.checkpoint import LAST, load_checkpoint
-from training.loop.distributed import Processes, share_batch_statistics, start_processes
-from training.loop.trainer import Engine, Settings, TrainingError
+from training.loop.distributed import ProcessGroup, share_batch_statistics, start_processes
+from training.loop.trainer import Trainer, TrainerConfig, TrainingError
 from training.losses.masked import masked_mean
 from training.stages.base import TrainingConfig
 
@@ -52,9 +52,9 @@ class TinyTeacher:
 
     name = "tiny teacher"
 
-    def __init__(self, processes: Processes, dtype: torch.dtype) -> None:
+    def __init__(self, processes: ProcessGroup, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.schedule = TrainingConfig(kind="test", steps=STEPS, learning_rate=1e-3, warm_up=2)
+        self.config = TrainingConfig(kind="test", steps=STEPS, learning_rate=1e-3, warm_up=2)
         self.student, self.pose, self.multi = Nets(3, 1), Nets(6, 3), Nets(7, 1)
         self.multi.register_buffer("delta", torch.ones(1, 1, HEIGHT // 4, WIDTH // 4))
         self.networks: dict[str, nn.Module] = {
@@ -94,7 +94,7 @@ class TinyTeacher:
         m = self.processes.part(MULTI)
         loss = loss + self._multi(now[:m], before[:m], disparity[:m].detach())
         values = {
-            "explained": mask.double().mean(),
+            "auto_mask_share": mask.double().mean(),
             "map_max": self.multi.delta.max(),
         }
         return self.factor * loss, values
@@ -113,12 +113,14 @@ class TinyTeacher:
         return {}
 
 
-def train(folder: Path, processes: Processes, stage: TinyTeacher) -> dict:
-    settings = Settings(seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1)
-    return Engine(stage, folder, settings, processes=processes).run()
+def train(folder: Path, processes: ProcessGroup, stage: TinyTeacher) -> dict:
+    settings = TrainerConfig(
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1
+    )
+    return Trainer(stage, folder, settings, processes=processes).run()
 
 
-def collectives(p: Processes) -> None:
+def collectives(p: ProcessGroup) -> None:
     """Every process checks what it gets from the others."""
     assert p.count == 2
     own = torch.tensor([float(p.rank), 3.0])
@@ -129,8 +131,8 @@ def collectives(p: Processes) -> None:
     assert p.mean_values(values) == {"mean": 0.5, "map_max": 1.0, "rare": 7.0}
     assert p.broadcast({"rank": p.rank}) == {"rank": 0}
     order = Path(sys.argv[1]) / "order"
-    with p.first_goes_ahead():
-        if p.is_first:
+    with p.main_process_first():
+        if p.is_main_process:
             order.write_text("done")
         assert order.is_file()
     layer = nn.BatchNorm1d(1)
@@ -150,7 +152,7 @@ def collectives(p: Processes) -> None:
     assert without.grad is None
 
 
-def interrupted(folder: Path, processes: Processes) -> str:
+def interrupted(folder: Path, processes: ProcessGroup) -> str:
     """One process is asked to stop; all do, after the same step, and go on later."""
     stage = TinyTeacher(processes, torch.float64)
 
@@ -167,7 +169,7 @@ def interrupted(folder: Path, processes: Processes) -> str:
     return "was not interrupted"
 
 
-def failed(folder: Path, processes: Processes) -> str:
+def failed(folder: Path, processes: ProcessGroup) -> str:
     """The batch of one process makes its loss infinite."""
     stage = TinyTeacher(processes, torch.float32)
 

@@ -175,31 +175,6 @@ class TruthPixels:
         )
 
 
-def truth_pixels(
-    truth: NDArray[Any],
-    *,
-    min_depth: float = 1e-3,
-    max_depth: float = 80.0,
-    cap_truth: bool = True,
-    inside: NDArray[np.bool_] | None = None,
-) -> TruthPixels:
-    """The pixels of truth (H, W, metres, 0 = none) that count.
-
-    Truth outside min_depth..max_depth (`cap_truth` False: below min_depth) or `inside` (H, W) does
-    not.
-    """
-    if truth.ndim != 2:
-        raise ValueError(f"depth images have two axes, got shape {truth.shape}")
-    wanted = (truth > min_depth) & (truth < max_depth if cap_truth else np.isfinite(truth))
-    if inside is not None:
-        wanted &= inside
-    index = np.flatnonzero(wanted).astype(np.int32)
-    expected = truth.reshape(-1)[index]
-    if expected.dtype != np.float64:
-        expected = expected.astype(np.float32)
-    return TruthPixels(truth.shape, index, expected, min_depth, max_depth)
-
-
 def _errors(
     predicted: NDArray[np.float64], expected: NDArray[np.float64], ratio: float, coverage: float
 ) -> DepthErrors:

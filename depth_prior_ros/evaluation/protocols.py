@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.evaluation.metrics import (
-    ComparedPixels,
-    DepthErrors,
-    Scaling,
-    TruthPixels,
-    truth_pixels,
-)
+from depth_prior_ros.evaluation.metrics import ComparedPixels, DepthErrors, Scaling, TruthPixels
 from depth_prior_ros.recordings import Recording
 from depth_prior_ros.registry import Registry
 
@@ -63,17 +57,19 @@ class Protocol:
 
         The crop is that of the whole image.
         """
-        inside = CROPS[self.crop](*truth.shape[:2]) if self.crop is not None else None
+        if truth.ndim != 2:
+            raise ValueError(f"depth images have two axes, got shape {truth.shape}")
+        wanted = truth > self.min_depth
+        wanted &= truth < self.max_depth if self.cap_truth else np.isfinite(truth)
+        if self.crop is not None:
+            wanted &= CROPS[self.crop](*truth.shape)
         if window is not None:
-            truth = cut(truth, window)
-            inside = None if inside is None else cut(inside, window)
-        return truth_pixels(
-            truth,
-            min_depth=self.min_depth,
-            max_depth=self.max_depth,
-            cap_truth=self.cap_truth,
-            inside=inside,
-        )
+            truth, wanted = cut(truth, window), cut(wanted, window)
+        index = np.flatnonzero(wanted).astype(np.int32)
+        expected = truth.reshape(-1)[index]
+        if expected.dtype != np.float64:
+            expected = expected.astype(np.float32)
+        return TruthPixels(truth.shape, index, expected, self.min_depth, self.max_depth)
 
 
 def cut(picture: NDArray[Any], window: tuple[int, int, int, int]) -> NDArray[Any]:

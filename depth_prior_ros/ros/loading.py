@@ -111,17 +111,16 @@ def apply_settings(
     Raises:
         ValueError: for a forced network that the bundle does not have.
     """
+    for declared in PARAMETERS:
+        if declared.pipeline:
+            setattr(pipeline, declared.pipeline, getattr(settings, declared.attribute))
     pipeline.force_model = settings.force_model or None
-    pipeline.max_gap = settings.max_gap
     pipeline.max_metres = settings.max_depth_m or pipeline.bundle.manifest.depth.max_metres
     automatic = settings.time_budget < 0
     pipeline.time_budget_ms = "auto" if automatic else settings.time_budget * 1e3 or None
     pipeline.gate_settings = settings.gate
     pipeline.guard.failure_pause = settings.failure_pause
     pipeline.output_size = parse_output_size(settings.output_size)
-    pipeline.fit = settings.fit
-    pipeline.pose_source = settings.motion_pose_source
-    pipeline.min_pose_ratio = settings.motion_min_pose_ratio
     if before is not None and _scale_settings(settings) != _scale_settings(before):
         scale = scale_of(settings, pipeline.bundle)
         if settings.scale_mode == before.scale_mode != "fixed":

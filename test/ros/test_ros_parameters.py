@@ -91,10 +91,10 @@ class Example:
 def test_a_declaration_is_made_of_a_field():
     assert declarations(Example, ("some",)) == (
         Declaration(
-            "some_gain", "some.gain", 0.5, "Gain of something.", "frame", (0, 2), "1/s", (), ""
+            "some_gain", "some.gain", 0.5, "Gain of something.", "frame", (0, 2), "1/s", (), "", ""
         ),
         Declaration(
-            "kind", "kind", "a", "Kind of something.", "start", None, "", ("a", "b"), "Some"
+            "kind", "kind", "a", "Kind of something.", "start", None, "", ("a", "b"), "", "Some"
         ),
     )
     gain, _ = declarations(Example, ())

@@ -80,21 +80,21 @@ def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> Non
 def test_the_trunk_learns_slower_and_its_first_layers_not_at_all() -> None:
     values = recipe().model_dump(mode="json") | {"networks": {"trunk": "mobilenet_v2"}}
     system = build(Recipe.model_validate(values))
-    trunk, schedule = (
+    trunk, config = (
         system.student.trunk,
         TrainingConfig(kind="test", steps=1, trunk_rate=0.25, frozen_to=4),
     )
-    freeze_trunk(system, schedule)
+    freeze_trunk(system, config)
     frozen = [p for p in trunk.parameters() if not p.requires_grad]
     trained = [p for p in system.student.parameters() if p.requires_grad]
     assert len(frozen) == 2 * (1 + 2 + 3 + 3) and frozen[0] is trunk.stem[0].weight
-    rest, slower = parameter_groups(system, trained, schedule)
+    rest, slower = parameter_groups(system, trained, config)
     assert slower["factor"] == 0.25 and "factor" not in rest
     own = {id(p) for p in trunk.parameters()}
     assert {id(p) for p in slower["params"]} == own - {id(p) for p in frozen}
     assert not own & {id(p) for p in rest["params"]}
     with pytest.raises(RecipeError, match="only the trunk mobilenet_v2"):
-        freeze_trunk(build(recipe()), schedule)
+        freeze_trunk(build(recipe()), config)
 
 
 def write_pictures(folder: Path, count: int = 12) -> None:

@@ -27,7 +27,7 @@ from training.recipes.files import load_recipe
 from training.runs.run import run_recipe
 from training.stages.system import System
 
-SIZE = (128, 64)
+SIZE = (96, 32)
 PAIRS, UNSEEN = 96, 32
 FALL = 0.30  # of AbsRel, at least
 SECONDS = 60.0  # of a CPU, at most
@@ -67,8 +67,8 @@ def recipe_at(folder: Path) -> Path:
         "data": {"synthetic": {"folder": str(folder / "streets"), "count": PAIRS, "seed": 1}},
         "stages": [
             {
-                "kind": "supervised", "steps": 250, "batch": 8, "multi_batch": 0,
-                "learning_rate": 2e-3, "warm_up": 20,
+                "kind": "supervised", "steps": 450, "batch": 8, "multi_batch": 0,
+                "learning_rate": 3e-3, "warm_up": 20,
             }
         ],
         "output": {"name": "learning", "licence": "Apache-2.0"},

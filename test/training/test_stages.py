@@ -162,8 +162,8 @@ def learning(stage: SupervisedStage | SelfSupervisedStage) -> set[str]:
 
 def test_the_supervised_stage_teaches_all_networks(pairs: PairSource, tmp_path: Path) -> None:
     nets = system()
-    schedule = Supervised(kind="supervised", steps=1, batch=4, multi_batch=2)
-    stage = SupervisedStage(schedule, nets, pairs, nothing(tmp_path))
+    config = Supervised(kind="supervised", steps=1, batch=4, multi_batch=2)
+    stage = SupervisedStage(config, nets, pairs, nothing(tmp_path))
     assert learning(stage) == {"student", "pose", "multi_frame"}
     assert nets.multi_frame.window_seen > 0, "the PADS map follows"
 
@@ -172,8 +172,8 @@ def test_the_self_supervised_stage_teaches_all_networks(
     triplets: TripletSource, pairs: PairSource, tmp_path: Path
 ) -> None:
     nets = system()
-    schedule = SelfSupervised(kind="self_supervised", steps=1, batch=3, synthetic_batch=2)
-    stage = SelfSupervisedStage(schedule, nets, triplets, pairs, nothing(tmp_path))
+    config = SelfSupervised(kind="self_supervised", steps=1, batch=3, synthetic_batch=2)
+    stage = SelfSupervisedStage(config, nets, triplets, pairs, nothing(tmp_path))
     assert learning(stage) == {"student", "pose", "multi_frame"}
     assert nets.multi_frame.window_seen > 0, "the PADS map follows"
 
@@ -191,8 +191,8 @@ def test_the_prior_stage_teaches_the_fusion_alone(
 ) -> None:
     nets = system(FusionConfig())
     nets.prior = random_prior(nets, triplets, 20, 4, seed=1)
-    schedule = RandomPrior(kind="prior", steps=1, batch=3, synthetic_batch=0)
-    stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
+    config = RandomPrior(kind="prior", steps=1, batch=3, synthetic_batch=0)
+    stage = SelfSupervisedStage(config, nets, triplets, None, nothing(tmp_path))
     before = {k: v.clone() for k, v in frozen_state(nets).items()}
     assert learning(stage) == set(), "no network as a whole"
     assert nets.student.fusion is not None
@@ -218,8 +218,8 @@ def test_poses_lead_from_the_current_frame_to_its_neighbours(
 ) -> None:
     """A camera that drives 1 unit a frame: ahead in the frame before, behind in the next one."""
     nets = system()
-    schedule = SelfSupervised(kind="self_supervised", steps=1)
-    stage = SelfSupervisedStage(schedule, nets, triplets, None, nothing(tmp_path))
+    config = SelfSupervised(kind="self_supervised", steps=1)
+    stage = SelfSupervisedStage(config, nets, triplets, None, nothing(tmp_path))
 
     def drives_ahead(first: torch.Tensor, _second: torch.Tensor) -> Pose:
         later_from_earlier = torch.eye(4).repeat(first.shape[0], 1, 1)

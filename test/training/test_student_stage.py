@@ -55,10 +55,10 @@ def stage(
     pixels: Any = None,
     **settings: Any,
 ) -> StudentStage:
-    schedule = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
+    config = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
     nets = system(fusion)
     return StudentStage(
-        schedule, nets, source, None, nothing(folder), references=pixels, outputs=teacher
+        config, nets, source, None, nothing(folder), references=pixels, outputs=teacher
     )
 
 
@@ -192,16 +192,16 @@ def test_the_fusion_may_learn_faster(triplets: TripletSource, tmp_path: Path) ->
 
 
 def test_a_step_of_the_fusion_is_as_much_longer(triplets: TripletSource, tmp_path: Path) -> None:  # noqa: F811
-    from training.loop.trainer import Engine, Settings
+    from training.loop.trainer import Trainer, TrainerConfig
 
     moved = {}
     for rate in (1.0, 5.0):
         one = stage(triplets, tmp_path, FUSION, None, References(), fusion_rate=rate)
-        one.schedule = one.schedule.model_copy(update={"warm_up": 0, "clip": 1e9})
+        one.config = one.config.model_copy(update={"warm_up": 0, "clip": 1e9})
         fusion = one.system.student.fusion
         assert fusion is not None
         before = fusion.out.weight.detach().clone()
-        Engine(one, tmp_path / str(rate), Settings(1, 0, 1, 10, 1)).run()
+        Trainer(one, tmp_path / str(rate), TrainerConfig(1, 0, 1, 10, 1)).run()
         moved[rate] = (fusion.out.weight.detach() - before).abs().mean().item()
     assert moved[5.0] == pytest.approx(5 * moved[1.0], rel=0.05)
 

@@ -58,8 +58,8 @@ def build(size: tuple[int, int] = SIZE, **multi_frame: Any) -> System:
 def teacher_stage(
     nets: System, triplets: TripletSource, pairs: PairSource | None, folder: Path, **values: Any
 ) -> TeacherStage:
-    schedule = Teacher(kind="teacher", steps=4, batch=3, **values)
-    return TeacherStage(schedule, nets, triplets, pairs, nothing(folder))
+    config = Teacher(kind="teacher", steps=4, batch=3, **values)
+    return TeacherStage(config, nets, triplets, pairs, nothing(folder))
 
 
 @pytest.mark.parametrize("lookup", [(-1,), (-1, 1)])
@@ -109,8 +109,8 @@ def test_the_map_follows_real_frames_beside_a_student_that_does_not_learn(
     triplets: TripletSource, tmp_path: Path
 ) -> None:
     nets = build()
-    schedule = Teacher(kind="teacher", steps=4, batch=3, train=("multi_frame",))
-    stage = TeacherStage(schedule, nets, triplets, None, nothing(tmp_path))
+    config = Teacher(kind="teacher", steps=4, batch=3, train=("multi_frame",))
+    stage = TeacherStage(config, nets, triplets, None, nothing(tmp_path))
     assert learning(stage) == {"multi_frame"}
     assert int(nets.multi_frame.window_seen) == 3
 
@@ -128,8 +128,8 @@ def distil_stage(
     nets = build()
     nets.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
     nets.teacher = teacher.frozen_copy()
-    schedule = Distil(kind="distil", steps=1, batch=3, **values)
-    return DistilStage(schedule, nets, triplets, pairs, nothing(folder))
+    config = Distil(kind="distil", steps=1, batch=3, **values)
+    return DistilStage(config, nets, triplets, pairs, nothing(folder))
 
 
 def state(system: System) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ class Averaged(OneWeight):
 
     def __init__(self, stop_before: int | None = None) -> None:
         super().__init__()
-        self.schedule = TrainingConfig(
+        self.config = TrainingConfig(
             kind="test", steps=STEPS, learning_rate=0.1, warm_up=2, ema=DECAY
         )
         self.seen: list[float] = []

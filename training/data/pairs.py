@@ -200,7 +200,6 @@ def ensure_samples(
             processes=synthetic.processes,
             dense=synthetic.dense,
             cameras=synthetic.cameras,
-            renderer=synthetic.renderer,
         )
     except (RendererUnavailableError, ValueError) as error:
         raise RecipeError(f"data.synthetic: {error}") from error

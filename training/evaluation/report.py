@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -72,9 +72,15 @@ def print_report(report: Report, console: Console | None = None) -> None:
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
 
 
+def _style() -> dict[str, Any]:
+    from rich import box
+
+    left = {"title_justify": "left", "caption_justify": "left"}
+    return {**left, "box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+
+
 def _part_table(report: SetReport) -> Table | None:
     """AbsRel by range of true depth and of what moves; None without a frame."""
-    from rich import box
     from rich.table import Table
 
     entries = {n: row_entry(f)["parts"] for n, f in report.rows.items() if f}
@@ -83,9 +89,7 @@ def _part_table(report: SetReport) -> Table | None:
         return None
     table = Table(
         title="abs_rel by metres, and of what moves" if "moving" in names else "abs_rel by metres",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     table.add_column("", no_wrap=True)
     for name in names:
@@ -98,16 +102,12 @@ def _part_table(report: SetReport) -> Table | None:
 
 def _pose_table(report: PoseReport) -> Table:
     """Snippets of the network and of going straight ahead, and the drive as a whole."""
-    from rich import box
     from rich.table import Table
 
     drive = report.drive
     table = Table(
         title=f"{report.name}: poses of {report.snippets.snippets} snippets",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     for name in ("", "ATE (m)", "RMSE (m)", "translation", "rotation"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -134,7 +134,6 @@ def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
 
 
 def _table(report: SetReport, columns: Sequence[str]) -> Table:
-    from rich import box
     from rich.table import Table
 
     protocol = report.judged.protocol
@@ -144,10 +143,7 @@ def _table(report: SetReport, columns: Sequence[str]) -> Table:
     shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
     table = Table(
         title=f"{report.name}: {crop}, up to {protocol.max_depth:g} m, scaled by medians",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     table.add_column("", no_wrap=True)
     for name in (*shown, "n", "scale", "metres"):

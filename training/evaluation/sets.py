@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from depth_prior_ros.evaluation.frames import EvaluationSet
@@ -107,34 +108,6 @@ def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
 def _scenes(data: Path) -> list[EvaluationSet]:
     found = kitti_2015_set(data)
     return [found] if found else []
-
-
-@_protocol("eigen", "KITTI raw drives of the Eigen test list with proj_depth/velodyne_raw")
-def _eigen(data: Path) -> list[EvaluationSet]:
-    return eigen_drive_sets(data, listed_only=True)
-
-
-@_protocol("eigen_improved", "KITTI raw drives of the Eigen test list with proj_depth/groundtruth")
-def _eigen_improved(data: Path) -> list[EvaluationSet]:
-    return eigen_drive_sets(data, listed_only=True, improved=True)
-
-
-@_protocol("make3d", "Make3D's Test134 and Gridlaserdata, in it or in make3d")
-def _make3d(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "make3d", make3d.is_make3d)
-
-
-@_protocol(
-    "cityscapes",
-    "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in cityscapes",
-)
-def _cityscapes(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "cityscapes", cityscapes.is_cityscapes)
-
-
-@_protocol("nuscenes", "nuScenes' v1.0-* tables and samples, in it or in nuscenes")
-def _nuscenes(data: Path) -> list[EvaluationSet]:
-    return _named_set(data, "nuscenes", nuscenes.is_nuscenes)
 
 
 @_protocol("drive", "a recording with depth")
@@ -277,6 +250,24 @@ def eigen_drive_sets(
                 )
             )
     return sets
+
+
+_protocol("eigen", "KITTI raw drives of the Eigen test list with proj_depth/velodyne_raw")(
+    partial(eigen_drive_sets, listed_only=True)
+)
+_protocol("eigen_improved", "KITTI raw drives of the Eigen test list with proj_depth/groundtruth")(
+    partial(eigen_drive_sets, listed_only=True, improved=True)
+)
+_protocol("make3d", "Make3D's Test134 and Gridlaserdata, in it or in make3d")(
+    partial(_named_set, name="make3d", is_it=make3d.is_make3d)
+)
+_protocol(
+    "cityscapes",
+    "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in cityscapes",
+)(partial(_named_set, name="cityscapes", is_it=cityscapes.is_cityscapes))
+_protocol("nuscenes", "nuScenes' v1.0-* tables and samples, in it or in nuscenes")(
+    partial(_named_set, name="nuscenes", is_it=nuscenes.is_nuscenes)
+)
 
 
 def lidar_training_set(data: Path) -> EvaluationSet | None:

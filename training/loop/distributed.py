@@ -33,7 +33,7 @@ _TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among those of a run; without arguments, the only one.
 
     Sample i of a global batch belongs to process ``i % count``, so that the first n samples of the
@@ -47,7 +47,7 @@ class Processes:
     host: Any = None
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
@@ -142,12 +142,12 @@ class Processes:
             torch.distributed.barrier(self.host)
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process does what is inside, then the others: rendering, unpacking."""
-        if not self.is_first:
+        if not self.is_main_process:
             self.barrier()
         yield
-        if self.is_first:
+        if self.is_main_process:
             self.barrier()
 
     def average_step(
@@ -203,10 +203,10 @@ class Processes:
 
 
 #: A run on one process.
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def start_processes(device: torch.device) -> Processes:
+def start_processes(device: torch.device) -> ProcessGroup:
     """Join the processes that ``torchrun`` started; by itself, the only one.
 
     Args:
@@ -224,12 +224,12 @@ def start_processes(device: torch.device) -> Processes:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if world == 1:
-        return Processes(device=device)
+        return ProcessGroup(device=device)
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
     host = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
-    return Processes(torch.distributed.get_rank(), world, device, host)
+    return ProcessGroup(torch.distributed.get_rank(), world, device, host)
 
 
 def _check_gpus(device: torch.device, world: int) -> None:
@@ -308,9 +308,12 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+        tracked, means, variances = self.num_batches_tracked, self.running_mean, self.running_var
+        assert tracked is not None and means is not None and variances is not None
+        assert self.momentum is not None
+        tracked.add_(1)
+        means.lerp_(mean, self.momentum)
+        variances.lerp_(variance * (count / max(1, count - 1)), self.momentum)
 
 
 class _Sum(torch.autograd.Function):
@@ -336,7 +339,7 @@ def _of_all_processes(own: Tensor) -> Tensor:
     return total
 
 
-def share_batch_statistics(network: nn.Module, processes: Processes) -> None:
+def share_batch_statistics(network: nn.Module, processes: ProcessGroup) -> None:
     """Let the batch normalisation of a network see the global batch; alone, nothing is changed."""
     if processes.count == 1:
         return

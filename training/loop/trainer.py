@@ -32,7 +32,7 @@ from training.loop.checkpoint import (
     save_batch,
     save_checkpoint,
 )
-from training.loop.distributed import ALONE, Processes, map_tensors
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, map_tensors
 from training.loop.health import Health
 from training.loop.progress import NoLog, StageLog
 from training.loop.weight_average import WeightAverage, mix_weights
@@ -40,7 +40,7 @@ from training.loop.weight_average import WeightAverage, mix_weights
 if TYPE_CHECKING:
     from training.stages.base import TrainingConfig
 
-__all__ = ["LAST", "Engine", "Settings", "TrainingError", "TrainingStage"]
+__all__ = ["LAST", "Trainer", "TrainerConfig", "TrainingError", "TrainingStage"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -79,13 +79,14 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
 
 
 # It leaves out an update where the device finds it not finite; on a CPU since PyTorch 2.4.
-_FUSED = torch.cuda.is_available() or torch.__version__ >= (2, 4)
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+_FUSED = torch.cuda.is_available() or _VERSION >= (2, 4)
 
 Figures = Mapping[str, Tensor | float]
 
 
 class TrainingStage(Protocol):
-    """What the engine asks of a stage.
+    """What the trainer asks of a stage.
 
     A stage may have besides:
 
@@ -99,7 +100,7 @@ class TrainingStage(Protocol):
     name: str
 
     @property
-    def schedule(self) -> TrainingConfig:
+    def config(self) -> TrainingConfig:
         """Length and learning rate."""
         ...
 
@@ -135,7 +136,7 @@ class TrainingStage(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerConfig:
     """How a stage is run; see the recipe's fields of the same names."""
 
     seed: int
@@ -146,7 +147,7 @@ class Settings:
 
 
 @dataclass
-class Engine:
+class Trainer:
     """Runs one stage in ``folder``, resuming where an earlier run of it stopped.
 
     All processes need to see the folder; the first one writes.
@@ -154,9 +155,9 @@ class Engine:
 
     stage: TrainingStage
     folder: Path
-    settings: Settings
+    settings: TrainerConfig
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     average: WeightAverage | None = field(default=None, init=False)
     _start_weights: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -170,31 +171,33 @@ class Engine:
             KeyboardInterrupt: after a checkpoint was written, on Ctrl-C or SIGTERM; a second
                 Ctrl-C does not wait for it.
         """
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.console = Console(quiet=True)
         self.processes.barrier()
         optimiser = torch.optim.Adam(
-            _groups(self.stage), lr=self.stage.schedule.learning_rate, fused=_FUSED
+            _groups(self.stage), lr=self.stage.config.learning_rate, fused=_FUSED
         )
-        if (decay := self.stage.schedule.ema) is not None:
+        if (decay := self.stage.config.ema) is not None:
             self.average = WeightAverage(self.stage.networks, decay)
-        if self.stage.schedule.keep_start:  # before a checkpoint of this stage is read
+        if self.stage.config.keep_start:  # before a checkpoint of this stage is read
             student = self.stage.networks["student"]
             self._start_weights = {n: t.clone() for n, t in student.state_dict().items()}
         progress = self._resume(optimiser)
-        if progress["step"] < self.stage.schedule.steps:
+        if progress["step"] < self.stage.config.steps:
             self._train(optimiser, progress)
         return progress
 
     def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-        start, steps, settings = progress["step"], self.stage.schedule.steps, self.settings
-        keep, start_weights = self.stage.schedule.keep_start, self._start_weights
+        start, steps, settings = progress["step"], self.stage.config.steps, self.settings
+        keep, start_weights = self.stage.config.keep_start, self._start_weights
         health = Health(progress.get("health"))
         self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
-            closing(StageLog(self.folder, start) if self.processes.is_first else NoLog()) as log,
+            closing(
+                StageLog(self.folder, start) if self.processes.is_main_process else NoLog()
+            ) as log,
             interrupts(patient=self.processes.count > 1) as interrupted,
             closing(BatchesAhead(self._draw, steps)) as batches,
             ProgressBar(self.console, ends=True) as bar,
@@ -249,7 +252,7 @@ class Engine:
         if not path.is_file():
             return {"step": 0, "loss": math.nan}
         progress = load_checkpoint(path, self.stage.networks, optimiser, self.average)
-        done = progress["step"] >= self.stage.schedule.steps
+        done = progress["step"] >= self.stage.config.steps
         state = "done before" if done else f"going on after step {progress['step']}"
         self.console.print(f"{self.stage.name}: {state}")
         return progress
@@ -264,14 +267,14 @@ class Engine:
         """One step: its figures, and whether to stop after it."""
         stage, several = self.stage, self.processes.count > 1
         for group in optimiser.param_groups:
-            group["lr"] = stage.schedule.rate(step) * group.get("factor", 1.0)
+            group["lr"] = stage.config.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
         own, values = self._loss(step, batch)
         # Of NaN, sampling has no derivative on a CPU and may even crash.
         if not self.processes.any_of([_known_bad({"loss": own})])[0]:
             own.backward()
         loss, stop = self.processes.average_step(stage.trained, own, several and interrupted())
-        norm = nn.utils.clip_grad_norm_(stage.trained, stage.schedule.clip)
+        norm = nn.utils.clip_grad_norm_(stage.trained, stage.config.clip)
         self._update(step, optimiser, loss, norm.to(loss.device))
         rate = optimiser.param_groups[0]["lr"]
         figures = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
@@ -315,13 +318,13 @@ class Engine:
             cause, value = ("gradient norm", norm) if finite else ("loss", loss)
             raise self._divergence(int(bad_step), cause, value, int(bad_step) == step)
         read = dict(zip(tensors, numbers, strict=True))
-        return {name: read.get(name, v) for name, v in values.items()}  # type: ignore[misc]
+        return {name: read.get(name, v) for name, v in values.items()}
 
     def _divergence(self, step: int, what: str, value: float, drawn: bool) -> TrainingError:
         """The error of a step that was not finite; its batch is kept, ``drawn`` anew if needed."""
         processes = self.processes
         path = self.folder / FAILED_BATCH
-        if not processes.is_first:  # each its own: any of them may hold the cause
+        if not processes.is_main_process:  # each its own: any of them may hold the cause
             path = path.with_stem(f"{path.stem}_of_process_{processes.rank}")
         if not drawn:  # the weights are still those of that step
             with torch.no_grad():
@@ -343,7 +346,7 @@ class Engine:
 
     def _validate(self, step: int, log: StageLog) -> dict[str, float]:
         figures: dict[str, float] = {}
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             for network in self.stage.networks.values():
                 network.eval()
             with torch.no_grad():
@@ -361,7 +364,7 @@ class Engine:
 
     def _save(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.processes.check_alike(self.stage.networks)
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             path = self.folder / LAST
             save_checkpoint(path, self.stage.networks, optimiser, progress, self.average)
         self.processes.barrier()  # the next stage begins with reading it

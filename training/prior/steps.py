@@ -18,7 +18,7 @@ from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from depth_prior_ros.progress import ProgressBar
 from training.data.sources import LoadedData
-from training.loop.distributed import Processes
+from training.loop.distributed import ProcessGroup
 from training.prior.reference.extraction import claimed, extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.chosen import FILE, ChosenPrior
@@ -42,7 +42,7 @@ class PriorWork:
     recipe: Recipe
     folder: Path
     device: torch.device
-    processes: Processes
+    processes: ProcessGroup
     console: Console
     data: Callable[[], LoadedData]
     references: ReferenceSet | None = field(default=None, init=False)
@@ -149,14 +149,14 @@ class PriorWork:
             ReferenceSetError: it is damaged.
         """
         assert self.references is not None
-        with self.processes.first_goes_ahead():
-            if self.processes.is_first:
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
                 ReferenceSet.open(self.references.folder, verify=True)
 
     def select(self, stage: Select, folder: Path, system: System) -> None:
         """Choose the prior, or read what was chosen before; from now on the system looks it up."""
         path = folder / FILE
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             if not path.is_file():
                 self._choose(stage, system).save(path)
         self.chosen = ChosenPrior.load(path)

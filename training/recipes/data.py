@@ -126,9 +126,6 @@ class Synthetic(Strict):
     cameras: float = Field(
         0.0, ge=0, le=1, description="share of streets whose camera is mounted unlike KITTI's"
     )
-    renderer: Literal["auto", "gl", "raycast"] = Field(
-        "auto", description="auto: OpenGL where there is one, otherwise the slower ray caster"
-    )
     processes: int = Field(1, ge=1, description="that render; the pairs do not depend on it")
 
 

@@ -10,7 +10,7 @@ from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.trunk import TRUNKS
 from training.recipes.base import RecipeError, Strict
 from training.recipes.data import Data
-from training.stages.base import STAGES, StageConfig
+from training.stages.base import STAGES, Place, StageConfig
 
 __all__ = ["MultiFrame", "Networks", "Output", "Recipe", "RecipeError", "Rich"]
 
@@ -222,7 +222,7 @@ class Recipe(Strict):
             raise ValueError("networks.fusion needs rich.teacher, whose features it reads")
         for number, stage in enumerate(self.stages):
             try:
-                stage.check(self, self.stages[:number], self.stages[number + 1 :])
+                stage.check(Place(self, self.stages[:number], self.stages[number + 1 :]))
             except ValueError as error:
                 raise ValueError(f"stages.{number} ({stage.kind}) {error}") from error
         return self

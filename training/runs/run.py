@@ -24,8 +24,8 @@ from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
-from training.loop.distributed import Processes, start_processes
-from training.loop.trainer import LAST, Engine, Settings
+from training.loop.distributed import ProcessGroup, start_processes
+from training.loop.trainer import LAST, Trainer, TrainerConfig
 from training.prior.selection.chosen import FILE
 from training.prior.steps import PriorWork
 from training.recipes.files import load_recipe
@@ -45,7 +45,7 @@ class Part:
 
     number: int
     folder: str
-    schedule: StageConfig
+    config: StageConfig
     stage: int
 
 
@@ -61,9 +61,9 @@ class Run:
         device = choose_device(self.recipe.device)
         if device.type == "cpu":
             torch.set_num_threads(self.recipe.threads)
-        self.processes: Processes = start_processes(device)
+        self.processes: ProcessGroup = start_processes(device)
         self.device = self.processes.device
-        if not self.processes.is_first:
+        if not self.processes.is_main_process:
             self.console = Console(quiet=True)
         self.precision = choose_precision(self.recipe.precision, self.device)
         if self.recipe.precision == "auto":
@@ -81,52 +81,52 @@ class Run:
         """Run all stages and write the bundle; returns its folder."""
         self._check_folders()
         bundle = self.folder / "bundle"
-        with self.processes.first_goes_ahead():
-            if self.processes.is_first:
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 begun = any([*self.folder.glob(f"*/{LAST}"), *self.folder.glob(f"*/{FILE}")])
                 _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
         if (bundle / MANIFEST_NAME).is_file():
             self.console.print(f"finished already; remove {bundle} to write it once more")
             return load_bundle(bundle).path
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             path = self.folder / "environment.json"
             keep_environment(path, self.recipe.seed, self.device, self.precision)
         system = self.initial_system(announce=True)
         progress: list[dict[str, Any]] = []
         for part in self._parts():
             folder = self.folder / part.folder
-            if not isinstance(part.schedule, TrainingConfig):
-                part.schedule.carry_out(self, folder, system)
+            if not isinstance(part.config, TrainingConfig):
+                part.config.carry_out(self, folder, system)
                 continue
-            system = part.schedule.prepare(self, system, part.stage)
-            stage = part.schedule.build(self, system)
+            system = part.config.prepare(self, system, part.stage)
+            stage = part.config.build(self, system)
             settings = self._settings(part.number)
-            done = Engine(stage, folder, settings, self.console, self.processes).run()
+            done = Trainer(stage, folder, settings, self.console, self.processes).run()
             progress.append({"part": part.folder, **done})
             self.done[part.stage] = folder / LAST
-            if part.schedule.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
+            if part.config.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
         return self._write(bundle, system, progress)
 
     def _parts(self) -> Iterator[Part]:
         trained = 0
-        for number, schedule in enumerate(self.recipe.stages):
-            stage = f"{number}_{schedule.kind}"
-            if not isinstance(schedule, TrainingConfig):
-                yield Part(number, stage, schedule, number)
+        for number, config in enumerate(self.recipe.stages):
+            stage = f"{number}_{config.kind}"
+            if not isinstance(config, TrainingConfig):
+                yield Part(number, stage, config, number)
                 continue
-            draws = trained if schedule.draws is None else schedule.draws
-            if schedule.epochs:
-                schedule = schedule.in_steps(len(self.data().training))
-            for turn in range(schedule.turns):
-                folder = stage if schedule.turns == 1 else f"{stage}_round{turn + 1}"
-                yield Part(draws + 100 * turn, folder, schedule, number)
+            draws = trained if config.draws is None else config.draws
+            if config.epochs:
+                config = config.in_steps(len(self.data().training))
+            for turn in range(config.turns):
+                folder = stage if config.turns == 1 else f"{stage}_round{turn + 1}"
+                yield Part(draws + 100 * turn, folder, config, number)
             trained += 1
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
-        if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
+        if self.processes.is_main_process and not (path / MANIFEST_NAME).is_file():
             final = path == self.folder / "bundle"
             with_multi = self.recipe.has_multi_frame if final else True
             write_bundle(
@@ -153,9 +153,9 @@ class Run:
         start_from(Path(checkpoint), system, "teacher")
         return system
 
-    def _settings(self, number: int) -> Settings:
+    def _settings(self, number: int) -> TrainerConfig:
         r = self.recipe
-        return Settings(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
+        return TrainerConfig(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
 
     def _root(self) -> Path:
         if not self.recipe.data.recorded and self.recipe.data.root is None:
@@ -192,7 +192,7 @@ class Run:
         """Real triplets, read once; what had to be left out is named."""
         if self._data is None:
             r = self.recipe
-            with self.processes.first_goes_ahead():  # it fills the cache
+            with self.processes.main_process_first():  # it fills the cache
                 self._data = load_data(
                     self.root, r.data, r.size, r.metres_per_unit, self.prior.size()
                 )
@@ -210,7 +210,7 @@ class Run:
             return None
         from training.data.pairs import ensure_samples
 
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
         return PairSource.open(folder, self.recipe.metres_per_unit, synthetic.count)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 #: "fusion" is the part of the student that reads the prior.
 NetworkName = Literal["student", "fusion", "pose", "multi_frame"]
+
+
+class Place(NamedTuple):
+    """Where a stage stands: its recipe, and the stages before and after it."""
+
+    recipe: Recipe
+    before: Sequence[StageConfig]
+    after: Sequence[StageConfig]
 
 
 class StageConfig(Strict):
@@ -70,13 +78,11 @@ class StageConfig(Strict):
         """Checkpoints that it begins with, by their keys."""
         return {}
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
-        """Raise ValueError where it does not fit into a recipe, behind and before other stages."""
-        if self.needs_pairs and recipe.data.synthetic is None:
+    def check(self, place: Place) -> None:
+        """Raise ValueError where it does not fit into its place in a recipe."""
+        if self.needs_pairs and place.recipe.data.synthetic is None:
             raise ValueError("needs data.synthetic")
-        if self.needs_triplets and not recipe.data.recorded:
+        if self.needs_triplets and not place.recipe.data.recorded:
             raise ValueError("needs data.drives or data.kitti_raw")
 
     def carry_out(self, run: Run, folder: Path, system: System) -> None:

@@ -18,13 +18,12 @@ from training.loop.checkpoint import load_checkpoint
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.losses.views import Views
-from training.stages.base import NetworkName, StageConfig, stage
+from training.stages.base import NetworkName, Place, StageConfig, stage
 from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
 from training.stages.system import System, View
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 
@@ -66,22 +65,20 @@ class Distil(SelfSupervised):
         """The teacher, if it is another run's."""
         return {} if self.teacher is None else {"teacher": self.teacher}
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; and there is a teacher, and no prior that a fresh student had not."""
-        super().check(recipe, before, after)
-        if self.fresh_from is not None and self.fresh_from >= len(before):
+        super().check(place)
+        if self.fresh_from is not None and self.fresh_from >= len(place.before):
             raise ValueError("fresh_from has to name a stage before")
-        taught = recipe.start is not None or any(s.teaches_multi for s in before)
+        taught = place.recipe.start is not None or any(s.teaches_multi for s in place.before)
         if self.teacher is None and not taught:
             raise ValueError(
                 "needs a teacher: a stage before it that trains multi_frame, start, or a "
                 "checkpoint (teacher)"
             )
-        if any(s.passes_fusion for s in before):
+        if any(s.passes_fusion for s in place.before):
             raise ValueError("a fresh student has no prior; put prior stages last")
-        if recipe.networks.fusion is not None:
+        if place.recipe.networks.fusion is not None:
             raise ValueError("does not go with networks.fusion: use student stages")
 
     def prepare(self, run: Run, system: System, number: int) -> System:
@@ -144,7 +141,7 @@ class DistilStage(SelfSupervisedStage):
     every step. The distance is that of log ratios, so the two may differ in scale.
     """
 
-    schedule: Distil
+    config: Distil
 
     @property
     def teacher(self) -> System:
@@ -157,15 +154,15 @@ class DistilStage(SelfSupervisedStage):
         with torch.no_grad():
             own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
         mask = distillation_mask(taught.error, own)
-        kept = mask if self.schedule.masked else torch.ones_like(mask)
-        loss = log_ratio_distillation(scene.depth, taught.depth, kept, self.schedule.variance)
+        kept = mask if self.config.masked else torch.ones_like(mask)
+        loss = log_ratio_distillation(scene.depth, taught.depth, kept, self.config.variance)
         values = {
             "distil/loss": loss,
             "distil/mask_share": mask.float().mean(),
             "distil/teacher_error": taught.error.mean(),
             "distil/student_error": own.mean(),
         }
-        return self.schedule.weight * loss, values
+        return self.config.weight * loss, values
 
     def pictures(self) -> dict[str, np.ndarray]:
         """As before, and in red what the distillation mask removes."""

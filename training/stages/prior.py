@@ -6,7 +6,6 @@ the high resolution and without attention-guided selection).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,12 +17,11 @@ from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.stages.base import NetworkName, StageConfig, stage
+from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import SelfSupervised
 from training.stages.system import System, View
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 NOTE = (
@@ -46,17 +44,17 @@ class RandomPrior(SelfSupervised):
     references: int = Field(8192, ge=1)
     per_image: int = Field(64, ge=1)
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; M has features to keep, and an image has so many pixels."""
-        super().check(recipe, before, after)
-        pixels = recipe.size[0] * recipe.size[1] // 16  # reference pixels lie in a quarter map
+        super().check(place)
+        pixels = (
+            place.recipe.size[0] * place.recipe.size[1] // 16
+        )  # reference pixels lie in a quarter map
         if self.per_image > pixels:
             raise ValueError(f"per_image {self.per_image} is more than {pixels}")
-        if recipe.networks.multi_frame.kind != "pads":
+        if place.recipe.networks.multi_frame.kind != "pads":
             raise ValueError("needs networks.multi_frame.kind: pads")
-        if recipe.networks.fusion is not None:
+        if place.recipe.networks.fusion is not None:
             raise ValueError("does not go with networks.fusion: use student stages")
 
     def prepare(self, run: Run, system: System, number: int) -> System:

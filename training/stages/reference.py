@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from training.stages.base import StageConfig, stage
+from training.stages.base import Place, StageConfig, stage
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
     from training.stages.system import System
 
@@ -39,12 +37,10 @@ class Reference(StageConfig):
         """The teacher looks at triplets."""
         return True
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; and there is a teacher."""
-        super().check(recipe, before, after)
-        if recipe.rich is None:
+        super().check(place)
+        if place.recipe.rich is None:
             raise ValueError("needs rich.teacher, whose pixels or depth it uses")
 
     def carry_out(self, run: Run, folder: Path, system: System) -> None:
@@ -67,15 +63,13 @@ class Select(StageConfig):
     method: Literal["attention", "random", "k_means", "all"] = "attention"
     images: int = Field(64, ge=1, description="validation images whose attention is averaged")
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; and there is a set that holds so many pixels, and who looks them up."""
-        super().check(recipe, before, after)
-        if recipe.rich is None:
+        super().check(place)
+        if place.recipe.rich is None:
             raise ValueError("needs rich.teacher, whose pixels or depth it uses")
-        references = [s for s in before if isinstance(s, Reference)]
-        if recipe.networks.fusion is None or not references:
+        references = [s for s in place.before if isinstance(s, Reference)]
+        if place.recipe.networks.fusion is None or not references:
             raise ValueError("needs networks.fusion and a reference stage before")
         largest = max(s.triplets * s.per_image for s in references)
         if self.method != "all" and self.keep > largest:

@@ -6,7 +6,6 @@ loss. `teacher.py` and `distil.py` build on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,7 @@ from training.losses.photometric import Target, identity_error, minimum_reprojec
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
 from training.losses.views import Views
-from training.stages.base import NetworkName, StageConfig, TrainingConfig, stage
+from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
 from training.stages.system import (
     System,
@@ -43,7 +42,6 @@ from training.stages.system import (
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 Logs = dict[str, Tensor]  # numbers of shape (), on the device
@@ -79,7 +77,7 @@ class SelfSupervised(TrainingConfig):
     scales: tuple[int, ...] = Field(
         (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
     )
-    kept_pixels_only: bool = Field(
+    auto_masked: bool = Field(
         False,
         description="mean over the pixels that the auto-mask keeps (ManyDepth, MISM) instead of "
         "over all (monodepth2)",
@@ -97,15 +95,13 @@ class SelfSupervised(TrainingConfig):
         """Whether the multi-frame network learns."""
         return "multi_frame" in self.train
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; and the decoder has its scales."""
-        super().check(recipe, before, after)
-        offered = DECODERS[recipe.networks.decoder].offered()
+        super().check(place)
+        offered = DECODERS[place.recipe.networks.decoder].offered()
         if not set(self.scales) <= set(offered):
             has = ", ".join(map(str, offered))
-            raise ValueError(f"the decoder {recipe.networks.decoder} has scale {has} only")
+            raise ValueError(f"the decoder {place.recipe.networks.decoder} has scale {has} only")
 
     def build(self, run: Run, system: System) -> SelfSupervisedStage:
         """The stage of this kind on the run's triplets."""
@@ -149,10 +145,10 @@ class Scene:
 class SelfSupervisedStage:
     """S, Pose and M on real triplets, with rehearsal on synthetic pairs.
 
-    Networks that ``schedule.train`` does not name serve as they are.
+    Networks that ``config.train`` does not name serve as they are.
     """
 
-    schedule: SelfSupervised
+    config: SelfSupervised
     system: System
     triplets: TripletSource
     pairs: PairSource | None
@@ -167,7 +163,7 @@ class SelfSupervisedStage:
             network.requires_grad_(False)
         for module in self._learning:
             module.requires_grad_(True)
-        freeze_trunk(self.system, self.schedule)
+        freeze_trunk(self.system, self.config)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -183,11 +179,11 @@ class SelfSupervisedStage:
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trunk at its own rate."""
-        return parameter_groups(self.system, self.trained, self.schedule)
+        return parameter_groups(self.system, self.trained, self.config)
 
     @property
     def _learning(self) -> list[nn.Module]:
-        train = self.schedule.train
+        train = self.config.train
         modules = [network for name, network in self.networks.items() if name in train]
         fusion = self.system.student.fusion
         if "fusion" in train and "student" not in train and fusion is not None:
@@ -196,17 +192,17 @@ class SelfSupervisedStage:
 
     def draw_batch(self, rng: np.random.Generator) -> StepBatch:
         """One batch of triplets and, for rehearsal, one of pairs."""
-        processes, schedule = self.system.processes, self.schedule
-        size = schedule.batch
+        processes, config = self.system.processes, self.config
+        size = config.batch
         batch = StepBatch(self.triplets.batch(size, rng, part=processes.slice(size)))
-        if self.pairs is not None and (size := schedule.synthetic_batch):
+        if self.pairs is not None and (size := config.synthetic_batch):
             batch.pairs = self.pairs.batch(size, rng, part=processes.slice(size))
         return batch
 
     def loss(self, drawn: StepBatch) -> tuple[Tensor, Logs]:
         """Real frames explain each other; and rehearsal."""
         for name, network in self.networks.items():
-            if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
+            if name not in self.config.train:  # batch statistics, PADS map stay as they are
                 network.eval()
         drawn = to_device(drawn, self.system.device)
         batch = drawn.triplets
@@ -218,23 +214,23 @@ class SelfSupervisedStage:
             rehearsal, logs = supervised_loss(
                 self.system,
                 drawn.pairs,
-                gradient_weight=self.schedule.gradient_weight,
+                gradient_weight=self.config.gradient_weight,
                 multi_batch=self._rehearsed_by_multi(),
-                pose_weight=self.schedule.pose_weight,
-                predicted_pose=self.schedule.predicted_pose,
-                static_camera=self.schedule.static_camera,
-                held_weight=self.schedule.held_weight,
+                pose_weight=self.config.pose_weight,
+                predicted_pose=self.config.predicted_pose,
+                static_camera=self.config.static_camera,
+                held_weight=self.config.held_weight,
             )
-            loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
+            loss, values = loss + self.config.synthetic_weight * rehearsal, values | logs
         return loss, {name: value.detach() for name, value in values.items()}
 
     def _rehearsed_by_multi(self) -> int | None:
         """Pairs of a batch that M rehearses on: none where it does not learn."""
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return 0
-        limit = self.schedule.multi_batch
+        limit = self.config.multi_batch
         if limit is not None:
-            limit = min(limit, self.schedule.synthetic_batch)
+            limit = min(limit, self.config.synthetic_batch)
         return share(self.system, limit)
 
     def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,8 +244,8 @@ class SelfSupervisedStage:
 
     def _student(self, batch: TripletBatch) -> tuple[Scene, Tensor, Logs]:
         """Photometric loss and smoothness of the student's depth, at every scale asked for."""
-        schedule = self.schedule
-        images, K = self._explained(batch)
+        config = self.config
+        images, K = self._targets(batch)
         before, now, after = images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
         poses, predicted, pose_error = self._poses(batch)
@@ -257,16 +253,16 @@ class SelfSupervisedStage:
         with torch.no_grad():
             identity = identity_error(sources, target, self._noise(images))
         reprojection = smooth = poses.new_zeros(())
-        output = self.system.predict(batch.inputs[:, 1], schedule.scales)
+        output = self.system.predict(batch.inputs[:, 1], config.scales)
         disparities = output.disparity
-        scene = explained = None
+        scene = mask_share = None
         for scale in sorted(disparities):
             disparity, size = disparities[scale], now.shape[-2:]
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
             _, depth = disparity_to_depth(full)
             rebuilt = views.rebuild(depth)
             error, mask = minimum_reprojection(
-                rebuilt, target, identity, "kept" if schedule.kept_pixels_only else "all"
+                rebuilt, target, identity, "kept" if config.auto_masked else "all"
             )
             reprojection = reprojection + error / len(disparities)
             smooth = smooth + scale_smoothness(disparity, batch.images[:, 1], scale) / len(
@@ -283,23 +279,23 @@ class SelfSupervisedStage:
                     rebuilt,
                     output.prior_inverse_depth,
                 )
-                explained = mask.float().mean()
-        assert scene is not None and explained is not None  # the recipe was checked
+                mask_share = mask.float().mean()
+        assert scene is not None and mask_share is not None  # the recipe was checked
         values = {
             "photometric": reprojection,
             "smoothness": smooth,
-            "explained": explained,
+            "auto_mask_share": mask_share,
             "pose": pose_error,
             "depth_mean": scene.depth.mean(),
             "translation": predicted[0, :, :3, 3].norm(dim=-1).mean(),
             "disparity_mean": disparities[0].mean(),
             "disparity_spread": disparities[0].std((1, 2, 3)).mean(),
         }
-        loss = self._photometric_weight * reprojection + schedule.smoothness * smooth
-        loss = loss + schedule.known_pose_weight * pose_error
-        if schedule.velocity_weight:
+        loss = self._photometric_weight * reprojection + config.smoothness * smooth
+        loss = loss + config.known_pose_weight * pose_error
+        if config.velocity_weight:
             travel, logs = self._travel_error(batch, predicted)
-            loss, values = loss + schedule.velocity_weight * travel, values | logs
+            loss, values = loss + config.velocity_weight * travel, values | logs
         return scene, loss, values
 
     def _travel_error(self, batch: TripletBatch, poses: Tensor) -> tuple[Tensor, Logs]:
@@ -320,7 +316,7 @@ class SelfSupervisedStage:
         """Of the student's photometric loss."""
         return 1.0
 
-    def _explained(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
+    def _targets(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
         """The frames (B, 3, 3, H, W) that the student's depth has to explain, and their K."""
         return batch.images, batch.K
 
@@ -335,7 +331,7 @@ class SelfSupervisedStage:
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
         """What this kind of stage adds: here, the plain loss of M where it learns."""
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
@@ -343,28 +339,28 @@ class SelfSupervisedStage:
         multi = self._match(scene, seen)
         error, smooth = self._multi_errors(scene, views, multi.depth)
         held, logs = self._held(multi, scene)
-        loss = error + self.schedule.smoothness * smooth + held
+        loss = error + self.config.smoothness * smooth + held
         return loss, self._multi_logs(multi, error, smooth, still) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
         """What M compares with, and where (B,) it is the current frame itself, without motion."""
         seen = self._seen(scene, views)
-        still = self.system.still(self.schedule.static_camera, len(scene.depth))
-        if self.schedule.static_camera:
+        still = self.system.still(self.config.static_camera, len(scene.depth))
+        if self.config.static_camera:
             now = scene.batch.inputs[:, 1]
             seen = [standing(view, now, still) for view in seen]
         return seen, still
 
     def _held(self, multi: TeacherOutput, scene: Scene) -> tuple[Tensor, Logs]:
         """M's matches held to the student's depth where there is no parallax."""
-        if not self.schedule.held_weight:
+        if not self.config.held_weight:
             return scene.depth.new_zeros(()), {}
         held = held_loss(multi, scene.depth)
-        return self.schedule.held_weight * held, {"multi/held": held.detach()}
+        return self.config.held_weight * held, {"multi/held": held.detach()}
 
     def _part(self, scene: Scene) -> Scene:
         """The samples that M sees, without the student's gradient."""
-        n = slice(share(self.system, self.schedule.multi_batch))
+        n = slice(share(self.system, self.config.multi_batch))
         batch = replace(
             scene.batch,
             **{name: value[n] for name, value in vars(scene.batch).items() if value is not None},
@@ -391,10 +387,10 @@ class SelfSupervisedStage:
     def _match(self, scene: Scene, seen: list[View]) -> TeacherOutput:
         """M's depth of a part of the batch; its range follows."""
         system, batch = self.system, scene.batch
-        scales = self.schedule.scales
+        scales = self.config.scales
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
         # Not once S, which was learning, is frozen (ManyDepth).
-        frozen = "student" in self.schedule.train and not system.student.training
+        frozen = "student" in self.config.train and not system.student.training
         if not frozen:
             system.observe(multi, scene.depth)
         return multi

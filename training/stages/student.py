@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,12 +23,11 @@ from training.losses.guided import (
 )
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.stages.base import NetworkName, StageConfig, stage
+from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
 from training.stages.system import System
 
 if TYPE_CHECKING:
-    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 # The part of the reference set that stands for all of it while the student is validated.
@@ -87,26 +86,22 @@ class Student(SelfSupervised):
         """Where the teacher looks at every triplet, or its frames have to be explained."""
         return self.asks_teacher or self.view == "rich"
 
-    def check(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
+    def check(self, place: Place) -> None:
         """As every stage; with a fusion there is something to look up, and a selection of it."""
-        super().check(recipe, before, after)
-        fusion = recipe.networks.fusion
-        if recipe.rich is None and (fusion is not None or self.needs_teacher_size):
+        super().check(place)
+        fusion = place.recipe.networks.fusion
+        if place.recipe.rich is None and (fusion is not None or self.needs_teacher_size):
             raise ValueError("needs rich.teacher, whose pixels or depth it uses")
         if self.auxiliary and not (fusion is not None and fusion.pixel_wise):
             raise ValueError("auxiliary needs networks.fusion with pixel_wise")
         if fusion is not None:
-            self._check_prior(recipe, before, after)
+            self._check_prior(place)
 
-    def _check_prior(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
-        selected = recipe.prior is not None or any(s.selects for s in before)
-        if not selected and not any(s.extracts for s in before):
+    def _check_prior(self, place: Place) -> None:
+        selected = place.recipe.prior is not None or any(s.selects for s in place.before)
+        if not selected and not any(s.extracts for s in place.before):
             raise ValueError("needs a reference stage before")
-        if not selected and not any(s.selects for s in after):
+        if not selected and not any(s.selects for s in place.after):
             raise ValueError(
                 "needs a select stage after it, which says what of the reference set goes into "
                 "the bundle (method: all keeps the whole set)"
@@ -132,10 +127,8 @@ class FineTune(Student):
         25_000, ge=1, description="of the prior, drawn anew in every step; all where it has fewer"
     )
 
-    def _check_prior(
-        self, recipe: Recipe, before: Sequence[StageConfig], after: Sequence[StageConfig]
-    ) -> None:
-        if recipe.prior is None and not any(s.selects for s in before):
+    def _check_prior(self, place: Place) -> None:
+        if place.recipe.prior is None and not any(s.selects for s in place.before):
             raise ValueError("needs a select stage before")
 
 
@@ -158,10 +151,10 @@ class StudentStage(SelfSupervisedStage):
     """S and Pose on real triplets with a prior to look up and its teacher's depth beside them.
 
     references: the set of which every step draws a part; None: the system's prior, if it has one,
-    stays as it is. outputs: what the teacher says, where ``schedule.asks_teacher``.
+    stays as it is. outputs: what the teacher says, where ``config.asks_teacher``.
     """
 
-    schedule: Student
+    config: Student
     references: References | None = None
     outputs: Outputs | None = None
 
@@ -172,7 +165,7 @@ class StudentStage(SelfSupervisedStage):
         new = {id(p) for p in fusion.parameters()} if fusion is not None else set()
         rest = [p for p in self.trained if id(p) not in new]
         own = [p for p in self.trained if id(p) in new]
-        faster = {"params": own, "factor": self.schedule.fusion_rate}
+        faster = {"params": own, "factor": self.config.fusion_rate}
         return [{"params": rest}, faster] if own else [{"params": rest}]
 
     def __post_init__(self) -> None:
@@ -181,7 +174,7 @@ class StudentStage(SelfSupervisedStage):
 
     def draw_batch(self, rng: np.random.Generator) -> StepBatch:
         """One batch with another part of the reference set."""
-        whole, count = self._whole, self.schedule.references
+        whole, count = self._whole, self.config.references
         # A generator of its own: with a prior or without, the same triplets are drawn.
         own = _child(rng)
         batch = super().draw_batch(rng)
@@ -189,7 +182,7 @@ class StudentStage(SelfSupervisedStage):
             batch.prior = self.references.sample(own, count)
         elif whole is not None and count < len(whole.inverse_depth):
             batch.prior = whole.rows(own.choice(len(whole.inverse_depth), count, replace=False))
-        if self.schedule.asks_teacher:
+        if self.config.asks_teacher:
             assert self.outputs is not None  # the run made them
             triplets = batch.triplets
             triplets.teacher_depth, motions = self.outputs.of(triplets)
@@ -226,7 +219,7 @@ class StudentStage(SelfSupervisedStage):
         before = self.system.prior
         if self.references is not None:
             fixed = np.random.default_rng(_SHOWN_SEED)
-            prior = self.references.sample(fixed, self.schedule.references)
+            prior = self.references.sample(fixed, self.config.references)
             self.system.prior = prior.to(self.system.device)
         try:
             yield
@@ -235,46 +228,46 @@ class StudentStage(SelfSupervisedStage):
 
     @property
     def _photometric_weight(self) -> float:
-        return self.schedule.photometric_weight
+        return self.config.photometric_weight
 
-    def _explained(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
-        if self.schedule.view == "own":
-            return super()._explained(batch)
+    def _targets(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
+        if self.config.view == "own":
+            return super()._targets(batch)
         assert batch.rich is not None  # the run asked for them
         assert batch.rich_K is not None
         return batch.rich, batch.rich_K
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
         """Agreement with the teacher, and of the looked-up depth with it."""
-        schedule, loss = self.schedule, scene.depth.new_zeros(())
-        if not schedule.asks_teacher:
+        config, loss = self.config, scene.depth.new_zeros(())
+        if not config.asks_teacher:
             return loss, {}
         depth, motions = scene.batch.teacher_depth, scene.batch.teacher_motions
         assert depth is not None  # drawn with the batch
         height, width = scene.depth.shape[-2:]
         depth = resize_depth(depth.to(scene.depth), (height, width))
         values: Logs = {}
-        if schedule.consistency:
+        if config.consistency:
             mask = self._trusted(scene, depth, motions)
             error = self._consistency(scene.depth, depth, mask)
-            loss = loss + schedule.consistency * error
+            loss = loss + config.consistency * error
             values["rich/consistency"] = error
             if mask is not None:
                 values["rich/mask_share"] = mask.float().mean()
-        if schedule.auxiliary:
+        if config.auxiliary:
             assert scene.prior_inverse_depth is not None  # the recipe was checked
             error = auxiliary_loss(scene.prior_inverse_depth, depth)
-            loss = loss + schedule.auxiliary * error
+            loss = loss + config.auxiliary * error
             values["rich/auxiliary"] = error
             values["rich/prior_spread"] = scene.prior_inverse_depth.detach().log().std()
         return loss, values
 
     def _consistency(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        kind = self.schedule.consistency_of
+        kind = self.config.consistency_of
         if kind == "log_ratio":
             everywhere = torch.ones_like(student, dtype=torch.bool)
             return log_ratio_distillation(student, teacher, everywhere if mask is None else mask)
-        if self.schedule.consistency_on == "inverse_depth":
+        if self.config.consistency_on == "inverse_depth":
             student, teacher = 1 / student, 1 / teacher
         measure = gradient_consistency if kind == "gradients" else value_consistency
         return measure(student, teacher, mask)
@@ -282,7 +275,7 @@ class StudentStage(SelfSupervisedStage):
     @torch.no_grad()
     def _trusted(self, scene: Scene, depth: Tensor, motions: Tensor | None) -> Tensor | None:
         """Where the teacher explains the frame better than the student, by its own motions."""
-        if not self.schedule.masked:
+        if not self.config.masked:
             return None
         if motions is None:  # a teacher of single images: the student's motions, its scale
             factor = (scene.depth / depth).flatten(1).median(dim=1).values
@@ -290,7 +283,7 @@ class StudentStage(SelfSupervisedStage):
                 depth * factor[:, None, None, None],
                 scene.poses.detach().transpose(0, 1),
             )
-        _, K = self._explained(scene.batch)
+        _, K = self._targets(scene.batch)
         rebuilt = Views.of(scene.sources, K, motions.transpose(0, 1).to(depth)).rebuild(depth)
         error = minimum_error(rebuilt, scene.target)
         own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)

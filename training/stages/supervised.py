@@ -77,7 +77,7 @@ class Supervised(TrainingConfig):
 class SupervisedStage:
     """S, Pose and M on synthetic pairs."""
 
-    schedule: Supervised
+    config: Supervised
     system: System
     pairs: PairSource
     validation: Validation
@@ -86,7 +86,7 @@ class SupervisedStage:
     def __post_init__(self) -> None:
         for network in self.networks.values():  # a stage before may have frozen some
             network.requires_grad_(True)
-        freeze_trunk(self.system, self.schedule)
+        freeze_trunk(self.system, self.config)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -102,26 +102,26 @@ class SupervisedStage:
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trunk at its own rate."""
-        return parameter_groups(self.system, self.trained, self.schedule)
+        return parameter_groups(self.system, self.trained, self.config)
 
     def draw_batch(self, rng: np.random.Generator) -> PairBatch:
         """One batch of pairs."""
-        schedule = self.schedule
-        part = self.system.processes.slice(schedule.batch)
-        return self.pairs.batch(schedule.batch, rng, schedule.pairs, part)
+        config = self.config
+        part = self.system.processes.slice(config.batch)
+        return self.pairs.batch(config.batch, rng, config.pairs, part)
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """All networks against exact depth and motion."""
-        schedule, batch = self.schedule, batch.to(self.system.device)
+        config, batch = self.config, batch.to(self.system.device)
         return supervised_loss(
             self.system,
             batch,
-            gradient_weight=schedule.gradient_weight,
-            multi_batch=share(self.system, schedule.multi_batch),
-            pose_weight=schedule.pose_weight,
-            predicted_pose=schedule.predicted_pose,
-            static_camera=schedule.static_camera,
-            held_weight=schedule.held_weight,
+            gradient_weight=config.gradient_weight,
+            multi_batch=share(self.system, config.multi_batch),
+            pose_weight=config.pose_weight,
+            predicted_pose=config.predicted_pose,
+            static_camera=config.static_camera,
+            held_weight=config.held_weight,
         )
 
     def validate(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
-from training.loop.distributed import ALONE, Processes, share_batch_statistics
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
 from training.recipes.base import RecipeError
 
@@ -61,7 +61,7 @@ class System:
     prior: Prior | None = None
     align: bool = True
     lookup: tuple[int, ...] = (-1,)
-    processes: Processes = field(default=ALONE, repr=False)
+    processes: ProcessGroup = field(default=SINGLE_PROCESS, repr=False)
     teacher: System | None = field(default=None, repr=False)
     matches: bool = True
 
@@ -71,7 +71,7 @@ class System:
         recipe: Recipe,
         device: torch.device,
         fusion: FusionConfig | None = None,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> System:
         """Randomly initialised networks of a recipe; the seed decides them."""
         torch.manual_seed(recipe.seed)
@@ -260,34 +260,34 @@ def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dic
     return architecture
 
 
-def freeze_trunk(system: System, schedule: TrainingConfig) -> None:
-    """Keep the early layers of the student's trunk where the schedule says so.
+def freeze_trunk(system: System, config: TrainingConfig) -> None:
+    """Keep the early layers of the student's trunk where the configuration says so.
 
     Raises:
         RecipeError: a trunk that cannot be frozen in part, or no features at that stride.
     """
-    if schedule.frozen_to is None:
+    if config.frozen_to is None:
         return
     trunk = system.student.trunk
     if not isinstance(trunk, MobileNetV2):
         raise RecipeError("frozen_to: only the trunk mobilenet_v2 can be frozen in part")
     try:
-        for layer in trunk.layers_to(schedule.frozen_to):
+        for layer in trunk.layers_to(config.frozen_to):
             layer.requires_grad_(False)
     except ValueError as error:
         raise RecipeError(f"frozen_to: {error}") from error
 
 
 def parameter_groups(
-    system: System, trained: list[nn.Parameter], schedule: TrainingConfig
+    system: System, trained: list[nn.Parameter], config: TrainingConfig
 ) -> list[dict[str, Any]]:
     """What learns, the student's trunk at a rate of its own."""
     trunk = {id(p) for p in system.student.trunk.parameters()}
     own = [p for p in trained if id(p) in trunk]
     rest = [p for p in trained if id(p) not in trunk]
-    if not own or schedule.trunk_rate == 1:
+    if not own or config.trunk_rate == 1:
         return [{"params": trained}]
-    slower = {"params": own, "factor": schedule.trunk_rate}
+    slower = {"params": own, "factor": config.trunk_rate}
     return [{"params": rest}, slower] if rest else [slower]
 
 

@@ -89,17 +89,17 @@ class TeacherStage(SelfSupervisedStage):
     elsewhere; some samples lose their previous frame, or see it stand still.
     """
 
-    schedule: Teacher
+    config: Teacher
 
     def at_step(self, step: int) -> None:
         """Freeze S and Pose for the last part, as ManyDepth does."""
-        if self.schedule.freeze_at is None or step < self.schedule.freeze_at * self.schedule.steps:
+        if self.config.freeze_at is None or step < self.config.freeze_at * self.config.steps:
             return
         for network in (self.system.student, self.system.pose):
             network.requires_grad_(False).eval()
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
@@ -112,7 +112,7 @@ class TeacherStage(SelfSupervisedStage):
             hidden, logs = self._hidden(scene, seen, multi.depth)
             held, more = self._held(multi, scene)
             extra, logs = hidden + held, logs | more
-        loss = error + self.schedule.smoothness * smooth + extra
+        loss = error + self.config.smoothness * smooth + extra
         return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
@@ -123,12 +123,12 @@ class TeacherStage(SelfSupervisedStage):
         """
         if isinstance(self.system.multi_frame, PadsMap):
             return super()._lookups(scene, views)
-        schedule, count = self.schedule, len(scene.depth)
+        config, count = self.config, len(scene.depth)
         u = self.system.processes.draw(count, lambda k: torch.rand(k)).to(scene.depth.device)
-        still = u < schedule.static_camera
-        missing = ~still & (u < schedule.static_camera + schedule.missing_frame)
+        still = u < config.static_camera
+        missing = ~still & (u < config.static_camera + config.missing_frame)
         seen = self._seen(scene, views)
-        if schedule.static_camera or schedule.missing_frame:
+        if config.static_camera or config.missing_frame:
             now = scene.target.image
             seen = [
                 replace(
@@ -142,7 +142,7 @@ class TeacherStage(SelfSupervisedStage):
 
     def _hidden(self, scene: Scene, seen: list[View], depth: Tensor) -> tuple[Tensor, Logs]:
         """M's agreement with itself on an image of which a rectangle is hidden (MISM, 4.4)."""
-        if not self.schedule.masked_consistency:
+        if not self.config.masked_consistency:
             return depth.new_zeros(()), {}
         height, width = depth.shape[-2:]
         rng = np.random.default_rng(int(torch.randint(2**31, ())))  # alike in all processes
@@ -150,7 +150,7 @@ class TeacherStage(SelfSupervisedStage):
         current = rectangle.hide(scene.batch.inputs[:, 1])
         hidden = self.system.multi(current, seen, scene.batch.K, scene.depth)
         loss = masked_input_consistency(hidden.depth, depth, rectangle)
-        return self.schedule.masked_consistency * loss, {"multi/masked_consistency": loss}
+        return self.config.masked_consistency * loss, {"multi/masked_consistency": loss}
 
     def _many_depth(
         self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
@@ -173,5 +173,5 @@ class TeacherStage(SelfSupervisedStage):
             "multi/reliable": reliable.float().mean(),
             "multi/consistency": agreement / count,
         }
-        extra = self.schedule.consistency * agreement / count
+        extra = self.config.consistency * agreement / count
         return error / count, smooth / count, extra, logs

@@ -20,7 +20,7 @@ from depth_prior_ros.evaluation.frames import (
 )
 from depth_prior_ros.evaluation.metrics import mean_errors, summary
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth
-from depth_prior_ros.evaluation.predictors import NetworkPredictor, Predictor
+from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.evaluation.protocols import Protocol
 from training.data.triplets import TripletSource
 from training.evaluation.sets import (
@@ -109,9 +109,8 @@ def evaluate_network(
     for name in sets:
         protocol, frames = cached_frames(name, Path(data), size)
         judged = evaluate(network, frames, protocol, keep_depth=True)
-        own_mean, other_image = wrong_images(judged)
-        wrong: dict[str, Predictor] = {"own_mean": own_mean, "other_image": other_image}
-        beside = evaluate_beside(wrong, frames, protocol)
+        mean, other = wrong_images(judged)
+        beside = evaluate_beside({"own_mean": mean, "other_image": other}, frames, protocol)
         result[name] = dict(summary([frame.errors for frame in judged]))
         result[name] |= {key: mean_errors(found).abs_rel for key, found in beside.items()}
     return result

@@ -11,7 +11,7 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
   positive) and roll in radians; folders of schemas 1 and 2 may lack it
 
 Every shard depends on (seed, number of the shard, size, textures, shares of dense traffic and of
-cameras, renderer) only, so an interrupted run goes on where it stopped and gives the same files.
+cameras) only, so an interrupted run goes on where it stopped and gives the same files.
 
 One random pair of frames after the other: camera, traffic, light, picture, depth, motion.
 """
@@ -22,7 +22,6 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -36,7 +35,6 @@ from depth_prior_ros.atomic_files import staging_folder, write_json
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.progress import ProgressBar
-from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
 from depth_prior_ros.recordings.synthetic.exposure import (
     automatic_exposure,
     develop,
@@ -45,7 +43,7 @@ from depth_prior_ros.recordings.synthetic.exposure import (
     random_light,
 )
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.renderer import Light
+from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
 from depth_prior_ros.recordings.synthetic.textures import TextureBank, tone_quantiles
 from depth_prior_ros.recordings.synthetic.traffic import (
     NEAREST,
@@ -218,7 +216,7 @@ def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> tuple[M
 
 
 def render_pair(
-    renderer: WorldRenderer,
+    renderer: Renderer,
     world: StreetWorld,
     light: Light,
     rng: np.random.Generator,
@@ -280,7 +278,7 @@ def _blocked(depth: np.ndarray) -> bool:
 
 
 def iterate(
-    renderer: WorldRenderer,
+    renderer: Renderer,
     shard: int,
     count: int,
     size: tuple[int, int],
@@ -358,7 +356,6 @@ def write_samples(
     processes: int = 1,
     dense: float = 0.0,
     cameras: float = 0.0,
-    renderer: str = "auto",
 ) -> Path:
     """Write `count` pairs to `out_dir`; shards that are there already are kept.
 
@@ -366,20 +363,17 @@ def write_samples(
         out_dir: folder for ``manifest.json`` and ``shard_00000`` and so on.
         count: number of pairs.
         size: (width, height) of the images in pixels.
-        seed: everything follows from it, the size, the texture images, `dense` and `renderer`.
+        seed: everything follows from it, the size, the texture images and `dense`.
         texture_images: real frames to cut textures from (their licence goes to the weights).
         progress: show a progress bar.
         processes: how many draw at the same time; the files are the same whatever it is.
         dense: share of the streets with dense, slow traffic (cars and lorries 4 to 15 m ahead).
         cameras: share of the streets with a camera of their own: height .9 to 2.4 m, pitch to 5
             degrees, focal length .75 to 2 times KITTI's. The others have about KITTI's.
-        renderer: auto, gl (OpenGL) or raycast (numpy). auto goes on with what drew the folder's
-            first pairs; in a new folder it takes OpenGL where it works. The manifest names it.
 
     Raises:
         ValueError: `out_dir` holds samples made with other arguments, or an argument is wrong.
-        RendererUnavailableError: no OpenGL in memory, where it is asked for or drew the folder's
-            other pairs; the message names the packages.
+        RendererUnavailableError: no OpenGL in memory; the message names the packages.
     """
     if processes < 1 or not 0 <= dense <= 1 or not 0 <= cameras <= 1:
         raise ValueError(
@@ -391,9 +385,6 @@ def write_samples(
     images = tuple(Path(p) for p in texture_images)
     sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
     missing = [(i, wanted) for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
-    drawn_by, note = _drawn_by(out / "manifest.json", renderer, bool(missing))
-    if note and progress:
-        print(note, file=sys.stderr)
     manifest = {
         "schema": SCHEMA_CAMERAS if cameras else SCHEMA_DENSE if dense else SCHEMA,
         "seed": seed,
@@ -406,10 +397,10 @@ def write_samples(
         "frame_time": FRAME_TIME,
         "dense_traffic": dense,
         "cameras": cameras,
-        "renderer": drawn_by,
+        "renderer": Renderer.name,  # folders drawn by another one exist
     }
     _check_manifest(out / "manifest.json", manifest)
-    job = _Job(out, size, seed, images, dense, cameras, drawn_by)
+    job = _Job(out, size, seed, images, dense, cameras)
     if processes > 1 and len(missing) > 1:
         _in_processes(job, missing, min(processes, len(missing)), progress)
     elif missing:
@@ -429,7 +420,6 @@ class _Job:
     images: tuple[Path, ...]
     dense: float
     cameras: float
-    renderer: str
 
 
 class _Worker:
@@ -437,7 +427,7 @@ class _Worker:
 
     def __init__(self, job: _Job) -> None:
         self._job = job
-        self._renderer = open_renderer(job.renderer)[0]
+        self._renderer = Renderer()
 
     def write(self, shard: int, count: int) -> None:
         """Draw and write a shard, unless it is there in the meantime."""
@@ -489,17 +479,6 @@ def _in_processes(
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _drawn_by(manifest: Path, renderer: str, needed: bool) -> tuple[str, str | None]:
-    """The renderer of a folder and a note in words about it; see `write_samples`."""
-    if manifest.exists() and renderer == "auto":
-        renderer = str(json.loads(manifest.read_text()).get("renderer", "gl"))
-    if not needed and renderer != "auto":
-        return renderer, None
-    opened, note = open_renderer(renderer, 16)
-    opened.release()
-    return opened.name, note
 
 
 def _shard_path(out: Path, shard: int) -> Path:

@@ -33,6 +33,8 @@ class Declaration:
         limits: inclusive limits of a number; None where there are none.
         unit: of a number; empty where it has none.
         choices: the allowed strings; empty where any will do.
+        pipeline: attribute of the pipeline that is set to the value as it is, between two frames;
+            empty: others read it.
         section: title of the part of docs/parameters.md that it begins; empty: it continues one.
     """
 
@@ -44,6 +46,7 @@ class Declaration:
     limits: tuple[float, float] | None
     unit: str
     choices: tuple[str, ...]
+    pipeline: str
     section: str
 
     @property
@@ -103,6 +106,7 @@ def parameter(
     limits: tuple[float, float] | None = None,
     unit: str = "",
     choices: tuple[str, ...] = (),
+    pipeline: str = "",
     section: str = "",
 ) -> Any:
     """A dataclass field that declares a parameter; see :class:`Declaration`.
@@ -115,6 +119,7 @@ def parameter(
         "limits": limits,
         "unit": unit,
         "choices": choices,
+        "pipeline": pipeline,
         "section": section,
     }
     return field(default=default, metadata=known)

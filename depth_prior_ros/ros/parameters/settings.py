@@ -8,8 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
-from depth_prior_ros.backends.base import Precision
-from depth_prior_ros.backends.choice import BACKENDS
+from depth_prior_ros.backends import BACKENDS, Precision
 from depth_prior_ros.motion.gate import GateSettings
 from depth_prior_ros.pipeline.framing import Fit
 from depth_prior_ros.pipeline.multi_frame_step import PoseChoice
@@ -106,6 +105,7 @@ class Settings:
         "What is done about an aspect ratio other than the network's (5 % are stretched): 'crop' "
         "shows the middle of the image at full detail, 'pad' all of it, smaller, with a border of "
         "unknown depth (NaN).",
+        pipeline="fit",
     )
 
     scale_mode: ScaleMode = parameter(
@@ -180,11 +180,13 @@ class Settings:
         "Where the multi-frame network has its motion between two frames from: 'network' (the "
         "pose network), 'odometry' (the poses on odom, and the network where there are none) or "
         "'auto' (both, and of them the one that explains the picture better).",
+        pipeline="pose_source",
     )
     motion_min_pose_ratio: float = parameter(
         0.1,
         "A motion by the pose network that is shorter than this share of what odometry says is "
         "not used (reason 'pose').",
+        pipeline="min_pose_ratio",
         limits=(0.0, 1.0),
     )
     motion_start_speed: float = parameter(
@@ -229,6 +231,7 @@ class Settings:
         0.5,
         "Time between two frames beyond which the earlier one is of no use to the multi-frame "
         "network.",
+        pipeline="max_gap",
         limits=(0.001, 3600.0),
         unit="s",
     )

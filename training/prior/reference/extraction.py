@@ -28,7 +28,7 @@ from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.batch import TripletBatch
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.reference.files import (
     MANIFEST_NAME,
     SHARDS,
@@ -51,14 +51,14 @@ _LOCK = ".extracting"
 
 @contextmanager
 def claimed(
-    folder: Path, processes: Processes, progress: Progress | None, what: str = "reference set"
+    folder: Path, processes: ProcessGroup, progress: Progress | None, what: str = "reference set"
 ) -> Iterator[None]:
     """Wait until no other run on this machine writes the folder; the first process holds it.
 
     Raises:
         ReferenceSetError: the folder is a file or cannot be made.
     """
-    if not processes.is_first:  # the first one of a run waits for all of them
+    if not processes.is_main_process:  # the first one of a run waits for all of them
         yield
         return
     with ExitStack() as stack:
@@ -219,7 +219,7 @@ def extract_reference_set(
     per_image: int = 1300,
     seed: int,
     shard_images: int = 50,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
     command: str = "",
 ) -> ReferenceSet:
@@ -264,7 +264,7 @@ def extract_reference_set(
     with claimed(folder, processes, progress):
         left: list[int] = []
         whole = False
-        if processes.is_first:
+        if processes.is_main_process:
             whole = begin(folder, begun).finished
             left = missing(folder, begun)
         # Listed once: while another process looks, this one already writes.
@@ -273,7 +273,7 @@ def extract_reference_set(
             job = _Job(teacher, source, plan, settings, folder, begun.key)
             job.run(left[processes.rank :: processes.count], progress)
             processes.barrier()
-            if processes.is_first:
+            if processes.is_main_process:
                 finish(folder, begun)
             processes.barrier()
     return ReferenceSet.open(folder)

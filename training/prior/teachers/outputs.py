@@ -22,7 +22,7 @@ from training.data.augmentation import mirror_pose
 from training.data.drives import DriveFrames
 from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.teachers.base import RichTeacher, TeacherError, TeacherView
 
 _VERSION = 1  # of what is stored; another one is another folder
@@ -66,7 +66,7 @@ class TeacherOutputs:
         *,
         batch: int = 8,
         shard: int = 256,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         progress: Progress = quiet,
     ) -> TeacherOutputs:
         """Read a teacher's outputs, and compute what is not there yet.
@@ -104,7 +104,7 @@ class TeacherOutputs:
             place = folder / outputs_name(teacher, source, rich)
             files = [place / f"{number:05d}.safetensors" for number in range(len(spans))]
             todo = list(zip(files, spans, strict=True))
-            if processes.is_first:
+            if processes.is_main_process:
                 remove_leftovers(place)
             processes.barrier()  # until then nobody writes
             for file, span in todo[processes.rank :: processes.count]:

@@ -13,9 +13,8 @@ from depth_prior_ros.atomic_files import write_bytes, write_text
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.progress import Progress
 from training.evaluation.sets import DATA_VARIABLE, data_folder
-from training.prior.explain_images import example_images, one_image
-from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels
-from training.prior.explain_sources import SourcePictures, read_origins
+from training.prior.explain.lookup import ExplainError, PriorReader, default_pixels
+from training.prior.explain.sources import SourcePictures, example_images, one_image, read_origins
 
 # Rows of a reference set that its distribution of depth is taken from.
 _SAMPLE = 200_000
@@ -52,7 +51,7 @@ def explain_image(
         BundleError: the bundle is damaged.
         OSError: ``out`` cannot be written; nothing is left of it.
     """
-    from training.prior.explain_picture import KINDS, Explanation, draw
+    from training.prior.explain.picture import KINDS, Explanation, draw
 
     if not 1 <= top <= 8:
         raise ExplainError(f"--top {top}: 1 to 8 references fit beside each other")
@@ -61,12 +60,12 @@ def explain_image(
         raise ExplainError(f"{out}: a picture's name ends in .{', .'.join(KINDS)}")
     reader = PriorReader(_opened(bundle), branch)
     name, picture = one_image(image, frame)
-    seen = reader.see(picture)
-    names = {} if pixels else default_pixels(seen)
-    lookups = [reader.look(seen, pixel) for pixel in (pixels or names)]
+    prediction = reader.predict(picture)
+    names = {} if pixels else default_pixels(prediction)
+    lookups = [reader.look_up(prediction, pixel) for pixel in (pixels or names)]
     sources = SourcePictures(reader.bundle, read_origins(reader.bundle), _root(data), [image])
     title = f"What {reader.bundle.manifest.name} looks up in {name}"
-    explanation = Explanation(picture, seen, lookups, title, names, top)
+    explanation = Explanation(picture, prediction, lookups, title, names, top)
     write_bytes(out, draw(explanation, reader, sources, kind))
     lines = [
         f"{number} {names.get(found.pixel, ''):6} pixel {found.pixel[0]},{found.pixel[1]}: looked "
@@ -103,8 +102,8 @@ def explain_prior(
         ExplainError, BundleError, OSError: as `explain_image`.
         TrainingError: the reference set is damaged or of another teacher.
     """
-    from training.prior.explain_report import PriorReport, render
-    from training.prior.explain_statistics import measure_use
+    from training.prior.explain.page import PriorReport, render
+    from training.prior.explain.statistics import measure_use
 
     reader = PriorReader(_opened(bundle))
     root = _root(data)

@@ -1,11 +1,11 @@
-"""Where references come from: the recordings of a prior, found again, and their pictures."""
+"""Pictures: of the recordings that a prior came from, found again, and for a student to look at."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -17,20 +17,33 @@ from pydantic import ValidationError
 
 from depth_prior_ros.bundle import Bundle, Manifest
 from depth_prior_ros.pipeline.framing import fit_region
-from depth_prior_ros.recordings import RecordingError, StoredRecording, is_bag, open_recording
+from depth_prior_ros.recordings import (
+    CorruptFrameError,
+    RecordingError,
+    StoredRecording,
+    is_bag,
+    open_recording,
+)
+from depth_prior_ros.recordings.folder import is_image_folder
+from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
 from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
-from training.evaluation.sets import drive_key
+from training.evaluation.sets import drive_key, eigen_drive_sets, kitti_2015_set
+from training.prior.explain.lookup import ExplainError
 from training.recipes.base import RecipeError
 from training.recipes.data import Drive
 
 Crop = tuple[float, float, float, float]
+Picture = NDArray[np.uint8]
+Load = Callable[[], Picture]
 
 # Folders that hold a recording's files, not recordings.
 _INSIDE = {"data", "oxts", "proj_depth", "velodyne_points", "calib", "poses"}
 _LEVELS = 4
 _NO_CROP: Crop = (0.0, 0.0, 0.0, 0.0)
 _KEPT_PICTURES = 64
+_CROP_SHARE = 0.34  # of the image's height, for the surroundings of a reference
+_CROP_LEAST = 48
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,9 @@ def _map_size(manifest: Manifest) -> tuple[int, int] | None:
 class SourcePictures:
     """Finds the recordings of a prior below a data folder and reads frames of them.
 
-    A recording is looked for at its path, where the bundle's recipe has it, among recordings named
-    beside, and by name below the folder. What is missing is told in the `Source`; it is no error.
+    A recording is looked for at its path, where the bundle's recipe has it, where `depth_train
+    adapt` read it, among recordings named beside, and by name below the folder. What is missing is
+    told in the `Source`; it is no error.
 
     Args:
         bundle: whose prior.
@@ -129,6 +143,7 @@ class SourcePictures:
         self._root = root
         self._manifest = bundle.manifest
         self._recipe = list(_recipe_drives(bundle.manifest))
+        beside = [*_adapted_from(bundle.manifest), *beside]
         self._beside = {name: path for path in beside for name in _names(path)}
         self._opened: dict[str, StoredRecording | str] = {}
         self._below: dict[str, Path] | None = None
@@ -255,6 +270,14 @@ def _names(path: Path) -> list[str]:
     return [path.name, f"odometry_{path.name}"]
 
 
+def _adapted_from(manifest: Manifest) -> Iterator[Path]:
+    """The recording that the prior was adapted to, as its path was given to `depth_train adapt`."""
+    figures = manifest.metrics.get("adapt")
+    recording = figures.get("recording") if isinstance(figures, Mapping) else None
+    if isinstance(recording, Mapping) and isinstance(recording.get("path"), str):
+        yield Path(recording["path"])
+
+
 def _recipe_drives(manifest: Manifest) -> Iterator[Drive]:
     """The drives that the bundle's recipe names, as far as this version understands them."""
     data = manifest.provenance.recipe.get("data")
@@ -279,3 +302,135 @@ def _recordings_below(root: Path) -> Iterator[tuple[str, Path]]:
     for _, path in sorted(found, key=lambda entry: (-entry[0], entry[1])):
         for name in _names(path):
             yield name, path
+
+
+def crop_around(
+    image: NDArray[np.uint8], place: tuple[float, float], aspect: float
+) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """A window of width / height ``aspect`` around a place, inside the image, and the place in it.
+
+    Returns:
+        The window (h, w, 3), and (x, y) as shares of it.
+    """
+    height, width = image.shape[:2]
+    tall = min(height, max(_CROP_LEAST, round(_CROP_SHARE * height)))
+    wide = min(width, max(1, round(tall * aspect)))
+    tall = min(tall, max(1, round(wide / aspect)))
+    left = int(np.clip(round(place[0] - wide / 2), 0, width - wide))
+    top = int(np.clip(round(place[1] - tall / 2), 0, height - tall))
+    window = image[top : top + tall, left : left + wide]
+    return window, ((place[0] - left) / wide, (place[1] - top) / tall)
+
+
+# -- images to look at -----------------------------------------------------------------------------
+
+
+@dataclass
+class ExampleImages:
+    """Images spread evenly over what was found; those that cannot be read are left out.
+
+    Attributes:
+        found: name and reader of each.
+        left_out: what could not be read, and why; filled while iterating.
+        origin: in words, where they are from.
+    """
+
+    found: list[tuple[str, Load]]
+    left_out: list[str] = field(default_factory=list)
+    origin: str = ""
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __iter__(self) -> Iterator[tuple[str, Picture]]:
+        for name, load in self.found:
+            try:
+                yield name, load()
+            except CorruptFrameError as error:
+                self.left_out.append(f"{name}: {error}")
+
+
+def one_image(path: Path, frame: int | None = None) -> tuple[str, Picture]:
+    """The name and pixels (H, W, 3) of an image file, or of a frame of a recording.
+
+    Args:
+        path: a JPEG or PNG, or a recording.
+        frame: position in the recording; default: its middle.
+
+    Raises:
+        ExplainError: it is not there or cannot be read, or has no such frame.
+    """
+    try:
+        if path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and not is_bag(path)):
+            if frame is not None:
+                raise ExplainError(f"{path} is an image: it has no frame {frame}")
+            return path.name, read_image(path)
+        readers = _readers(path)
+        place = len(readers) // 2 if frame is None else frame
+        if not 0 <= place < len(readers):
+            raise ExplainError(f"{path} has no frame {frame}: 0 to {len(readers) - 1}")
+        name, load = readers[place]
+        return name, load()
+    except RecordingError as error:
+        raise ExplainError(str(error)) from error
+
+
+def example_images(paths: Sequence[Path], data: Path | None, count: int) -> ExampleImages:
+    """Images to measure a prior's use on.
+
+    Args:
+        paths: image files, folders of images, recordings; without any, the evaluation sets below
+            ``data`` (KITTI 2015, Eigen test drives), or ``data`` where that is a recording.
+        data: the data folder; None: there is none.
+        count: how many, evenly spread.
+
+    Raises:
+        ExplainError: a path that holds no images.
+    """
+    if count < 1:
+        raise ExplainError(f"{count} images: at least one is needed")
+    try:
+        if paths:
+            readers = [entry for path in paths for entry in _readers(path)]
+            origin = ", ".join(path.name for path in paths)
+        else:
+            readers, origin = _below(data)
+    except RecordingError as error:
+        raise ExplainError(str(error)) from error
+    if not readers:
+        return ExampleImages([])
+    places = np.unique(np.linspace(0, len(readers) - 1, count).round().astype(int))
+    return ExampleImages([readers[place] for place in places], origin=origin)
+
+
+def _readers(path: Path) -> list[tuple[str, Load]]:
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        return [(path.name, lambda: read_image(path))]
+    if is_image_folder(path) and not is_bag(path):  # needs no intrinsics here
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        return [(file.name, _reader(file)) for file in files]
+    recording = open_recording(path)
+    return [(f"{recording.name} · {i}", f.image) for i, f in enumerate(recording.frames)]
+
+
+def _reader(file: Path) -> Load:
+    return lambda: read_image(file)
+
+
+def _below(data: Path | None) -> tuple[list[tuple[str, Load]], str]:
+    """Frames of the evaluation sets below a folder, or of the recording that it is."""
+    if data is None:
+        return [], ""
+    kitti = kitti_2015_set(data)
+    sets = ([kitti] if kitti else []) + eigen_drive_sets(data, listed_only=False)
+    if not sets:
+        try:
+            return _readers(data), data.name
+        except RecordingError:
+            return [], ""
+    readers = [
+        (f"{one.name} · {place}", one.recording.frames[place].image)
+        for one in sets
+        for place in one.judged
+    ]
+    return readers, ", ".join(one.name for one in sets)

@@ -11,25 +11,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.prior.explain_lookup import Lookup, PriorReader, Seen
-from training.prior.explain_scale import (
-    FAR,
-    NEAR,
-    colour_depth,
-    crop_around,
-    depth_edges,
-    depth_shares,
-    metres,
-    percent,
-)
-from training.prior.explain_sources import Source, SourcePictures
+from depth_prior_ros.pages.charts import plain
+from depth_prior_ros.pages.colours import BACK, BLUE, CARD, DIM, INK, LINE, colour_depth
+from training.prior.explain.lookup import Lookup, Prediction, PriorReader
+from training.prior.explain.sources import Source, SourcePictures, crop_around
+from training.prior.explain.statistics import FAR, NEAR, depth_edges, depth_shares, metres, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BACK, CARD, LINE, INK, DIM = "#12141c", "#1b1f2b", "#2c3243", "#e8eaf0", "#9aa3b5"
-ACCENT, OURS = "#7aa2ff", "#f0a94b"
 QUERY_COLOURS = ("#ff5d73", "#ffd166", "#4cd7a5", "#5aa9ff", "#c792ff", "#ff9f5a", "#8ee3f5")
 KINDS = ("png", "jpg", "jpeg")
 
@@ -47,7 +38,7 @@ class Explanation:
     """
 
     image: NDArray[np.uint8]
-    seen: Seen
+    prediction: Prediction
     lookups: list[Lookup]
     title: str
     names: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -101,7 +92,7 @@ class _Page:
     def text(self, x: float, y: float, words: str, **style: Any) -> None:
         """Words whose base line begins at (x, y)."""
         style = {"color": INK, "size": 10.5, "va": "baseline", **style}
-        self.figure.text(x / _WIDTH, 1 - y / self.height, words, **style)
+        self.figure.text(x / _WIDTH, 1 - y / self.height, plain(words), **style)
 
 
 def _subtitle(reader: PriorReader) -> str:
@@ -123,13 +114,15 @@ def _legend(count: int) -> str:
 
 def _draw_views(page: _Page, explanation: Explanation, width: float, height: float) -> None:
     """The image and its depth side by side, with the query pixels."""
-    seen = explanation.seen
+    prediction = explanation.prediction
     size = explanation.image.shape[1], explanation.image.shape[0]
-    region = seen.framed.region
+    region = prediction.framed.region
     depth = np.full((size[1], size[0]), np.nan)
-    window = cv2.resize(seen.depth, (region.width, region.height), interpolation=cv2.INTER_LINEAR)
+    window = cv2.resize(
+        prediction.depth, (region.width, region.height), interpolation=cv2.INTER_LINEAR
+    )
     depth[region.y : region.y + region.height, region.x : region.x + region.width] = window
-    coloured = colour_depth(np.nan_to_num(depth, nan=FAR))
+    coloured = colour_depth(np.nan_to_num(depth, nan=FAR), NEAR, FAR)
     coloured[np.isnan(depth)] = (27, 31, 43)
     image = explanation.image.copy()
     image[np.isnan(depth)] //= 3  # what the student does not see
@@ -148,7 +141,7 @@ def _draw_views(page: _Page, explanation: Explanation, width: float, height: flo
 
 
 def _mark(axes: Axes, lookup: Lookup, number: int) -> None:
-    """The cell of the tap that holds the pixel, and the query's number beside it."""
+    """The cell of the feature map that holds the pixel, and the query's number beside it."""
     from matplotlib.patches import Rectangle
 
     colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]
@@ -172,7 +165,7 @@ def _draw_scale(page: _Page, x: float, y: float, width: float) -> None:
     """The colours of depth with their metres."""
     steps = np.geomspace(NEAR, FAR, 256)
     axes = page.axes(x, y, width, 0.13)
-    axes.imshow(colour_depth(steps[None]), aspect="auto")
+    axes.imshow(colour_depth(steps[None], NEAR, FAR), aspect="auto")
     for value in (2, 3, 5, 10, 20, 40, 80):
         share = np.log(value / NEAR) / np.log(FAR / NEAR)
         side = "left" if share < 0.01 else "right" if share > 0.99 else "center"
@@ -217,7 +210,7 @@ def _draw_words(
     lines = (
         (f"pixel {lookup.pixel[0]}, {lookup.pixel[1]}", DIM),
         (f"predicted  {metres(lookup.predicted)}", INK),
-        (f"looked up  {metres(lookup.looked_up)}", ACCENT),
+        (f"looked up  {metres(lookup.looked_up)}", BLUE),
         (f"{lookup.neighbours:,.0f} neighbours", INK),
         (f"top {shown}: {percent(held)}", DIM),
     )
@@ -236,12 +229,12 @@ def _draw_tile(
     """One reference: its surroundings in its image, or a grey field that says why not."""
     x, y, width, height = box
     depth = float(reader.metres[reference])
-    colour = tuple(colour_depth(np.array(depth)) / 255)
+    colour = tuple(colour_depth(np.array(depth), NEAR, FAR) / 255)
     source: Source = sources[reference]
     axes = page.axes(x, y, width, height)
     if source.image is None:
         axes.set_facecolor("#3a3f4d")
-        words = _wrapped(source.why, 24)
+        words = plain(_wrapped(source.why, 24))
         axes.text(0.5, 0.5, words, color=INK, size=8.5, ha="center", va="center")
     else:
         _show_crop(axes, source.image, source.place, width / height, "white")
@@ -314,7 +307,7 @@ def _draw_chart(
     top = 1.4 * max(shares.max(), even.max())
     axes.set_ylim(0, top)
     axes.set_xlim(edges[0], edges[-1])
-    _draw_lines(axes, ((lookup.predicted, INK, "-"), (lookup.looked_up, ACCENT, "--")), top)
+    _draw_lines(axes, ((lookup.predicted, INK, "-"), (lookup.looked_up, BLUE, "--")), top)
     ticks = (2, 5, 10, 20, 40, 80)
     axes.set_xticks(ticks, [str(t) for t in ticks], color=DIM, size=8.5)
     axes.set_xticks([], minor=True)

@@ -34,7 +34,7 @@ class Queries(NamedTuple):
 
     Attributes:
         values: (heads, Q, d) of the branch; one head of the pixel-wise branch.
-        shape: (h, w) of the tap, Q = h * w.
+        shape: (h, w) of the feature map, Q = h * w.
     """
 
     values: Tensor
@@ -42,14 +42,14 @@ class Queries(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """An image as the student sees it.
 
     Attributes:
         framed: which window of the image, at the input size.
-        queries: of all cells of the tap.
+        queries: of all cells of the feature map.
         depth: (H, W) metres at the input size.
-        looked_up: (h, w) of the tap, depth D_c in metres; None without a pixel-wise branch.
+        looked_up: (h, w) of the feature map, depth D_c in metres; None without a pixel-wise branch.
     """
 
     framed: Framed
@@ -64,7 +64,7 @@ class Lookup:
 
     Attributes:
         pixel: (x, y) in the image.
-        box: (x, y, width, height) of the tap's cell that holds it, in the image's pixels.
+        box: (x, y, width, height) of the feature map's cell that holds it, in the image's pixels.
         weights: (N,) float64, of sum one.
         looked_up: depth D_c in metres, of the mean inverse depth; of the depth-hint branch what its
             weights would give (the network mixes features there, not depth).
@@ -134,7 +134,7 @@ class PriorReader:
         units = 1.0 / np.maximum(self.inverse_depth, 1e-9)
         return units * self.bundle.manifest.depth.metres_per_unit
 
-    def see(self, image: NDArray[np.uint8]) -> Seen:
+    def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Run the student on an RGB image (H, W, 3) uint8, framed as the node frames it.
 
         Raises:
@@ -152,7 +152,7 @@ class PriorReader:
             output = self.student(pixels, self._projected, scales=(0,), depth_range=limits)
             _, depth = disparity_to_depth(output.disparity[0].float(), *limits)
         factor, looked_up = manifest.depth.metres_per_unit, output.prior_inverse_depth
-        return Seen(
+        return Prediction(
             framed,
             queries,
             depth[0, 0].double().numpy() * factor,
@@ -175,32 +175,34 @@ class PriorReader:
         return found[self._heads]
 
     def weights(self, queries: Queries, cells: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Weights (cells, N) of the branch at cells of the tap (row-major); rows of sum one."""
+        """Weights (cells, N) at cells (row-major) of the feature map; rows of sum one."""
         with torch.no_grad():
             chosen = queries.values[:, torch.from_numpy(cells)]
             scores = chosen @ self._keys.transpose(1, 2)
             weights: NDArray[np.float32] = torch.softmax(scores, dim=-1).mean(0).numpy()
         return weights
 
-    def look(self, seen: Seen, pixel: tuple[int, int]) -> Lookup:
+    def look_up(self, prediction: Prediction, pixel: tuple[int, int]) -> Lookup:
         """What is looked up at a pixel (x, y) of the image.
 
         Raises:
             ExplainError: it lies outside the image, or outside the window that the student sees.
         """
-        x, y = _inside(seen.framed, pixel)
-        (height, width), (rows, columns) = seen.depth.shape, seen.queries.shape
+        x, y = _inside(prediction.framed, pixel)
+        (height, width), (rows, columns) = prediction.depth.shape, prediction.queries.shape
         row, column = int(y * rows), int(x * columns)
-        weights = self.weights(seen.queries, np.array([row * columns + column]))[0].astype(float)
+        weights = self.weights(prediction.queries, np.array([row * columns + column]))[0].astype(
+            float
+        )
         weights /= weights.sum()
-        region = seen.framed.region
+        region = prediction.framed.region
         step = region.width / columns, region.height / rows
         return Lookup(
             pixel,
             (region.x + column * step[0], region.y + row * step[1], *step),
             weights,
             self.bundle.manifest.depth.metres_per_unit / float(weights @ self.inverse_depth),
-            float(seen.depth[int(y * height), int(x * width)]),
+            float(prediction.depth[int(y * height), int(x * width)]),
         )
 
 
@@ -231,15 +233,15 @@ def _inside(framed: Framed, pixel: tuple[int, int]) -> tuple[float, float]:
     return (x + 0.5 - region.x) / region.width, (y + 0.5 - region.y) / region.height
 
 
-def default_pixels(seen: Seen) -> dict[tuple[int, int], str]:
+def default_pixels(prediction: Prediction) -> dict[tuple[int, int], str]:
     """A handful of pixels (x, y) of the image and what they probably show."""
-    region = seen.framed.region
+    region = prediction.framed.region
     shares = {
         "road": (0.5, 0.92),
         "ahead": (0.44, 0.66),
         "left": (0.1, 0.55),
         "right": (0.9, 0.55),
-        "far": _farthest(seen.depth),
+        "far": _farthest(prediction.depth),
     }
     return {
         (region.x + int(u * region.width), region.y + int(v * region.height)): name

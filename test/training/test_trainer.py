@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.loop import checkpoint
 from training.loop.checkpoint import CheckpointError, load_checkpoint
-from training.loop.distributed import Processes
-from training.loop.trainer import LAST, BatchesAhead, Engine, Settings, TrainingError
+from training.loop.distributed import ProcessGroup
+from training.loop.trainer import LAST, BatchesAhead, Trainer, TrainerConfig, TrainingError
 from training.recipes.recipe import RecipeError
 from training.stages.base import TrainingConfig
 
@@ -40,7 +40,7 @@ class OneWeight:
 
     def __init__(self, steps: int = STEPS, before: Callable[[int], None] | None = None) -> None:
         torch.manual_seed(0)
-        self.schedule = TrainingConfig(kind="test", steps=steps, learning_rate=0.1, warm_up=2)
+        self.config = TrainingConfig(kind="test", steps=steps, learning_rate=0.1, warm_up=2)
         self.net = nn.Linear(1, 1)
         self.networks: dict[str, nn.Module] = {"net": self.net}
         self.trained = list(self.net.parameters())
@@ -63,10 +63,12 @@ class OneWeight:
         return {"black": np.zeros((4, 6, 3), np.uint8)}
 
 
-def engine(stage: OneWeight, folder: Path, output: io.StringIO | None = None) -> Engine:
+def trainer(stage: OneWeight, folder: Path, output: io.StringIO | None = None) -> Trainer:
     console = Console(file=output or io.StringIO(), width=200)
-    settings = Settings(seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1)
-    return Engine(stage, folder, settings, console)
+    settings = TrainerConfig(
+        seed=1, stage_number=0, checkpoint_every=4, validate_every=5, log_every=1
+    )
+    return Trainer(stage, folder, settings, console)
 
 
 def logged(folder: Path) -> list[dict]:
@@ -74,7 +76,7 @@ def logged(folder: Path) -> list[dict]:
 
 
 def test_what_is_logged(tmp_path: Path) -> None:
-    done = engine(OneWeight(), tmp_path).run()
+    done = trainer(OneWeight(), tmp_path).run()
     lines = logged(tmp_path)
     assert [v["step"] for v in lines if "loss" in v] == list(range(1, STEPS + 1))
     assert [v["step"] for v in lines if "validation/weight" in v] == [5, 10]
@@ -87,7 +89,7 @@ def test_what_is_logged(tmp_path: Path) -> None:
 def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    engine(OneWeight(), tmp_path).run()
+    trainer(OneWeight(), tmp_path).run()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()
@@ -97,7 +99,7 @@ def test_tensorboard_has_figures_and_pictures(tmp_path: Path) -> None:
 
 def test_a_log_file_gets_the_first_and_the_last_step(tmp_path: Path) -> None:
     output = io.StringIO()
-    engine(OneWeight(), tmp_path, output).run()
+    trainer(OneWeight(), tmp_path, output).run()
     steps = [line for line in output.getvalue().splitlines() if "loss" in line]
     assert [line.split(",")[0] for line in steps] == [
         "one weight: step 1 of 10",
@@ -116,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_anything(
 
     stage._before = spoil
     with pytest.raises(TrainingError, match=r"step 6.*learning_rate") as caught:
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
     assert str(bad) in str(caught.value)
     assert all(torch.isfinite(p).all() for p in stage.trained)
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
@@ -140,14 +142,14 @@ def test_a_loss_that_is_not_finite_is_not_derived(tmp_path: Path) -> None:
             return Crashes.apply(loss), values
 
     with pytest.raises(TrainingError, match=r"loss is nan at step 0"):
-        engine(Spoiled(), tmp_path).run()
+        trainer(Spoiled(), tmp_path).run()
 
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
     stage = OneWeight()
     stage.net.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(TrainingError, match="gradient norm is nan at step 0"):
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
     assert all(torch.isfinite(p).all() for p in stage.trained)
 
 
@@ -169,7 +171,7 @@ def test_the_batch_that_failed_is_kept(tmp_path: Path, cause: str) -> None:
     with pytest.raises(
         TrainingError, match=rf"{cause} is .* at step 6; the batch is kept"
     ) as error:
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
     path = tmp_path / "failed_batch.safetensors"
     assert str(path) in str(error.value)
     with safe_open(str(path), framework="pt") as file:
@@ -189,7 +191,7 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_failure(
     stage.factor, stage.last_batch = math.nan, {"x": torch.zeros(1)}  # type: ignore[attr-defined]
     monkeypatch.setattr(checkpoint, "write_safetensors", full_disk)
     with pytest.raises(TrainingError, match=r"loss is nan.* could not be kept: .*No space left"):
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -208,10 +210,10 @@ class CountReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def sparse(stage: OneWeight, folder: Path) -> Engine:
+def sparse(stage: OneWeight, folder: Path) -> Trainer:
     """Log and checkpoint at every fifth step only."""
-    run = engine(stage, folder)
-    run.settings = Settings(
+    run = trainer(stage, folder)
+    run.settings = TrainerConfig(
         seed=1, stage_number=0, checkpoint_every=5, validate_every=50, log_every=5
     )
     return run
@@ -271,7 +273,7 @@ def test_a_gpu_is_not_waited_for(tmp_path: Path) -> None:
     stage = OnGpu()
     stage.net.to(device)
     run = sparse(stage, tmp_path)
-    run.processes = Processes(device=device)
+    run.processes = ProcessGroup(device=device)
     try:
         assert run.run()["step"] == STEPS
     finally:
@@ -304,23 +306,23 @@ def test_a_batch_that_cannot_be_drawn_stops_the_run_at_its_step(tmp_path: Path) 
 
     stage = Broken()
     with pytest.raises(RecipeError, match="no frame left"):
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
     assert stage.calls == 6
 
 
 def test_collapse_is_told_and_logged_once(tmp_path: Path) -> None:
     class Collapses(OneWeight):
         def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
-            return super().loss(x)[0], {"explained": 0.0}
+            return super().loss(x)[0], {"auto_mask_share": 0.0}
 
     output = io.StringIO()
-    engine(Collapses(), tmp_path, output).run()
+    trainer(Collapses(), tmp_path, output).run()
     (event,) = [line for line in logged(tmp_path) if "event" in line]
-    assert event["step"] == 5 and event["kind"] == "explained_little"
-    assert output.getvalue().count("warning at step 5: explained is 0, below 0.05") == 1
+    assert event["step"] == 5 and event["kind"] == "auto_mask_keeps_little"
+    assert output.getvalue().count("warning at step 5: auto_mask_share is 0, below 0.05") == 1
     whole = logged(tmp_path)
     (tmp_path / LAST).rename(tmp_path / "kept")
-    engine(Collapses(), tmp_path).run()  # from the beginning: the log is written anew
+    trainer(Collapses(), tmp_path).run()  # from the beginning: the log is written anew
     assert [v for v in logged(tmp_path) if "event" in v] == [v for v in whole if "event" in v]
 
 
@@ -335,11 +337,11 @@ def test_a_stage_may_change_with_time(tmp_path: Path) -> None:
         if call == 6:
             signal.raise_signal(signal.SIGINT)
 
-    whole = engine(Freezes(), tmp_path / "whole").run()
+    whole = trainer(Freezes(), tmp_path / "whole").run()
     with pytest.raises(KeyboardInterrupt):
-        engine(Freezes(before=press), tmp_path / "broken").run()
-    assert engine(Freezes(), tmp_path / "broken").run() == whole
-    assert whole != engine(OneWeight(), tmp_path / "free").run()
+        trainer(Freezes(before=press), tmp_path / "broken").run()
+    assert trainer(Freezes(), tmp_path / "broken").run() == whole
+    assert whole != trainer(OneWeight(), tmp_path / "free").run()
 
 
 def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="after step 6"):
-        engine(OneWeight(before=terminate), tmp_path).run()
+        trainer(OneWeight(before=terminate), tmp_path).run()
     assert signal.getsignal(signal.SIGTERM) is before
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 6
 
@@ -359,11 +361,11 @@ def test_interrupted_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
         if call == 5:
             signal.raise_signal(signal.SIGINT)
 
-    whole = engine(OneWeight(), tmp_path / "whole").run()
+    whole = trainer(OneWeight(), tmp_path / "whole").run()
     with pytest.raises(KeyboardInterrupt, match="after step 6"):
-        engine(OneWeight(before=press), tmp_path / "broken").run()
+        trainer(OneWeight(before=press), tmp_path / "broken").run()
     output = io.StringIO()
-    assert engine(OneWeight(), tmp_path / "broken", output).run() == whole
+    assert trainer(OneWeight(), tmp_path / "broken", output).run() == whole
     assert "going on after step 6" in output.getvalue()
     figures = [
         {k: v for k, v in line.items() if k != "seconds"}
@@ -382,16 +384,16 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
     stage = OneWeight(before=press_twice)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        engine(stage, tmp_path).run()
+        trainer(stage, tmp_path).run()
     assert stage.calls == 5, "the step was not finished"
     assert signal.getsignal(signal.SIGINT) is before
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
-    first = engine(OneWeight(), tmp_path).run()
+    first = trainer(OneWeight(), tmp_path).run()
     stage, output = OneWeight(), io.StringIO()
-    assert engine(stage, tmp_path, output).run() == first
+    assert trainer(stage, tmp_path, output).run() == first
     assert stage.calls == 0 and "done before" in output.getvalue()
     assert stage.net.weight.item() == first["validation"]["weight"]
 
@@ -405,8 +407,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, log_every: int)
         if call == 7:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
 
-    run = engine(OneWeight(before=fill), tmp_path)
-    run.settings = Settings(
+    run = trainer(OneWeight(before=fill), tmp_path)
+    run.settings = TrainerConfig(
         seed=1, stage_number=0, checkpoint_every=4, validate_every=50, log_every=log_every
     )
     # Whatever is written first meets the full disk: the log, or the checkpoint.
@@ -419,4 +421,4 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, log_every: int)
     assert "goes on" in str(caught.value)
     assert not list(tmp_path.glob("*.partial"))
     assert load_checkpoint(tmp_path / LAST, OneWeight().networks)["step"] == 4
-    assert engine(OneWeight(), tmp_path).run()["step"] == STEPS
+    assert trainer(OneWeight(), tmp_path).run()["step"] == STEPS

@@ -1,4 +1,4 @@
-"""The prior as a whole in figures: where its pixels come from, and how evenly they are used."""
+"""The prior in figures: depths, where its pixels come from, how evenly they are used; in words."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.progress import Progress
-from training.prior.explain_lookup import ExplainError, PriorReader
-from training.prior.explain_sources import Origins
+from training.prior.explain.lookup import ExplainError, PriorReader
+from training.prior.explain.sources import Origins
 from training.prior.selection.statistics import PriorUsage, prior_usage
 
+NEAR, FAR = 2.0, 80.0
+"""Metres between which colours, and the axes of depth, run (logarithmic)."""
+BINS = 36
 UNUSED = 0.01
 """A reference counts as unused below this share of the mean weight."""
 
@@ -38,7 +41,7 @@ class Use:
     Attributes:
         images: their names.
         usage: weights and effective numbers of neighbours; queries image by image.
-        shape: (h, w) of the tap.
+        shape: (h, w) of the feature map.
         depths: the student's depth of all cells of all images, metres.
         looked_up: depth D_c of the same cells; None without a pixel-wise branch.
     """
@@ -85,15 +88,15 @@ def measure_use(
     maps, depths, looked_up = [], [], []
     with torch.no_grad():
         for name, image in images:
-            seen = reader.see(image)
-            pixels = torch.from_numpy(seen.framed.tensor())
+            prediction = reader.predict(image)
+            pixels = torch.from_numpy(prediction.framed.tensor())
             maps.append(reader.student.fusion_features(pixels))
             h, w = maps[-1].shape[-2:]
-            rows = (np.arange(h) * 2 + 1) * seen.depth.shape[0] // (2 * h)
-            columns = (np.arange(w) * 2 + 1) * seen.depth.shape[1] // (2 * w)
-            depths.append(seen.depth[rows[:, None], columns].ravel())
-            if seen.looked_up is not None:
-                looked_up.append(seen.looked_up.ravel())
+            rows = (np.arange(h) * 2 + 1) * prediction.depth.shape[0] // (2 * h)
+            columns = (np.arange(w) * 2 + 1) * prediction.depth.shape[1] // (2 * w)
+            depths.append(prediction.depth[rows[:, None], columns].ravel())
+            if prediction.looked_up is not None:
+                looked_up.append(prediction.looked_up.ravel())
             names.append(name)
             if progress is not None:
                 progress("looking at images", len(names), 0)
@@ -250,3 +253,35 @@ def shares(
     """Shares of values by bars; the outer bars hold what is beyond."""
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     return np.bincount(place, minlength=len(edges) - 1) / max(1, len(place))
+
+
+# -- depth -----------------------------------------------------------------------------------------
+
+
+def depth_edges() -> NDArray[np.float64]:
+    """Edges of the bars of every distribution over depth; the outer bars hold what is beyond."""
+    return np.asarray(np.geomspace(NEAR / 1.5, FAR * 1.5, BINS + 1), np.float64)
+
+
+def depth_shares(metres: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights (N,) summed by depth (N,) into the bars of `depth_edges`; their sum is kept."""
+    edges = depth_edges()
+    place = np.searchsorted(edges, metres, side="right") - 1
+    sums = np.bincount(np.clip(place, 0, BINS - 1), weights, minlength=BINS)
+    return np.asarray(sums, np.float64)
+
+
+def percent(share: float) -> str:
+    """A share for people: 12 %, 3.4 %, 0.056 %."""
+    value = 100 * share
+    if value >= 10 or value == 0:
+        return f"{value:.0f} %"
+    digits = max(1, 1 - int(np.floor(np.log10(value)))) if value > 1e-4 else 6
+    return f"{value:.{digits}f} %"
+
+
+def metres(depth: float) -> str:
+    """A depth for people: 7.4 m, 31 m."""
+    if depth > 1.5 * FAR:
+        return f"> {1.5 * FAR:.0f} m"
+    return f"{depth:.1f} m" if depth < 10 else f"{depth:.0f} m"
