@@ -143,7 +143,7 @@ class MobileNetV2(Trunk):
         """
         named = _from_torchvision(state) or _from_timm(state)
         if named is None:
-            fit_weights(self, state, "mobilenet_v2")
+            fit_weights(self, state, "mobilenet_v2", ignored=("classifier.",))
             return
         if self.padding != "symmetric":
             raise ValueError(

@@ -224,7 +224,8 @@ def test_weights_that_do_not_fit_are_explained_and_change_nothing() -> None:
 
 def test_networks_are_recognised() -> None:
     for name, build in TRUNKS.items():
-        assert recognise(build().state_dict()) == name
+        # The two paddings of MobileNetV2 have the same tensors.
+        assert recognise(build().state_dict()) == name.removesuffix("_symmetric")
     assert "empty" in recognise({})
     assert "unknown here (its first tensors are a" in recognise({"a": torch.zeros(1)})
 

@@ -84,3 +84,27 @@ def test_an_interrupted_run_ends_with_the_same_average(tmp_path: Path) -> None:
     engine(rest, tmp_path / "cut").run()
     assert len(rest.seen) == STEPS - 4
     assert torch.equal(rest.net.weight, whole.net.weight)
+
+
+def test_a_share_of_the_start_is_kept(tmp_path: Path) -> None:
+    """The student alone moves back; also over an interruption, which must not move the start."""
+
+    class Kept(Averaged):
+        def __init__(self, stop_before: int | None = None) -> None:
+            super().__init__(stop_before)
+            values = self.schedule.model_dump() | {"ema": None, "keep_start": 0.25}
+            self.schedule = TrainingConfig.model_validate(values)
+            self.networks = {"student": self.net}
+
+    plain = OneWeight()
+    start = plain.net.weight.item()
+    engine(plain, tmp_path / "plain").run()
+    whole = Kept()
+    engine(whole, tmp_path / "whole").run()
+    expected = 0.75 * plain.net.weight.item() + 0.25 * start
+    assert whole.net.weight.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(RuntimeError, match="power cut"):
+        engine(Kept(stop_before=6), tmp_path / "cut").run()
+    rest = Kept()
+    engine(rest, tmp_path / "cut").run()
+    assert torch.equal(rest.net.weight, whole.net.weight)

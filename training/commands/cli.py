@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_experiment(commands)
     _add_inspect(commands)
     _add_import(commands)
+    _add_fit_camera(commands)
     add_prior_commands(commands)
     return parser
 
@@ -184,6 +185,32 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--out", type=Path, default=Path("weights/mobilenet_v2_oidv4.safetensors")
     )
     importer.set_defaults(handler=_import)
+
+
+def _add_fit_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = commands.add_parser(
+        "fit-camera",
+        help="tell a bundle's student the camera of a recording with known depth",
+        description="Fit the five numbers that a bundle's student is told of its camera on frames "
+        "with depth in metres, judge them on other frames, and write a bundle with them.",
+    )
+    fit.add_argument("bundle", help="name of a shipped bundle, or its folder")
+    fit.add_argument("--bag", type=Path, required=True, help="a recording with depth")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    fit.add_argument("--frames", type=int, default=12, help="evenly spaced (default: 12)")
+    fit.set_defaults(handler=_fit_camera)
+
+
+def _fit_camera(arguments: argparse.Namespace) -> int:
+    from training.runs.fit_camera import fit_camera
+
+    bundle, found = fit_camera(arguments.bundle, arguments.bag, arguments.out, arguments.frames)
+    numbers = ", ".join(f"{number:.2f}" for number in found.numbers)
+    print(
+        f"numbers: {numbers}\nAbsRel in metres on frames kept out: {found.before:.3f} before, "
+        f"{found.after:.3f} after\nbundle: {bundle.path}"
+    )
+    return 0
 
 
 def _import(arguments: argparse.Namespace) -> int:
