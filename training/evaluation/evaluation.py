@@ -26,6 +26,7 @@ from training.evaluation.sets import EvaluationSet, Progress, choose_sets, data_
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, Model
+    from depth_prior_ros.recordings import Frame
 
 ALL, SINGLE, MULTI = "all", "single_frame", "multi_frame"
 SINGLE_ALL = "single_frame_all"
@@ -205,7 +206,7 @@ def run_model(
     """Judge the frames at `positions` with a model forced (None: as published).
 
     As published, the frames between them are shown too. The single-frame network has no memory,
-    the forced multi-frame network remembers one frame: they are shown no more than that.
+    the forced multi-frame network matches with frames of a few seconds: they are shown no more.
     """
     from depth_prior_ros.pipeline import Motion
     from depth_prior_ros.pipeline.framing import InvalidFrameError
@@ -214,7 +215,7 @@ def run_model(
     pipeline.reset()
     judged = []
     wanted = set(positions)
-    shown = _needed(positions, model)
+    shown = _needed(chosen.recording.frames, positions, model)
     size = pipeline.bundle.manifest.input_size if chosen.protocol.stretch else (0, 0)
     for done, position in enumerate(shown):
         progress(what, done, len(shown))
@@ -240,13 +241,20 @@ def run_model(
     return judged
 
 
-def _needed(positions: Sequence[int], model: Model | None) -> list[int]:
+def _needed(frames: Sequence[Frame], positions: Sequence[int], model: Model | None) -> list[int]:
     """Positions that have to be shown, in order."""
+    from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
+
     if model == "single_frame":
         return list(positions)
+    before = range(max(positions, default=-1) + 1)
     if model == "multi_frame":
-        return sorted({p for position in positions for p in (position - 1, position) if p >= 0})
-    return list(range(max(positions, default=-1) + 1))
+        stamps = np.array([frames[p].stamp_ns for p in before])
+        ends = np.array(sorted(positions))
+        following = ends[np.searchsorted(ends, before)]  # the next judged position of each
+        recent = stamps[following] - stamps <= KEYFRAME_SECONDS * 1e9
+        return [p for p in before if recent[p] or following[p] == p + 1]
+    return list(before)
 
 
 def verdict(report: SetReport) -> Verdict | None:
