@@ -95,7 +95,7 @@ class Listener:
             self._heard = tuple(values[0, 0].copy() for values in heard)
             return output
 
-        networks.multi = listen  # type: ignore[method-assign]
+        networks.multi = listen  # type: ignore[method-assign, assignment]
 
     def follow(
         self, frames: Sequence[Frame], judged: Sequence[int], metres: float, *, recorded: bool

@@ -114,7 +114,7 @@ def evaluate_model(
     recording, protocol, memory = chosen.recording, chosen.protocol, predictor.memory
     size = pipeline.bundle.manifest.input_size
     frames = read_evaluation_frames(recording, protocol, size, positions, memory)
-    counted = count(frames, told, len(shown_positions(positions, memory)))
+    counted = count(frames, told, len(shown_positions(recording.frames, positions, memory)))
     skipped = recording.skipped
     return evaluate(predictor, counted, protocol, keep_depth=keep_depth, skipped=skipped)
 

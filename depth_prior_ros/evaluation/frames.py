@@ -69,7 +69,7 @@ def read_evaluation_frames(
     protocol: Protocol,
     size: tuple[int, int],
     judged: Sequence[int],
-    memory: int | None = 0,
+    memory: float | None = 0,
     *,
     images: bool = True,
 ) -> Iterator[EvaluationFrame]:
@@ -82,11 +82,12 @@ def read_evaluation_frames(
         protocol: how they are shown, and which of their pixels count.
         size: (width, height) of the network's input.
         judged: positions whose truth is wanted.
-        memory: how many frames before each of them are shown too; None: all.
+        memory: seconds before each of them whose frames are shown too, and at least the frame
+            before; 0: none; None: all.
         images: whether the images are wanted, or the truth alone.
     """
     wanted = set(judged)
-    for position in shown_positions(judged, memory):
+    for position in shown_positions(recording.frames, judged, memory):
         frame = recording.frames[position]
         try:
             yield read_evaluation_frame(
@@ -105,11 +106,20 @@ def count(
         yield frame
 
 
-def shown_positions(judged: Sequence[int], memory: int | None) -> list[int]:
+def shown_positions(
+    frames: Sequence[Frame], judged: Sequence[int], memory: float | None
+) -> list[int]:
     """Positions that have to be shown where those `judged` count; see `read_evaluation_frames`."""
-    if memory is None:
-        return list(range(max(judged, default=-1) + 1))
-    return sorted({p - k for p in judged for k in range(memory + 1) if p >= k})
+    if memory == 0:
+        return sorted(judged)
+    before = range(max(judged, default=-1) + 1)
+    if memory is None or not before:
+        return list(before)
+    stamps = np.array([frames[position].stamp_ns for position in before])
+    ends = np.array(sorted(judged))
+    following = ends[np.searchsorted(ends, before)]  # the next judged position of each
+    recent = stamps[following] - stamps <= memory * 1e9
+    return [p for p in before if recent[p] or following[p] == p + 1]
 
 
 def read_evaluation_frame(

@@ -68,9 +68,11 @@ class BundlePredictor:
     model: Model | None = None
 
     @property
-    def memory(self) -> int | None:
-        """How many frames before one have a say in its depth; None: all."""
-        return {"single_frame": 0, "multi_frame": 1}.get(self.model or "")
+    def memory(self) -> float | None:
+        """Seconds before a frame whose frames have a say in its depth; None: all."""
+        from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
+
+        return {"single_frame": 0, "multi_frame": KEYFRAME_SECONDS}.get(self.model or "")
 
     def predict(
         self, frames: Iterable[EvaluationFrame]

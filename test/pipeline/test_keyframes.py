@@ -24,7 +24,7 @@ from depth_prior_ros.pipeline.keyframes import (
     Keyframes,
     scaled_step,
 )
-from depth_prior_ros.pipeline.multi_frame_step import Shown
+from depth_prior_ros.pipeline.multi_frame_step import Pair, Shown
 
 CAMERA = Camera(56.0, 61.0, 48.0, 16.0, 96, 32)
 WIDTH, FX = 96, 56.0
@@ -74,6 +74,7 @@ def test_the_nearest_frame_that_is_a_metre_back(metres: float, expected: list[in
     for candidate in frames.choose(i * TENTH, WIDTH, FX):
         steps = i - candidate.shown.stamp_ns // TENTH
         assert candidate.metres == candidate.told == pytest.approx(steps * metres)
+        assert candidate.pose is not None
         np.testing.assert_allclose(candidate.pose, ahead(steps * metres), atol=1e-12)
 
 
@@ -88,6 +89,7 @@ def test_poses_compose_exactly() -> None:
     for step in way[number + 1 :]:
         assert step.pose is not None
         expected = expected @ step.pose
+    assert best.pose is not None
     np.testing.assert_allclose(best.pose, expected, atol=1e-12)
 
 
@@ -137,6 +139,7 @@ def test_without_odometry_the_network_s_own_steps_count() -> None:
                 assert (steps, frames.guess(best, i * TENTH)) == (1, None)
             else:
                 guess = frames.guess(best, i * TENTH)
+                assert guess is not None
                 np.testing.assert_allclose(guess, ahead(0.03 * steps), atol=1e-9)
             frames.saw(best, i * TENTH, ahead(0.03 * steps), 0.3 * steps, 1.0)
         frames.add(shown(i * TENTH))
@@ -251,20 +254,21 @@ def test_where_the_keyframe_s_motion_is_not_found_the_previous_frame_is_matched(
     pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.pose_source = "odometry"
-    pair_stamps = []
+    matched: list[int] = []
     depth = pipeline._step.depth
-    monkeypatch.setattr(
-        pipeline._step,
-        "depth",
-        lambda pair, *a: pair_stamps.append(pair.previous) or depth(pair, *a),
-    )
+
+    def record(pair: Pair, *further: Any) -> Any:
+        matched.append(pair.previous.stamp_ns)
+        return depth(pair, *further)
+
+    monkeypatch.setattr(pipeline._step, "depth", record)
     drive(pipeline, [slow(0.3)] * 6)
-    assert pair_stamps[-1].stamp_ns == TENTH
+    assert matched[-1] == TENTH
     # Too little of both frames in common.
     monkeypatch.setattr(pipeline.networks, "photometric_costs", lambda *a: [math.inf] * len(a[2]))
     result = pipeline.process(view(6), 6 * TENTH, slow(0.3))
     assert result.active_model == "multi_frame moving"
-    assert pair_stamps[-1].stamp_ns == 5 * TENTH
+    assert matched[-1] == 5 * TENTH
 
 
 def test_without_motion_the_depth_is_the_single_frame_depth(pipeline: DepthPipeline) -> None:

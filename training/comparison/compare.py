@@ -371,7 +371,7 @@ def prepare(
     wanted = chosen.followed() if recording.consecutive else chosen.judged
     memory = None if recording.consecutive else 0
     every = read_evaluation_frames(recording, protocol, size, wanted, memory)
-    total = len(shown_positions(wanted, memory))
+    total = len(shown_positions(recording.frames, wanted, memory))
     frames = tuple(count(every, partial(progress, f"reading {chosen.name}"), total))
     if not any(frame.truth for frame in frames):
         raise EvaluationError(f"{chosen.name}: not one frame with depth can be judged")

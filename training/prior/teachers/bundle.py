@@ -245,6 +245,8 @@ class BundleTeacher:
             "lookup": list(self.lookup) if self._multi is not None else [],
             "unit": float(f"{self._unit:.6g}"),
         }
+        if getattr(self._multi, "parallax", 0.0):
+            decisive["parallax"] = self._multi.parallax
         if self.features != "encoder":
             decisive["features"] = self.features
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
