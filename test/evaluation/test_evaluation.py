@@ -15,6 +15,7 @@ from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 from torch import nn
 
+from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.evaluation.evaluate import evaluate
 from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames
@@ -25,7 +26,7 @@ from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import evaluate_bundle, evaluate_set, verdict
-from training.evaluation.json import as_json, write_json
+from training.evaluation.json import as_json
 from training.evaluation.report import print_report, write_pictures
 from training.evaluation.sets import drive_set, kitti_2015_set
 from training.stages.validation import evaluate_network
@@ -312,7 +313,7 @@ def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     assert [s.name for s in report.sets] == ["kitti_2015", TEST_DRIVE]
     assert told[0].startswith("kitti_2015") and any("baselines" in line for line in told)
     path = tmp_path / "deep" / "figures.json"
-    write_json(report, path)
+    write_json(path, as_json(report))
     content = json.loads(path.read_text())
     assert content["bundle"]["name"] == "tiny" and "depth" not in content
     scenes, drive = content["data_sets"].values()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import STEPS, OneWeight, engine
+from test_trainer import STEPS, OneWeight, trainer
 from torch import Tensor, nn
 
 from training.loop.checkpoint import load_checkpoint
@@ -64,9 +64,9 @@ def test_by_hand() -> None:
 
 def test_the_stage_leaves_the_average_and_validates_it(tmp_path: Path) -> None:
     plain = OneWeight()
-    engine(plain, tmp_path / "plain").run()
+    trainer(plain, tmp_path / "plain").run()
     stage = Averaged()
-    engine(stage, tmp_path / "averaged").run()
+    trainer(stage, tmp_path / "averaged").run()
     raw = [*stage.seen, plain.net.weight.item()]  # training itself goes on with the raw weights
     assert stage.net.weight.item() == pytest.approx(average(raw), rel=1e-5)
     assert stage.validated == pytest.approx([average(raw[:6]), average(raw)], rel=1e-5)
@@ -77,11 +77,11 @@ def test_the_stage_leaves_the_average_and_validates_it(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_ends_with_the_same_average(tmp_path: Path) -> None:
     whole = Averaged()
-    engine(whole, tmp_path / "whole").run()
+    trainer(whole, tmp_path / "whole").run()
     with pytest.raises(RuntimeError, match="power cut"):
-        engine(Averaged(stop_before=6), tmp_path / "cut").run()  # the checkpoint is of step 4
+        trainer(Averaged(stop_before=6), tmp_path / "cut").run()  # the checkpoint is of step 4
     rest = Averaged()
-    engine(rest, tmp_path / "cut").run()
+    trainer(rest, tmp_path / "cut").run()
     assert len(rest.seen) == STEPS - 4
     assert torch.equal(rest.net.weight, whole.net.weight)
 
@@ -98,13 +98,13 @@ def test_a_share_of_the_start_is_kept(tmp_path: Path) -> None:
 
     plain = OneWeight()
     start = plain.net.weight.item()
-    engine(plain, tmp_path / "plain").run()
+    trainer(plain, tmp_path / "plain").run()
     whole = Kept()
-    engine(whole, tmp_path / "whole").run()
+    trainer(whole, tmp_path / "whole").run()
     expected = 0.75 * plain.net.weight.item() + 0.25 * start
     assert whole.net.weight.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(RuntimeError, match="power cut"):
-        engine(Kept(stop_before=6), tmp_path / "cut").run()
+        trainer(Kept(stop_before=6), tmp_path / "cut").run()
     rest = Kept()
-    engine(rest, tmp_path / "cut").run()
+    trainer(rest, tmp_path / "cut").run()
     assert torch.equal(rest.net.weight, whole.net.weight)
