@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import STEPS, OneWeight, engine
+from test_trainer import STEPS, OneWeight, trainer
 from torch import Tensor, nn
 
 from training.loop.checkpoint import load_checkpoint
@@ -64,9 +64,9 @@ def test_by_hand() -> None:
 
 def test_the_stage_leaves_the_average_and_validates_it(tmp_path: Path) -> None:
     plain = OneWeight()
-    engine(plain, tmp_path / "plain").run()
+    trainer(plain, tmp_path / "plain").run()
     stage = Averaged()
-    engine(stage, tmp_path / "averaged").run()
+    trainer(stage, tmp_path / "averaged").run()
     raw = [*stage.seen, plain.net.weight.item()]  # training itself goes on with the raw weights
     assert stage.net.weight.item() == pytest.approx(average(raw), rel=1e-5)
     assert stage.validated == pytest.approx([average(raw[:6]), average(raw)], rel=1e-5)
@@ -77,10 +77,10 @@ def test_the_stage_leaves_the_average_and_validates_it(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_ends_with_the_same_average(tmp_path: Path) -> None:
     whole = Averaged()
-    engine(whole, tmp_path / "whole").run()
+    trainer(whole, tmp_path / "whole").run()
     with pytest.raises(RuntimeError, match="power cut"):
-        engine(Averaged(stop_before=6), tmp_path / "cut").run()  # the checkpoint is of step 4
+        trainer(Averaged(stop_before=6), tmp_path / "cut").run()  # the checkpoint is of step 4
     rest = Averaged()
-    engine(rest, tmp_path / "cut").run()
+    trainer(rest, tmp_path / "cut").run()
     assert len(rest.seen) == STEPS - 4
     assert torch.equal(rest.net.weight, whole.net.weight)
