@@ -135,8 +135,9 @@ class CameraCodeSpec(_Strict):
         if not apart:
             return None
         return (
-            f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth may "
-            "be worse than with a bundle that was fitted to none; fit it anew (depth_train fit-camera)"
+            f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth "
+            "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
+            "fit-camera)"
         )
 
 
