@@ -98,6 +98,10 @@ class DepthSpec(_Strict):
         return self
 
 
+# Cameras further apart than this, in image widths or heights, are another camera.
+_ALIKE = 0.05
+
+
 class CameraCodeSpec(_Strict):
     """What a student is told of the camera that the bundle was fitted to.
 
@@ -116,6 +120,25 @@ class CameraCodeSpec(_Strict):
         if not all(abs(number) <= 10 for number in self.numbers):
             raise ValueError(f"numbers {list(self.numbers)}: each must lie within -10 and 10")
         return self
+
+    def doubt(self, camera: Camera) -> str | None:
+        """Why these numbers may be wrong for a camera, in words; None where it is like theirs."""
+        fitted = self.camera
+        mine = (fitted.fx / fitted.width, fitted.fy / fitted.height, fitted.cy / fitted.height)
+        seen = (camera.fx / camera.width, camera.fy / camera.height, camera.cy / camera.height)
+        names = ("fx over width", "fy over height", "cy over height")
+        apart = [
+            f"{name} is {new:.3f}, not {old:.3f}"
+            for name, old, new in zip(names, mine, seen, strict=True)
+            if abs(new - old) > _ALIKE
+        ]
+        if not apart:
+            return None
+        return (
+            f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth "
+            "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
+            "fit-camera)"
+        )
 
 
 class Provenance(_Strict):

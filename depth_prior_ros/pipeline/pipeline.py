@@ -12,6 +12,7 @@ vehicle that drives computes them once a frame, a vehicle that stands does not c
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -69,6 +70,8 @@ __all__ = [
     "PoseChoice",
     "Reason",
 ]
+
+_log = logging.getLogger(__name__)
 
 BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
@@ -143,6 +146,7 @@ class DepthPipeline(PipelineSettings):
         self.frame_rate = FrameRate()
         self.guard = guard or MultiFrameGuard()
         self._trained = self.bundle.manifest.camera
+        self._last_camera: Camera | None = None
         self._gate = MotionGate(gate)
         self._pictures = RecentPictures()
         self._step = MultiFrameStep(self.networks, self._trained, self.guard)
@@ -301,6 +305,11 @@ class DepthPipeline(PipelineSettings):
         outside: NDArray[np.bool_] | None = None,
     ) -> Shown:
         framed = frame_image(image, camera, self._trained, self.fit, outside)
+        if camera is not None and camera != self._last_camera:
+            self._last_camera = camera
+            told = self.bundle.manifest.camera_code
+            if told is not None and (doubt := told.doubt(camera)) is not None:
+                _log.warning("%s", doubt)
         return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
     def _single(self, current: Shown) -> Native:

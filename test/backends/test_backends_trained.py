@@ -39,10 +39,10 @@ def lite() -> Bundle:
     return load_bundle("lite")
 
 
-def street(nearer: float) -> NDArray[np.float32]:
-    """A made-up street as (1, 3, 96, 320): sky, road to a vanishing point, textured sides.
+def street(nearer: float, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A made-up street as (1, 3, H, W): sky, road to a vanishing point, textured sides.
 
-    nearer: by how much it has grown around that point, as though the camera had driven.
+    nearer: by how much it has grown around that point, as though the camera had driven. size: W, H.
     """
     import cv2
 
@@ -57,13 +57,15 @@ def street(nearer: float) -> NDArray[np.float32]:
     zoom = 1 + nearer
     place = np.array([[zoom, 0, 160 - 224 * zoom], [0, zoom, 44 - 108 * zoom]])
     view = cv2.warpAffine(picture, place, (320, 96), flags=cv2.INTER_LINEAR)
+    view = cv2.resize(view, size, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(view.transpose(2, 0, 1)[np.newaxis]).astype(np.float32) / 255
 
 
 def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """Depth of the second of two frames, by model; the motion is the same for all backends."""
     backend = networks.backend
-    first, second = (backend.to_native(street(nearer)) for nearer in (0.0, 0.04))
+    size = bundle.manifest.input_size
+    first, second = (backend.to_native(street(nearer, size)) for nearer in (0.0, 0.04))
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
@@ -115,7 +117,7 @@ def test_agreement_on_the_trained_bundle(
 
 
 def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
-    first, second = (street(nearer) for nearer in (0.0, 0.04))
+    first, second = (street(nearer, lite.manifest.input_size) for nearer in (0.0, 0.04))
     K = lite.manifest.camera.matrix()
 
     def step(networks: Networks) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -69,6 +70,11 @@ def test_the_new_bundle_tells_its_camera(tmp_path: Path, bundle: Bundle) -> None
     spec = again.manifest.camera_code
     assert spec is not None and spec.numbers == found.numbers == fitted.manifest.camera_code.numbers  # type: ignore[union-attr]
     assert again.manifest.files == bundle.manifest.files, "no weight changed"
+    same = next(f.camera for f in open_recording(drive).frames)
+    assert spec.doubt(same) is None
+    longer = replace(same, fx=1.5 * same.fx, fy=1.5 * same.fy)
+    doubt = spec.doubt(longer)
+    assert doubt is not None and "another camera" in doubt and "fx over width is" in doubt
     image = np.random.default_rng(0).random((1, 3, *bundle.manifest.input_size[::-1]), np.float32)
     before, after = (
         compile_networks(b, "torch")[0].single(torch.from_numpy(image))[0] for b in (bundle, again)
