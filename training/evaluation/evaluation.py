@@ -250,7 +250,7 @@ def _needed(frames: Sequence[Frame], positions: Sequence[int], model: Model | No
     before = range(max(positions, default=-1) + 1)
     if model == "multi_frame":
         stamps = np.array([frames[p].stamp_ns for p in before])
-        ends = np.array(sorted(positions))
+        ends = np.array(sorted(positions), dtype=np.int64)
         following = ends[np.searchsorted(ends, before)]  # the next judged position of each
         recent = stamps[following] - stamps <= KEYFRAME_SECONDS * 1e9
         return [p for p in before if recent[p] or following[p] == p + 1]
