@@ -18,7 +18,7 @@ from torch import nn
 from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.evaluation.evaluate import evaluate
-from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames
+from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames, shown_positions
 from depth_prior_ros.evaluation.predictors import ImageIndependentMap, NetworkPredictor, StoredDepth
 from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
@@ -138,6 +138,18 @@ def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
     assert any("frame 3" in str(entry) for entry in chosen.recording.skipped)
 
 
+def test_the_forced_multi_frame_model_is_shown_what_it_may_match() -> None:
+    """Two seconds before each judged frame, and its predecessor whatever the rate."""
+    frames = [SimpleNamespace(stamp_ns=i * 100_000_000) for i in range(100)]
+    needed = shown_positions(frames, [30, 33, 80], 2.0)  # type: ignore[arg-type]
+    assert needed == [*range(10, 34), *range(60, 81)]
+    slow = [SimpleNamespace(stamp_ns=i * 5_000_000_000) for i in range(10)]
+    assert shown_positions(slow, [3, 7], 2.0) == [2, 3, 6, 7]  # type: ignore[arg-type]
+    assert shown_positions(slow, [], 2.0) == []  # type: ignore[arg-type]
+    assert shown_positions(slow, [3, 7], 0) == [3, 7]  # type: ignore[arg-type]
+    assert shown_positions(slow, [3], None) == [0, 1, 2, 3]  # type: ignore[arg-type]
+
+
 def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):
     whole = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
     chosen = EvaluationSet(whole.name, whole.protocol, whole.recording, (2,))
@@ -145,8 +157,8 @@ def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):
     report = evaluate_set(pipeline, chosen)
     stamps = [f.stamp_ns for f in whole.recording.frames[:3]]
     shown = {m: [s for n, s in pipeline.shown if n == m] for m in (None, "multi_frame")}
-    # As published, motion is judged over all frames; forced, one predecessor is enough.
-    assert shown == {None: stamps, "multi_frame": stamps[1:]}
+    # As published, motion is judged over all frames; forced, what may be matched is enough.
+    assert shown == {None: stamps, "multi_frame": stamps}
     assert [len(frames) for frames in report.rows.values()] == [1, 1, 1]
 
 
