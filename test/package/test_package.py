@@ -40,6 +40,7 @@ ROSDEP_KEYS = {
     "onnx": None,
     "onnxruntime": None,
     "moderngl": None,
+    "tflite": None,
     "threadpoolctl": None,  # comes with python3-sklearn
     "transformers": None,
 }
