@@ -67,7 +67,7 @@ def recipe_at(folder: Path) -> Path:
         "data": {"synthetic": {"folder": str(folder / "streets"), "count": PAIRS, "seed": 1}},
         "stages": [
             {
-                "kind": "supervised", "steps": 250, "batch": 8, "multi_batch": 0,
+                "kind": "supervised", "steps": 300, "batch": 8, "multi_batch": 0,
                 "learning_rate": 2e-3, "warm_up": 20,
             }
         ],

@@ -215,7 +215,7 @@ def test_standing_cameras_teach_matching_to_keep_the_single_frame_depth(
     )
     before = nets.multi_frame.delta.clone()
     for _ in range(5):  # more than a window of the map
-        loss, values = stage.loss(np.random.default_rng(1))
+        loss, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/parallax"] == pytest.approx(0, abs=1e-3)
     assert values["multi/held"] > 0.01
     assert values["synthetic/multi_held"] > 0.01
@@ -239,7 +239,8 @@ def test_the_papers_form_is_held_to_nothing(
     triplets: TripletSource, pairs: PairSource, tmp_path: Path
 ) -> None:
     nets = build(parallax=0.0)
-    _, values = teacher_stage(nets, triplets, pairs, tmp_path).loss(np.random.default_rng(1))
+    stage = teacher_stage(nets, triplets, pairs, tmp_path)
+    _, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/held"] == values["synthetic/multi_held"] == 0
     assert nets.multi_frame.architecture["parallax"] == 0
 
