@@ -34,10 +34,10 @@ endif
 STAMP := $(VENV)/.installed-$(ROS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean distclean
+.PHONY: help demo test test-fast lint format parameters clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): setup.py setup.cfg requirements.txt package.xml
 	@if [ "$(ROS)" != wheels ] && ! $(PYTHON) -c 'import rclpy'; then \
@@ -56,8 +56,14 @@ $(STAMP): setup.py setup.cfg requirements.txt package.xml
 demo: $(STAMP) ## replay the embedded drive through the node: demo/report.html, demo/metrics.json
 	$(BIN)/depth_bag demo --out $(DEMO)
 
+# Most of a test of the node is waiting for processes: three files side by side, on two cores.
+WORKERS ?= 3
+
 test: $(STAMP) ## all tests, the slow ones too
-	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --slow -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -68,6 +74,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+parameters: $(STAMP) ## rewrite config/depth.yaml and docs/parameters.md from the declarations
+	$(BIN)/python -m depth_prior_ros.ros.parameters.documents
 
 clean: ## remove what runs and builds left behind, but not .venv
 	rm -rf demo build install log dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

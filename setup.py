@@ -28,17 +28,23 @@ TEST = [
     # pytest 9 does not start where launch_testing is installed.
     "pytest>=7,<8.4",
     "pytest-timeout>=2.1",
+    "pytest-xdist>=3",
 ]
 
 EXTRAS = {
     "ros": ROS_WHEELS,
     "cpu": ["openvino>=2024.0", "onnx>=1.14", "onnxruntime>=1.15"],
     "render": ["moderngl>=5.8"],
+    # `depth_train import trunk` reads a detector in TensorFlow Lite's format.
+    "trunk": ["tflite>=2.10"],
     # Depth models of Hugging Face as teachers of a prior.
     "foundation": ["transformers>=4.48"],
+    # k-means as a control of the selection by attention.
+    "k-means": ["scikit-learn>=0.23", "threadpoolctl>=2.1"],
     "test": TEST,
     "dev": [
         *TEST,
+        "scikit-learn>=0.23",
         "import-linter>=2.1,<3",
         "mypy==2.4.1",
         "pillow",  # benchmarks/loader.py compares with it
@@ -85,7 +91,7 @@ setup(
     package_data={"": ["py.typed", "templates/*", "shaders/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
-        (f"share/{NAME}", ["package.xml", "LICENSE", "LICENSE-WEIGHTS"]),
+        (f"share/{NAME}", ["package.xml", "LICENSE", "LICENSE-WEIGHTS", "NOTICE"]),
         *shared_files("launch", "config", "bundles", "drives"),
     ],
     install_requires=requirements(),
@@ -94,6 +100,7 @@ setup(
     entry_points={
         "console_scripts": [
             "depth_node = depth_prior_ros.ros.node:main",
+            "depth_rviz = depth_prior_ros.ros.open_rviz:main",
             "depth_model_text = depth_prior_ros.ros.model_text:main",
             "depth_train = training.commands.cli:main",
             "depth_bag = rosbag_tools.cli:main",

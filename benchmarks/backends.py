@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
-    from depth_prior_ros.metrics import Protocol
+    from depth_prior_ros.evaluation.protocols import Protocol
     from depth_prior_ros.pipeline import DepthPipeline, Model
     from depth_prior_ros.recordings import Recording
 
@@ -90,7 +90,7 @@ def make_rows(bundle: Bundle, threads: int, only: list[str]) -> list[Row]:
 
 def open_drive() -> tuple[Recording, Protocol]:
     """Drive 0052 where the data is, the rendered drive otherwise."""
-    from depth_prior_ros.metrics import PROTOCOLS
+    from depth_prior_ros.evaluation.protocols import PROTOCOLS
     from depth_prior_ros.recordings import open_recording
     from depth_prior_ros.recordings.synthetic.drive import street_drive
 
@@ -117,7 +117,7 @@ def time_rows(rows: list[Row], images: list[NDArray[np.uint8]], camera: Any, rou
 
 def judge_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int) -> int:
     """Errors and disagreement on pairs of frames; how many."""
-    from depth_prior_ros.metrics import NoValidPixelsError
+    from depth_prior_ros.evaluation.metrics import NoValidPixelsError
     from rosbag_tools.scoring import in_view
 
     judged = 0

@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from depth_prior_ros.bundle import load_bundle  # noqa: E402
+from depth_prior_ros.evaluation.protocols import PROTOCOLS, Protocol  # noqa: E402
 from depth_prior_ros.geometry.camera import Camera  # noqa: E402
-from depth_prior_ros.metrics import PROTOCOLS, Protocol  # noqa: E402
 from depth_prior_ros.pipeline import DepthPipeline  # noqa: E402
 from depth_prior_ros.pipeline import pipeline as pipeline_module  # noqa: E402
 from depth_prior_ros.pipeline.confidence import Weights, combine, cues  # noqa: E402

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINTS = ("last.safetensors", "best.safetensors")
+CHECKPOINTS = ("last.safetensors",)
 # Times and the commit are written there.
 NOT_COMPARED = ("bundle.yaml",)
 

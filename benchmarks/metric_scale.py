@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.metrics import PROTOCOLS, DepthErrors, NoValidPixelsError, mean_errors
+from depth_prior_ros.evaluation.metrics import DepthErrors, NoValidPixelsError, mean_errors
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.recordings import open_recording

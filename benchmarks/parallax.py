@@ -134,7 +134,7 @@ def motion_of(frame: Frame, before: Frame | None) -> Motion:
 
 def judge(frame: Frame, protocol: str, answers: dict[str, Array], keyed: Answer) -> Pixels:
     """Errors of several depths (h, w) of one frame's region."""
-    from depth_prior_ros.metrics import PROTOCOLS
+    from depth_prior_ros.evaluation.protocols import PROTOCOLS
 
     truth = frame.depth()
     assert truth is not None

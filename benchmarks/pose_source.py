@@ -71,9 +71,9 @@ def disturbed(
 
 def judge(pipeline: DepthPipeline, pair: tuple[Frame, Frame], seed: int) -> dict[str, float]:
     """AbsRel of a pair's second frame by way, and of the single-frame network."""
-    from depth_prior_ros.metrics import PROTOCOLS
+    from depth_prior_ros.evaluation.protocols import PROTOCOLS
+    from depth_prior_ros.geometry.poses import rigid_inverse
     from depth_prior_ros.motion.gate import Motion
-    from depth_prior_ros.motion.odometry import rigid_inverse
 
     before, frame = pair
     assert before.pose is not None

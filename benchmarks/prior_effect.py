@@ -19,8 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depth_prior_ros.bundle import BundleError, load_bundle
+from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.models.prior_fusion import Prior
-from training.evaluation.quick import SETS, evaluate_network
+from training.stages.validation import SETS, evaluate_network
 
 _SEED = 0
 
@@ -50,7 +51,7 @@ def effect(name: str, root: Path) -> dict[str, list[float]]:
     size = bundle.manifest.input_size
     found = {}
     for variant, other in variants(prior).items():
-        errors = evaluate_network(student, "cpu", size, root, SETS, other)
+        errors = evaluate_network(NetworkPredictor(student, prior=other), size, root)
         found[variant] = [errors[key]["abs_rel"] for key in SETS]
     return found
 

@@ -110,7 +110,7 @@ def explicit(scene: Scene) -> Form:
     return run
 
 
-def folded(scene: Scene, precision: str = "fp32") -> Form:
+def folded(scene: Scene, precision: str = "f32") -> Form:
     """The form of the vehicle: `FoldedFusion` up to the convolution."""
     net = FoldedFusion(scene.fusion, scene.prior, precision)  # type: ignore[arg-type]
     channels = scene.fusion.config.reference_channels + 1

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
 from depth_prior_ros.models.student import Student
-from training.prior.rate_bar import RateBar
+from depth_prior_ros.progress import ProgressBar
 from training.prior.reference.files import (
     ReferenceManifest,
     Settings,
@@ -213,7 +213,7 @@ def main() -> None:
         wrong = difference(student, images, references)
         rates = [product_rate(threads)]
         before = peak_gib()
-        with RateBar() as progress:
+        with ProgressBar() as progress:
             start = time.perf_counter()
             keep = min(KEEP, len(references))
             found = select(

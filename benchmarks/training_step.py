@@ -94,9 +94,6 @@ def random_run(path: Path, overrides: list[str]) -> Any:
             known = torch.zeros(size, dtype=torch.bool)
             return TripletBatch(images, images, K, torch.eye(4).repeat(size, 2, 1, 1), known)
 
-        def prefetch(self, *_: Any, **__: Any) -> None:
-            """Nothing to read in advance."""
-
     class RandomRun(Run):
         """The recipe's stages; only the data is another."""
 
@@ -121,13 +118,13 @@ def measure(path: Path, device: str, rounds: int, changes: list[str]) -> list[Me
     overrides = [*changes, f"device={device}", f"threads={os.environ.get('OMP_NUM_THREADS', 1)}"]
     if on_cpu:
         overrides += [f"stages.{i}.batch=1" for i in range(len(recipe.stages))]
-        overrides += ["precision=fp32"]
+        overrides += ["precision=f32"]
     run = random_run(path, overrides)
-    system = run._beginning()
+    system = run.initial_system()
     found = []
     for part, planned in zip(run._parts(), recipe.stages, strict=False):
-        system = run._prepare(system, part)
-        stage = run._stage(system, part.schedule)
+        system = part.config.prepare(run, system, part.stage)
+        stage = part.config.build(run, system)
         for network in stage.networks.values():
             network.train()
         kept, operations = count(stage) if on_cpu else (0, 0)
@@ -139,7 +136,7 @@ def measure(path: Path, device: str, rounds: int, changes: list[str]) -> list[Me
                 device,
                 run.recipe.size,
                 planned.batch,
-                part.schedule.batch,
+                part.config.batch,
                 run.recipe.precision,
                 TRIPLETS * planned.epochs // planned.batch or planned.steps,
                 seconds,
@@ -172,7 +169,7 @@ def count(stage: Any) -> tuple[int, int]:
 
     with FlopCounterMode(display=False) as counter:
         with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss, _ = stage.loss(np.random.default_rng(0))
+            loss, _ = stage.loss(stage.draw_batch(np.random.default_rng(0)))
         loss.backward()
     return sum(kept.values()), counter.get_total_flops()
 
@@ -183,7 +180,7 @@ def time_steps(stage: Any, device: str, rounds: int) -> tuple[float, int]:
     import torch
 
     rng = np.random.default_rng(0)
-    optimiser = torch.optim.Adam(stage.trained, lr=stage.schedule.learning_rate)
+    optimiser = torch.optim.Adam(stage.trained, lr=stage.config.learning_rate)
     cuda = device != "cpu"
     wait: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
     if cuda:
@@ -193,9 +190,9 @@ def time_steps(stage: Any, device: str, rounds: int) -> tuple[float, int]:
         wait()
         start = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
-        loss, _ = stage.loss(rng)
+        loss, _ = stage.loss(stage.draw_batch(rng))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(stage.trained, stage.schedule.clip)
+        torch.nn.utils.clip_grad_norm_(stage.trained, stage.config.clip)
         optimiser.step()
         wait()
         times.append(time.perf_counter() - start)

@@ -38,6 +38,17 @@ def share_dir() -> Path:
     )
 
 
+def large_images_environment() -> dict[str, str]:
+    """The variable that makes Fast DDS read config/fastdds_large_images.xml; empty without it."""
+    try:
+        profile = share_dir() / "config" / "fastdds_large_images.xml"
+    except FileNotFoundError:
+        return {}
+    # These know the old name of the variable only; later ones warn about it.
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    return {f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE": str(profile)}
+
+
 def bundle_path(name_or_path: str | Path = DEFAULT_BUNDLE) -> Path:
     """The folder of a bundle, given a path or the name of a shipped one.
 
@@ -46,14 +57,14 @@ def bundle_path(name_or_path: str | Path = DEFAULT_BUNDLE) -> Path:
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return path
+        return path.absolute()
     shipped = share_dir() / "bundles"
     if path.name == str(name_or_path) and (shipped / path.name).is_dir():
         return shipped / path.name
     names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
     raise FileNotFoundError(
-        f"no bundle '{name_or_path}': neither a folder nor a shipped bundle "
-        f"(shipped: {', '.join(names) or 'none'})"
+        f"no bundle '{name_or_path}': {path.absolute()} is no folder, and none of that name is "
+        f"shipped (shipped: {', '.join(names) or 'none'})"
     )
 
 

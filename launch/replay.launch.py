@@ -8,6 +8,8 @@ Needs no rosbag2: `depth_bag play` reads ROS 1 and ROS 2 bags. For figures inste
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from launch.actions import (
@@ -16,6 +18,7 @@ from launch.actions import (
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
+    SetEnvironmentVariable,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -23,48 +26,33 @@ from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
+from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros.launch_arguments import truth
+from depth_prior_ros.share import demo_bag, large_images_environment
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-SHARE = Path(__file__).resolve().parents[1]
-CAMERA = "/camera"
-
-# Of the player.
-ARGUMENTS = [
-    ("bag", str(SHARE / "drives" / "street.mcap"), "ROS 2 or ROS 1 bag, or a KITTI folder"),
-    ("rate", "1.0", "times real time"),
-    ("loop", "true", "begin again after the last frame; false ends everything there"),
-    ("wait", "600.0", "seconds given to the node to be ready"),
-]
-# Handed on to depth.launch.py, which explains them.
-HANDED_ON = [
-    ("bundle", "", "as in depth.launch.py"),
-    ("device", "", "as in depth.launch.py"),
-    ("backend", "", "as in depth.launch.py"),
-    ("params_file", str(SHARE / "config" / "depth.yaml"), "as in depth.launch.py"),
-    ("scale", "", "as in depth.launch.py"),
-    ("camera_height", "", "as in depth.launch.py"),
-    ("namespace", "", "as in depth.launch.py"),
-    ("log_level", "info", "as in depth.launch.py"),
-    ("use_sim_time", "true", "take the time from the bag"),
-    ("rviz", "true", "also start RViz"),
-]
+DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
+HANDED_ON = launch_arguments.replay_arguments()
+ARGUMENTS = [*launch_arguments.PLAYER, *HANDED_ON]
 
 
 def generate_launch_description() -> LaunchDescription:
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in [*ARGUMENTS, *HANDED_ON]
+        for name, default, description in ARGUMENTS
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    given = {name: context.launch_configurations[name] for name, _, _ in [*ARGUMENTS, *HANDED_ON]}
-    if not Path(given["bag"]).exists():
-        raise FileNotFoundError(f"bag:={given['bag']}: no such file or folder")
-    words = ["play", given["bag"], "--rate", given["rate"], "--wait", given["wait"]]
-    words += ["--loop"] if given["loop"].lower() in ("true", "1") else []
-    words += ["--clock"] if given["use_sim_time"].lower() in ("true", "1") else []
+    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
+    launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
+    bag = Path(given["bag"]).expanduser().absolute() if given["bag"] else demo_bag()
+    if not bag.exists():
+        raise FileNotFoundError(f"bag:={bag}: no such file or folder")
+    words = ["play", str(bag), "--rate", given["rate"], "--wait", given["wait"]]
+    words += ["--loop"] if truth(given, "loop") else []
+    words += ["--clock"] if truth(given, "use_sim_time") else []
     player = Node(
         package="depth_prior_ros",
         executable="depth_bag",
@@ -73,15 +61,16 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output="screen",
     )
     node = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(SHARE / "launch" / "depth.launch.py")),
-        launch_arguments=[
-            *((name, given[name]) for name, _, _ in HANDED_ON),
-            ("camera", CAMERA),
-            # A full-size image per frame, and points above half a megabyte for RViz.
-            ("large_images", "true"),
-        ],
+        PythonLaunchDescriptionSource(DEPTH),
+        launch_arguments=[(name, given[name]) for name, _, _ in HANDED_ON],
     )
-    return [RegisterEventHandler(OnProcessExit(on_exit=end_all)), node, player]
+    # A full-size image per frame, and points above half a megabyte for RViz: for both of them.
+    environment = [
+        SetEnvironmentVariable(name, profile)
+        for name, profile in large_images_environment().items()
+        if name not in os.environ
+    ]
+    return [RegisterEventHandler(OnProcessExit(on_exit=end_all)), *environment, node, player]
 
 
 def end_all(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:

@@ -1,18 +1,40 @@
-"""The report's charts as inline SVG."""
+"""The report's charts: what happened over time, and how long answers took."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from depth_prior_ros.pages.charts import new_axes, new_figure, plain, svg
+from depth_prior_ros.pages.colours import BLUE, DIM, ORANGE, RED
 from rosbag_tools.results import FrameRecord
 
-WIDTH = 1140
-_LEFT, _RIGHT = 46, 46
-_COLOURS = {"multi_frame": "#35b8a6", "single_frame": "#f0a94b"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH, _LEFT, _RIGHT = 1140, 46, 46
+_COLOURS = {"multi_frame": "#35b8a6", "single_frame": ORANGE}
 _NO_ANSWER = "#596075"
+_LETTER = 6.2  # pixels
+
+
+@dataclass(frozen=True)
+class Run:
+    """Frames in a row with the same model and reason, from and to a moment in seconds."""
+
+    start: float
+    end: float
+    model: str | None
+    reason: str | None
+
+    @property
+    def label(self) -> str:
+        """For example "multi-frame · moving"."""
+        model = (self.model or "no answer").replace("_", "-")
+        return f"{model} · {self.reason}" if self.reason else model
 
 
 def times_of(frames: Sequence[FrameRecord]) -> list[float]:
@@ -20,9 +42,21 @@ def times_of(frames: Sequence[FrameRecord]) -> list[float]:
     return [(frame.stamp_ns - frames[0].stamp_ns) / 1e9 for frame in frames]
 
 
-def x_of(seconds: float, duration: float) -> float:
-    """Where a moment lies on the timeline."""
-    return _LEFT + (WIDTH - _LEFT - _RIGHT) * seconds / max(duration, 1e-9)
+def percent_of(seconds: float, duration: float) -> float:
+    """Where a moment lies on the timeline, in percent of its width."""
+    return 100 * (_LEFT + (_WIDTH - _LEFT - _RIGHT) * seconds / max(duration, 1e-9)) / _WIDTH
+
+
+def runs_of(frames: Sequence[FrameRecord]) -> Iterator[Run]:
+    """Runs of the same model and reason; a run lasts until the next one begins."""
+    times = times_of(frames)
+    start = 0
+    for i in range(1, len(frames) + 1):
+        first = frames[start]
+        if i < len(frames) and (frames[i].model, frames[i].reason) == (first.model, first.reason):
+            continue
+        yield Run(times[start], times[min(i, len(frames) - 1)], first.model, first.reason)
+        start = i
 
 
 def timeline(frames: Sequence[FrameRecord]) -> str:
@@ -30,122 +64,82 @@ def timeline(frames: Sequence[FrameRecord]) -> str:
     if not frames:
         return ""
     times = times_of(frames)
-    duration = times[-1]
-    parts = [f'<svg id="timeline" viewBox="0 0 {WIDTH} 262" role="img">']
-    parts += _band(frames, times, duration)
+    figure = new_figure(_WIDTH, 262)
+    duration = max(times[-1], 1e-9)
+    band = new_axes(figure, _LEFT, 26, _WIDTH - _RIGHT, 56)
+    _draw_runs(band, list(runs_of(frames)), duration)
     speeds = [None if f.speed is None else abs(f.speed) for f in frames]
-    parts += _line(times, duration, speeds, 78, 152, "#7aa2ff", "speed, m/s")
     errors = [f.abs_rel for f in frames]
-    parts += _line(times, duration, errors, 166, 236, "#ff7d8f", "AbsRel")
-    for second in _ticks(duration):
-        x = x_of(second, duration)
-        parts.append(f'<text x="{x:.1f}" y="254" text-anchor="middle">{second:g} s</text>')
-    parts.append(
-        '<line id="cursor" y1="12" y2="240" x1="-5" x2="-5" stroke="#fff" stroke-opacity=".8"/>'
-    )
-    return "".join([*parts, "</svg>"])
+    curves = ((78, speeds, BLUE, "speed, m/s"), (166, errors, RED, "AbsRel"))
+    for top, values, colour, label in curves:
+        axes = new_axes(figure, _LEFT, top, _WIDTH - _RIGHT, top + 72)
+        _draw_curve(axes, times, values, colour, label)
+        axes.set_xlim(0, duration)
+    band.set_xlim(0, duration)
+    axes.tick_params(labelbottom=True)
+    axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g} s")
+    return svg(figure)
+
+
+def _draw_runs(axes: Axes, runs: Sequence[Run], duration: float) -> None:
+    axes.set_axis_off()
+    pixel = duration / (_WIDTH - _LEFT - _RIGHT)
+    spans = [(run.start, max(run.end - run.start - pixel, 1.5 * pixel)) for run in runs]
+    colours = [_COLOURS.get(run.model or "", _NO_ANSWER) for run in runs]
+    axes.broken_barh(spans, (0, 1), facecolors=colours)
+    axes.set_ylim(0, 1)
+    for run, (start, width) in zip(runs, spans, strict=True):
+        if width > _LETTER * len(run.label) * pixel:
+            axes.text(
+                start + width / 2,
+                0.5,
+                plain(run.label),
+                color="#10131a",
+                size=11,
+                weight="bold",
+                ha="center",
+                va="center",
+            )
+
+
+def _draw_curve(
+    axes: Axes, times: list[float], values: Sequence[float | None], colour: str, label: str
+) -> None:
+    """One curve, interrupted where nothing is known, between 0 and its largest value."""
+    known = [value for value in values if value is not None]
+    title = label if known else f"{label} (not recorded)"
+    axes.set_title(title, loc="left", color=colour, size=11, pad=3)
+    axes.grid(visible=False, axis="x")
+    axes.tick_params(labelbottom=False)
+    highest = max([*known, 1e-9])
+    axes.set_yticks([0, highest] if known else [], ["0", f"{highest:.2g}"] if known else [])
+    axes.set_ylim(0, 1.03 * highest)
+    axes.plot(times, [np.nan if v is None else v for v in values], color=colour, linewidth=1.8)
 
 
 def histogram(latencies: Sequence[float], percentiles: dict[str, float | None]) -> str:
-    """Counts over milliseconds, with p50, p95 and p99 marked."""
+    """Counts over milliseconds, with p50, p95 and p99 marked; "" where there are none."""
     if not latencies:
-        return '<p class="dim">No depth came back.</p>'
-    width, height, base = 540, 190, 160
+        return ""
     # One slow frame must not squeeze all others into one bar: the last bar holds what is beyond.
     top = max(1e-3, float(np.percentile(latencies, 99)) * 1.15)
-    bars = 30
-    counts, _ = np.histogram(np.minimum(latencies, top * (1 - 1e-9)), bins=bars, range=(0, top))
-    step = (width - 40) / bars
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img">']
-    for i, count in enumerate(counts):
-        tall = (base - 30) * count / counts.max()
-        parts.append(
-            f'<rect x="{20 + i * step:.1f}" y="{base - tall:.1f}" width="{step - 1.5:.1f}" '
-            f'height="{tall:.1f}" rx="1.5" fill="#7aa2ff"/>'
-        )
+    figure = new_figure(540, 190)
+    axes = new_axes(figure, 20, 34, 520, 160)
+    axes.grid(visible=False)
+    axes.hist(
+        np.minimum(latencies, top * (1 - 1e-9)), bins=30, range=(0, top), color=BLUE, rwidth=0.9
+    )
+    axes.set_yticks([])
+    axes.set_xticks(np.linspace(0, top, 5))
+    axes.xaxis.set_major_formatter(lambda milliseconds, _: f"{milliseconds:.0f} ms")
+    highest = axes.get_ylim()[1]
     for name, value in percentiles.items():
         if value is not None and value <= top:
-            x = 20 + (width - 40) * value / top
-            y = {"p50": 14, "p95": 14, "p99": 28}.get(name, 14)
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y + 3}" y2="{base}" stroke="#f0a94b" '
-                f'stroke-dasharray="3 3"/><text x="{x:.1f}" y="{y}" text-anchor="middle">'
-                f"{name} {value:.0f}</text>"
+            tall = (1.02 if name == "p99" else 1.14) * highest  # apart, so that names never meet
+            axes.plot([value, value], [0, tall], color=ORANGE, ls=(0, (3, 3)), lw=1, clip_on=False)
+            axes.text(
+                value, tall, f"{name} {value:.0f}", color=DIM, size=11, ha="center", va="bottom"
             )
-    for i in range(5):
-        x = 20 + (width - 40) * i / 4
-        parts.append(
-            f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{top * i / 4:.0f} ms</text>'
-        )
-    return "".join([*parts, "</svg>"])
-
-
-def _band(frames: Sequence[FrameRecord], times: list[float], duration: float) -> list[str]:
-    """Runs of the same model and reason as labelled boxes."""
-    parts: list[str] = []
-    start = 0
-    for i in range(1, len(frames) + 1):
-        same = i < len(frames) and (frames[i].model, frames[i].reason) == (
-            frames[start].model,
-            frames[start].reason,
-        )
-        if same:
-            continue
-        end = times[i] if i < len(frames) else duration
-        x, right = x_of(times[start], duration), x_of(end, duration)
-        colour = _COLOURS.get(frames[start].model or "", _NO_ANSWER)
-        model = (frames[start].model or "no answer").replace("_", "-")
-        label = f"{model} · {frames[start].reason}" if frames[start].reason else model
-        width = max(1.5, right - x - 1)
-        parts.append(
-            f'<rect x="{x:.1f}" y="26" width="{width:.1f}" height="30" rx="4" fill="{colour}">'
-            f"<title>{escape(label)}</title></rect>"
-        )
-        if width > 6.2 * len(label):
-            parts.append(
-                f'<text x="{x + width / 2:.1f}" y="45" text-anchor="middle" '
-                f'style="fill:#10131a;font-weight:600">{escape(label)}</text>'
-            )
-        start = i
-    return parts
-
-
-def _line(
-    times: list[float],
-    duration: float,
-    values: Sequence[float | None],
-    top: float,
-    bottom: float,
-    colour: str,
-    label: str,
-) -> list[str]:
-    """One curve between two heights, interrupted where nothing is known, with its scale."""
-    known = [value for value in values if value is not None]
-    title = f'<text x="{_LEFT}" y="{top - 3}" style="fill:{colour}">{label}'
-    if not known:
-        return [title + " (not recorded)</text>"]
-    highest = max(max(known), 1e-9)
-    parts = [title + "</text>"]
-    for label_value, y in ((0.0, bottom), (highest, top + 10)):
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="#2c3243"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{label_value:.2g}</text>'
-        )
-    points: list[str] = []
-    for moment, value in [*zip(times, values, strict=True), (0.0, None)]:
-        if value is None:
-            if points:
-                parts.append(
-                    f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" '
-                    'stroke-width="1.8" stroke-linejoin="round"/>'
-                )
-            points = []
-            continue
-        y = bottom - (bottom - top - 10) * value / highest
-        points.append(f"{x_of(moment, duration):.1f},{y:.1f}")
-    return parts
-
-
-def _ticks(duration: float) -> list[float]:
-    step = next((s for s in (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300) if duration / s <= 12), 600)
-    return [round(i * step, 3) for i in range(int(duration / step) + 1)]
+    axes.set_ylim(0, highest)
+    axes.set_xlim(0, top)
+    return svg(figure)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depth_prior_ros.backends import BACKENDS
+
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.recordings import StoredRecording
@@ -219,12 +221,6 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--moving", action="store_true", help="also masks of what moves by itself (larger bag)"
     )
-    parser.add_argument(
-        "--renderer",
-        default="auto",
-        choices=("auto", "gl", "raycast"),
-        help="OpenGL, or numpy where there is none (default: auto)",
-    )
     parser.set_defaults(run=_render)
 
 
@@ -241,7 +237,6 @@ def _render(parsed: argparse.Namespace) -> None:
         traffic=parsed.traffic,
         stop=not parsed.no_stop,
         moving=parsed.moving,
-        renderer=parsed.renderer,
     )
 
 
@@ -366,7 +361,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         default="auto",
-        choices=("auto", "torch", "openvino", "onnxruntime"),
+        choices=("auto", *BACKENDS),
         help="what runs the networks (default: auto)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

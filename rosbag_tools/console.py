@@ -7,33 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from depth_prior_ros.progress import ProgressBar
+
 
 @contextmanager
-def progress(text: str, unit: str = "frames") -> Iterator[Callable[[int, int], None]]:
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields `update(done, total)`."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(text, total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+    with ProgressBar() as bar:
+        bar(text)
+        yield lambda done, total: bar(text, done, total)
 
 
 def show(*things: Any) -> None:

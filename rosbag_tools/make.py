@@ -306,20 +306,16 @@ def render(
     traffic: str = "mixed",
     stop: bool = True,
     moving: bool = False,
-    renderer: str = "auto",
 ) -> None:
     """Render a street drive and write it; the same arguments give the same bag.
 
     `moving` adds masks of what moves by itself. See `street_drive` for the others. Raises
-    RecordingError where `out` exists, or where `renderer` is gl and OpenGL does not work (saying
-    what to install).
+    RecordingError where `out` exists, or where OpenGL does not work (saying what to install).
     """
     from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 
-    drive = street_drive(
-        seed, frames, size, street=street, traffic=traffic, stop=stop, renderer=renderer
-    )
+    drive = street_drive(seed, frames, size, street=street, traffic=traffic, stop=stop)
     try:
         make(drive, out, quality, moving=moving)
     except RendererUnavailableError as error:

@@ -1,35 +1,23 @@
-"""Depth and errors in colour, on scales that are the same in every report."""
+"""A replay's pictures: depth and errors in colour, on scales that are the same in every report."""
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.pages import colours
+
 NEAR, FAR = 3.0, 80.0  # metres; the colour follows log depth between them
 LARGEST_ERROR = 0.5  # relative; beyond it the colour stays
 WIDTH = 512
 
-_UNKNOWN = (96, 96, 96)
-_BEYOND = (18, 20, 32)
-
 
 def colour_depth(depth: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W) metres to (H, W, 3) RGB: turbo over log depth, near is red, far is blue.
-
-    NaN and 0 (unknown) are grey, +inf (beyond range) is nearly black.
-    """
-    known = depth > 0
-    position = np.zeros(depth.shape)
-    finite = known & np.isfinite(depth)
-    position[finite] = np.log(depth[finite] / NEAR) / np.log(FAR / NEAR)
-    coloured = _turbo(1 - np.clip(position, 0, 1))
-    coloured[np.isposinf(depth)] = _BEYOND
-    coloured[~known] = _UNKNOWN
-    return coloured
+    """(H, W) metres to (H, W, 3) RGB, see `colours.colour_depth`."""
+    return colours.colour_depth(depth, NEAR, FAR)
 
 
 def relative_error(prediction: NDArray[Any], truth: NDArray[Any], ratio: float) -> NDArray[Any]:
@@ -37,7 +25,7 @@ def relative_error(prediction: NDArray[Any], truth: NDArray[Any], ratio: float) 
 
     The prediction, of any size, is resized as inverse depth.
     """
-    from depth_prior_ros.metrics import resize_depth
+    from depth_prior_ros.evaluation.metrics import resize_depth
 
     scaled = resize_depth(prediction, *truth.shape) * ratio
     error = np.full(truth.shape, np.nan)
@@ -57,8 +45,7 @@ def colour_error(
     picture = cv2.cvtColor((grey * 0.35).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     small = _shrink_sparse(error, size)
     drawn = ~np.isnan(small)
-    coloured = _heat(np.clip(np.nan_to_num(small) / LARGEST_ERROR, 0, 1))
-    picture[drawn] = coloured[drawn]
+    picture[drawn] = colours.colour_heat(small / LARGEST_ERROR)[drawn]
     return np.asarray(picture, np.uint8)
 
 
@@ -101,38 +88,3 @@ def jpeg(picture: NDArray[np.uint8], quality: int = 80) -> bytes:
     """RGB as JPEG bytes."""
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     return bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
-
-
-def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
-    """Bytes as a URI that a page carries in itself."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def depth_gradient(steps: int = 24) -> list[str]:
-    """CSS colours of the depth scale, from NEAR to FAR."""
-    return _css(_turbo(np.linspace(1, 0, steps)[None]))
-
-
-def error_gradient(steps: int = 24) -> list[str]:
-    """CSS colours of the error scale, from 0 to LARGEST_ERROR."""
-    return _css(_heat(np.linspace(0, 1, steps)[None]))
-
-
-def _turbo(position: NDArray[Any]) -> NDArray[np.uint8]:
-    """0..1 to RGB; the ends of turbo, nearly black, are left out."""
-    levels = np.rint(20 + 215 * position).astype(np.uint8)
-    return np.asarray(
-        cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB), np.uint8
-    )
-
-
-def _heat(position: NDArray[Any]) -> NDArray[np.uint8]:
-    """0..1 to RGB from dark blue over red to pale yellow."""
-    levels = np.rint(30 + 225 * position).astype(np.uint8)
-    return np.asarray(
-        cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB), np.uint8
-    )
-
-
-def _css(colours: NDArray[np.uint8]) -> list[str]:
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours[0]]

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.atomic_files import move_into_place, staging_folder, write_json
 from depth_prior_ros.recordings import RecordingError
 
 METRICS, FRAMES, PICTURES, NODE_LOG, REPORT = (
@@ -76,17 +74,10 @@ def result_folder(out: Path) -> Iterator[Path]:
             raise RecordingError(
                 f"{out} holds other files ({', '.join(foreign[:3])}); name a new folder"
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with staging_folder(out) as temporary:
         (temporary / PICTURES).mkdir()
         yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        move_into_place(temporary, out)
 
 
 def save(folder: Path, results: Results) -> None:
@@ -114,13 +105,6 @@ def load(folder: Path) -> Results:
         return Results(metrics, frames, saved["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordingError(f"{folder}: not the folder of a finished replay ({error})") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name, then rename. A figure that is no number is an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
 
 
 def switches(frames: Sequence[FrameRecord]) -> list[dict[str, Any]]:

@@ -7,36 +7,37 @@ too. The image-independent predictors say what a fixed map would have reached on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.bundle.baselines import (
-    LIDAR_PIXEL,
-    LIDAR_ROW,
-    OWN_MEAN,
-    as_depth,
-    read_baselines,
+from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN, stored_maps
+from depth_prior_ros.evaluation.evaluate import (
+    FrameResult,
+    evaluate,
+    evaluate_beside,
+    evaluate_model,
 )
-from depth_prior_ros.metrics import (
-    PROTOCOLS,
-    DepthErrors,
-    NoValidPixelsError,
-    Protocol,
-    summary,
+from depth_prior_ros.evaluation.frames import (
+    EvaluationFrame,
+    EvaluationSet,
+    count,
+    read_evaluation_frames,
 )
+from depth_prior_ros.evaluation.metrics import DepthErrors, summary
+from depth_prior_ros.evaluation.predictors import ImageIndependentMap, Map, MeanDepth, StoredDepth
+from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.pipeline.framing import fit_region
-from depth_prior_ros.recordings import CorruptFrameError, Recording, read_frames
+from depth_prior_ros.recordings import Recording, StoredRecording
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
-    from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.pipeline import DepthPipeline, Model
 
-PROTOCOL_OF_SOURCE = {"lidar": "eigen", "stereo": "kitti2015", "exact": "synthetic"}
-MODELS = ("single_frame", "multi_frame")
+MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
 OWN_DRIVE = "own_mean_over_this_set"
 # The keys of metrics.json are those of a bundle's maps; this is how people call them.
 BASELINE_LABELS = {
@@ -45,12 +46,6 @@ BASELINE_LABELS = {
     LIDAR_PIXEL: "KITTI 0039 LiDAR, mean log depth per pixel",
     OWN_DRIVE: "mean of its own inverse depth, this drive",
 }
-
-
-def protocol_for(recording: Recording) -> Protocol | None:
-    """How to judge this recording's depth; None where it has none."""
-    source = recording.depth_source
-    return PROTOCOLS[PROTOCOL_OF_SOURCE[source]] if source else None
 
 
 def in_view(picture: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
@@ -65,128 +60,98 @@ def in_view(picture: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass
 class Judge:
-    """Collects the errors of published depth, frame by frame."""
+    """Collects the errors of published depth, frame by frame.
 
+    `taken` counts the pixels of judged depth images that the node's range made infinite: where
+    there are any, errors after scaling by medians depend on the metric factor. `pixels` counts all.
+    """
+
+    recording: Recording
     protocol: Protocol | None
-    scaled: list[DepthErrors] = field(default_factory=list)
-    absolute: list[DepthErrors] = field(default_factory=list)
-    judged: list[int] = field(default_factory=list)  # positions in the recording
-    _inverses: NDArray[np.float64] | None = None  # sum and count, (2, h, w)
+    results: list[FrameResult] = field(default_factory=list)
+    mean: MeanDepth = field(default_factory=MeanDepth)
+    taken: int = 0
+    pixels: int = 0
 
-    def add(
-        self, position: int, depth: NDArray[np.float32], truth: NDArray[np.float32] | None
-    ) -> DepthErrors | None:
+    def add(self, position: int, depth: NDArray[np.float32]) -> FrameResult | None:
         """Judge one depth image against its truth; None where that cannot be."""
-        self._average(depth)
-        if self.protocol is None or truth is None:
+        self.mean.add(depth)
+        if self.protocol is None:
             return None
-        try:
-            errors = self.protocol.errors(depth, truth)
-            absolute = replace(self.protocol, scaling="none").errors(depth, truth)
-        except NoValidPixelsError:
+        size, skipped = (depth.shape[1], depth.shape[0]), self.recording.skipped
+        frames = self.frames([position], size)
+        found = evaluate(StoredDepth({position: depth}), frames, self.protocol, skipped=skipped)
+        if not found:
             return None
-        self.scaled.append(errors)
-        self.absolute.append(absolute)
-        self.judged.append(position)
-        return errors
+        self.results += found
+        self.taken += int(np.isposinf(depth).sum())
+        self.pixels += depth.size
+        return found[0]
 
-    def own_mean(self) -> NDArray[np.float64] | None:
-        """Depth (h, w) whose inverse is the mean inverse of all that was added."""
-        if self._inverses is None:
-            return None
-        total, count = self._inverses
-        return np.asarray(1 / np.maximum(total / np.maximum(count, 1), 1e-6))
+    def frames(self, positions: Sequence[int], size: tuple[int, int]) -> Iterator[EvaluationFrame]:
+        """Truth without images, for depth images of `size` (width, height)."""
+        assert self.protocol is not None
+        return read_evaluation_frames(self.recording, self.protocol, size, positions, images=False)
 
-    def _average(self, depth: NDArray[np.float32]) -> None:
-        known = depth > 0
-        inverse = np.zeros(depth.shape)
-        np.divide(1.0, depth, out=inverse, where=known)  # beyond range counts as 0
-        if self._inverses is None or self._inverses[0].shape != depth.shape:
-            self._inverses = np.zeros((2, *depth.shape))
-        self._inverses += inverse, known
+    def entry(self) -> dict[str, Any]:
+        """`depth.all` of metrics.json."""
+        entry: dict[str, Any] = dict(summary([result.errors for result in self.results]))
+        return entry | {"pixels": self.pixels, "pixels_beyond_range": self.taken}
 
+    def notes(self) -> list[str]:
+        """What the reader of the figures has to know."""
+        if not self.taken:
+            return []
+        return [
+            f"{self.taken:,} of {self.pixels:,} pixels of judged depth lie beyond the node's range "
+            f"({self.taken / self.pixels:.2%}): errors of published depth after scaling by medians "
+            "depend on the metric factor; those of each model do not"
+        ]
 
-def judge_baselines(
-    recording: Recording,
-    judge: Judge,
-    bundle: Bundle,
-    progress: Callable[[int, int], None],
-) -> dict[str, dict[str, Any]]:
-    """Entries by name for maps that do not look at the image, on the frames that were judged."""
-    protocol = judge.protocol
-    maps = baseline_maps(bundle)
-    own = judge.own_mean()
-    if own is not None:
-        maps[OWN_DRIVE] = own
-    if protocol is None or not judge.judged:
-        return {}
-    errors: dict[str, list[DepthErrors]] = {name: [] for name in maps}
-    for done, position in enumerate(judge.judged, start=1):
-        truth = recording.frames[position].depth()
-        assert truth is not None
-        for name, depth in maps.items():
-            errors[name].append(_errors_of_map(protocol, depth, truth))
-        progress(done, len(judge.judged))
-    return {name: summary(found) for name, found in errors.items()}
-
-
-def _errors_of_map(
-    protocol: Protocol, depth: NDArray[np.float64], truth: NDArray[np.float32]
-) -> DepthErrors:
-    return protocol.errors(depth, in_view(truth, depth))
-
-
-def baseline_maps(bundle: Bundle) -> dict[str, NDArray[np.float64]]:
-    """The maps that a bundle carries, as depth (h, w) at its input size; empty without any."""
-    width, _ = bundle.manifest.input_size
-    return {name: as_depth(name, values, width) for name, values in read_baselines(bundle).items()}
+    def baselines(
+        self, bundle: Bundle, told: Callable[[int, int], None]
+    ) -> dict[str, dict[str, Any]]:
+        """Entries by name for maps that do not look at the image, on the judged frames."""
+        if self.protocol is None or not self.results:
+            return {}
+        maps: dict[str, Map] = {**stored_maps(bundle), OWN_DRIVE: self.mean.depth()}
+        predictors = {name: ImageIndependentMap(depth) for name, depth in maps.items()}
+        positions = [result.position for result in self.results]
+        frames = count(self.frames(positions, bundle.manifest.input_size), told, len(positions))
+        errors = evaluate_beside(predictors, frames, self.protocol)
+        return {name: summary(found) for name, found in errors.items()}
 
 
 def judge_forced(
-    recording: Recording,
+    recording: StoredRecording,
     pipeline: DepthPipeline,
     protocol: Protocol,
-    progress: Callable[[int, int], None],
+    told: Callable[[int, int], None],
 ) -> tuple[dict[str, Any], int]:
     """Entries for each model forced on the frames with truth and a predecessor.
 
     Both are judged on the same frames: where the forced multi-frame network had to fall back
     (no usable pose), the frame counts for neither; how many these were is the second value.
     """
-    found: dict[int, dict[str, DepthErrors]] = {}
-    fell_back = 0
+    judged = tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
+    chosen = EvaluationSet(recording.name, protocol, recording, judged)
     models = [m for m in MODELS if m != "multi_frame" or pipeline.networks.has_multi_frame]
-    total = len(models) * len(recording.frames)
+    found: dict[str, dict[int, DepthErrors]] = {}
+    fell_back = 0
     for number, model in enumerate(models):
-        pipeline.reset()
-        pipeline.force_model = model  # type: ignore[assignment]
-        for position, image in read_frames(recording):
-            frame = recording.frames[position]
-            result = pipeline.process(image, frame.stamp_ns, None, frame.camera)
-            progress(number * len(recording.frames) + position + 1, total)
-            if not frame.has_depth or position == 0 or recording.gap_before(position):
-                continue
-            if result.model != model:
-                fell_back += 1
-                continue
-            errors = _forced_errors(protocol, frame, result.depth)
-            if errors is not None:
-                found.setdefault(position, {})[model] = errors
-    both = [entry for entry in found.values() if len(entry) == len(models)]
+
+        def shown(done: int, total: int, before: int = number) -> None:
+            told(before * total + done + 1, len(models) * total)
+
+        results = evaluate_model(pipeline, chosen, model, chosen.followed(), shown)
+        found[model] = {r.position: r.errors for r in results if r.model == model}
+        fell_back += len(results) - len(found[model])
+    both = set.intersection(*map(set, found.values()))
     entries: dict[str, Any] = {
-        model: summary([entry[model] for entry in both if model in entry]) for model in MODELS
+        model: summary([e for position, e in found.get(model, {}).items() if position in both])
+        for model in MODELS
     }
     return entries, fell_back
-
-
-def _forced_errors(
-    protocol: Protocol, frame: Any, depth: NDArray[np.float32]
-) -> DepthErrors | None:
-    try:
-        truth = frame.depth()
-        return protocol.errors(depth, in_view(truth, depth))
-    except (CorruptFrameError, NoValidPixelsError):
-        return None
 
 
 def protocol_entry(protocol: Protocol | None, recording: Recording) -> dict[str, Any] | None:

@@ -22,11 +22,9 @@ from std_msgs.msg import Header
 
 from depth_prior_ros.recordings import Frame
 from depth_prior_ros.recordings.bag_messages import UNKNOWN, odometry_from_pose
-from depth_prior_ros.share import share_dir
+from depth_prior_ros.share import large_images_environment
 
 _NEW, _OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
-# These know the old name only; later ones warn about it.
-_OLD_DISTRIBUTIONS = ("humble", "iron", "jazzy")
 
 
 def replay_environment() -> dict[str, str]:
@@ -37,7 +35,7 @@ def replay_environment() -> dict[str, str]:
     """
     environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     if not (os.environ.get(_NEW) or os.environ.get(_OLD)):
-        environment |= _large_messages()
+        environment |= large_images_environment()
     return environment | {name: os.environ[name] for name in environment if name in os.environ}
 
 
@@ -49,16 +47,7 @@ def use_replay_environment() -> None:
 def use_large_images() -> None:
     """Set the profile for large messages for this process, unless the user has set one."""
     if not (os.environ.get(_NEW) or os.environ.get(_OLD)):
-        os.environ.update(_large_messages())
-
-
-def _large_messages() -> dict[str, str]:
-    try:
-        profile = share_dir() / "config" / "fastdds_large_images.xml"
-    except FileNotFoundError:
-        return {}
-    name = _OLD if os.environ.get("ROS_DISTRO") in _OLD_DISTRIBUTIONS else _NEW
-    return {name: str(profile)} if profile.is_file() else {}
+        os.environ.update(large_images_environment())
 
 
 IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"

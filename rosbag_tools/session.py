@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.metrics import DepthErrors, Protocol, summary
-from depth_prior_ros.recordings import CorruptFrameError, Recording
-from depth_prior_ros.recordings.base import name_skipped
+from depth_prior_ros.evaluation.metrics import DepthErrors, summary
+from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
+from depth_prior_ros.recordings import Frame, StoredRecording
 from rosbag_tools import pictures
 from rosbag_tools.console import progress
 from rosbag_tools.node_process import NodeProcess, ReplayError
@@ -35,10 +35,8 @@ from rosbag_tools.results import (
 from rosbag_tools.scoring import (
     Judge,
     in_view,
-    judge_baselines,
     judge_forced,
     protocol_entry,
-    protocol_for,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ class ReplayOptions:
     domain_id: int | None = None
 
 
-def replay(recording: Recording, out: Path, options: ReplayOptions, command: str) -> Results:
+def replay(recording: StoredRecording, out: Path, options: ReplayOptions, command: str) -> Results:
     """Replay a recording through the real node and write everything to the folder `out`.
 
     Raises RecordingError (also ReplayError: the node died, or is silent) and BundleError. `out`
@@ -102,11 +100,11 @@ class _Session:
     """The state of one replay."""
 
     def __init__(
-        self, recording: Recording, folder: Path, options: ReplayOptions, bundle: Bundle
+        self, recording: StoredRecording, folder: Path, options: ReplayOptions, bundle: Bundle
     ) -> None:
         self.recording, self.folder, self.options, self.bundle = recording, folder, options, bundle
         self.protocol: Protocol | None = protocol_for(recording)
-        self.judge = Judge(self.protocol)
+        self.judge = Judge(recording, self.protocol)
         self.records: dict[int, FrameRecord] = {}
         self.fell_back = 0
         self._answered_at: dict[int, int] = {}
@@ -125,7 +123,7 @@ class _Session:
             self._node_parameters(), remappings, domain_id=domain, log=self.folder / NODE_LOG
         )
         with process, Player(domain) as player:
-            with progress("starting the node", unit="") as update:
+            with progress("starting the node") as update:
                 player.wait_for_node(process, options.start_timeout)
                 update(1, 1)
             played = self._play(player, process)
@@ -145,7 +143,7 @@ class _Session:
             "latency_ms": latency_percentiles(records),
             "depth": self._depth_entries(),
             "protocol": protocol_entry(self.protocol, recording),
-            "absolute": summary(self.judge.absolute),
+            "absolute": summary([result.metric for result in self.judge.results]),
             "baselines": self._baselines(),
             "models": dict(Counter(f"{r.model} {r.reason}" for r in records if r.model)),
             "multi_frame_fell_back": self.fell_back,
@@ -157,7 +155,7 @@ class _Session:
         run = {
             "command": command,
             "recording": recording.name,
-            "notes": list(recording.notes),
+            "notes": [*recording.notes, *self.judge.notes()],
             "bundle": {
                 "name": manifest.name,
                 "licence": manifest.licence,
@@ -215,35 +213,30 @@ class _Session:
         self._answered_at[answer.position] = answer.source_ns
         frame = self.recording.frames[answer.position]
         depth = answer.depth
-        truth = None
-        try:
-            whole = frame.depth()
-            if whole is not None:
-                truth = in_view(whole, depth)
-        except CorruptFrameError as error:
-            name_skipped(self.recording.skipped, f"depth of frame {frame.index}", str(error))
-        errors = self.judge.add(answer.position, depth, truth)
-        if errors is not None:
-            record.abs_rel, record.ratio = errors.abs_rel, errors.ratio
+        result = self.judge.add(answer.position, depth)
+        if result is not None:
+            record.abs_rel, record.ratio = result.errors.abs_rel, result.errors.ratio
         if answer.position % self._stride == 0:
-            self._draw(record, frame.image(), depth, truth, errors)
+            self._draw(record, frame, depth, None if result is None else result.errors)
 
     def _draw(
         self,
         record: FrameRecord,
-        image: NDArray[np.uint8],
+        frame: Frame,
         depth: NDArray[np.float32],
-        truth: NDArray[np.float32] | None,
         errors: DepthErrors | None,
     ) -> None:
-        view = in_view(image, depth)
+        view = in_view(frame.image(), depth)
         size = pictures.thumbnail_size(view.shape[1], view.shape[0])
         scaled = depth * np.float32(errors.ratio) if errors is not None else depth
         drawn = {
             "image": pictures.resized(view, size),
             "depth": pictures.resized(pictures.colour_depth(scaled), size),
         }
-        if truth is not None and errors is not None:
+        if errors is not None:
+            whole = frame.depth()
+            assert whole is not None  # there are errors
+            truth = in_view(whole, depth)
             error = pictures.relative_error(depth, truth, errors.ratio)
             drawn["truth"] = pictures.colour_truth(truth, size)
             drawn["error"] = pictures.colour_error(error, view, size)
@@ -258,7 +251,7 @@ class _Session:
             record.model, record.reason = player.model_at(source_ns)
 
     def _depth_entries(self) -> dict[str, Any]:
-        entries: dict[str, Any] = {"all": summary(self.judge.scaled)}
+        entries: dict[str, Any] = {"all": self.judge.entry()}
         if self.protocol is None or not self.options.forced:
             return entries | {"single_frame": summary([]), "multi_frame": summary([])}
         from depth_prior_ros.pipeline import DepthPipeline
@@ -271,10 +264,10 @@ class _Session:
         return entries | forced
 
     def _baselines(self) -> dict[str, Any]:
-        if not self.judge.judged:
+        if not self.judge.results:
             return {}
         with progress("judging image-independent maps") as update:
-            return judge_baselines(self.recording, self.judge, self.bundle, update)
+            return self.judge.baselines(self.bundle, update)
 
 
 def check_rclpy() -> None:

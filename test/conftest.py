@@ -25,7 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     # A robot, or a second test run, on the same network must not hear these tests, nor they it.
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 101)))
+    domain = os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 90)))
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: nor one worker another
+        os.environ["ROS_DOMAIN_ID"] = str(int(domain) + 1 + int(worker[2:]))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     # Two cores: a pool of threads in every child process only makes them wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))

@@ -21,8 +21,8 @@ from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import Region
 from depth_prior_ros.pipeline.results import DepthResult
 from depth_prior_ros.ros.camera_infos import camera_info_of
-from depth_prior_ros.ros.output_settings import OutputSettings
 from depth_prior_ros.ros.outputs.publishers import Outputs
+from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.scale import ScaleStatus
 
 FRAME = "camera_optical_frame"
@@ -61,10 +61,10 @@ def header_of(i: int) -> Header:
 
 
 def main(relative: bool, **settings: Any) -> None:
-    """Publish until the process is ended; settings as of `OutputSettings`."""
+    """Publish until the process is ended; settings as of `Settings`."""
     rclpy.init()
     node = LifecycleNode("depth_node")
-    outputs = Outputs(node, OutputSettings(**settings), metres=not relative)
+    outputs = Outputs(node, Settings(**settings), metres=not relative)
     told = node.create_publisher(String, "told", 10)
     node.trigger_configure()
     node.trigger_activate()

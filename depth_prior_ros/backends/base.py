@@ -1,4 +1,7 @@
-"""The protocol that every backend keeps.
+"""The protocol that every backend keeps, and the names under which backends are found.
+
+A new backend is a module of this room that imports its library when one is made: names are shown
+on command lines and in ROS parameters, where nothing heavy is loaded.
 
 "Native" is whatever the backend computes with: torch tensors on its device, or numpy arrays.
 What one compiled network returns may be handed to another one as it is, so that features that stay
@@ -7,19 +10,21 @@ from frame to frame never leave the device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+from depth_prior_ros.registry import Registry
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 Precision = Literal["f32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class BackendError(RuntimeError):
-    """A backend that cannot be had, or a network that it cannot compile."""
+    """A backend that is not available, or a network that it cannot compile."""
 
 
 class Compiled(Protocol):
@@ -30,11 +35,27 @@ class Compiled(Protocol):
 
 
 class Backend(Protocol):
-    """One way to run networks. Not thread-safe: one thread at a time."""
+    """One way to run networks. Not thread-safe: one thread at a time.
+
+    Made with `(device, threads, precision)`; raises BackendError where it does not run so.
+
+    Attributes:
+        packages: what has to be installed, by the names of import.
+        precisions: what it computes in; a precision that a CPU lacks is refused when it is made.
+        cuda: whether it runs on CUDA; otherwise on the CPU alone.
+        cpu_rank: place in the order in which `auto` tries the backends on a CPU, 0 the fastest.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    precisions: ClassVar[tuple[Precision, ...]]
+    cuda: ClassVar[bool]
+    cpu_rank: ClassVar[int]
+
+    def __init__(self, device: str, threads: int, precision: Precision) -> None: ...
 
     @property
     def name(self) -> str:
-        """`torch`, `openvino` or `onnxruntime`."""
+        """The one it is registered under."""
 
     @property
     def device(self) -> str:
@@ -63,3 +84,6 @@ class Backend(Protocol):
 
     def free_memory(self) -> None:
         """Give cached memory back after running out of it."""
+
+
+BACKENDS: Registry[type[Backend]] = Registry("backend", __package__)

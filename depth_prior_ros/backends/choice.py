@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from depth_prior_ros.backends.base import Backend, BackendError, Precision
-
-BACKENDS = ("torch", "openvino", "onnxruntime")
-PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
-_NEEDS = {"torch": (), "openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}
+from depth_prior_ros.backends.base import (
+    BACKENDS,
+    PRECISIONS,
+    Backend,
+    BackendError,
+    Precision,
+)
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,16 @@ def make_backend(
         raise BackendError(f"unknown backend {name!r}: choose auto, {', '.join(BACKENDS)}")
     if precision not in PRECISIONS:
         raise BackendError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
-    if precision != "f32" and name == "onnxruntime":
-        raise BackendError(f"precision {precision!r} is not to be had with onnxruntime")
-    if name == "torch":
-        from depth_prior_ros.backends.torch_backend import TorchBackend
-
-        return TorchBackend(device, threads, precision)
-    if device not in ("auto", "cpu"):
+    backend = BACKENDS[name]
+    if precision not in backend.precisions:
+        raise BackendError(f"precision {precision!r} is not supported by {name}")
+    if device not in ("auto", "cpu") and not backend.cuda:
         raise BackendError(f"{name} runs on the CPU here, not on {device!r}; use torch for CUDA")
     lacking = _lacking(name)
     if lacking:
         raise BackendError(lacking)
     try:
-        if name == "openvino":
-            from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
-
-            return OpenVinoBackend(threads, precision)
-        from depth_prior_ros.backends.onnxruntime_backend import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(threads)
+        return backend(device, threads, precision)
     except ImportError as error:
         raise BackendError(
             f"{name} cannot be imported ({error}); install it with the extra `cpu`"
@@ -128,28 +121,29 @@ def reason_of(option: Option, failures: list[str]) -> str:
 
 
 def _cpu_options(precision: Precision) -> list[Option]:
-    """On a CPU, by speed. OpenVINO alone is faster in bfloat16 there."""
+    """On a CPU, by speed; in another precision than f32 the first alone, others gain nothing."""
     options: list[Option] = []
     notes: list[str] = []
-    exact: list[Precision] = ["f32"]
-    wanted: list[Precision] = [precision, *exact] if precision != "f32" else exact
-    for name, precisions in (("openvino", wanted), ("onnxruntime", exact), ("torch", exact)):
+    ranked = sorted(BACKENDS.names(), key=lambda name: BACKENDS[name].cpu_rank)
+    for name in ranked:
         lacking = _lacking(name)
         if lacking:
             notes.append(lacking)
             continue
-        for kind in precisions:
+        fast = name == ranked[0] and precision in BACKENDS[name].precisions
+        kinds: list[Precision] = [precision] if fast and precision != "f32" else []
+        for kind in [*kinds, PRECISIONS[0]]:
             rank = "the next fastest" if options else "the fastest"
             words = [*notes, f"on a CPU, {name} is {rank} installed"]
             if kind != precision:
-                words.append(f"{precision} is to be had with openvino only: {kind}")
+                words.append(f"{precision} is faster with {ranked[0]} only: {kind}")
             options.append(Option(name, "cpu", kind, "; ".join(words)))
     return options
 
 
 def _lacking(name: str) -> str | None:
     """Which packages of a backend are not installed, in words."""
-    lacking = [package for package in _NEEDS[name] if find_spec(package) is None]
+    lacking = [package for package in BACKENDS[name].packages if find_spec(package) is None]
     if not lacking:
         return None
     return f"{name}: {' and '.join(lacking)} not installed (the extra `cpu` has them)"

@@ -1,16 +1,22 @@
-"""What the backends that read ONNX files share."""
+"""A network as an ONNX file, and what the backends that read such files share."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-from torch import nn
+from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends.base import BackendError, Compiled
-from depth_prior_ros.backends.onnx_export import export_onnx
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+_OPSET = 17
 
 
 class OnnxBackend:
@@ -18,6 +24,8 @@ class OnnxBackend:
 
     title: str
     """The library's name as it is written."""
+    device = "cpu"
+    cuda = False
 
     def compile(
         self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]
@@ -27,19 +35,19 @@ class OnnxBackend:
             path = Path(folder) / "model.onnx"
             export_onnx(module, example_inputs, path)
             try:
-                return self._read(path)
+                return self.read(path)
             except Exception as error:  # each library has errors of its own
                 raise BackendError(
                     f"{self.title} cannot compile {type(module).__name__}: {error}"
                 ) from error
 
-    def _read(self, path: Path) -> Compiled:
-        """Make an ONNX file ready to run; it is gone afterwards."""
+    def read(self, path: Path) -> Compiled:
+        """Make an ONNX file ready to run; the file is not needed afterwards."""
         raise NotImplementedError
 
     def to_native(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """A contiguous array."""
-        return np.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else array.copy(order="C")
 
     def to_numpy(self, native: NDArray[np.float32]) -> NDArray[np.float32]:
         """The array itself."""
@@ -50,3 +58,46 @@ class OnnxBackend:
 
     def free_memory(self) -> None:
         """Nothing is cached."""
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: tuple[NDArray[np.float32], ...],
+    path: Path,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> None:
+    """Write `module` to `path` with the shapes of `example_inputs`. Raises BackendError.
+
+    Inputs without names are called input0, input1, ...
+
+    Uses the exporter by tracing: it needs the onnx package but not onnxscript, and takes seconds
+    where the newer one takes half a minute.
+    """
+    import torch
+
+    tensors = tuple(torch.from_numpy(array) for array in example_inputs)
+    module = module.cpu().eval()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # The exporter is deprecated, and tracing warns of every shape taken as constant.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                tensors,
+                str(path),
+                dynamo=False,
+                opset_version=_OPSET,
+                do_constant_folding=True,
+                input_names=list(input_names or (f"input{i}" for i in range(len(tensors)))),
+                output_names=None if output_names is None else list(output_names),
+            )
+    except Exception as error:
+        raise BackendError(
+            f"{type(module).__name__} cannot be exported to ONNX: {error}"
+        ) from error
+    finally:
+        logger.setLevel(level)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from depth_prior_ros.backends.base import BackendError, Compiled, Precision
+from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
-from depth_prior_ros.backends.quiet_openvino import openvino
 
 
+def import_openvino() -> Any:
+    """OpenVINO, imported without its telemetry.
+
+    Where its package ``openvino_telemetry`` is there, which pip installs with it, ``import
+    openvino`` alone reports its use over the network and writes to ``~/intel``. Without, it does
+    neither.
+    """
+    # Python takes None for a module that cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+@BACKENDS.register("openvino")
 class OpenVinoBackend(OnnxBackend):
     """OpenVINO's CPU plugin.
 
@@ -19,11 +34,13 @@ class OpenVinoBackend(OnnxBackend):
 
     name = "openvino"
     title = "OpenVINO"
-    device = "cpu"
+    packages = ("openvino", "onnx")
+    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    cpu_rank = 0
 
-    def __init__(self, threads: int = 1, precision: Precision = "f32") -> None:
+    def __init__(self, device: str = "cpu", threads: int = 1, precision: Precision = "f32") -> None:
         self.precision: Precision = precision
-        self._core = openvino.Core()
+        self._core = import_openvino().Core()
         if precision == "bf16" and "BF16" not in self._capabilities():
             raise BackendError("openvino: this CPU computes no bf16")
         self._config = {
@@ -37,7 +54,8 @@ class OpenVinoBackend(OnnxBackend):
     def _capabilities(self) -> list[str]:
         return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
-    def _read(self, path: Path) -> Compiled:
+    def read(self, path: Path) -> Compiled:
+        """Make an ONNX file ready to run."""
         compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._config)
         request = compiled.create_infer_request()
         outputs = list(compiled.outputs)

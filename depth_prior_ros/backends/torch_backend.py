@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
+from depth_prior_ros.backends.devices import choose_device
 
-from depth_prior_ros.backends.base import BackendError, Compiled, Precision
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
 
+@BACKENDS.register("torch")
 class TorchBackend:
     """Eager PyTorch under inference mode.
 
@@ -23,26 +25,21 @@ class TorchBackend:
     """
 
     name = "torch"
+    packages = ("torch",)
+    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    cuda = True
+    cpu_rank = 2
 
     def __init__(
         self, device: str = "auto", threads: int = 1, precision: Precision = "f32"
     ) -> None:
+        import torch
+
+        self._torch = torch
         self.precision: Precision = precision
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self._device = torch.device(device)
-        except RuntimeError as error:
-            raise BackendError(f"unknown device {device!r}: {error}") from error
-        if self._device.type == "cuda":
-            if not torch.cuda.is_available():
-                raise BackendError(f"device {device!r}: this PyTorch sees no CUDA device")
-            if (self._device.index or 0) >= torch.cuda.device_count():
-                raise BackendError(f"device {device!r}: only {torch.cuda.device_count()} there")
-        elif self._device.type == "cpu":
+        self._device = choose_device(device)
+        if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        else:
-            raise BackendError(f"device {device!r}: choose auto, cpu, cuda or cuda:N")
 
     @property
     def device(self) -> str:
@@ -61,9 +58,9 @@ class TorchBackend:
             ) from error
 
         def run(*inputs: Any) -> tuple[Any, ...]:
-            with torch.inference_mode(), self._autocast():
+            with self._torch.inference_mode(), self._autocast():
                 output = net(*inputs)
-            outputs = (output,) if isinstance(output, Tensor) else output
+            outputs = (output,) if isinstance(output, self._torch.Tensor) else output
             return tuple(tensor.float() for tensor in outputs)
 
         return run
@@ -71,11 +68,11 @@ class TorchBackend:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "f32":
             return nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return self._torch.autocast(self._device.type, dtype=self._torch.bfloat16)
 
     def to_native(self, array: NDArray[np.float32]) -> Tensor:
         """A tensor on the device; on the CPU it shares the array's memory."""
-        return torch.from_numpy(array).to(self._device)
+        return self._torch.from_numpy(array).to(self._device)
 
     def to_numpy(self, native: Tensor) -> NDArray[np.float32]:
         """A float32 array on the CPU."""
@@ -84,9 +81,9 @@ class TorchBackend:
     def synchronize(self) -> None:
         """Wait for the CUDA stream."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            self._torch.cuda.synchronize(self._device)
 
     def free_memory(self) -> None:
         """Empty CUDA's cache."""
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            self._torch.cuda.empty_cache()

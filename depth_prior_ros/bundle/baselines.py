@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.bundle.bundle import Bundle, load_bundle
-from depth_prior_ros.bundle.files import move_into_place, sha256_of, staging
+from depth_prior_ros.bundle.files import sha256_of, staging
 from depth_prior_ros.bundle.manifest import (
     BASELINES_NAME,
     MANIFEST_NAME,
@@ -83,6 +84,12 @@ def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) ->
         read_baselines(load_bundle(folder))
         move_into_place(folder, place)  # at once: its manifest belongs to its files
     return load_bundle(bundle.path)
+
+
+def stored_maps(bundle: Bundle) -> dict[str, NDArray[np.float64]]:
+    """The maps of a bundle as depth (H, W) at its input size, see :func:`as_depth`."""
+    width = bundle.manifest.input_size[0]
+    return {name: as_depth(name, values, width) for name, values in read_baselines(bundle).items()}
 
 
 def as_depth(name: str, values: NDArray[np.floating], width: int) -> NDArray[np.float64]:

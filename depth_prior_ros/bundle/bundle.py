@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from depth_prior_ros.atomic_files import move_into_place, replacing
 from depth_prior_ros.bundle.files import (
-    move_into_place,
     open_tensors,
     refuse_foreign,
     sha256_of,
@@ -239,8 +239,24 @@ def save_bundle(
         if prior is not None and spec is not None:
             write_prior(folder / file_name("prior"), prior, spec, prior_sources)
         if teacher is not None:
-            copy_teacher(folder, load_bundle(teacher), spec, identify)
+            embed_teacher(folder, teacher, spec, identify)
         return seal_bundle(folder, path, manifest.model_copy(update={"prior": spec}))
+
+
+def embed_teacher(
+    folder: Path,
+    path: str | Path,
+    spec: PriorSpec | None,
+    identify: Callable[[Bundle], str] | None = None,
+) -> str:
+    """Copy the teacher bundle at ``path`` into the bundle being made in ``folder``.
+
+    ``identify`` gives the sha256 by which a prior knows its teacher; None compares name and size
+    only. Returns the sha256 of the teacher's manifest. Raises BundleError.
+    """
+    teacher = load_bundle(path)
+    found = None if identify is None else identify(teacher)
+    return copy_teacher(folder, teacher.path, teacher.manifest, spec, found)
 
 
 def seal_bundle(folder: Path, path: Path, manifest: Manifest) -> Bundle:
@@ -273,13 +289,11 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     if manifest.files != bundle.manifest.files:
         raise BundleError(target, "the hashes of files are not yours to change")
     _verify_content(Bundle(bundle.path, manifest))
-    temporary = target.with_suffix(".yaml.tmp")
     try:
-        write_manifest(temporary, manifest)
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            write_manifest(temporary, manifest)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BundleError(target, f"cannot be written: {error}") from error
+        raise BundleError(target, str(error.strerror)) from error
     return Bundle(bundle.path, manifest)
 
 

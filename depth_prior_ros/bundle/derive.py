@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.bundle.bundle import Bundle, aligned, load_bundle, seal_bundle
+from depth_prior_ros.bundle.bundle import Bundle, aligned, embed_teacher, seal_bundle
 from depth_prior_ros.bundle.files import (
     copy_file,
     open_tensors,
@@ -25,7 +25,7 @@ from depth_prior_ros.bundle.manifest import (
     file_name,
     validate_manifest,
 )
-from depth_prior_ros.bundle.prior import PriorSources, copy_teacher, write_prior
+from depth_prior_ros.bundle.prior import PriorSources, write_prior
 
 if TYPE_CHECKING:
     from depth_prior_ros.models.prior_fusion import Prior
@@ -86,7 +86,7 @@ def replace_prior(
         if inside is None and TEACHER_NAME in bundle.manifest.files:
             inside = bundle.path / TEACHER_FOLDER
         if inside is not None:
-            copy_teacher(folder, load_bundle(inside), spec, identify)
+            embed_teacher(folder, inside, spec, identify)
         return seal_bundle(folder, out, manifest)
 
 

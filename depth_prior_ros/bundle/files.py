@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.bundle.manifest import MANIFEST_NAME, BundleError
 
 if TYPE_CHECKING:
@@ -147,29 +146,10 @@ def staging(path: Path) -> Iterator[Path]:
 
     What is wrong with a file in it is reported by the name that the file would have had.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    folder.chmod(0o755)  # mkdtemp's 0700 would lock other users out of an installed bundle
-    try:
-        yield folder
-    except BundleError as error:
-        if folder != error.path and folder not in error.path.parents:
-            raise
-        raise BundleError(path / error.path.relative_to(folder), error.cause) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def move_into_place(folder: Path, path: Path) -> None:
-    """Move `folder` to `path`. A folder cannot be exchanged in one step: the old one waits."""
-    if not path.exists():
-        folder.rename(path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(old)
-    try:
-        folder.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with staging_folder(path) as folder:
+        try:
+            yield folder
+        except BundleError as error:
+            if folder != error.path and folder not in error.path.parents:
+                raise
+            raise BundleError(path / error.path.relative_to(folder), error.cause) from error

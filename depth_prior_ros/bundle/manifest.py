@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 
 # 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
-SCHEMA_VERSION = 2
+# 3: a student may be told its camera, and a bundle hold what it is told.
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
@@ -97,6 +98,49 @@ class DepthSpec(_Strict):
         return self
 
 
+# Cameras further apart than this, in image widths or heights, are another camera.
+_ALIKE = 0.05
+
+
+class CameraCodeSpec(_Strict):
+    """What a student is told of the camera that the bundle was fitted to.
+
+    Attributes:
+        numbers: see `models.camera_code`; all zero is the training camera.
+        camera: of the recording that they were fitted on, at that recording's image size.
+        source: the recording, and the error on frames that were kept out, before and after.
+    """
+
+    numbers: tuple[float, float, float, float, float]
+    camera: CameraSpec
+    source: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _finite(self) -> CameraCodeSpec:
+        if not all(abs(number) <= 10 for number in self.numbers):
+            raise ValueError(f"numbers {list(self.numbers)}: each must lie within -10 and 10")
+        return self
+
+    def doubt(self, camera: Camera) -> str | None:
+        """Why these numbers may be wrong for a camera, in words; None where it is like theirs."""
+        fitted = self.camera
+        mine = (fitted.fx / fitted.width, fitted.fy / fitted.height, fitted.cy / fitted.height)
+        seen = (camera.fx / camera.width, camera.fy / camera.height, camera.cy / camera.height)
+        names = ("fx over width", "fy over height", "cy over height")
+        apart = [
+            f"{name} is {new:.3f}, not {old:.3f}"
+            for name, old, new in zip(names, mine, seen, strict=True)
+            if abs(new - old) > _ALIKE
+        ]
+        if not apart:
+            return None
+        return (
+            f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth "
+            "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
+            "fit-camera)"
+        )
+
+
 class Provenance(_Strict):
     """Where the weights come from: enough to judge them, and to make them again."""
 
@@ -113,7 +157,7 @@ class PriorTeacher(_Strict):
 
     Attributes:
         name: the bundle's name, or the model's on Hugging Face.
-        kind: "bundle" or "foundation".
+        kind: "bundle", "foundation" or another kind of teacher.
         sha256: of everything that decides its outputs.
         tap: stride of the features at its input size.
         channels: channels of the features.
@@ -122,7 +166,7 @@ class PriorTeacher(_Strict):
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["bundle", "foundation"]
+    kind: str = Field(min_length=1)
     sha256: str = Field(pattern=_HEX)
     tap: int = Field(gt=0)
     channels: int = Field(gt=0)
@@ -175,6 +219,7 @@ class Manifest(_Strict):
     licence: str = Field(min_length=1)
     provenance: Provenance = Field(default_factory=Provenance)
     prior: PriorSpec | None = None
+    camera_code: CameraCodeSpec | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -193,6 +238,9 @@ class Manifest(_Strict):
             camera.camera()
         except InvalidCameraError as error:
             raise ValueError(f"training_camera: {error}") from error
+        told = self.architecture.student.get("camera_code", False)
+        if self.camera_code is not None and not told:
+            raise ValueError("camera_code is given, but the student is not told its camera")
         unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")

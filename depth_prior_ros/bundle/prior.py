@@ -11,7 +11,7 @@ keys are trained on one another).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ from depth_prior_ros.bundle.manifest import (
 )
 
 if TYPE_CHECKING:
-    from depth_prior_ros.bundle.bundle import Bundle
     from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 
 _REMEDY = (
@@ -269,19 +268,16 @@ def _short(text: str | None) -> str:
 
 
 def copy_teacher(
-    folder: Path,
-    teacher: Bundle,
-    spec: PriorSpec | None,
-    identify: Callable[[Bundle], str] | None = None,
+    folder: Path, source: Path, manifest: Manifest, spec: PriorSpec | None, found: str | None = None
 ) -> str:
     """Copy a prior's teacher into a bundle's folder, byte for byte, without its own teacher.
 
     Args:
         folder: of the bundle that gets it.
-        teacher: what is copied.
+        source: the teacher's own bundle, and its ``manifest``.
         spec: of the prior, whose `teacher` it must be.
-        identify: gives the sha256 that the prior's teacher has, of a bundle; None: only name and
-            size are compared.
+        found: the sha256 by which a prior knows its teacher; None: only name and size are
+            compared.
 
     Returns:
         The sha256 of its manifest.
@@ -289,22 +285,22 @@ def copy_teacher(
     Raises:
         BundleError: another teacher than the prior's; a full disk.
     """
-    _check_teacher(folder, teacher.manifest, spec)
+    _check_teacher(folder, manifest, spec)
     assert spec is not None and spec.teacher is not None
-    if identify is not None and (found := identify(teacher)) != spec.teacher.sha256:
+    if found is not None and found != spec.teacher.sha256:
         raise BundleError(
-            teacher.path,
+            source,
             f"is not the teacher that the prior came from: {_short(found)}, not "
             f"{_short(spec.teacher.sha256)}",
         )
     target = folder / TEACHER_FOLDER
-    own = [name for name in teacher.manifest.files if name != TEACHER_NAME]
+    own = [name for name in manifest.files if name != TEACHER_NAME]
     for name in own:
-        copy_file(teacher.path / name, target / name)
-    copy_file(teacher.path / MANIFEST_NAME, target / MANIFEST_NAME)
-    if len(own) < len(teacher.manifest.files):
-        files = {name: teacher.manifest.files[name] for name in own}
-        write_manifest(target / MANIFEST_NAME, teacher.manifest.model_copy(update={"files": files}))
+        copy_file(source / name, target / name)
+    copy_file(source / MANIFEST_NAME, target / MANIFEST_NAME)
+    if len(own) < len(manifest.files):
+        files = {name: manifest.files[name] for name in own}
+        write_manifest(target / MANIFEST_NAME, manifest.model_copy(update={"files": files}))
     return sha256_of(target / MANIFEST_NAME)
 
 

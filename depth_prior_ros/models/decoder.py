@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.models.trunk import Features, check_features
+from depth_prior_ros.registry import Registry
 
 #: Strides that a trunk must offer, the deepest first.
 DECODER_STRIDES = (32, 16, 8, 4, 2)
@@ -67,30 +68,36 @@ class Decoder(nn.Module):
 
     Args:
         trunk_channels: stride -> channels of each tap at that stride.
-        heads: channels of the maps at scale 0, 1, ...; as many as the decoder has scales.
         far_bias: the logit that every head starts with.
 
     Raises:
         ValueError: a trunk without features at a stride from 2 to 32.
     """
 
+    #: Channels of the maps at scale 0, 1, ... that have a head.
+    HEADS: tuple[int, ...]
+    #: The smallest side of the input; those that reflect at 1/32 of it need two pixels there.
+    MIN_SIDE = 32
+
     def __init__(
-        self, trunk_channels: Mapping[int, Sequence[int]], heads: Sequence[int], far_bias: float
+        self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__()
         missing = [stride for stride in DECODER_STRIDES if not trunk_channels.get(stride)]
         if missing:
             raise ValueError(f"the trunk offers no features at strides {missing}")
         self.trunk_channels = {stride: list(c) for stride, c in trunk_channels.items()}
-        self.heads = nn.ModuleList(DisparityHead(width, far_bias) for width in heads)
+        self.heads = nn.ModuleList(DisparityHead(width, far_bias) for width in self.HEADS)
 
-    #: The smallest side of the input; those that reflect at 1/32 of it need two pixels there.
-    MIN_SIDE = 32
+    @classmethod
+    def offered(cls) -> tuple[int, ...]:
+        """The scales that decoders of this class have."""
+        return tuple(range(len(cls.HEADS)))
 
     @property
     def scales(self) -> tuple[int, ...]:
         """The scales this decoder has."""
-        return tuple(range(len(self.heads)))
+        return self.offered()
 
     def _maps(self, features: Features) -> list[Tensor]:
         """Maps at 1/1, 1/2, ...; one a head."""
@@ -119,8 +126,15 @@ class Decoder(nn.Module):
                 f"an image with a side of {side} is too small for this decoder: at least "
                 f"{self.MIN_SIDE} are needed"
             )
+        return self._disparities(features, wanted)
+
+    def _disparities(self, features: Features, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """The disparity of each of the scales that are wanted, from its map and head."""
         maps = self._maps(features)
         return {scale: self.heads[scale](maps[scale]) for scale in wanted}
+
+
+DECODERS: Registry[type[Decoder]] = Registry("decoder", __package__)
 
 
 def check_scales(wanted: Sequence[int], offered: Sequence[int]) -> None:
@@ -146,16 +160,18 @@ class _Node(nn.Module):
         return self.merge(torch.cat([upsample(self.reduce(high)), *lows], dim=1))
 
 
+@DECODERS.register("monodepth2")
 class Monodepth2Decoder(Decoder):
     """256, 128, 64, 32, 16 channels from 1/16 to 1/1: 3.15 M parameters on ResNet-18."""
 
     CHANNELS = (16, 32, 64, 128, 256)
+    HEADS = CHANNELS[:4]
     MIN_SIDE = 64
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
-        super().__init__(trunk_channels, heads=self.CHANNELS[:4], far_bias=far_bias)
+        super().__init__(trunk_channels, far_bias)
         taps = {stride: sum(widths) for stride, widths in self.trunk_channels.items()}
         c0, c1, c2, c3, c4 = self.CHANNELS
         self.node4 = _Node(taps[32], taps[16], c4)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.models.decoder import FAR_BIAS, ConvBlock, Decoder, upsample
+from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS, ConvBlock, Decoder, upsample
 from depth_prior_ros.models.trunk import Features
 
 
@@ -41,13 +41,16 @@ class AttentionNode(nn.Module):
         return F.relu(self.conv(self.attention(x)))
 
 
+@DECODERS.register("diffnet")
 class DiffNetDecoder(Decoder):
     """DIFFNet's decoder (section 3.3): 1,306,840 parameters on HRNet-W18."""
+
+    HEADS = (16, 32, 64, 128)
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
-        super().__init__(trunk_channels, heads=(16, 32, 64, 128), far_bias=far_bias)
+        super().__init__(trunk_channels, far_bias)
         taps = self.trunk_channels
         self.node4 = AttentionNode(sum(taps[32]), taps[16], 256)
         self.node3 = AttentionNode(256, taps[8], 128)
@@ -80,15 +83,17 @@ class LightNode(nn.Module):
         return F.elu(self.merge(torch.cat([x, *lows], dim=1)))
 
 
+@DECODERS.register("light")
 class LightDecoder(Decoder):
     """The decoder of the bundle `lite`: 16, 24, 32, 64, 96 channels from 1/1 to 1/16."""
 
     CHANNELS = (16, 24, 32, 64, 96)
+    HEADS = CHANNELS[:4]
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
-        super().__init__(trunk_channels, heads=self.CHANNELS[:4], far_bias=far_bias)
+        super().__init__(trunk_channels, far_bias)
         taps = self.trunk_channels
         c0, c1, c2, c3, c4 = self.CHANNELS
         self.node4 = LightNode(sum(taps[32]), taps[16], c4)

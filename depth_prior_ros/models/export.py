@@ -58,8 +58,8 @@ def single_frame_confidence(inverse_depth: Tensor) -> Tensor:
     return torch.exp(-step / _EDGE)
 
 
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+Precision = Literal["f32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16")
 
 
 class FoldedFusion(nn.Module):
@@ -73,7 +73,7 @@ class FoldedFusion(nn.Module):
     Args:
         fusion: the fusion; its convolutions behind the attentions are shared, not copied.
         prior: its prior.
-        precision: "fp32", or "bf16" for the products of the pixel-wise branch, in blocks of
+        precision: "f32", or "bf16" for the products of the pixel-wise branch, in blocks of
             queries. Then the keys are centred, which softmax does not see but rounding does. The
             depth hint stays in float32: its heads are so narrow that bfloat16 gains nothing.
 
@@ -82,10 +82,10 @@ class FoldedFusion(nn.Module):
             unknown precision.
     """
 
-    def __init__(self, fusion: PriorFusion, prior: Prior, precision: Precision = "fp32") -> None:
+    def __init__(self, fusion: PriorFusion, prior: Prior, precision: Precision = "f32") -> None:
         super().__init__()
         if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: choose fp32 or bf16")
+            raise ValueError(f"unknown precision {precision!r}: choose f32 or bf16")
         self.fusion = fusion
         with torch.no_grad():
             self.queries = _folded_queries(fusion)
@@ -150,18 +150,20 @@ def _in_double(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
 class StudentRunner(nn.Module):
     """image (B, 3, H, W) -> inverse depth (B, 1, H, W) in network units, confidence (B, 1, H, W).
 
+    A student that is told its camera takes the code (B, 5) as a second input.
+
     Args:
         student: the network; it is set to eval mode.
         prior: its prior, projected and folded here once; required where the student has a fusion.
         min_depth: depth of sigmoid one, network units.
         max_depth: depth of sigmoid zero, network units.
-        precision: of the products with the prior, see `FoldedFusion`; "fp32" for export.
+        precision: of the products with the prior, see `FoldedFusion`; "f32" for export.
 
     Raises:
         ValueError: a fusion without a prior, or the reverse.
     """
 
-    INPUTS: ClassVar = ("image",)
+    INPUTS: tuple[str, ...]
     OUTPUTS: ClassVar = ("inverse_depth", "confidence")
 
     def __init__(
@@ -170,7 +172,7 @@ class StudentRunner(nn.Module):
         prior: Prior | None = None,
         min_depth: float = 0.1,
         max_depth: float = 100.0,
-        precision: Precision = "fp32",
+        precision: Precision = "f32",
     ) -> None:
         super().__init__()
         if (student.fusion is None) != (prior is None):
@@ -181,13 +183,14 @@ class StudentRunner(nn.Module):
             )
         self.student = student.eval()
         self.min_depth, self.max_depth = min_depth, max_depth
+        self.INPUTS = ("image",) if student.camera_code is None else ("image", "code")
         self.folded = None
         if student.fusion is not None and prior is not None:
             self.folded = FoldedFusion(student.fusion, prior, precision)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1]."""
-        features = self.student.trunk(image)
+        features = self.student.features(image, code)
         if self.folded is None:
             disparity = self.student.decoder(features, (0,))[0]
         else:

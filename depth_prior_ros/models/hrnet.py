@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from depth_prior_ros.models.resnet import BasicBlock, Bottleneck, initialise_convolutions
-from depth_prior_ros.models.trunk import Features, check_image, fit_weights
+from depth_prior_ros.models.trunk import TRUNKS, Features, Trunk, check_image, fit_weights
 
 # What timm's classifiers have on top of the trunk; such keys are left out when weights are loaded.
 _CLASSIFIER_PREFIXES = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
@@ -112,7 +112,7 @@ class ExchangeModule(nn.Module):
         return outputs
 
 
-class HRNet(nn.Module):
+class HRNet(Trunk):
     """HRNet trunk. `channels` says what `forward` returns, so that decoders can ask.
 
     Attributes:
@@ -205,11 +205,13 @@ def _tap_channels(spec: HRNetSpec) -> dict[int, list[int]]:
     return taps
 
 
+@TRUNKS.register("hrnet_w18")
 def hrnet_w18() -> HRNet:
     """HRNet-W18, the trunk of DIFFNet: 9,562,260 parameters."""
     return HRNet(HRNET_W18, "hrnet_w18")
 
 
+@TRUNKS.register("hrnet_w18_small")
 def hrnet_w18_small() -> HRNet:
     """HRNet-W18-small (timm's `hrnet_w18_small`), the trunk of the bundle `lite`."""
     return HRNet(HRNET_W18_SMALL, "hrnet_w18_small")

@@ -291,19 +291,20 @@ def local_max_regression(probability: Tensor, hypotheses: Tensor) -> tuple[Tenso
     return depth, mass
 
 
-def convex_upsample(depth: Tensor, mask: Tensor) -> Tensor:
-    """Upsample four times by convex combinations of the 3x3 neighbours (RAFT, section 3.3).
+def convex_upsample(depth: Tensor, mask: Tensor, factor: int = STRIDE) -> Tensor:
+    """Upsample by convex combinations of the 3x3 neighbours (RAFT, section 3.3).
 
     Args:
         depth: (B, 1, h, w).
-        mask: logits (B, 9 * 16, h, w); softmax runs over the nine neighbours.
+        mask: logits (B, 9 * factor**2, h, w); softmax runs over the nine neighbours.
+        factor: how many times larger.
 
     Returns:
-        (B, 1, 4 h, 4 w). Borders are repeated, so a constant stays constant.
+        (B, 1, factor h, factor w). Borders are repeated, so a constant stays constant.
     """
     batch, _, height, width = depth.shape
-    weights = torch.softmax(mask.reshape(batch, 9, STRIDE**2, height, width), dim=1)
+    weights = torch.softmax(mask.reshape(batch, 9, factor**2, height, width), dim=1)
     padded = F.pad(depth, (1, 1, 1, 1), mode="replicate")
     shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     neighbours = torch.stack(shifted, dim=1)
-    return F.pixel_shuffle((weights * neighbours).sum(dim=1), STRIDE)
+    return F.pixel_shuffle((weights * neighbours).sum(dim=1), factor)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.models.decoder import FAR_BIAS, ConvBlock, Decoder, upsample
+from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS, ConvBlock, Decoder, upsample
 from depth_prior_ros.models.trunk import Features
 
 # From fine to coarse; the stem at 1/2 joins at the end.
@@ -58,18 +58,20 @@ class _Round(nn.Module):
         return results
 
 
+@DECODERS.register("ra_depth")
 class RADepthDecoder(Decoder):
     """Three dense rounds, then 1/4 to 1/1: 416,589 parameters on HRNet-W18; scale 0 only.
 
     Of several taps at a stride it takes the last, the one of the deepest stage.
     """
 
+    HEADS = (16,)
     MIN_SIDE = 64
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
-        super().__init__(trunk_channels, heads=(16,), far_bias=far_bias)
+        super().__init__(trunk_channels, far_bias)
         stem = self.trunk_channels[2][-1]
         widths = [self.trunk_channels[stride][-1] for stride in _STRIDES]
         self.rounds = nn.ModuleList(_Round(widths[:count]) for count in (4, 3, 2))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.models.trunk import Features, check_image, fit_weights
+from depth_prior_ros.models.trunk import TRUNKS, Features, Trunk, check_image, fit_weights
 
 
 def initialise_convolutions(module: nn.Module) -> None:
@@ -143,7 +143,7 @@ class ResNet18Body(nn.Module):
         fit_weights(self, weights, "resnet18", ignored=("fc.",))
 
 
-class ResNet18(ResNet18Body):
+class ResNet18(ResNet18Body, Trunk):
     """The trunk: 11,176,512 parameters.
 
     Attributes:
@@ -167,6 +167,7 @@ class ResNet18(ResNet18Body):
         return {stride: [tap] for stride, tap in zip(RESNET18_TAPS, maps, strict=True)}
 
 
+@TRUNKS.register("resnet18")
 def resnet18() -> ResNet18:
     """The trunk of monodepth2."""
     return ResNet18()

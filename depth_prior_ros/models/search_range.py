@@ -132,22 +132,16 @@ class PadsMap(nn.Module):
         self._collect(ratio if gather is None else gather(ratio))
 
     def _collect(self, ratio: Tensor) -> None:
-        seen = int(self.window_seen)
-        while len(ratio):
-            room = self.window - seen
-            part, ratio = ratio[:room], ratio[room:]
-            self.window_max.copy_(torch.maximum(self.window_max, part.amax(dim=0, keepdim=True)))
-            seen += len(part)
-            if seen == self.window:
-                self._step()
-                seen = 0
-        self.window_seen.fill_(seen)
-
-    def _step(self) -> None:
-        updated = _MOMENTUM * self.delta + (1 - _MOMENTUM) * _MARGIN * (self.window_max - 1)
-        updated = torch.where(self.window_max > 0, updated, self.delta)
-        self.delta.copy_(updated.clamp(*DELTA_RANGE))
-        self.window_max.zero_()
+        # Image by image, without asking the device how many there were.
+        for image in ratio.split(1):
+            self.window_max.copy_(torch.maximum(self.window_max, image))
+            self.window_seen += 1
+            full = self.window_seen == self.window
+            updated = _MOMENTUM * self.delta + (1 - _MOMENTUM) * _MARGIN * (self.window_max - 1)
+            updated = torch.where(self.window_max > 0, updated, self.delta).clamp(*DELTA_RANGE)
+            self.delta.copy_(torch.where(full, updated, self.delta))
+            self.window_max.mul_(~full)
+            self.window_seen.mul_(~full)
 
 
 class TrackedRange(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
-from depth_prior_ros.models.decoder import FAR_BIAS, Monodepth2Decoder
-from depth_prior_ros.models.diffnet import DiffNetDecoder, LightDecoder
-from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
+from depth_prior_ros.models.camera_code import NUMBERS, CameraCode
+from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS
 from depth_prior_ros.models.prior_fusion import (
     FusionConfig,
     Prior,
@@ -20,24 +19,7 @@ from depth_prior_ros.models.prior_fusion import (
     ProjectedPrior,
     blend_disparity,
 )
-from depth_prior_ros.models.ra_depth import RADepthDecoder
-from depth_prior_ros.models.resnet import ResNet18, resnet18
-from depth_prior_ros.models.trunk import Features
-
-Trunk = HRNet | ResNet18
-TRUNKS: dict[str, Callable[[], Trunk]] = {
-    "hrnet_w18": hrnet_w18,
-    "hrnet_w18_small": hrnet_w18_small,
-    "resnet18": resnet18,
-}
-DECODERS: dict[
-    str, type[DiffNetDecoder] | type[LightDecoder] | type[Monodepth2Decoder] | type[RADepthDecoder]
-] = {
-    "diffnet": DiffNetDecoder,
-    "light": LightDecoder,
-    "monodepth2": Monodepth2Decoder,
-    "ra_depth": RADepthDecoder,
-}
+from depth_prior_ros.models.trunk import TRUNKS, Features
 
 
 @dataclass(frozen=True)
@@ -70,10 +52,11 @@ class Student(nn.Module):
     | resnet18 | monodepth2 | 14,329,236 | 8.01 (monodepth2) |
 
     Args:
-        trunk: "hrnet_w18", "hrnet_w18_small" or "resnet18".
-        decoder: "diffnet", "light", "monodepth2" or "ra_depth" (which has scale 0 only).
+        trunk: one of `TRUNKS`.
+        decoder: one of `DECODERS`; "ra_depth" has scale 0 only.
         fusion: sizes of the prior fusion, None for a plain student.
         far_bias: logit that the disparity heads start with.
+        camera_code: whether it is told its camera, see `models.camera_code`.
 
     Raises:
         ValueError: an unknown name, or a tap of the fusion that the trunk has not.
@@ -85,21 +68,23 @@ class Student(nn.Module):
         decoder: str = "diffnet",
         fusion: FusionConfig | None = None,
         far_bias: float = FAR_BIAS,
+        camera_code: bool = False,
     ) -> None:
         super().__init__()
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}: choose one of {sorted(DECODERS)}")
-        self.trunk = build_trunk(trunk)
+        self.trunk = TRUNKS[trunk]()
         self.decoder = DECODERS[decoder](self.trunk.channels, far_bias=far_bias)
         # Last, and with the random state put back, so that one seed gives the same trunk and
         # decoder, and whatever is built after them, with fusion and without.
         with torch.random.fork_rng(devices=[]):
             self.fusion = None if fusion is None else self._build_fusion(fusion, trunk)
+            self.camera_code = CameraCode(self.trunk.channels) if camera_code else None
         self.architecture: dict[str, Any] = {
             "trunk": trunk,
             "decoder": decoder,
             "fusion": None if fusion is None else fusion.to_dict(),
         }
+        if camera_code:
+            self.architecture["camera_code"] = True
 
     def _build_fusion(self, config: FusionConfig, trunk: str) -> PriorFusion:
         if config.tap not in self.trunk.channels:
@@ -129,6 +114,7 @@ class Student(nn.Module):
         scales: Sequence[int] | None = None,
         entropy: bool = False,
         depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
+        code: Tensor | None = None,
     ) -> StudentOutput:
         """Predict disparity for `image` (B, 3, H, W), RGB in [0, 1], sides multiples of 32.
 
@@ -140,18 +126,33 @@ class Student(nn.Module):
             entropy: return the entropy of the affinity, too.
             depth_range: smallest and largest depth that the disparity stands for, network units:
                 what is looked up is mixed in as depth.
+            code: (B, 5) numbers of the camera; None: KITTI's.
 
         Raises:
             ValueError: an image of a wrong shape, a prior for a student without fusion, or a scale
                 that the decoder has not.
         """
-        features = self.trunk(image)
+        features = self.features(image, code)
         if prior is None:
             return StudentOutput(self.decoder(features, scales))
         fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)
         disparity = self.decoder(self.with_tap(features, fused.features), scales)
         disparity = {s: blend_disparity(d, fused, *depth_range) for s, d in disparity.items()}
         return StudentOutput(disparity, fused.inverse_depth, fused.entropy, fused.weight)
+
+    def features(self, image: Tensor, code: Tensor | None = None) -> Features:
+        """The trunk's features of `image` (B, 3, H, W), told the camera where the student is.
+
+        Raises:
+            ValueError: an image of a wrong shape, or a code for a student that takes none.
+        """
+        features: Features = self.trunk(image)
+        if self.camera_code is not None:
+            code = image.new_zeros((len(image), NUMBERS)) if code is None else code
+            return self.camera_code(features, code)
+        if code is not None:
+            raise ValueError("this student is not told its camera: build it with camera_code")
+        return features
 
     def fusion_features(self, image: Tensor) -> Tensor:
         """F_s (B, C, h, w) of `image` (B, 3, H, W) at the fusion's tap: what looks up the prior.
@@ -160,7 +161,7 @@ class Student(nn.Module):
             ValueError: an image of a wrong shape, or a student without fusion.
         """
         self._fusion()
-        return self.at_tap(self.trunk(image))
+        return self.at_tap(self.features(image))
 
     def at_tap(self, features: Features) -> Tensor:
         """The trunk's features at the fusion's tap in one tensor (B, C, h, w)."""
@@ -177,28 +178,18 @@ class Student(nn.Module):
         return self.fusion
 
 
-def build_trunk(name: str) -> Trunk:
-    """Build a randomly initialised trunk by name.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in TRUNKS:
-        raise ValueError(f"unknown trunk {name!r}: choose one of {sorted(TRUNKS)}")
-    return TRUNKS[name]()
-
-
 def build_student(architecture: Mapping[str, Any]) -> Student:
     """Build a randomly initialised student from a bundle's or recipe's description.
 
     Args:
-        architecture: `trunk`, `decoder`, `fusion` (mapping or None), optionally `far_bias`.
+        architecture: `trunk`, `decoder`, `fusion` (mapping or None), optionally `far_bias` and
+            `camera_code`.
 
     Raises:
         ValueError: an unknown key or name.
     """
     values = dict(architecture)
-    unknown = sorted(set(values) - {"trunk", "decoder", "fusion", "far_bias"})
+    unknown = sorted(set(values) - {"trunk", "decoder", "fusion", "far_bias", "camera_code"})
     if unknown:
         raise ValueError(f"unknown student settings: {unknown}")
     fusion = values.pop("fusion", None)

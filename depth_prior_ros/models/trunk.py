@@ -1,4 +1,7 @@
-"""What all trunks return: features by stride, and the check that a decoder fits them.
+"""What a trunk is: an image to features by stride; and the names under which trunks are found.
+
+A new trunk is one module of this room: a `Trunk` and a function that builds it, under
+`@TRUNKS.register(name)`. It can be had in recipes and bundles from then on.
 
 The one rule all networks share about what they accept.
 
@@ -9,10 +12,12 @@ Here are state dicts only; `training.runs.initialise` reads files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from depth_prior_ros.registry import Registry
 
 #: Every side of a network input is a multiple of this, the deepest stride of the trunks.
 SIDE_MULTIPLE = 32
@@ -43,35 +48,22 @@ def check_image(image: Tensor, name: str = "image", channels: int = 3) -> None:
 
 # How many names of a kind an error lists before it says "...".
 _NAMED = 3
-_HRNET_WIDTHS = {16: "hrnet_w18_small", 18: "hrnet_w18"}
-_RESNET_BLOCKS = {(2, False): "resnet18", (3, False): "resnet34", (3, True): "resnet50"}
+# Share of the tensors, by name and shape, that have to agree for a state dict to be of a trunk.
+_ALIKE = 0.9
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """Which network a state dict seems to belong to, for error messages: "resnet18" etc."""
+    """Which trunk a state dict seems to belong to, for error messages: "resnet18" etc."""
     if not state:
         return "nothing (it is empty)"
-    branch = state.get("stage4.0.branches.0.0.conv1.weight")
-    if branch is not None:
-        return _recognise_hrnet(state, int(branch.shape[0]))
-    if "layer4.0.conv1.weight" in state:
-        return _recognise_resnet(state)
+    given = {(name, tensor.shape) for name, tensor in state.items()}
+    for name, build in TRUNKS.items():
+        with torch.device("meta"):
+            wanted = {(key, tensor.shape) for key, tensor in build().state_dict().items()}
+        if len(given & wanted) >= _ALIKE * len(given | wanted):
+            return name
     first = ", ".join(sorted(state)[:_NAMED])
     return f"a network unknown here (its first tensors are {first})"
-
-
-def _recognise_hrnet(state: Mapping[str, Tensor], width: int) -> str:
-    blocks = sum(f"stage4.0.branches.0.{i}.conv1.weight" in state for i in range(8))
-    name = _HRNET_WIDTHS.get(width)
-    if name is None or blocks != (2 if name.endswith("small") else 4):
-        return f"an HRNet of width {width} with {blocks} blocks a branch"
-    return name
-
-
-def _recognise_resnet(state: Mapping[str, Tensor]) -> str:
-    blocks = sum(f"layer1.{i}.conv1.weight" in state for i in range(8))
-    bottleneck = "layer1.0.conv3.weight" in state
-    return _RESNET_BLOCKS.get((blocks, bottleneck), f"a ResNet with {blocks} blocks in layer1")
 
 
 def fit_weights(
@@ -120,6 +112,27 @@ def _some(names: Sequence[str]) -> str:
 
 #: stride -> tensors (B, C_i, H / stride, W / stride).
 Features = dict[int, list[Tensor]]
+
+
+class Trunk(nn.Module):
+    """The encoder of a single-frame network.
+
+    Attributes:
+        channels: stride -> channels of each of its feature maps, for strides 2, 4, 8, 16 and 32.
+    """
+
+    channels: dict[int, list[int]]
+
+    def forward(self, image: Tensor) -> Features:
+        """Features of `image` (B, 3, H, W), RGB in [0, 1], sides multiples of 32."""
+        raise NotImplementedError
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Load ImageNet weights by timm's names. Raises ValueError where they do not fit."""
+        raise NotImplementedError
+
+
+TRUNKS: Registry[Callable[[], Trunk]] = Registry("trunk", __package__)
 
 
 def check_features(features: Features, channels: dict[int, list[int]]) -> None:

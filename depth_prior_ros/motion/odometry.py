@@ -18,6 +18,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
+from depth_prior_ros.geometry.poses import rigid_inverse
+
 Transform = npt.NDArray[np.float64]
 _Pose = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]  # stamp, place, quaternion
 
@@ -146,14 +148,6 @@ def arc(speed: float, yaw_rate: float, seconds: float) -> Transform:
     chord = speed * seconds * float(np.sinc(half / math.pi))
     result[:2, 3] = (chord * math.cos(half), chord * math.sin(half))
     return result
-
-
-def rigid_inverse(pose: Transform) -> Transform:
-    """The inverse of a rotation and translation (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse
 
 
 def _pose_at(poses: list[_Pose], stamp: int, reach: int) -> Transform | None:

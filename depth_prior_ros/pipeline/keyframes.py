@@ -169,7 +169,7 @@ class Keyframes:
         """
         if candidate.step is not None:
             # To this frame from the newest; every match corrects it, so that it does not drift.
-            last: NDArray[np.float64] = np.linalg.inv(candidate.step) @ step
+            last = np.asarray(np.linalg.solve(candidate.step, step), np.float64)
             self._latest = last, (stamp_ns - self._frames[-1].shown.stamp_ns) * 1e-9
             self._moved = last
         if not (metres and metres > 0 and math.isfinite(metres) and math.isfinite(parallax)):

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.pipeline.framing import Framed
 from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
 from depth_prior_ros.pipeline.results import PoseSource, Reason
-from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch, inverse_pose
+from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
 from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
@@ -87,7 +88,7 @@ class Motions:
         pose = self._networks.pose(pair.previous.native, pair.current.native)
         if not np.isfinite(pose).all():
             raise PoseError("the pose network's answer is not finite")
-        step = Step(inverse_pose(pose), "network")
+        step = Step(rigid_inverse(pose), "network")
         if pair.guess is None:
             return step
         # The pose network saw neighbouring frames when it learned; a keyframe lies further back.

@@ -12,6 +12,7 @@ vehicle that drives computes them once a frame, a vehicle that stands does not c
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -69,6 +70,8 @@ __all__ = [
     "PoseChoice",
     "Reason",
 ]
+
+_log = logging.getLogger(__name__)
 
 BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
@@ -143,6 +146,7 @@ class DepthPipeline(PipelineSettings):
         self.frame_rate = FrameRate()
         self.guard = guard or MultiFrameGuard()
         self._trained = self.bundle.manifest.camera
+        self._last_camera: Camera | None = None
         self._gate = MotionGate(gate)
         self._pictures = RecentPictures()
         self._step = MultiFrameStep(self.networks, self._trained, self.guard)
@@ -232,8 +236,9 @@ class DepthPipeline(PipelineSettings):
         (H, W), where the image shows nothing (the corners of a rectified one).
 
         Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
-        been.
+        been, and TypeError for arguments in another order.
         """
+        _check_order(stamp_ns, motion, camera)
         clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
             current = self._show(image, stamp_ns, camera, outside)
@@ -300,6 +305,11 @@ class DepthPipeline(PipelineSettings):
         outside: NDArray[np.bool_] | None = None,
     ) -> Shown:
         framed = frame_image(image, camera, self._trained, self.fit, outside)
+        if camera is not None and camera != self._last_camera:
+            self._last_camera = camera
+            told = self.bundle.manifest.camera_code
+            if told is not None and (doubt := told.doubt(camera)) is not None:
+                _log.warning("%s", doubt)
         return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
     def _single(self, current: Shown) -> Native:
@@ -467,3 +477,17 @@ class DepthPipeline(PipelineSettings):
         size = (units.shape[1], units.shape[0])
         weight = cv2.resize(np.clip(parallax / (threshold / 2) - 1, 0, 1), size)
         return combine(alone) * (1 - weight) + matched * weight
+
+
+def _check_order(stamp_ns: object, motion: object, camera: object) -> None:
+    kinds = (
+        ("stamp_ns", stamp_ns, (int, np.integer), "an integer of nanoseconds"),
+        ("motion", motion, (Motion, type(None)), "a Motion or None"),
+        ("camera", camera, (Camera, type(None)), "a Camera or None"),
+    )
+    for name, value, kind, words in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be {words}, not {type(value).__name__}: "
+                "process(image, stamp_ns, motion, camera)"
+            )

@@ -101,7 +101,13 @@ class Networks:
         student = StudentRunner(
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
-        self._student = backend.compile(student, (image,))
+        self._code: tuple[Native, ...] = ()
+        self.takes_code = student_net.camera_code is not None
+        if self.takes_code:
+            told = bundle.manifest.camera_code
+            self.tell_camera(told.numbers if told is not None else (0.0,) * 5)
+        example = np.zeros((1, 5), np.float32)
+        self._student = backend.compile(student, (image, example) if self.takes_code else (image,))
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
         self.parallax = 0.0
@@ -146,8 +152,18 @@ class Networks:
 
     def single(self, image: Native) -> tuple[Native, Native]:
         """Image (1, 3, H, W) to inverse depth in 1/units and confidence, both (1, 1, H, W)."""
-        inverse, confidence = self._student(image)
+        inverse, confidence = self._student(image, *self._code)
         return inverse, confidence
+
+    def tell_camera(self, numbers: Sequence[float]) -> None:
+        """What the student is told of its camera from the next image on; nothing is compiled.
+
+        Raises ValueError for a student that takes no such numbers.
+        """
+        if not self.takes_code:
+            raise ValueError("this bundle's student is not told its camera")
+        code = np.asarray(numbers, np.float32).reshape(1, 5)
+        self._code = (self.backend.to_native(code),)
 
     def features(self, image: Native) -> Features:
         """What the multi-frame network keeps of an image: matching and context features."""
@@ -306,11 +322,3 @@ def compile_networks(
         networks.fell_back = bool(failures)
         return networks, reason_of(option, [str(error) for error in failures])
     raise failures[0]
-
-
-def inverse_pose(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of a rigid transform (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
-    return inverse

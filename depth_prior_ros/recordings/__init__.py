@@ -61,32 +61,6 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
         raise RecordingError(
             f"{path}: not a bag ({', '.join(_BAG_SUFFIXES)}) and not a folder of images"
         )
-    return _open_folder(path, options)
+    from depth_prior_ros.recordings.formats import open_folder
 
-
-def _open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
-    from depth_prior_ros.recordings import cityscapes, folder, make3d, nuscenes
-    from depth_prior_ros.recordings import kitti as kitti_2015
-    from depth_prior_ros.recordings import kitti as kitti_odometry
-    from depth_prior_ros.recordings import kitti as kitti_raw
-
-    # KITTI 2015 before KITTI raw: both have an image_02.
-    if kitti_2015.is_kitti_2015(path):
-        return kitti_2015.open_kitti_2015(path, **options)
-    if kitti_raw.is_kitti_raw(path):
-        return kitti_raw.open_kitti_raw(path, **options)
-    if kitti_odometry.is_kitti_odometry(path):
-        return kitti_odometry.open_kitti_odometry(path, **options)
-    if cityscapes.is_cityscapes(path):
-        return cityscapes.open_cityscapes(path, **options)
-    if nuscenes.is_nuscenes(path):
-        return nuscenes.open_nuscenes(path, **options)
-    if make3d.is_make3d(path):
-        return make3d.open_make3d(path, **options)
-    if folder.is_image_folder(path):
-        return folder.open_image_folder(path, **options)
-    raise RecordingError(
-        f"{path}: neither a KITTI raw drive (image_02/data), nor an odometry sequence (image_0), "
-        "nor KITTI 2015 scenes (image_02 and depth_stereo), nor Make3D, Cityscapes or nuScenes, "
-        "nor a bag, nor a folder of images"
-    )
+    return open_folder(path, options)

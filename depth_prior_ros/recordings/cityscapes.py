@@ -31,6 +31,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
 )
 from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
 
 FULL_SIZE = (2048, 1024)  # width and height that calibration and disparity belong to
@@ -45,6 +46,7 @@ def is_cityscapes(path: Path) -> bool:
     return (path / "leftImg8bit").is_dir()
 
 
+@folder_format("cityscapes", "Cityscapes' leftImg8bit and camera", is_cityscapes)
 def open_cityscapes(path: Path, *, split: str | None = None) -> StoredRecording:
     """Open a split ("test" where it is there, then "val", "train"); separate scenes.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
 from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS, scaled_to_images
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
 from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
@@ -19,6 +20,7 @@ def is_image_folder(path: Path) -> bool:
     return path.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
 
 
+@folder_format("image_folder", "a folder of images", is_image_folder, rank=2)
 def open_image_folder(
     path: Path,
     *,

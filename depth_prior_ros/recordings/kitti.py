@@ -42,6 +42,7 @@ from depth_prior_ros.recordings.calibration import (
     find_projection,
     scaled_to_images,
 )
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_depth, read_image
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
 
@@ -51,6 +52,8 @@ def is_kitti_2015(path: Path) -> bool:
     return (path / "image_02").is_dir() and (path / "depth_stereo").is_dir()
 
 
+# Before KITTI raw: both have an image_02.
+@folder_format("kitti_2015", "KITTI 2015 scenes (image_02 and depth_stereo)", is_kitti_2015, rank=0)
 def open_kitti_2015(path: Path) -> StoredRecording:
     """Open the scenes; no frame follows another (`gap_before` is True for all but the first).
 
@@ -95,6 +98,7 @@ def is_kitti_odometry(path: Path) -> bool:
     return any((path / camera).is_dir() for camera in ODOMETRY_CAMERAS)
 
 
+@folder_format("kitti_odometry", "a KITTI odometry sequence (image_0)", is_kitti_odometry)
 def open_kitti_odometry(
     path: Path, *, camera: str | None = None, poses: Path | None = None
 ) -> StoredRecording:
@@ -209,6 +213,7 @@ def is_kitti_raw(path: Path) -> bool:
     return path.is_dir() and any(_image_folder(path, camera) for camera in RAW_CAMERAS)
 
 
+@folder_format("kitti_raw", "a KITTI raw drive (image_02/data)", is_kitti_raw)
 def open_kitti_raw(
     path: Path, *, camera: str | None = None, depth: str | None = None
 ) -> StoredRecording:

@@ -24,8 +24,8 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
 )
 from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_image
-from depth_prior_ros.recordings.matlab import read_array
 
 WIDTH, HEIGHT = 1704, 2272
 IMAGE_ROWS = (710, 1562)
@@ -43,6 +43,7 @@ def is_make3d(path: Path) -> bool:
     return path.is_dir() and bool(_find(path, f"{_DEPTH}*.mat"))
 
 
+@folder_format("make3d", "Make3D's Test134 and Gridlaserdata", is_make3d)
 def open_make3d(path: Path) -> StoredRecording:
     """Open the images that have a laser grid; separate scenes, without a sequence.
 
@@ -101,8 +102,30 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
 
 
 def _read_grid(file: Path) -> NDArray[np.float32]:
-    grid = read_array(file, ARRAY)
+    grid = read_matlab(file, ARRAY)
     if grid.shape != (*GRID, 4):
         raise CorruptFrameError(f"{file}: {ARRAY} is {grid.shape}, not {(*GRID, 4)}")
     depth = grid[GRID_ROWS[0] : GRID_ROWS[1], :, 3]
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+
+
+def read_matlab(file: Path, name: str) -> NDArray[np.float64]:
+    """The real numeric array ``name`` of a .mat file of version 4 to 7, with MATLAB's shape.
+
+    Raises:
+        CorruptFrameError: not such a file, damaged, without that array, or of another kind.
+    """
+    from scipy.io import loadmat, whosmat
+
+    try:
+        names = [found for found, _, _ in whosmat(file)]
+        if name in names:
+            values = np.asarray(loadmat(file, variable_names=[name])[name])
+            if values.dtype.kind not in "iuf":
+                raise ValueError(f"{name} is not a real numeric array")
+            return values.astype(np.float64)
+    except NotImplementedError as error:  # version 7.3 is HDF5
+        raise CorruptFrameError(f"{file}: version 7.3; save it as version 7 (save -v7)") from error
+    except Exception as error:  # of a damaged file scipy raises whatever its parser met
+        raise CorruptFrameError(f"{file}: no MATLAB file, or damaged ({error})") from error
+    raise CorruptFrameError(f"{file}: no {name} in it, only {', '.join(names) or 'nothing'}")

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -30,6 +31,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     speeds_from_poses,
 )
+from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_image
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
@@ -84,6 +86,7 @@ def project_points(
     return depth
 
 
+@folder_format("nuscenes", "nuScenes' v1.0-* tables and samples", is_nuscenes)
 def open_nuscenes(
     path: Path,
     *,
@@ -231,7 +234,7 @@ def _frame(
     sweep = sweeps.get(row["sample_token"]) if row["is_key_frame"] else None
     view = None
     if sweep is not None:
-        camera_from_lidar = np.linalg.inv(world_from_camera) @ tables.world_from_sensor(sweep)
+        camera_from_lidar = rigid_inverse(world_from_camera) @ tables.world_from_sensor(sweep)
         view = LidarView(tables.root / sweep["filename"], camera_from_lidar, camera)
     return Frame(
         index=index,

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from depth_prior_ros.share import large_images_environment
+
 LATENCY_PARTS = ("total", "wait", "decode", "infer", "publish")
 """From the arrival of an image to its published depth, in milliseconds."""
 
@@ -38,7 +40,7 @@ SEGMENT_BYTES = 512 * 1024
 
 _LARGER_SEGMENT = (
     "images above 512 KB need a larger shared-memory segment at the sender: start the camera "
-    "driver with config/fastdds_large_images.xml, or set image_reliability to reliable"
+    "driver with {profile}, or make it publish reliably (and leave image_reliability at auto)"
 )
 _STUCK = (
     "the machine is far too slow for these networks (latency_ms.infer), or they hang; the log may "
@@ -49,7 +51,8 @@ _EMPTY = (
     "scale.metres_per_unit is wrong"
 )
 _NO_SEGMENT = (
-    "set image_reliability to reliable, or give the sockets larger buffers (net.core.rmem_max)"
+    "make the camera publish reliably (and leave image_reliability at auto), or give the sockets "
+    "larger buffers (net.core.rmem_max)"
 )
 
 
@@ -264,7 +267,8 @@ class Statistics:
         # Not a word about the segment where images fit it many times over.
         if 0 < size <= SEGMENT_BYTES // 4:
             return f"the machine or the network is busy ({size} bytes an image); {_NO_SEGMENT}"
-        return _LARGER_SEGMENT
+        variables = (f"{name}={value}" for name, value in large_images_environment().items())
+        return _LARGER_SEGMENT.format(profile=" ".join(variables))
 
 
 def to_message(report: Report, name: str, hardware_id: str) -> DiagnosticArray:

@@ -20,12 +20,12 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from depth_prior_ros.ros import parameters
 from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
 from depth_prior_ros.ros.inputs import Inputs
 from depth_prior_ros.ros.loading import ScaleKeeper
 from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.ros.parameters import node as parameters
 from depth_prior_ros.ros.services import Background, RefusedError, Services, save_snapshot
 from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions
@@ -140,7 +140,7 @@ class DepthNode(LifecycleNode):
             return result
         # What was seen before a pause says nothing about the first frame after it.
         pipeline.reset()
-        outputs.reconfigure(settings.outputs)
+        outputs.reconfigure(settings)
         outputs.reset()
         info_topic = self.resolve_topic_name("camera_info")
         self._inputs = Inputs(self._statistics.dropped_stale, info_topic=info_topic)
@@ -210,7 +210,7 @@ class DepthNode(LifecycleNode):
 
     def _make_outputs(self, pipeline: DepthPipeline) -> Outputs:
         metres = pipeline.scale.status.mode != "none"
-        return Outputs(self, self.settings.outputs, metres=metres)
+        return Outputs(self, self.settings, metres=metres)
 
     def _tell_pipeline(self, pipeline: DepthPipeline) -> None:
         text = f"bundle {pipeline.bundle.path}, {pipeline.backend} ({pipeline.backend_reason})"
@@ -252,6 +252,10 @@ class DepthNode(LifecycleNode):
 
     # -- parameters ----------------------------------------------------------------------------
 
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """What both parameter services call; an integer is taken where a float is declared."""
+        return super().set_parameters_atomically(parameters.as_declared(parameter_list))
+
     def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         settings, answer = parameters.changed(
             parameters.current_values(self), changes, self._lifecycle
@@ -291,7 +295,7 @@ class DepthNode(LifecycleNode):
         frame = self._worker.newest if self._worker is not None else None
         if frame is None or self._background is None:
             raise RefusedError("there is no frame yet")
-        folder = Path(self.settings.snapshot_folder).expanduser()
+        folder = Path(self.settings.snapshot_folder).expanduser().absolute()
         values, state = parameters.current_values(self), self._state()
         path = await self._background.run(lambda: save_snapshot(folder, frame, values, state))
         return str(path)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.backends.base import Precision
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.pipeline.results import parse_output_size
-from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.ros.parameters_depth import FIRST_RATE_RATIO
+from depth_prior_ros.ros.parameters import PARAMETERS, Settings
+from depth_prior_ros.ros.parameters.settings import FIRST_RATE_RATIO
 from depth_prior_ros.scale import (
     FilterSettings,
     RoadSettings,
@@ -30,7 +30,7 @@ from depth_prior_ros.scale import (
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.geometry.camera import Camera
-    from depth_prior_ros.pipeline import DepthPipeline, Model, PoseChoice
+    from depth_prior_ros.pipeline import DepthPipeline
 
 
 class ScaleKeeper:
@@ -42,7 +42,7 @@ class ScaleKeeper:
     """
 
     def __init__(self, path: str, log: Any) -> None:
-        self._path = path
+        self._path = str(Path(path).expanduser().absolute()) if path else ""
         self._log = log
         self._camera: Camera | None = None
 
@@ -87,7 +87,7 @@ def load_pipeline(settings: Settings) -> DepthPipeline:
         backend=settings.backend,
         device=settings.device,
         threads=settings.threads,
-        precision=cast(Precision, settings.precision),
+        precision=settings.precision,
         fallback=settings.backend_fallback,
         gate=settings.gate,
         scale=scale_of(settings, bundle),
@@ -111,17 +111,16 @@ def apply_settings(
     Raises:
         ValueError: for a forced network that the bundle does not have.
     """
-    pipeline.force_model = cast("Model | None", settings.force_model or None)
-    pipeline.max_gap = settings.max_gap
+    for declared in PARAMETERS:
+        if declared.pipeline:
+            setattr(pipeline, declared.pipeline, getattr(settings, declared.attribute))
+    pipeline.force_model = settings.force_model or None
     pipeline.max_metres = settings.max_depth_m or pipeline.bundle.manifest.depth.max_metres
     automatic = settings.time_budget < 0
     pipeline.time_budget_ms = "auto" if automatic else settings.time_budget * 1e3 or None
     pipeline.gate_settings = settings.gate
     pipeline.guard.failure_pause = settings.failure_pause
     pipeline.output_size = parse_output_size(settings.output_size)
-    pipeline.fit = "pad" if settings.fit == "pad" else "crop"
-    pipeline.pose_source = cast("PoseChoice", settings.motion_pose_source)
-    pipeline.min_pose_ratio = settings.motion_min_pose_ratio
     if before is not None and _scale_settings(settings) != _scale_settings(before):
         scale = scale_of(settings, pipeline.bundle)
         if settings.scale_mode == before.scale_mode != "fixed":
@@ -161,14 +160,6 @@ def scale_of(settings: Settings, bundle: Bundle) -> Scale:
     )
 
 
-def _scale_settings(settings: Settings) -> tuple[float | str, ...]:
-    return (
-        settings.scale_mode,
-        settings.scale_metres_per_unit,
-        settings.scale_camera_height,
-        settings.scale_camera_pitch_deg,
-        settings.scale_ignore_bottom,
-        settings.scale_window,
-        settings.scale_rate,
-        settings.scale_limit,
-    )
+def _scale_settings(settings: Settings) -> list[object]:
+    names = [d.attribute for d in PARAMETERS if d.name.startswith("scale.")]
+    return [getattr(settings, name) for name in names if name != "scale_file"]

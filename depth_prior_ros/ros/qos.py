@@ -37,6 +37,20 @@ def qos(depth: int, reliable: bool, latched: bool = False) -> QoSProfile:
     )
 
 
+def all_reliable(node: Node, topic: str) -> bool | None:
+    """Whether every publisher that there is of a topic is reliable; None where there is none.
+
+    Args:
+        node: that asks.
+        topic: full name, after remapping.
+    """
+    publishers = node.get_publishers_info_by_topic(topic)
+    if not publishers:
+        return None
+    reliable = QoSReliabilityPolicy.RELIABLE
+    return all(publisher.qos_profile.reliability == reliable for publisher in publishers)
+
+
 def overrides() -> QoSOverridingOptions:
     """Lets ``qos_overrides./TOPIC.publisher.{history,depth,reliability}`` decide.
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import asdict
@@ -35,6 +33,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import Trigger
 
+from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.ros.outputs.clouds import CloudMaker
 from depth_prior_ros.ros.worker import Frame
 
@@ -58,15 +57,9 @@ def save_snapshot(
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".snapshot_", dir=folder))
-    try:
-        partial.chmod(0o755)
+    with staging_folder(folder / "snapshot") as partial:
         _write(partial, frame, parameters, state)
         return _publish(partial, folder, frame)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _publish(partial: Path, folder: Path, frame: Frame) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from geometry_msgs.msg import Twist, TwistStamped, TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -19,7 +20,7 @@ from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import Inputs, stamp_ns
 from depth_prior_ros.ros.messages import MessageError, check_image
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.ros.qos import qos, subscription_overrides
+from depth_prior_ros.ros.qos import all_reliable, qos, subscription_overrides
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -27,17 +28,21 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 
-def message_lost_callbacks(on_lost: Callable[[int], None]) -> SubscriptionEventCallbacks:
+def subscription_callbacks(
+    on_lost: Callable[[int], None] | None, *, any_qos: bool = False
+) -> SubscriptionEventCallbacks:
     """Callbacks for a subscription that report messages which were sent and never arrived.
 
     Args:
         on_lost: called in the executor's thread with the number of newly lost messages.
+        any_qos: do not warn of publishers whose QoS does not fit; rclpy does it otherwise.
     """
-
-    def lost(event: Any) -> None:
-        on_lost(int(event.total_count_change))
-
-    return SubscriptionEventCallbacks(message_lost=lost)
+    chosen: dict[str, Callable[[Any], None]] = {}
+    if on_lost is not None:
+        chosen["message_lost"] = lambda event: on_lost(int(event.total_count_change))
+    if any_qos:
+        chosen["incompatible_qos"] = lambda event: None
+    return SubscriptionEventCallbacks(**chosen)
 
 
 UNKNOWN = -1.0
@@ -45,6 +50,9 @@ UNKNOWN = -1.0
 
 FORWARD = 0.9
 """Share of a twist's speed that must be along x for a vehicle that drives forward."""
+
+FOLLOW_PERIOD = 0.2
+"""Seconds between two looks at how reliable the camera's publishers are."""
 
 _MOTION: tuple[tuple[str, Source, type], ...] = (
     ("odom", "odometry", Odometry),
@@ -90,6 +98,9 @@ class Subscriptions:
         self._refuse = refuse
         self._saw = saw
         self._all: dict[str, Any] = {}
+        self._settings = settings
+        self._reliable: dict[str, bool] = {}  # how image and camera_info are subscribed to
+        self._follower: Any = None
         self._twist_is_filled = False  # of odometry: that once it was not zero
         self.image_topic = image_topic(node, settings)
         try:
@@ -99,18 +110,51 @@ class Subscriptions:
             raise
 
     def _subscribe_all(self, settings: Settings) -> None:
-        reliable = settings.image_reliability == "reliable"
-        kind = CompressedImage if settings.image_transport == "compressed" else Image
-        lost = message_lost_callbacks(self._statistics.message_lost)
-        events = {"event_callbacks": lost}
-        self._subscribe("image", self.image_topic, kind, self._on_image, qos(1, reliable), **events)
-        info = qos(5, reliable)
-        self._subscribe("camera_info", "camera_info", CameraInfo, self._on_camera_info, info)
+        for name in ("image", "camera_info"):
+            # Without a publisher: reliable, so that the first image of one that is counts, too.
+            present = settings.image_reliability == "auto" and self._all_reliable(name) is not False
+            self._subscribe_camera(name, present or settings.image_reliability == "reliable")
+        if settings.image_reliability == "auto":
+            # Steady time: publishers come and go while a simulation stands still, too.
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self._follower = self._node.create_timer(FOLLOW_PERIOD, self._follow, clock=clock)
         for topic, source, message in _MOTION:
             if settings.motion_source in ("auto", source):
                 callback = self._on_odometry if source == "odometry" else self._on_twist(source)
                 motion = qos(50, settings.odom_reliability == "reliable")
                 self._subscribe(topic, topic, message, callback, motion)
+
+    def _subscribe_camera(self, name: str, reliable: bool) -> None:
+        """Subscribe to `image` or `camera_info`, in the place of the subscription there is."""
+        old = self._all.get(name)
+        following = self._settings.image_reliability == "auto"
+        lost = self._statistics.message_lost if name == "image" else None
+        events = {"event_callbacks": subscription_callbacks(lost, any_qos=following)}
+        if name == "image":
+            compressed = self._settings.image_transport == "compressed"
+            kind = CompressedImage if compressed else Image
+            profile = qos(1, reliable)
+            self._subscribe(name, self.image_topic, kind, self._on_image, profile, **events)
+        else:
+            profile = qos(5, reliable)
+            self._subscribe(name, name, CameraInfo, self._on_camera_info, profile, **events)
+        self._reliable[name] = reliable
+        if old is not None:
+            self._node.destroy_subscription(old)
+
+    def _all_reliable(self, name: str) -> bool | None:
+        """Whether all publishers of `image` or `camera_info` are reliable; None without any."""
+        topic = self.image_topic if name == "image" else self._node.resolve_topic_name(name)
+        return all_reliable(self._node, topic)
+
+    def _follow(self) -> None:
+        """Be as reliable as the publishers that are there now."""
+        for name, reliable in self._reliable.items():
+            present = self._all_reliable(name)
+            if present is not None and present != reliable:
+                how = "reliable" if present else "best effort, for a publisher of it is no more"
+                self._node.get_logger().info(f"the subscription to {name} becomes {how}")
+                self._subscribe_camera(name, present)
 
     def _subscribe(
         self,
@@ -128,6 +172,9 @@ class Subscriptions:
 
     def destroy(self) -> None:
         """End all of them."""
+        if self._follower is not None:
+            self._node.destroy_timer(self._follower)
+            self._follower = None
         for subscription in self._all.values():
             self._node.destroy_subscription(subscription)
         self._all = {}

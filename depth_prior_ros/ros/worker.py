@@ -185,7 +185,7 @@ class FrameWorker:
         if settings is not None:
             before, self._settings = self._settings, settings
             self._apply(self._pipeline, settings, before)
-            self._outputs.reconfigure(settings.outputs)
+            self._outputs.reconfigure(settings)
 
     def _handle(self, arrival: ImageArrival) -> None:
         message, settings = arrival.message, self._settings

@@ -5,13 +5,11 @@ The file belongs to one bundle and one camera: another network has other units.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale.measured import stored_factor
 
@@ -45,7 +43,7 @@ def save_scale(
         "camera": None if camera is None else _view(camera),
     }
     text = "# Metric factor of a depth bundle, measured by depth_node.\n"
-    _replace(Path(path).expanduser(), text + yaml.safe_dump(data, sort_keys=False))
+    write_text(Path(path).expanduser(), text + yaml.safe_dump(data, sort_keys=False))
 
 
 def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[str, Any]:
@@ -92,18 +90,3 @@ def _same_view(known: Any, camera: Camera) -> bool:
         )
     except (KeyError, TypeError, ValueError):
         return False
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise

@@ -24,6 +24,7 @@ from depth_prior_ros.backends import (
     onnx_backend,
 )
 from depth_prior_ros.backends import choice as choice_module
+from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.bundle import Bundle, BundleError, build_network, load_bundle, save_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.export import StudentRunner
@@ -179,7 +180,7 @@ def test_bf16_that_the_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openvino", "cuda", "f32", "use torch for CUDA"),
         ("torch", "tpu9", "f32", "device"),
         ("torch", "meta", "f32", "choose auto"),
-        ("onnxruntime", "cpu", "bf16", "not to be had with onnxruntime"),
+        ("onnxruntime", "cpu", "bf16", "not supported by onnxruntime"),
         ("torch", "cpu", "f8", "unknown precision"),
     ],
 )
@@ -411,7 +412,8 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     """Importing it writes ~/intel and opens a connection where its telemetry is not kept out."""
     pytest.importorskip("openvino")
     code = (
-        "import sys, depth_prior_ros.backends.openvino_backend\n"
+        "import sys; from depth_prior_ros.backends.openvino_backend import import_openvino\n"
+        "import_openvino()\n"
         "loaded = [m for m, x in sys.modules.items() if 'openvino_telemetry' in m and x]\n"
         "sys.exit(', '.join(loaded) or 0)"
     )
@@ -422,3 +424,14 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "intel").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512f avx512_bf16", "bf16"), ("fp asimd bf16", "bf16"), ("fpu avx2 avx512f", "f32")],
+)
+def test_bf16_is_chosen_where_the_cpu_has_instructions_for_it(flags: str, precision: str) -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu, f"processor : 0\nflags : {flags}\n") == precision
+    assert choose_precision("f32", cpu, flags) == "f32"
+    assert choose_precision("bf16", cpu, "") == "bf16", "who asks for it gets it"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.backends import BackendError, make_backend
 from depth_prior_ros.bundle import Bundle, load_bundle
-from depth_prior_ros.pipeline.runtime import Networks, inverse_pose
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.pipeline.runtime import Networks
 
 TOLERANCE = {("cpu", "f32"): 1e-4, ("cuda", "f32"): 0.01, ("cpu", "bf16"): 0.03}
 """Mean absolute relative difference of depth from PyTorch's on the CPU in float32.
@@ -38,10 +39,10 @@ def lite() -> Bundle:
     return load_bundle("lite")
 
 
-def street(nearer: float) -> NDArray[np.float32]:
-    """A made-up street as (1, 3, 96, 320): sky, road to a vanishing point, textured sides.
+def street(nearer: float, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A made-up street as (1, 3, H, W): sky, road to a vanishing point, textured sides.
 
-    nearer: by how much it has grown around that point, as though the camera had driven.
+    nearer: by how much it has grown around that point, as though the camera had driven. size: W, H.
     """
     import cv2
 
@@ -56,13 +57,15 @@ def street(nearer: float) -> NDArray[np.float32]:
     zoom = 1 + nearer
     place = np.array([[zoom, 0, 160 - 224 * zoom], [0, zoom, 44 - 108 * zoom]])
     view = cv2.warpAffine(picture, place, (320, 96), flags=cv2.INTER_LINEAR)
+    view = cv2.resize(view, size, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(view.transpose(2, 0, 1)[np.newaxis]).astype(np.float32) / 255
 
 
 def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """Depth of the second of two frames, by model; the motion is the same for all backends."""
     backend = networks.backend
-    first, second = (backend.to_native(street(nearer)) for nearer in (0.0, 0.04))
+    size = bundle.manifest.input_size
+    first, second = (backend.to_native(street(nearer, size)) for nearer in (0.0, 0.04))
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
@@ -114,14 +117,14 @@ def test_agreement_on_the_trained_bundle(
 
 
 def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
-    first, second = (street(nearer) for nearer in (0.0, 0.04))
+    first, second = (street(nearer, lite.manifest.input_size) for nearer in (0.0, 0.04))
     K = lite.manifest.camera.matrix()
 
     def step(networks: Networks) -> NDArray[np.float64]:
         native = networks.backend.to_native
         inverse, _ = networks.single(native(second))
         images = native(first), native(second)
-        return networks.refine(*images, inverse_pose(networks.pose(*images)), K, inverse)
+        return networks.refine(*images, rigid_inverse(networks.pose(*images)), K, inverse)
 
     expected = step(made("torch", "cpu", "f32"))
     found = step(made("openvino", "cpu", "f32"))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline_scenes import TENTH, view
 
 from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.metrics import PROTOCOLS
 from depth_prior_ros.recordings.base import Frame, StoredRecording
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))

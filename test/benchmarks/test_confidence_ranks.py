@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from depth_prior_ros.metrics import PROTOCOLS
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.share import demo_bag
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "confidence.py"

@@ -19,17 +19,31 @@ from depth_prior_ros.recordings import StoredRecording
 from depth_prior_ros.recordings.base import Frame
 from rosbag_tools.make import write_bag
 from training.commands import cli
-from training.comparison import sets as compare_sets
-from training.comparison.compare import CACHE, FIGURES, TABLE, compare
+from training.comparison import compare as comparison
+from training.comparison.compare import (
+    CACHE,
+    FIGURES,
+    TABLE,
+    compare,
+    find_sets,
+    judge_model,
+    prepare,
+)
 from training.comparison.cost import cost_table, measure_cost
-from training.comparison.rows import Listing, open_rows, parse_spec, read_listing, resolve_pair
-from training.comparison.sets import find_sets, judge_model, prepare
+from training.comparison.rows import (
+    Listing,
+    open_rows,
+    parse_spec,
+    read_listing,
+    resolve_pair,
+)
 from training.comparison.table import SetResults, markdown, set_json
-from training.evaluation.baseline_rows import CONSTANT, COUNTED, SET_MEAN
-from training.evaluation.evaluation import evaluate
+from training.evaluation.baselines import CONSTANT, COUNTED, SET_MEAN
+from training.evaluation.evaluation import evaluate_bundle
 from training.evaluation.sets import EvaluationError
 
 SIZE = (192, 64)
+TORCH = {"backend": "torch", "device": "cpu"}
 
 
 def street(count: int = 5, stop_after: int = 3) -> StoredRecording:
@@ -262,9 +276,9 @@ def test_figures_are_those_of_evaluate(root: Path, bundles: list[Bundle]):
     from depth_prior_ros.pipeline import DepthPipeline
 
     pipeline = DepthPipeline(bundles[0], "torch", "cpu")
-    slow = {one.name: one for one in evaluate(bundles[0], root, backend="torch", device="cpu").sets}
+    slow = {one.name: one for one in evaluate_bundle(bundles[0], root, **TORCH).sets}
     for group, chosen in find_sets(root, [], ["kitti_2015", "drives"]):
-        prepared = prepare(group, chosen, bundles[0].manifest.camera)
+        prepared = prepare(group, chosen, bundles[0].manifest.input_size)
         models = ["single_frame", "multi_frame"] if prepared.consecutive else ["single_frame"]
         for model in models:
             quick = judge_model(pipeline, prepared, model)["frames"]
@@ -272,33 +286,37 @@ def test_figures_are_those_of_evaluate(root: Path, bundles: list[Bundle]):
             assert len(quick) == len(expected)
             for one, other in zip(quick, expected, strict=True):
                 assert one["index"] == chosen.recording.frames[other.position].index
-                for name in compare_sets.ERRORS:
+                for name in comparison.ERRORS:
                     assert one[name] == pytest.approx(getattr(other.errors, name), rel=1e-5)
 
 
 def test_a_bag_knows_what_moves_and_when_the_vehicle_does(root: Path, bundles: list[Bundle]):
     ((group, chosen),) = find_sets(root, [root / "street.mcap"], ["synthetic"])
-    prepared = prepare(group, chosen, bundles[0].manifest.camera)
+    prepared = prepare(group, chosen, bundles[0].manifest.input_size)
     assert prepared.protocol.name == "synthetic" and len(prepared.frames) == 9
     assert prepared.frames[0].truth is None  # no predecessor
     assert prepared.frames[1].moving is not None and prepared.frames[1].moving.mean() > 0.1
     # The gate waits 0.3 s before it believes that the vehicle stands.
-    assert [frame.moves for frame in prepared.frames] == [True] * 6 + [False] * 3
+    assert sorted(prepared.moving) == list(range(6))
     same = prepare(
         group,
         find_sets(root, [root / "street.mcap"], ["synthetic"])[0][1],
-        bundles[0].manifest.camera,
+        bundles[0].manifest.input_size,
     )
     assert same.fingerprint == prepared.fingerprint
     other = replace(prepared.frames[2], moving=None)
     frames = (*prepared.frames[:2], other, *prepared.frames[3:])
-    assert compare_sets._fingerprint(prepared.protocol, frames) != prepared.fingerprint
+    assert (
+        comparison._fingerprint(prepared.protocol, frames, prepared.moving) != prepared.fingerprint
+    )
 
 
 def test_evaluate_tells_moving_from_static_pixels(root: Path, bundles: list[Bundle]):
     from training.evaluation.json import as_json
 
-    report = evaluate(bundles[0], root / "street.mcap", "drive", backend="torch", device="cpu")
+    report = evaluate_bundle(
+        bundles[0], root / "street.mcap", "drive", backend="torch", device="cpu"
+    )
     content = as_json(report)
     assert content["data_sets"]["street"]["protocol"]["name"] == "synthetic"
     parts = content["depth"]["multi_frame"]["parts"]
@@ -349,7 +367,7 @@ def test_one_command_makes_the_table_and_resumes(
     assert cli.main(command) == 0
     assert (out / FIGURES).read_bytes() == first
     kept = sorted((out / CACHE).iterdir())
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*.partial"))
     kept[0].write_text("{")  # half a file from elsewhere
     with pytest.raises(AssertionError, match="judged again"):
         cli.main(command)
@@ -358,10 +376,8 @@ def test_one_command_makes_the_table_and_resumes(
 def test_an_interrupted_comparison_goes_on(
     root: Path, bundles: list[Bundle], tmp_path: Path, monkeypatch
 ):
-    from training.comparison import compare as module
-
     judged: list[str] = []
-    real = module.judge_model
+    real = comparison.judge_model
 
     def counting(pipeline, one, model, *rest):
         if len(judged) == 3:
@@ -369,15 +385,15 @@ def test_an_interrupted_comparison_goes_on(
         judged.append(f"{pipeline.bundle.path.name} {one.name} {model}")
         return real(pipeline, one, model, *rest)
 
-    monkeypatch.setattr(module, "judge_model", counting)
+    monkeypatch.setattr(comparison, "judge_model", counting)
     listing = Listing([parse_spec(text) for text in row_texts(bundles)[:1]])
     listing.sets = ["kitti_2015", "drives"]
     with pytest.raises(KeyboardInterrupt):
-        compare(listing, tmp_path, root, backend="torch", device="cpu")
+        compare(listing, tmp_path, root, **TORCH)
     before = list(judged)
     judged[:] = []
-    monkeypatch.setattr(module, "judge_model", lambda *a: judged.append(a[1].name) or real(*a))
-    compare(listing, tmp_path, root, backend="torch", device="cpu")
+    monkeypatch.setattr(comparison, "judge_model", lambda *a: judged.append(a[1].name) or real(*a))
+    compare(listing, tmp_path, root, **TORCH)
     # Two bundles: scenes once, the drive twice each; what was whole is not repeated.
     assert len(before) == 3 and len(judged) == 3
 
@@ -410,19 +426,17 @@ def test_a_set_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_set_names_of_the_command_line():
-    assert (*compare_sets.SETS, compare_sets.KEPT_OUT) == cli.SET_NAMES
+    assert (*comparison.SETS, comparison.KEPT_OUT) == cli.SET_NAMES
 
 
 def test_what_is_kept_belongs_to_the_way_a_bundle_is_run(bundles: list[Bundle]):
-    from training.comparison.compare import _bundle_key
-
     manifest = bundles[0].manifest
     aligned = manifest.architecture.model_copy(update={"align_motion": True})
     other = Bundle(bundles[0].path, manifest.model_copy(update={"architecture": aligned}))
     keys = {
-        _bundle_key(bundles[0], "torch", "cpu"),
-        _bundle_key(bundles[0], "openvino", "cpu"),
-        _bundle_key(other, "torch", "cpu"),
+        comparison._bundle_key(bundles[0], "torch", "cpu"),
+        comparison._bundle_key(bundles[0], "openvino", "cpu"),
+        comparison._bundle_key(other, "torch", "cpu"),
     }
     assert len(keys) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,19 +15,34 @@ from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 from torch import nn
 
+from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.bundle import Bundle
-from depth_prior_ros.metrics import PROTOCOLS, depth_errors
-from depth_prior_ros.pipeline.framing import InvalidFrameError
+from depth_prior_ros.evaluation.evaluate import evaluate
+from depth_prior_ros.evaluation.frames import (
+    EvaluationSet,
+    read_evaluation_frames,
+    shown_positions,
+)
+from depth_prior_ros.evaluation.predictors import (
+    BundlePredictor,
+    ImageIndependentMap,
+    NetworkPredictor,
+    StoredDepth,
+)
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
+from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation import evaluation
-from training.evaluation.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
-from training.evaluation.evaluation import evaluate, evaluate_set, verdict
-from training.evaluation.frames import compare
-from training.evaluation.json import as_json, write_json
-from training.evaluation.quick import SparseTruth, evaluate_network, judge
+from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
+from training.evaluation.evaluation import evaluate_bundle, evaluate_set, verdict
+from training.evaluation.json import as_json
 from training.evaluation.report import print_report, write_pictures
-from training.evaluation.sets import PROTOCOL_SETS, EvaluationSet, drive_set, kitti_2015_set
+from training.evaluation.sets import drive_set, kitti_2015_set
+from training.stages.validation import evaluate_network
 
 ERRORS = {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3"}
+TORCH = {"backend": "torch", "device": "cpu"}
 WHOLE = SimpleNamespace(x=0, y=0, width=414, height=125)
 
 
@@ -62,7 +78,8 @@ class PretendPipeline:
     def __init__(self, chosen: EvaluationSet, factor: float = 1.0) -> None:
         self.by_stamp = {f.stamp_ns: f.depth() for f in chosen.recording.frames}
         self.networks = SimpleNamespace(has_multi_frame=True)
-        self.factor, self.force_model = factor, None
+        self.bundle = SimpleNamespace(manifest=SimpleNamespace(input_size=(414, 125)))
+        self.factor, self.force_model, self.max_metres = factor, None, 80.0
         self.shown: list[tuple[str | None, int]] = []
         self.previous: int | None = None
 
@@ -106,18 +123,14 @@ def test_scenes_are_judged_one_by_one(root: Path):
     assert any("separate scenes" in note for note in report.notes)
 
 
-def test_a_frame_that_the_pipeline_refuses_is_named(root: Path):
+def test_a_frame_that_cannot_be_shown_is_named(root: Path):
     chosen = kitti_2015_set(root)
-
-    class Choosy(PretendPipeline):
-        def process(self, image, stamp_ns, motion=None, camera=None):
-            if stamp_ns == chosen.recording.frames[1].stamp_ns:
-                raise InvalidFrameError("size", "the image is too small")
-            return super().process(image, stamp_ns, motion, camera)
-
-    report = evaluate_set(Choosy(chosen), chosen)
+    frames = list(chosen.recording.frames)
+    frames[1] = replace(frames[1], camera=Camera(100, 100, 50, 50, 100, 100))
+    recording = replace(chosen.recording, frames=frames)
+    report = evaluate_set(PretendPipeline(chosen), replace(chosen, recording=recording))
     assert [frame.position for frame in report.rows["all"]] == [0, 2]
-    assert any("too small" in entry.why for entry in chosen.recording.skipped)
+    assert any("another aspect ratio" in entry.why for entry in recording.skipped)
 
 
 def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
@@ -137,14 +150,18 @@ def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
 
 def test_the_forced_multi_frame_model_is_shown_what_it_may_match() -> None:
     """Two seconds before each judged frame, and its predecessor whatever the rate."""
-    frames = [SimpleNamespace(stamp_ns=i * 100_000_000) for i in range(100)]
-    needed = evaluation._needed(frames, [30, 33, 80], "multi_frame")  # type: ignore[arg-type]
-    assert needed == [*range(10, 34), *range(60, 81)]
-    slow = [SimpleNamespace(stamp_ns=i * 5_000_000_000) for i in range(10)]
-    assert evaluation._needed(slow, [3, 7], "multi_frame") == [2, 3, 6, 7]  # type: ignore[arg-type]
-    assert evaluation._needed(slow, [], "multi_frame") == []  # type: ignore[arg-type]
-    assert evaluation._needed(slow, [3, 7], "single_frame") == [3, 7]  # type: ignore[arg-type]
-    assert evaluation._needed(slow, [3], None) == [0, 1, 2, 3]  # type: ignore[arg-type]
+
+    def shown(seconds: float, judged: list[int], memory: float | None) -> list[int]:
+        frames = [SimpleNamespace(stamp_ns=round(i * seconds * 1e9)) for i in range(100)]
+        return shown_positions(frames, judged, memory)  # type: ignore[arg-type]
+
+    memory = BundlePredictor(None, "multi_frame").memory  # type: ignore[arg-type]
+    assert memory == KEYFRAME_SECONDS == 2
+    assert shown(0.1, [30, 33, 80], memory) == [*range(10, 34), *range(60, 81)]
+    assert shown(5, [3, 7], memory) == [2, 3, 6, 7]
+    assert shown(5, [], memory) == []
+    assert shown(5, [3, 7], 0) == [3, 7]
+    assert shown(5, [3], None) == [0, 1, 2, 3]
 
 
 def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):
@@ -190,14 +207,30 @@ def test_fallbacks_of_the_multi_frame_network_are_told(root: Path):
 # --- comparing ----------------------------------------------------------------------------------
 
 
+def recorded(truth: np.ndarray, size: tuple[int, int]) -> StoredRecording:
+    """One frame of a camera of `size` (width, height)."""
+    width, height = size
+    camera = Camera(width, width, width / 2, height / 2, width, height)
+    image = np.zeros((height, width, 3), np.uint8)
+    return StoredRecording("one", [Frame(0, 0, camera, lambda: image, lambda: truth)])
+
+
+def compared(depth: np.ndarray, truth: np.ndarray, name: str, size: tuple[int, int]):
+    """Errors of depth (h, w) of one frame, for what a network of input `size` is shown."""
+    protocol = PROTOCOLS[name]
+    recording = recorded(truth, (truth.shape[1], truth.shape[0]))
+    frames = read_evaluation_frames(recording, protocol, size, [0], images=False)
+    return evaluate(StoredDepth({0: depth}), frames, protocol)[0]
+
+
 def test_a_window_of_the_image_is_compared_with_that_window():
     truth = road()
-    window = (100, 20, 200, 80)
-    inside = truth[20:100, 100:300]
-    errors, _ = compare(inside, truth, PROTOCOLS["kitti2015"], window)
-    assert errors.abs_rel == pytest.approx(0, abs=1e-9) and errors.coverage == 1
-    wrong, _ = compare(inside, truth, PROTOCOLS["kitti2015"])
-    assert wrong.abs_rel > 0.01
+    found = compared(truth[:, 107:307], truth, "kitti2015", (200, 125))
+    assert found.region == (107, 0, 200, 125)
+    assert found.errors.abs_rel == pytest.approx(0, abs=1e-9) and found.errors.coverage == 1
+    truth = np.repeat(np.linspace(40, 5, 414, dtype=np.float32)[:, None], 125, axis=1)
+    assert compared(truth[107:307], truth, "kitti2015", (125, 200)).errors.abs_rel < 1e-9
+    assert compared(truth[107:307], truth, "kitti2015", (125, 414)).errors.abs_rel > 0.01
 
 
 def test_the_crop_is_that_of_the_whole_image():
@@ -207,30 +240,41 @@ def test_the_crop_is_that_of_the_whole_image():
     truth[20:30] = 5.0  # outside of them
     prediction = np.full((125, 414), 10.0, np.float32)
     prediction[85:] = 20.0
-    for region in (None, (0, 10, 414, 112)):
-        shown = prediction if region is None else prediction[10:122]
-        errors, _ = compare(shown, truth, PROTOCOLS["eigen"], region)
-        assert errors.abs_rel == pytest.approx(0, abs=1e-6)
+    for size in ((414, 125), (414, 112)):
+        shown = prediction if size[1] == 125 else prediction[6:118]
+        found = compared(shown, truth, "eigen", size)
+        assert found.region[1] == (125 - size[1]) // 2
+        assert found.errors.abs_rel == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("crop", ["kitti2015", "eigen"])
-def test_the_quick_way_gives_the_same_figures(crop: str):
-    rng = np.random.default_rng(0)
-    truth = np.where(rng.random((125, 414)) < 0.2, road() * rng.uniform(0.5, 3), 0)
-    truth = truth.astype(np.float32)
-    inverse = rng.uniform(0.02, 3, (32, 96)).astype(np.float32)
-    protocol = PROTOCOLS[crop]
-    slow = depth_errors(1 / inverse, truth, crop=protocol.crop, max_depth=80)
-    quick = SparseTruth.of(truth, protocol).errors(inverse, 80.0)
-    for name, value in quick.items():
-        assert value == pytest.approx(getattr(slow, name), rel=2e-4), name
+def test_a_range_counts_in_metres_alone():
+    """Scaled first, clamped after: what a vehicle does not publish must not change the figure."""
+    truth = np.tile(np.array([10, 20, 40, 70], np.float32), (8, 1))
+    depth = truth / 2
+
+    class Ranged(ImageIndependentMap):
+        def predict(self, frames):
+            for frame, prediction in super().predict(frames):
+                yield frame, replace(prediction, max_metres=12.0)
+
+    protocol = PROTOCOLS["synthetic"]
+    frames = list(
+        read_evaluation_frames(recorded(truth, (4, 8)), protocol, (4, 8), [0], images=False)
+    )
+    (found,) = evaluate(Ranged(depth), frames, protocol)
+    assert found.errors.abs_rel == pytest.approx(0, abs=1e-9)
+    assert found.errors.ratio == pytest.approx(2)
+    # 5 and 10 m are published, 20 and 35 m are beyond the range: as far as the protocol goes.
+    assert found.metric.abs_rel == pytest.approx((0.5 + 0.5 + 40 / 40 + 10 / 70) / 4)
 
 
 # --- baselines and the verdict --------------------------------------------------------------------
 
 
 def test_baselines_are_judged_beside_the_bundle(root: Path, bundle: Bundle):
-    report = evaluate(bundle, root, "kitti2015", baselines=True, backend="torch", device="cpu")
+    report = evaluate_bundle(
+        bundle, root, "kitti2015", baselines=True, backend="torch", device="cpu"
+    )
     (scenes,) = report.sets
     assert set(scenes.baselines) == {*COUNTED, CONSTANT, SET_MEAN, OTHER_IMAGE}
     assert {len(rows) for rows in scenes.baselines.values()} == {3}
@@ -289,11 +333,13 @@ def test_there_is_no_verdict_without_baselines_or_on_drives(root: Path):
 
 def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     told: list[str] = []
-    report = evaluate(bundle, root, baselines=True, progress=lambda what, *_: told.append(what))
+    report = evaluate_bundle(
+        bundle, root, baselines=True, progress=lambda what, *_: told.append(what)
+    )
     assert [s.name for s in report.sets] == ["kitti_2015", TEST_DRIVE]
     assert told[0].startswith("kitti_2015") and any("baselines" in line for line in told)
     path = tmp_path / "deep" / "figures.json"
-    write_json(report, path)
+    write_json(path, as_json(report))
     content = json.loads(path.read_text())
     assert content["bundle"]["name"] == "tiny" and "depth" not in content
     scenes, drive = content["data_sets"].values()
@@ -334,7 +380,7 @@ def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
 
 
 def test_one_set_stands_at_the_top_as_in_metrics_json(root: Path, bundle: Bundle):
-    report = evaluate(bundle, root, "eigen", models=["single_frame"])
+    report = evaluate_bundle(bundle, root, "eigen", models=["single_frame"])
     content = as_json(report)
     assert content["depth"] == content["data_sets"][TEST_DRIVE]["depth"]
     # Of the listed frames 0, 2 and 4 only 2 has a predecessor.
@@ -343,7 +389,8 @@ def test_one_set_stands_at_the_top_as_in_metrics_json(root: Path, bundle: Bundle
 
 def test_evaluating_twice_gives_the_same(root: Path, bundle: Bundle):
     first, second = (
-        as_json(evaluate(bundle, root, "drive", backend="torch", device="cpu")) for _ in range(2)
+        as_json(evaluate_bundle(bundle, root, "drive", backend="torch", device="cpu"))
+        for _ in range(2)
     )
     assert first == second
 
@@ -368,8 +415,9 @@ class RowNetwork(nn.Module):
 
 def test_a_bare_network_in_training(root: Path):
     network = RowNetwork().train()
-    figures = evaluate_network(network, "cpu", (96, 32), root, ("kitti2015", "0052", "0039lidar"))
-    assert set(figures) == {"kitti2015", "0052", "0039lidar"}
+    sets = ("kitti2015", "0052", "0039lidar")
+    figures = evaluate_network(NetworkPredictor(network), (96, 32), root, sets)
+    assert set(figures) == set(sets)
     assert figures["kitti2015"]["abs_rel"] < 0.04
     assert figures["kitti2015"]["frames"] == 3 and figures["0052"]["frames"] == 5
     assert figures["0052"]["abs_rel"] > 0.1  # flat truth
@@ -389,41 +437,54 @@ def test_a_prior_reaches_the_network_that_is_judged(root: Path):
             return super().forward(image)
 
     prior = object()
-    evaluate_network(WithPrior(), "cpu", (96, 32), root, ("kitti2015",), prior)  # type: ignore[arg-type]
+    network = NetworkPredictor(WithPrior(), prior=prior)  # type: ignore[arg-type]
+    evaluate_network(network, (96, 32), root, ("kitti2015",))
     assert seen and all(one is prior for one in seen)
 
 
-def test_damaged_depth_is_left_out_of_the_quick_figures(tmp_path: Path, caplog):
+def test_damaged_depth_is_left_out_with_a_warning(tmp_path: Path, caplog):
     for number in range(3):
         write_frame(tmp_path / "kitti_2015", number, 20.0, name="{:06d}")
     broken = tmp_path / "kitti_2015" / "depth_stereo" / f"{1:06d}.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    figures = evaluate_network(RowNetwork(), "cpu", (96, 32), tmp_path, ("kitti2015",))
+    figures = evaluate_network(NetworkPredictor(RowNetwork()), (96, 32), tmp_path, ("kitti2015",))
     assert figures["kitti2015"]["frames"] == 2
     assert broken.name in caplog.text
 
 
-def test_another_image_is_told_from_the_right_one():
-    truth = [SparseTruth.of(road()[::s].copy(), PROTOCOLS["kitti2015"]) for s in (1, -1)]
-    inverse = np.stack([1 / road(), 1 / road()[::-1]])
-    cached = SimpleNamespace(truth=tuple(truth), cap=80.0)
-    figures = judge(inverse, cached)
-    assert figures["abs_rel"] == pytest.approx(0, abs=1e-6)
+def test_another_image_is_told_from_the_right_one(tmp_path: Path):
+    """A dark scene, and a bright one that is upside down, by a network that tells them apart."""
+    for number, depth in enumerate((road(), road()[::-1])):
+        write_frame(tmp_path / "kitti_2015", number, 20.0, name="{:06d}")
+        name = f"{number:06d}.png"
+        bright = np.full((125, 414, 3), 200 * number, np.uint8)
+        cv2.imwrite(str(tmp_path / "kitti_2015" / "image_02" / name), bright)
+        stored = (depth * 256).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / "kitti_2015" / "depth_stereo" / name), stored)
+
+    class ByBrightness(RowNetwork):
+        def forward(self, image: torch.Tensor, prior: object = None) -> SimpleNamespace:
+            upright = super().forward(image).disparity[0]
+            dark = image.mean((1, 2, 3), keepdim=True) < 0.5
+            return SimpleNamespace(disparity={0: torch.where(dark, upright, upright.flip(2))})
+
+    network = NetworkPredictor(ByBrightness())
+    figures = evaluate_network(network, (96, 32), tmp_path, ("kitti2015",))["kitti2015"]
+    assert figures["abs_rel"] < 0.02
     assert figures["other_image"] > figures["own_mean"] > 0.1
 
 
 def test_model_names_are_the_pipelines():
-    from training.commands.cli import MODEL_NAMES, PROTOCOL_NAMES
+    from training.commands.cli import MODEL_NAMES
 
     assert MODEL_NAMES[1:] == evaluation.MODELS
-    assert set(PROTOCOL_NAMES) == set(PROTOCOL_SETS)
 
 
 @pytest.mark.data
 @pytest.mark.slow
 def test_the_shipped_bundle_looks_at_the_image(data_dir: Path):
     """At least 10 % below the best image-independent predictor on KITTI 2015."""
-    report = evaluate("lite", data_dir, "kitti2015", models=["single_frame"], baselines=True)
+    report = evaluate_bundle("lite", data_dir, "kitti2015", models=["single_frame"], baselines=True)
     outcome = verdict(report.sets[0])
     assert outcome is not None and set(COUNTED) <= set(report.sets[0].baselines)
     assert outcome.best_abs_rel <= 0.245  # the LiDAR rows alone reach .242

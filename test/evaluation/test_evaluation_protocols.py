@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,9 +13,17 @@ from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, write_drive
 
 from depth_prior_ros.bundle import Bundle
-from depth_prior_ros.metrics import PROTOCOLS, depth_errors
-from training.evaluation.evaluation import evaluate, evaluate_set
-from training.evaluation.frames import judge_frame, part_entries, row_entry, scaled_window, show
+from depth_prior_ros.evaluation.evaluate import evaluate, part_entries, row_entry
+from depth_prior_ros.evaluation.frames import (
+    read_evaluation_frame,
+    read_evaluation_frames,
+    scaled_window,
+)
+from depth_prior_ros.evaluation.predictors import StoredDepth
+from depth_prior_ros.evaluation.protocols import PROTOCOLS, Protocol
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings import Frame, StoredRecording
+from training.evaluation.evaluation import evaluate_bundle, evaluate_set
 from training.evaluation.json import as_json
 from training.evaluation.report import print_report, write_pictures
 from training.evaluation.sets import choose_sets
@@ -32,7 +39,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("below", ["", "set"])
 def test_make3d_is_shown_whole_and_quoted_by_log10(tmp_path: Path, bundle: Bundle, below: str):
     write_make3d(tmp_path / ("make3d" if below else ""), ("a", "b"))
-    report = evaluate(bundle, tmp_path, "make3d", backend="torch", device="cpu", baselines=True)
+    report = evaluate_bundle(
+        bundle, tmp_path, "make3d", backend="torch", device="cpu", baselines=True
+    )
     (one,) = report.sets
     assert [frame.region for frame in one.rows["all"]] == [(0, 0, 1704, 852)] * 2
     assert one.rows["all"][0].depth.shape == (32, 96)
@@ -40,7 +49,7 @@ def test_make3d_is_shown_whole_and_quoted_by_log10(tmp_path: Path, bundle: Bundl
     assert entry["rmse_log10"] == pytest.approx(entry["rmse_log"] / np.log(10))
     assert entry["metric"]["frames"] == 2
     truth = one.judged.recording.frames[0].depth()
-    again = depth_errors(one.rows["all"][0].depth, truth, max_depth=70.0)
+    again = Protocol("", max_depth=70.0).errors(one.rows["all"][0].depth, truth)
     assert again.abs_rel == pytest.approx(one.rows["all"][0].errors.abs_rel)
     from rich.console import Console
 
@@ -54,12 +63,12 @@ def test_make3d_is_shown_whole_and_quoted_by_log10(tmp_path: Path, bundle: Bundl
 def test_cityscapes_is_cropped_and_shown_whole(tmp_path: Path, bundle: Bundle):
     for name in ("bonn_000000_000019", "bonn_000001_000019"):
         write_city(tmp_path / "cityscapes", name)
-    (one,) = evaluate(bundle, tmp_path, "cityscapes", backend="torch", device="cpu").sets
+    (one,) = evaluate_bundle(bundle, tmp_path, "cityscapes", backend="torch", device="cpu").sets
     assert one.name == "cityscapes_test" and one.judged.protocol.crop == "cityscapes"
     frame = one.rows["all"][0]
     assert frame.region == (0, 0, 256, 96)
     truth = one.judged.recording.frames[0].depth()
-    expected = depth_errors(frame.depth, truth, crop="cityscapes")
+    expected = Protocol("", crop="cityscapes").errors(frame.depth, truth)
     assert frame.errors == expected
     # Truth of 20 m everywhere: one range, and no other.
     assert len(frame.parts) == 1
@@ -67,7 +76,7 @@ def test_cityscapes_is_cropped_and_shown_whole(tmp_path: Path, bundle: Bundle):
 
 def test_nuscenes_has_predecessors_where_the_sweeps_are_there(tmp_path: Path, bundle: Bundle):
     write_nuscenes(tmp_path)
-    (one,) = evaluate(bundle, tmp_path, "nuscenes", backend="torch", device="cpu").sets
+    (one,) = evaluate_bundle(bundle, tmp_path, "nuscenes", backend="torch", device="cpu").sets
     numbers = {n: [f.position for f in frames] for n, frames in one.rows.items()}
     every = [0, 3, 6, 9]
     expected = {"all": every, "single_frame": [3, 9], "single_frame_all": every}
@@ -93,7 +102,7 @@ def test_improved_truth_has_its_own_folder_and_no_crop(tmp_path: Path):
 def test_all_drives_of_a_protocol_are_summed_up(tmp_path: Path, bundle: Bundle):
     write_drive(tmp_path, TEST_DRIVE, range(5))
     write_drive(tmp_path, OTHER_DRIVE, range(4), depth=20.0)
-    report = evaluate(
+    report = evaluate_bundle(
         bundle,
         tmp_path,
         "eigen",
@@ -119,26 +128,30 @@ def test_all_drives_of_a_protocol_are_summed_up(tmp_path: Path, bundle: Bundle):
 
 
 def test_truth_coarser_than_the_image_is_compared_with_its_window():
-    frame = SimpleNamespace(
-        camera=SimpleNamespace(size=(400, 200), width=400, height=200),
-        moving=lambda: np.arange(200)[:, None].repeat(400, 1) < 100,
-    )
     truth = np.repeat(np.linspace(40, 4, 50, dtype=np.float32)[:, None], 100, 1)
-    region = SimpleNamespace(x=0, y=40, width=400, height=120)
-    result = SimpleNamespace(
-        depth=truth[10:40] * 3, region=region, model="single_frame", reason="forced"
+    moving = np.arange(200)[:, None].repeat(400, 1) < 100
+    frame = Frame(
+        7,
+        0,
+        Camera(300, 300, 200, 100, 400, 200),
+        lambda: np.zeros((200, 400, 3), np.uint8),
+        lambda: truth,
+        load_moving=lambda: moving,
     )
-    judged = judge_frame(0, result, frame, truth, PROTOCOLS["synthetic"], keep=False)
+    protocol, recording = PROTOCOLS["synthetic"], StoredRecording("one", [frame])
+    frames = read_evaluation_frames(recording, protocol, (100, 30), [0])
+    (judged,) = evaluate(StoredDepth({0: truth[10:40] * 3}), frames, protocol)
     assert judged.errors.abs_rel == pytest.approx(0, abs=1e-6)
     assert judged.errors.ratio == pytest.approx(1 / 3)
-    assert judged.depth.size == 0 and judged.region == (0, 40, 400, 120)
+    assert judged.depth.size == 0 and judged.region == (0, 40, 400, 120) and judged.index == 7
     assert {"moving", "static"} < set(judged.parts)
     assert scaled_window((0, 40, 400, 120), (400, 200), (100, 50)) == (0, 10, 100, 30)
 
 
 def test_parts_are_averaged_over_the_frames_that_have_them():
     one, two = (
-        depth_errors(np.full((4, 4), v), np.full((4, 4), 10.0), scaling="none") for v in (11, 13)
+        Protocol("", scaling="none").errors(np.full((4, 4), v), np.full((4, 4), 10.0))
+        for v in (11, 13)
     )
     entries = part_entries([{"0-10": one, "moving": two}, {"0-10": two}, {}])
     assert list(entries) == ["0-10", "moving"]
@@ -150,12 +163,15 @@ def test_parts_are_averaged_over_the_frames_that_have_them():
 def test_a_protocol_says_how_a_frame_is_shown(tmp_path: Path):
     write_city(tmp_path, "bonn_000000_000019")
     (chosen,) = choose_sets(tmp_path, "cityscapes")
-    frame = chosen.recording.frames[0]
-    squeezed = show(frame, PROTOCOLS["cityscapes"], (96, 32))
-    assert squeezed.image.shape == (32, 96, 3) and squeezed.camera.size == (96, 32)
-    assert squeezed.camera.fx == pytest.approx(frame.camera.fx * 96 / 256)
-    assert squeezed.camera.fy == pytest.approx(frame.camera.fy * 32 / 96)
-    assert show(frame, PROTOCOLS["eigen"], (96, 32)).image.shape == (96, 256, 3)
+    recording, camera = chosen.recording, chosen.recording.frames[0].camera
+    squeezed = read_evaluation_frame(recording, 0, PROTOCOLS["cityscapes"], (96, 32))
+    assert squeezed.image.shape == (32, 96, 3) and squeezed.window == (0, 0, 256, 96)
+    assert squeezed.camera.fx == pytest.approx(camera.fx * 96 / 256)
+    assert squeezed.camera.fy == pytest.approx(camera.fy * 32 / 96)
+    shown = read_evaluation_frame(recording, 0, PROTOCOLS["eigen"], (96, 32))
+    assert shown.image.shape == (32, 96, 3) and shown.window == (0, 5, 256, 85)
+    assert shown.camera.fx == pytest.approx(camera.fx * 96 / 256)
+    assert shown.camera.cy == pytest.approx((camera.cy - 5) * 32 / 85)
 
 
 def test_depth_images_are_kept_only_where_they_are_wanted(tmp_path: Path, bundle: Bundle):

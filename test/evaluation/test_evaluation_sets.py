@@ -82,7 +82,7 @@ def test_frames_without_depth_are_shown_but_not_judged(root: Path):
     assert found.judged == (0, 1, 3, 4)
 
 
-@pytest.mark.parametrize("protocol", [*set(PROTOCOL_SETS) - {"drive"}, None])
+@pytest.mark.parametrize("protocol", [*sorted({*PROTOCOL_SETS} - {"drive"}), None])
 def test_nothing_to_judge_is_an_error_that_says_what_was_looked_for(tmp_path: Path, protocol):
     with pytest.raises(EvaluationError, match=r"nothing to judge.*looked for"):
         choose_sets(tmp_path, protocol)

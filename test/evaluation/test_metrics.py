@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,21 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from depth_prior_ros.metrics import (
+from depth_prior_ros.evaluation.metrics import (
     LEAST_PART,
-    PROTOCOLS,
     DepthErrors,
     NoValidPixelsError,
-    cityscapes_mask,
-    depth_errors,
-    garg_mask,
     mean_errors,
     part_errors,
     resize_depth,
     summary,
 )
+from depth_prior_ros.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    cityscapes_mask,
+    garg_mask,
+)
 
 SIZE = (37, 122)
+
+
+def depth_errors(prediction: NDArray, truth: NDArray, **values: Any) -> DepthErrors:
+    return Protocol("", **values).errors(prediction, truth)
 
 
 # rows and columns of SIZE that each crop keeps: first, behind the last, first, behind the last
@@ -198,7 +205,7 @@ def test_protocols_are_those_of_the_papers() -> None:
     assert values["make3d"] == (None, 70.0, True, True, True)
     assert values["cityscapes"] == ("cityscapes", 80.0, True, True, False)
     assert values["nuscenes"] == (None, 80.0, True, False, False)
-    assert {p.scaling for n, p in PROTOCOLS.items() if n != "metric"} == {"median"}
+    assert {p.scaling for _, p in PROTOCOLS.items()} == {"median"}
 
 
 def test_decimal_and_natural_logarithm() -> None:

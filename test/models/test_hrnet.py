@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from depth_prior_ros.models.hrnet import HRNet, hrnet_w18, hrnet_w18_small
-from depth_prior_ros.models.student import build_trunk
-from depth_prior_ros.models.trunk import SIDE_MULTIPLE, check_size
+from depth_prior_ros.models.trunk import SIDE_MULTIPLE, TRUNKS, check_size
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_check_size_takes_exactly_the_multiples() -> None:
 
 def test_unknown_trunk() -> None:
     with pytest.raises(ValueError, match="hrnet_w18_small"):
-        build_trunk("resnet50")
+        TRUNKS["resnet50"]
 
 
 def test_weights_load_and_classifier_keys_are_left_out() -> None:

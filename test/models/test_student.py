@@ -4,15 +4,11 @@ import pytest
 import torch
 
 from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
-from depth_prior_ros.models.student import (
-    DECODERS,
-    TRUNKS,
-    Student,
-    build_student,
-    build_trunk,
-)
+from depth_prior_ros.models.student import Student, build_student
+from depth_prior_ros.models.trunk import TRUNKS
 
 # Of `bundles/lite`: means of disparity, reference inverse depth, entropy.
 BEFORE = [0.22396799440684845, 0.6657285292943319, 0.6035160247314101]
@@ -123,7 +119,7 @@ def test_channels_last_and_bfloat16_keep_the_result_close() -> None:
 def test_every_tap_works_with_every_trunk_and_decoder(trunk: str, decoder: str, tap: int) -> None:
     torch.manual_seed(10)
     config = FusionConfig(tap=tap, width=16, heads=2)
-    if tap not in build_trunk(trunk).channels:
+    if tap not in TRUNKS[trunk]().channels:
         with pytest.raises(ValueError, match=f"no features at stride {tap}"):
             Student(trunk, decoder, config)
         return

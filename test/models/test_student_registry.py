@@ -7,12 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from depth_prior_ros.models.decoder import ConvBlock, Monodepth2Decoder
+from depth_prior_ros.models.decoder import DECODERS, ConvBlock, Monodepth2Decoder
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.ra_depth import RADepthDecoder, _Lift
 from depth_prior_ros.models.resnet import ResNet18, normalise_image, resnet18
-from depth_prior_ros.models.student import DECODERS, TRUNKS, Student, build_student
-from depth_prior_ros.models.trunk import recognise
+from depth_prior_ros.models.student import Student, build_student
+from depth_prior_ros.models.trunk import TRUNKS, recognise
 
 SMALL = "hrnet_w18_small"
 OTHER = {2: [8], 4: [8, 4], 8: [6], 16: [10, 10, 2], 32: [12]}
@@ -224,12 +224,10 @@ def test_weights_that_do_not_fit_are_explained_and_change_nothing() -> None:
 
 def test_networks_are_recognised() -> None:
     for name, build in TRUNKS.items():
-        assert recognise(build().state_dict()) == name
+        # The two paddings of MobileNetV2 have the same tensors.
+        assert recognise(build().state_dict()) == name.removesuffix("_symmetric")
     assert "empty" in recognise({})
     assert "unknown here (its first tensors are a" in recognise({"a": torch.zeros(1)})
-    r50 = {f"layer1.{i}.conv1.weight": torch.zeros(1) for i in range(3)}
-    r50 |= {"layer1.0.conv3.weight": torch.zeros(1), "layer4.0.conv1.weight": torch.zeros(1)}
-    assert recognise(r50) == "resnet50"
 
 
 def test_unknown_names() -> None:

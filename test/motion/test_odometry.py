@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc, rigid_inverse
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc
 
 SECOND = 1_000_000_000
 ANGLES = st.floats(-math.pi, math.pi)

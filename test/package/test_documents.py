@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from pathlib import Path
@@ -65,27 +64,30 @@ def test_every_reason_is_explained() -> None:
         assert set(get_args(Reason)) <= explained
 
 
-def test_the_page_of_the_parameters_is_that_of_the_code() -> None:
-    pytest.importorskip("rclpy", reason="needs rclpy: the declarations are ROS's")
-    from depth_prior_ros.ros.describe import SECTIONS, render
-    from depth_prior_ros.ros.parameters import PARAMETERS
+def rows(document: str, heading: str) -> set[str]:
+    """The names in backticks that begin the rows of the table below a heading."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1]
+    table = text.split("\n\n")[0].split("---|\n", 1)[1]
+    return set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
 
-    assert [d for _, declarations in SECTIONS for d in declarations] == list(PARAMETERS)
-    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert page == render(), "run python -m depth_prior_ros.ros.describe > docs/parameters.md"
+
+def test_tables_have_what_is_registered() -> None:
+    from depth_prior_ros.backends import BACKENDS
+    from training.stages.base import STAGES
+
+    assert rows("choice.md", "Backends") == set(BACKENDS)
+    assert rows("training.md", "Stages") == set(STAGES)
 
 
 def launch_arguments() -> dict[str, set[str]]:
     """The arguments of every launch file."""
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / "launch").glob("*.launch.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        tables = [n for n in ast.walk(tree) if isinstance(n, ast.Tuple) and len(n.elts) == 3]
-        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args]
-        declared = [c for c in calls if getattr(c.func, "id", "") == "DeclareLaunchArgument"]
-        first = [n.elts[0] for n in tables] + [c.args[0] for c in declared]
-        found[path.name] = {n.value for n in first if isinstance(n, ast.Constant)}
-    return found
+    from depth_prior_ros.ros.launch_arguments import PLAYER, depth_arguments, replay_arguments
+
+    return {
+        "depth.launch.py": {name for name, _, _ in depth_arguments()},
+        "replay.launch.py": {name for name, _, _ in [*PLAYER, *replay_arguments()]},
+        "several_cameras.launch.py": {"cameras"},
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
@@ -101,7 +103,7 @@ def test_launch_files_have_the_arguments_that_documents_use(document: Path) -> N
 
 def test_there_are_launches_to_check() -> None:
     assert sum(len(commands(document, "ros2 launch")) for document in DOCUMENTS) > 6
-    assert launch_arguments()["several_cameras.launch.py"] == {"cameras"}
+    assert set(launch_arguments()) == {path.name for path in (ROOT / "launch").glob("*.py")}
 
 
 def parameter_names() -> set[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,17 +25,19 @@ from ros_helpers import Peer, nanoseconds_of
 from test_bag import make_recording
 
 from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros.parameters import PARAMETERS
 from rosbag_tools.make import write_bag
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH_FILE = ROOT / "launch" / "depth.launch.py"
-REPLAY_FILE = ROOT / "launch" / "replay.launch.py"
+LAUNCH_FILE = str(ROOT / "launch" / "depth.launch.py")
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 TEST_IN_LAUNCH = Path(__file__).parents[1].joinpath("depth_node_launch.py")
 PROGRAMS = {
     "depth_node": "depth_prior_ros.ros.node",
     "depth_model_text": "depth_prior_ros.ros.model_text",
     "depth_bag": "rosbag_tools.cli",
+    "depth_rviz": "depth_prior_ros.ros.open_rviz",
 }
 
 
@@ -53,44 +55,111 @@ def test_the_profile_for_large_images_has_room_for_them():
     assert listed == {t.findtext(f"{space}transport_id") for t in root.iter(memory.tag)}
 
 
-@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda path: path.name)
-def test_every_launch_argument_is_explained_and_used(file: Path):
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    tables = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("ARGUMENTS", "HANDED_ON")  # type: ignore[attr-defined]
-    ]
-    entries = [entry for table in tables for entry in table.elts]  # type: ignore[attr-defined]
-    names = [entry.elts[0].value for entry in entries]
-    assert all(entry.elts[2].value for entry in entries)
-    strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
-    handed_on = {"HANDED_ON"} & {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-    for name in names:
-        assert handed_on or strings.count(name) > 1, f"{name} is declared and never read"
+DEFAULTS = {name: default for name, default, _ in launch_arguments.depth_arguments()}
 
 
-def arguments_of(file: Path) -> dict[str, str]:
-    """Names and descriptions of a launch file's arguments, without importing launch."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("ARGUMENTS", "HANDED_ON"):  # type: ignore[attr-defined]
-            found |= {e.elts[0].value: e.elts[2].value for e in node.value.elts}  # type: ignore[attr-defined]
-    return found
+def test_every_parameter_is_an_argument_and_every_argument_is_explained():
+    """Each once: nothing of the launch file has the name of a parameter."""
+    arguments = launch_arguments.depth_arguments()
+    names = [name for name, _, _ in arguments]
+    assert len(set(names)) == len(names)
+    assert {declared.name for declared in PARAMETERS} < set(names)
+    assert all(text for _, _, text in arguments)
 
 
-def test_replay_hands_on_what_the_depth_launch_file_has():
-    handed = {n for n, text in arguments_of(REPLAY_FILE).items() if "depth.launch.py" in text}
-    assert handed
-    assert handed <= set(arguments_of(LAUNCH_FILE))
+def test_what_is_not_said_of_a_parameter_is_left_to_the_file():
+    launch_arguments.check(DEFAULTS)
+    assert launch_arguments.parameter_values(DEFAULTS) == {}
+    assert launch_arguments.parameter_file(DEFAULTS) == str(ROOT / "config" / "depth.yaml")
 
 
-def test_the_example_of_several_cameras_uses_arguments_that_exist():
-    content = yaml.safe_load((ROOT / "config" / "several_cameras.yaml").read_text("utf-8"))
-    assert len(content["cameras"]) > 1
-    for arguments in [content["all"], *content["cameras"].values()]:
-        assert set(arguments) <= set(arguments_of(LAUNCH_FILE))
+def test_parameters_are_taken_in_their_own_type():
+    said = {"scale": "camera_height", "camera_height": "2", "threads": "3", "scale.file": "1.0"}
+    values = launch_arguments.parameter_values({**said, "autostart": "0", "use_sim_time": "true"})
+    assert values == {
+        **{"scale.mode": "camera_height", "scale.camera_height": 2.0, "threads": 3},
+        **{"scale.file": "1.0", "autostart": False, "use_sim_time": True},
+    }
+    assert type(values["scale.camera_height"]) is float
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"camera_height": "high"}, "camera_height:=high must be a number"),
+        ({"fit": "cut"}, "fit:=cut must be one of 'crop', 'pad'"),
+        ({"max_gap": "4000"}, "max_gap:=4000 must lie between 0.001 and 3600"),
+        ({"scale": "fixed", "scale.mode": "none"}, "scale.mode and scale are the same"),
+        ({"log_level": "loud"}, "log_level:=loud is none of debug, "),
+        ({"large_images": "perhaps"}, "large_images:=perhaps must be true or false"),
+        ({"params_file": "no.yaml"}, f"params_file:={Path('no.yaml').absolute()}: no such file"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_before_anything_is(said, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
+        launch_arguments.check({**DEFAULTS, **said})
+
+
+def test_misspelt_arguments_are_refused_with_the_nearest_name():
+    started = ["/opt/ros/bin/ros2", "launch", "depth_prior_ros", "depth.launch.py"]
+    typed = launch_arguments.typed([*started, "camera:=/a", "--debug", "rviz:=1"], LAUNCH_FILE)
+    assert typed == ["camera", "rviz"]
+    launch_arguments.refuse_unknown(typed, DEFAULTS, LAUNCH_FILE)
+    with pytest.raises(ValueError, match="has no argument camera_hight; is camera_height meant"):
+        launch_arguments.refuse_unknown(["camera_hight"], DEFAULTS, LAUNCH_FILE)
+    # Arguments of a file that includes this one are not its own.
+    others = ["ros2", "launch", "robot", "robot.launch.py", "camera_hight:=2"]
+    assert launch_arguments.typed(others, LAUNCH_FILE) == []
+
+
+def test_names_are_those_below_the_namespace():
+    given = {**DEFAULTS, "camera": "/front/", "image": "/other", "name": "depth", "enclave": "/e"}
+    assert dict(launch_arguments.inputs(given)) == {
+        **{"image": "/other", "camera_info": "/front/camera_info", "odom": "/odom"},
+        **{"twist": "/twist", "twist_with_covariance": "/twist_with_covariance"},
+    }
+    assert launch_arguments.absolute("/robot", "front") == "/robot/front"
+    assert launch_arguments.absolute("/robot", "/front/") == "/front"
+    assert launch_arguments.absolute("", "") == ""
+    words = ["--log-level", "robot.front.depth:=info", "--enclave", "/e"]
+    assert launch_arguments.ros_arguments(given, "/robot/front") == words
+    viewed = dict(launch_arguments.viewed({**given, "scale": "none"}, "/robot"))
+    assert viewed["/camera/image_raw"] == "/other"
+    assert viewed["/depth/points"] == "/robot/depth/relative/points"
+
+
+def test_replay_hands_on_what_its_player_does_not_decide():
+    handed = {name: default for name, default, _ in launch_arguments.replay_arguments()}
+    assert DEFAULTS.keys() - handed.keys() == {
+        *("camera", "image", "camera_info", "odom", "twist", "twist_with_covariance"),
+        "large_images",
+    }
+    assert handed["rviz"] == handed["use_sim_time"] == "true"
+
+
+def test_the_example_of_several_cameras_can_be_started():
+    cameras = launch_arguments.read_cameras(ROOT / "config" / "several_cameras.yaml")
+    assert set(cameras) == {"front", "rear"}
+    assert cameras["front"]["camera"] == "/front"
+    assert cameras["rear"]["camera"] == "/backup_camera"
+    assert cameras["rear"]["namespace"] == "rear"
+    assert all(arguments["odom"] == "/odom" for arguments in cameras.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"cameras": {"front": {"scaling": "odometry"}}}, "front: .* has no argument scaling"),
+        ({"all": {"namespace": "a"}, "cameras": {"front": None}}, "front: leave namespace out"),
+        ({"cameras": {"f": {}, "r": {"camera_height": "high"}}}, "r: camera_height:=high must be"),
+        ({"all": {}}, f"needs a table `cameras`, as in {ROOT}"),
+    ],
+)
+def test_a_file_of_cameras_that_cannot_be_started_is_refused_by_camera(tmp_path, content, words):
+    file = tmp_path / "cameras.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{file}: {words}"):
+        launch_arguments.read_cameras(file)
 
 
 class Launched:
@@ -164,8 +233,12 @@ def test_show_args_lists_every_argument(installed, file: Path):
         timeout=120,
         check=True,
     ).stdout
-    names = arguments_of(file) or {"cameras": ""}
-    for name, description in names.items():
+    arguments = {
+        "depth.launch.py": launch_arguments.depth_arguments(),
+        "replay.launch.py": [*launch_arguments.PLAYER, *launch_arguments.replay_arguments()],
+        "several_cameras.launch.py": [("cameras", "", "arguments of depth.launch.py")],
+    }
+    for name, _, description in arguments[file.name]:
         assert f"'{name}':" in shown
         assert description in shown
 
@@ -198,6 +271,8 @@ def test_arguments_reach_the_node(installed, tmp_path):
         "backend:=torch",
         "scale:=camera_height",
         "camera_height:=1",
+        "motion.hold_start:=0",
+        "scale.file:=2012",
         f"namespace:={namespace}",
         "log_level:=warn",
         "large_images:=true",
@@ -207,13 +282,14 @@ def test_arguments_reach_the_node(installed, tmp_path):
     )
     with launched(tmp_path / "log", *arguments) as launch, Peer(f"/{namespace}") as peer:
         peer.wait_for_node(launch, 240)
-        names = ["bundle", "scale.mode", "scale.camera_height", "max_gap"]
+        names = ["bundle", "scale.mode", "scale.camera_height", "max_gap", "scale.file"]
         request = GetParameters.Request(names=names)
         values = peer.call(GetParameters, "depth_node/get_parameters", request).values
         assert values[0].string_value == str(tmp_path / "tiny"), "the command line goes first"
         assert values[1].string_value == "camera_height"
         assert values[2].double_value == 1.0
         assert values[3].double_value == 0.5, "the rest comes from the parameter file"
+        assert values[4].string_value == "2012", "text, whatever it looks like"
         assert launch.interrupt() == 0
     assert "process has finished cleanly" in launch.output, launch.output
     assert "Traceback" not in launch.output
@@ -255,7 +331,7 @@ def test_what_is_around_the_launch_file_holds(installed, tmp_path):
         **topics,
     }
     outer = tmp_path / "outer.launch.py"
-    text = WITHIN.format(file=str(LAUNCH_FILE), arguments=list(arguments.items()), pushed=pushed)
+    text = WITHIN.format(file=LAUNCH_FILE, arguments=list(arguments.items()), pushed=pushed)
     outer.write_text(text, encoding="utf-8")
     with (
         launched(tmp_path / "log", file=str(outer)) as launch,
@@ -288,6 +364,8 @@ def test_a_launch_that_fails_leaves_nothing_running(installed, tmp_path):
     commands = [
         ("several_cameras.launch.py", f"cameras:={cameras}", "rear: camera_height:=high must be a"),
         ("depth.launch.py", "camera_height:=high", "camera_height:=high must be a number"),
+        ("depth.launch.py", "camera_hight:=2", "is camera_height meant?"),
+        ("replay.launch.py", "bagg:=drive.mcap", "is bag meant?"),
     ]
     if shutil.which("rviz2") is None:
         commands.append(("depth.launch.py", "rviz:=true", "RViz (package rviz2) is not installed"))
@@ -323,6 +401,7 @@ def test_replay_runs_a_bag_through_and_ends(installed, tmp_path):
         launch.process.wait(400)
     assert launch.process.returncode == 0, launch.output
     assert "12 frames played" in launch.output
+    assert "export" not in launch.output, "the player has the profile for large images already"
     assert "process has died" not in launch.output, launch.output
     stamps = [nanoseconds_of(message.header.stamp) for message in peer.depth]
     # How many of them is a question of the machine's speed.
@@ -364,26 +443,6 @@ def test_several_cameras_are_several_nodes(installed, tmp_path):
         assert devices == ["auto", "cpu"], "arguments of one camera are not the other's"
         assert launch.interrupt() == 0
     assert launch.output.count("process has finished cleanly") == 2, launch.output
-
-
-@pytest.mark.launch
-def test_a_misspelt_argument_of_a_camera_is_refused(installed, tmp_path):
-    cameras = {"cameras": {"front": {"scaling": "odometry"}}}
-    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
-    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
-    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
-        assert launch.process.wait(120) == 1
-    assert "front: depth.launch.py has no scaling" in launch.output
-
-
-@pytest.mark.launch
-def test_a_namespace_for_a_camera_is_refused_not_ignored(installed, tmp_path):
-    cameras = {"all": {"namespace": "robot"}, "cameras": {"front": {}}}
-    (tmp_path / "cameras.yaml").write_text(yaml.safe_dump(cameras), encoding="utf-8")
-    argument = f"cameras:={tmp_path / 'cameras.yaml'}"
-    with launched(tmp_path / "log", argument, file="several_cameras.launch.py") as launch:
-        assert launch.process.wait(120) == 1
-    assert "front: leave namespace out" in launch.output
 
 
 def test_a_ros2_command_line_is_there_or_the_tests_above_say_so(request):

@@ -25,13 +25,13 @@ EXECUTABLES = {
 
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {
-    "lightning_fabric": "lightning-fabric",
     "cv2": "opencv-python-headless",
+    "jinja2": "Jinja2",
+    "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }
 # Import name -> key of package.xml. None: rosdep has no key for it.
 ROSDEP_KEYS = {
-    "lightning_fabric": None,
     "cv2": "python3-opencv",
     "rosbags": "python3-rosbags-pip",
     "tensorboard": "python3-tensorboard-pip",
@@ -40,6 +40,7 @@ ROSDEP_KEYS = {
     "onnx": None,
     "onnxruntime": None,
     "moderngl": None,
+    "threadpoolctl": None,  # comes with python3-sklearn
     "transformers": None,
 }
 # Used where it is installed, and reported by name where it is not.

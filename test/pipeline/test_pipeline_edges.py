@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,31 @@ from helpers import METRES_PER_UNIT, shifted, texture
 from numpy.typing import NDArray
 from pipeline_scenes import MOVING, TENTH, WatchedScale, drive, models, view
 
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.pipeline import pipeline as module
 from depth_prior_ros.scale import FilterSettings, FixedScale, OdometryScale
+
+CAMERA = Camera(50.0, 50.0, 48.0, 16.0, 96, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((CAMERA, 0), "stamp_ns must be an integer of nanoseconds, not Camera"),
+        ((0, CAMERA), "motion must be a Motion or None, not Camera"),
+        ((0, None, 5.0), "camera must be a Camera or None, not float"),
+        ((0.5,), "stamp_ns must be an integer"),
+    ],
+)
+def test_arguments_in_another_order_are_not_ignored(
+    pipeline: DepthPipeline, arguments: tuple[Any, ...], words: str
+) -> None:
+    image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+    with pytest.raises(TypeError, match=rf"{words}.*process\(image, stamp_ns, motion, camera"):
+        pipeline.process(image, *arguments)
+    assert pipeline.process(image, np.int64(0), None, CAMERA).camera is not None
 
 
 def test_frames_far_apart_are_driving_all_the_same(pipeline: DepthPipeline) -> None:

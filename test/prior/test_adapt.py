@@ -24,8 +24,8 @@ from depth_prior_ros.bundle import (
     rewrite_manifest,
     save_bundle,
 )
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.metrics import PROTOCOLS
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.recordings.base import Frame, StoredRecording
 from rosbag_tools.make import write_bag

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from pathlib import Path
 
@@ -16,21 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_files import damage, write_moving_drive
 
-from depth_prior_ros.bundle import Bundle, save_bundle
+from depth_prior_ros.bundle import Bundle, rewrite_manifest, save_bundle
 from training.commands.cli import main
-from training.prior.explain import explain_image, write
-from training.prior.explain_images import example_images, one_image
-from training.prior.explain_lookup import ExplainError, PriorReader, default_pixels, entropy
-from training.prior.explain_scale import (
-    BINS,
-    FAR,
-    NEAR,
+from training.prior.explain.command import explain_image
+from training.prior.explain.lookup import ExplainError, PriorReader, default_pixels, entropy
+from training.prior.explain.sources import (
+    SourcePictures,
     crop_around,
-    depth_edges,
-    depth_shares,
-    percent,
+    example_images,
+    one_image,
+    read_origins,
 )
-from training.prior.explain_sources import SourcePictures, read_origins
+from training.prior.explain.statistics import BINS, FAR, NEAR, depth_edges, depth_shares, percent
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +73,13 @@ def explicit_weights(reader: PriorReader, image: torch.Tensor, branch: str) -> n
 @pytest.mark.parametrize("branch", ["pixel_wise", "hint", "hint:0", "hint:3"])
 def test_weights_are_those_of_an_explicit_softmax(bundle: Bundle, branch: str) -> None:
     reader = PriorReader(bundle, branch)
-    seen = reader.see(texture(120, 40, seed=5, margin=0))
+    seen = reader.predict(texture(120, 40, seed=5, margin=0))
     expected = explicit_weights(reader, torch.from_numpy(seen.framed.tensor()), branch)
     rows, columns = seen.queries.shape
     assert expected.shape == (rows * columns, REFERENCES)
     assert np.ptp(expected.max(1)) > 1e-3  # queries differ
     for pixel in ((0, 0), (119, 39), (70, 20)):
-        found = reader.look(seen, pixel)
+        found = reader.look_up(seen, pixel)
         cell = int(pixel[1] / 40 * rows) * columns + int(pixel[0] / 120 * columns)
         np.testing.assert_allclose(found.weights, expected[cell], rtol=2e-4, atol=1e-7)
         assert found.weights.sum() == pytest.approx(1)
@@ -94,7 +90,7 @@ def test_weights_are_those_of_an_explicit_softmax(bundle: Bundle, branch: str) -
 
 
 def test_depth_is_what_the_network_itself_looks_up(reader: PriorReader) -> None:
-    seen = reader.see(texture(120, 40, seed=6, margin=0))
+    seen = reader.predict(texture(120, 40, seed=6, margin=0))
     image = torch.from_numpy(seen.framed.tensor())
     with torch.no_grad():
         output = reader.student(image, reader.prior)
@@ -102,7 +98,7 @@ def test_depth_is_what_the_network_itself_looks_up(reader: PriorReader) -> None:
     sizes = (120 / mean.shape[1], 40 / mean.shape[0])
     for row, column in ((0, 0), (1, 3)):
         pixel = (int((column + 0.5) * sizes[0]), int((row + 0.5) * sizes[1]))
-        found = reader.look(seen, pixel)
+        found = reader.look_up(seen, pixel)
         assert found.looked_up == pytest.approx(METRES_PER_UNIT / mean[row, column], rel=1e-4)
 
 
@@ -124,28 +120,28 @@ def test_effective_neighbours_are_between_one_and_all(count: int, seed: int, sha
 def test_the_cell_holds_the_pixel_for_every_aspect(
     reader: PriorReader, width: int, height: int, u: float, v: float
 ) -> None:
-    seen = reader.see(texture(width, height, margin=0))
+    seen = reader.predict(texture(width, height, margin=0))
     region = seen.framed.region
     x = region.x + min(int(u * region.width), region.width - 1)
     y = region.y + min(int(v * region.height), region.height - 1)
-    left, top, wide, tall = reader.look(seen, (x, y)).box
+    left, top, wide, tall = reader.look_up(seen, (x, y)).box
     assert left <= x + 0.5 <= left + wide and top <= y + 0.5 <= top + tall
     assert region.x <= left + 1e-6 and left + wide <= region.x + region.width + 1e-6
     for pixel in default_pixels(seen):
-        reader.look(seen, pixel)
+        reader.look_up(seen, pixel)
     if region.y:
         with pytest.raises(ExplainError, match=f"y from {region.y} to"):
-            reader.look(seen, (x, region.y - 1))
+            reader.look_up(seen, (x, region.y - 1))
     if region.x:
         with pytest.raises(ExplainError, match=f"x from {region.x} to"):
-            reader.look(seen, (region.x + region.width, y))
+            reader.look_up(seen, (region.x + region.width, y))
 
 
 @pytest.mark.parametrize("pixel", [(120, 0), (0, 40), (-1, 0), (0, -5)])
 def test_a_pixel_outside_is_refused(reader: PriorReader, pixel: tuple[int, int]) -> None:
-    seen = reader.see(texture(120, 40, margin=0))
+    seen = reader.predict(texture(120, 40, margin=0))
     with pytest.raises(ExplainError, match=r"x from 0 to 119, y from 0 to 39"):
-        reader.look(seen, pixel)
+        reader.look_up(seen, pixel)
 
 
 @pytest.mark.parametrize("branch", ["both", "hint:4", "hint:", "hint:x", "pixel_wise:0"])
@@ -225,6 +221,9 @@ def test_recordings_are_found_by_name_and_by_path(data: Path, tmp_path: Path) ->
         data / "kitti_raw" / "2011_09_26" / "calib_cam_to_cam.txt"
     )
     assert SourcePictures(bundle, origins, tmp_path)[0].image is not None
+    figures = {"adapt": {"recording": {"name": DRIVE, "path": str(folder)}}}
+    adapted = rewrite_manifest(explained_bundle(tmp_path / "adapted"), metrics=figures)
+    assert SourcePictures(adapted, origins, None)[0].image is not None
     beside = SourcePictures(bundle, origins, None, [folder])
     assert beside[0].image is not None and beside[35].image is None
     absolute = [{"drive": str(folder), "frame": 1}] * 4
@@ -296,24 +295,6 @@ def test_the_picture_shows_the_source_images(bundle: Bundle, data: Path, tmp_pat
     missing = cv2.imread(str(out))
     assert magenta(missing) == 0
     assert missing.shape[0] < picture.shape[0]  # a row a pixel
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "picture.png"
-    out.write_bytes(b"old")
-
-    def full(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[:3])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        write(out, b"new picture")
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
-    assert out.read_bytes() == b"old"
 
 
 # -- images and the command line -------------------------------------------------------------------

@@ -19,11 +19,11 @@ from training_files import write_moving_drive
 
 from depth_prior_ros.bundle import Bundle
 from training.commands.cli import main
-from training.prior import explain_statistics as statistics
-from training.prior.explain import explain_prior
-from training.prior.explain_lookup import PriorReader
-from training.prior.explain_scale import BINS
-from training.prior.explain_sources import Origins, read_origins
+from training.prior.explain import statistics
+from training.prior.explain.command import explain_prior
+from training.prior.explain.lookup import PriorReader
+from training.prior.explain.sources import Origins, read_origins
+from training.prior.explain.statistics import BINS
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ class Page(HTMLParser):
     def note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         names = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
-        self.references += [value or "" for name, value in attrs if name in names]
+        found = [value or "" for name, value in attrs if name in names]
+        self.references += [uri for uri in found if not uri.startswith("#")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -92,7 +93,7 @@ def self_contained(text: str) -> Page:
     assert all(uri.startswith("data:image/png;base64,") for uri in page.references)
     assert not page.tags & {"script", "link", "iframe", "object", "embed"}
     without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
-    assert not re.search(r"https?:|//[a-z]|url\(|@import", without_pictures)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import", without_pictures)
     return page
 
 
@@ -194,7 +195,7 @@ def test_use_is_the_mean_of_what_single_pixels_look_up(bundle: Bundle) -> None:
         reader = PriorReader(bundle, branch)
         use = statistics.measure_use(reader, images)
         cells = np.arange(use.shape[0] * use.shape[1])
-        weights = [reader.weights(reader.see(image).queries, cells) for _, image in images]
+        weights = [reader.weights(reader.predict(image).queries, cells) for _, image in images]
         expected = np.mean(np.concatenate(weights).astype(float), axis=0)
         np.testing.assert_allclose(use.branches()[name], expected, rtol=1e-4)
         if branch == "pixel_wise":
@@ -243,12 +244,12 @@ def test_columns_are_distributions() -> None:
 
 def test_looked_up_depth_is_that_of_single_pixels(bundle: Bundle) -> None:
     reader, image = PriorReader(bundle), texture(120, 40, seed=4, margin=0)
-    use, seen = statistics.measure_use(reader, [("one", image)]), reader.see(image)
+    use, seen = statistics.measure_use(reader, [("one", image)]), reader.predict(image)
     rows, columns = use.shape
     assert use.looked_up is not None
     for row, column in ((0, 0), (rows - 1, 2)):
         x, y = int((column + 0.5) * 120 / columns), int((row + 0.5) * 40 / rows)
-        one = reader.look(seen, (x, y))
+        one = reader.look_up(seen, (x, y))
         assert use.looked_up[row * columns + column] == pytest.approx(one.looked_up, rel=1e-4)
         assert use.depths[row * columns + column] == pytest.approx(one.predicted, rel=0.05)
 

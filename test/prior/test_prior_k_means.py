@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior
 from training.errors import TrainingError
-from training.prior.selection import k_means as module
-from training.prior.selection.k_means import Points, assign, k_means, nearest_members
+from training.prior.selection.k_means import Points, k_means, nearest_members
 
 
 class InMemory:
@@ -49,35 +48,8 @@ def blobs(count: int, clusters: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def spread(chosen: np.ndarray, references: InMemory) -> float:
     """Mean squared distance to the nearest chosen reference, of normalised points."""
-    points = Points.of(references.prior)(references.prior)
+    points = torch.from_numpy(Points.of(references.prior)(references.prior))
     return float(torch.cdist(points, points[chosen]).amin(1).square().mean())
-
-
-# -- assignment ------------------------------------------------------------------------------------
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    count=st.integers(1, 60),
-    clusters=st.integers(1, 40),
-    rows=st.integers(1, 20),
-    centres=st.integers(1, 20),
-    part=st.integers(1, 60),
-)
-def test_assignment_equals_the_naive_one(
-    count: int, clusters: int, rows: int, centres: int, part: int
-) -> None:
-    rng = torch.Generator().manual_seed(count)
-    points = torch.randn(count, 5, generator=rng)
-    means = torch.randn(clusters, 5, generator=rng)
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        for name, value in (("_ROWS", rows), ("_CENTRES", centres), ("_PART", part)):
-            patch.setattr(module, name, value)
-        labels, distances = assign(points, means, pool)
-    exact = torch.cdist(points.double(), means.double()).square()
-    torch.testing.assert_close(distances.double(), exact.amin(1), rtol=1e-4, atol=1e-5)
-    mine = exact.gather(1, labels[:, None])[:, 0]
-    torch.testing.assert_close(mine, exact.amin(1), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
@@ -172,21 +144,7 @@ def test_progress_is_told() -> None:
     assert ("k-means", 1200, 1200) in told
 
 
-def test_it_uses_as_many_threads_as_pytorch_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int) -> None:
-            asked.append(workers)
-            super().__init__(workers)
-
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(TrainingError, match=r"scikit-learn.*depth-prior-ros\[k-means\]"):
         k_means(InMemory(blobs(50, 3)[0]), 5, seed=0)
-        k_means(InMemory(blobs(50, 3)[0]), 5, seed=0, threads=2)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    assert asked == [3, 2]

@@ -22,7 +22,7 @@ from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline.runtime import compile_networks
 from training.commands.fine_tune import fine_tune
 from training.errors import TrainingError
-from training.loop.trainer import LAST, Engine
+from training.loop.trainer import LAST, Trainer
 from training.prior.selection.chosen import ChosenPrior
 from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
@@ -123,14 +123,14 @@ def test_a_run_that_was_killed_in_every_stage_ends_like_an_unbroken_one(
         pass
 
     killed: set[str] = set()
-    step, save = Engine._step, ChosenPrior.save
+    step, save = Trainer._step, ChosenPrior.save
 
     def kill(place: str) -> None:
         if place not in killed:
             killed.add(place)
             raise KilledError(place)
 
-    def killed_step(self: Engine, number: int, *rest: Any) -> Any:
+    def killed_step(self: Trainer, number: int, *rest: Any) -> Any:
         if number == 1:
             kill(self.folder.name)
         return step(self, number, *rest)
@@ -139,7 +139,7 @@ def test_a_run_that_was_killed_in_every_stage_ends_like_an_unbroken_one(
         kill("select")
         save(self, place)
 
-    monkeypatch.setattr(Engine, "_step", killed_step)
+    monkeypatch.setattr(Trainer, "_step", killed_step)
     monkeypatch.setattr(ChosenPrior, "save", killed_save)
     path = recipe(data, tmp_path / "recipes")
     for place in ("1_student", "select", "3_fine_tune"):

@@ -26,8 +26,7 @@ from depth_prior_ros.recordings import (
 )
 from depth_prior_ros.recordings.cityscapes import open_cityscapes
 from depth_prior_ros.recordings.intrinsics import camera_from_values
-from depth_prior_ros.recordings.make3d import open_make3d
-from depth_prior_ros.recordings.matlab import read_array
+from depth_prior_ros.recordings.make3d import open_make3d, read_matlab
 from depth_prior_ros.recordings.nuscenes import open_nuscenes, project_points
 
 # --- MATLAB ---------------------------------------------------------------------------------------
@@ -38,10 +37,10 @@ def test_arrays_of_a_mat_file(tmp_path: Path, compressed: bool):
     file = tmp_path / "a.mat"
     first, second = np.arange(24.0).reshape(2, 3, 4), np.ones((5, 1))
     write_mat(file, compressed, first=first, longer_name=second)
-    np.testing.assert_array_equal(read_array(file, "first"), first)
-    np.testing.assert_array_equal(read_array(file, "longer_name"), second)
+    np.testing.assert_array_equal(read_matlab(file, "first"), first)
+    np.testing.assert_array_equal(read_matlab(file, "longer_name"), second)
     with pytest.raises(CorruptFrameError, match="no third in it, only first, longer_name"):
-        read_array(file, "third")
+        read_matlab(file, "third")
 
 
 def test_small_elements_and_integers_of_a_mat_file(tmp_path: Path):
@@ -51,21 +50,21 @@ def test_small_elements_and_integers_of_a_mat_file(tmp_path: Path):
     write_mat(tmp_path / "a.mat")
     with (tmp_path / "a.mat").open("ab") as file:
         file.write(mat_element(14, body))
-    np.testing.assert_array_equal(read_array(tmp_path / "a.mat", "d"), [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(read_matlab(tmp_path / "a.mat", "d"), [[1, 3], [2, 4]])
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "not a MATLAB file"),
-        (b"MATLAB 7.3 MAT-file".ljust(200), "version 7.3"),
-        (b"x" * 300, "not a MATLAB file"),
+        (b"", "no MATLAB file"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "version 7.3"),
+        (b"x" * 300, "no MATLAB file"),
     ],
 )
 def test_what_is_no_mat_file_is_refused(tmp_path: Path, content: bytes, cause: str):
     (tmp_path / "a.mat").write_bytes(content)
     with pytest.raises(CorruptFrameError, match=cause):
-        read_array(tmp_path / "a.mat", "a")
+        read_matlab(tmp_path / "a.mat", "a")
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -76,7 +75,7 @@ def test_a_mat_file_that_is_cut_off_is_refused(tmp_path: Path, compressed: bool)
     for length in (130, 140, 180, len(whole) - 30):
         file.write_bytes(whole[:length])
         with pytest.raises(CorruptFrameError):
-            read_array(file, "a")
+            read_matlab(file, "a")
 
 
 # --- Make3D ---------------------------------------------------------------------------------------

@@ -187,14 +187,3 @@ def test_streets_and_traffic_that_do_not_exist_are_refused() -> None:
         street_drive(frames=1, street="beach")
     with pytest.raises(ValueError, match="traffic 'jam' is not one of mixed, dense"):
         street_drive(frames=1, traffic="jam")
-
-
-def test_a_drive_can_be_drawn_without_opengl() -> None:
-    drive = street_drive(frames=2, size=(160, 48), supersample=1, renderer="raycast")
-    other = street_drive(frames=2, size=(160, 48), supersample=1)
-    mine, theirs = drive.frames[1].depth(), other.frames[1].depth()
-    assert mine is not None and theirs is not None
-    both = (mine > 0) & (theirs > 0)
-    assert both.mean() > 0.6 and np.median(np.abs(mine[both] / theirs[both] - 1)) < 1e-4
-    drive.close()
-    other.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from depth_prior_ros.recordings.synthetic import samples
-from depth_prior_ros.recordings.synthetic.choice import open_renderer
+from depth_prior_ros.recordings.synthetic.renderer import Renderer
 from depth_prior_ros.recordings.synthetic.samples import iterate, write_samples
 from depth_prior_ros.recordings.synthetic.textures import TextureBank, tone_quantiles
 from depth_prior_ros.recordings.synthetic.world import KINDS, StreetWorld, random_spec
@@ -113,19 +113,14 @@ def test_several_processes_write_the_same_files(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_folder_goes_on_with_the_renderer_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 1)
-    write_samples(tmp_path, 1, (64, 32), 5, progress=False, renderer="raycast")
-    assert json.loads((tmp_path / "manifest.json").read_text())["renderer"] == "raycast"
-    write_samples(tmp_path, 2, (64, 32), 5, progress=False)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["renderer"] == "raycast" and manifest["count"] == 2
-    with pytest.raises(ValueError, match="other renderer"):
-        write_samples(tmp_path, 2, (64, 32), 5, progress=False, renderer="gl")
+def test_a_folder_of_another_renderer_or_traffic_is_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path, 1, (64, 32), 5, progress=False)
     with pytest.raises(ValueError, match="other schema, dense_traffic"):
         write_samples(tmp_path, 2, (64, 32), 5, progress=False, dense=0.5)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"renderer": "raycast"}))
+    with pytest.raises(ValueError, match="other renderer"):
+        write_samples(tmp_path, 2, (64, 32), 5, progress=False)
 
 
 def test_a_manifest_of_before_is_of_opengl_and_has_no_dense_traffic(
@@ -150,7 +145,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
 
 
 def test_dense_traffic_is_near_and_slow() -> None:
-    renderer = open_renderer("auto", 64)[0]
+    renderer = Renderer(64)
     pairs = list(iterate(renderer, 0, 12, (64, 32), 9, dense=1.0))
     renderer.release()
     steps = np.array([np.linalg.norm(p.previous_from_current[:3, 3]) for p in pairs])
@@ -163,7 +158,7 @@ def test_dense_traffic_is_near_and_slow() -> None:
 
 @pytest.mark.slow
 def test_the_other_streets_do_not_depend_on_dense_traffic(frames: list[Path]) -> None:
-    renderer = open_renderer("auto", 64)[0]
+    renderer = Renderer(64)
     plain = list(iterate(renderer, 0, 24, (64, 32), 9))
     mixed = list(iterate(renderer, 0, 24, (64, 32), 9, dense=0.5))
     renderer.release()

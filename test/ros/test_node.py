@@ -25,6 +25,7 @@ from ros_helpers import (
     Robot,
     camera_info_for,
     image_message,
+    node_and_peer,
     stamp_of,
     view,
     wait_until,
@@ -325,11 +326,18 @@ def test_names_types_and_qos_are_the_documented_ones(robot):
     subscribed = [
         i for i in node.get_subscriptions_info_by_topic("/image") if i.node_name == "depth_node"
     ]
-    assert subscribed[0].qos_profile.reliability == QoSReliabilityPolicy.BEST_EFFORT
+    assert subscribed[0].qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
 
 
-def test_images_too_large_for_shared_memory_are_missed_with_their_cure(robot):
+def test_images_too_large_for_shared_memory_are_missed_with_their_cure(tiny_bundle):
     """1.4 MB from another process, best effort, as camera drivers send it without a profile."""
+    options = {"image_reliability": "best_effort", "diagnostics_period": 0.1}
+    with node_and_peer(bundle=tiny_bundle, **options) as (process, peer):
+        peer.wait_for_node(process)
+        images_are_missed(Robot(process=process, peer=peer))
+
+
+def images_are_missed(robot: Robot) -> None:
     large = shifted(texture(1242, 375), 0)
     heard = [len(robot.peer.diagnostics)]
 

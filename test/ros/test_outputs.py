@@ -35,9 +35,8 @@ from test_clouds import read_numpy
 from test_compressed_depth import decode
 
 from depth_prior_ros.ros.messages import image_to_depth
-from depth_prior_ros.ros.output_settings import OutputSettings, parameter_name
 from depth_prior_ros.ros.outputs.publishers import ON_DEMAND, TOPICS, Outputs, topic_name
-from depth_prior_ros.ros.parameters import PARAMETERS
+from depth_prior_ros.ros.parameters import Settings
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
 
@@ -268,7 +267,7 @@ def lifecycle_node(**overrides: str) -> Iterator[LifecycleNode]:
 def test_points_wait_for_the_confidence_that_they_are_chosen_by() -> None:
     """Somebody began to listen after the pipeline had been asked what is wanted."""
     with lifecycle_node() as node:
-        outputs = Outputs(node, OutputSettings(points_min_confidence=0.5))
+        outputs = Outputs(node, Settings(points_min_confidence=0.5))
         header = header_of(1)
         assert outputs._points(header, result_of(1, confidence=False)) is None
         chosen = outputs._points(header, result_of(1))
@@ -284,14 +283,6 @@ def test_a_misspelt_override_leaves_no_publisher_behind() -> None:
         assert len(list(node.publishers)) == before
 
 
-def test_settings_are_the_declared_parameters() -> None:
-    declared = {d.name: d.default for d in PARAMETERS}
-    fields = [parameter_name(f) for f in OutputSettings.__dataclass_fields__]
-    assert OutputSettings.from_values({name: declared[name] for name in fields}) == OutputSettings()
-    groups = ("points.", "colour.", "compressed_depth.")
-    assert sorted(fields) == sorted(name for name in declared if name.startswith(groups))
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -303,4 +294,4 @@ def test_settings_are_the_declared_parameters() -> None:
 )
 def test_senseless_settings_are_refused_by_name(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        OutputSettings(**values)
+        Settings(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from depth_prior_ros.ros.diagnostics import (
     to_message,
 )
 from depth_prior_ros.ros.status import known_share
+from depth_prior_ros.share import large_images_environment
 
 ACTIVE = {"state": "active"}
 
@@ -88,7 +90,9 @@ def test_lost_images_name_their_cure(size):
     report = statistics.report(ACTIVE)
     assert report.level == WARN
     assert "shared-memory segment" in report.message
-    assert "fastdds_large_images.xml" in report.message
+    (profile,) = large_images_environment().values()
+    assert Path(profile).is_file()
+    assert f"_DEFAULT_PROFILES_FILE={profile}" in report.message
     assert report.values["message_lost"] == "3"
 
 

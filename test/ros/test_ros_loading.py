@@ -41,6 +41,12 @@ def settings(bundle: Path, **changes: Any) -> Settings:
     )
 
 
+def test_parameters_of_the_pipeline_name_attributes_that_it_has(pipeline):
+    names = [declared.pipeline for declared in PARAMETERS if declared.pipeline]
+    assert "max_gap" in names
+    assert all(hasattr(type(pipeline), name) or name in DepthPipeline.__doc__ for name in names)
+
+
 def test_defaults_are_those_of_the_bundle_and_the_pipeline(pipeline):
     assert pipeline.max_metres == pipeline.bundle.manifest.depth.max_metres
     assert pipeline.scale.metres_per_unit == METRES_PER_UNIT

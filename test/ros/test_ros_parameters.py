@@ -1,9 +1,11 @@
-"""Declarations, the parameter file that is written from them, and how changes are judged."""
+"""Declarations, the files that are written from them, and how changes are judged."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
+import rclpy
+from rclpy.context import Context
 from rclpy.parameter import Parameter
 
-from depth_prior_ros.motion.gate import GateSettings
-from depth_prior_ros.ros import parameter_file
-from depth_prior_ros.ros.output_settings import OutputSettings
-from depth_prior_ros.ros.parameters import PARAMETERS, Settings, changed, unknown
+from depth_prior_ros.ros.lifecycle_node import DepthNode
+from depth_prior_ros.ros.parameters import PARAMETERS, Declaration, Settings, documents
+from depth_prior_ros.ros.parameters.declaration import declarations, parameter
+from depth_prior_ros.ros.parameters.node import changed, descriptor, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {d.name: d.default for d in PARAMETERS}
@@ -43,11 +47,14 @@ def refusal(state: str = "active", /, **changes: object) -> str:
     return answer.reason
 
 
-def test_the_parameter_file_is_written_from_the_declarations():
-    written = (ROOT / "config" / "depth.yaml").read_text(encoding="utf-8")
-    assert written == parameter_file.render(), (
-        "run: python -m depth_prior_ros.ros.parameter_file > config/depth.yaml"
-    )
+def test_file_and_page_are_written_from_the_declarations(tmp_path):
+    for name in ("config/depth.yaml", "docs/parameters.md"):
+        (tmp_path / name).parent.mkdir()
+    documents.write(tmp_path)
+    for name in ("config/depth.yaml", "docs/parameters.md"):
+        written = (tmp_path / name).read_text(encoding="utf-8")
+        assert written == (ROOT / name).read_text(encoding="utf-8"), "run: make parameters"
+    assert len(list(tmp_path.rglob("*"))) == 4, "no temporary file is left"
 
 
 def test_the_parameter_file_holds_every_default_with_its_type():
@@ -67,36 +74,112 @@ def test_names_that_are_no_parameters_are_told():
     assert "meant" not in strange
 
 
-def test_defaults_are_valid():
+def test_defaults_are_valid_and_all_that_is_not_said():
     settings = Settings.from_values(DEFAULTS)
+    assert settings == Settings() == Settings.from_values({"max_gap": DEFAULTS["max_gap"]})
     assert settings.gate.start_speed == DEFAULTS["motion.start_speed"]
+    with pytest.raises(ValueError, match="is max_gap meant"):
+        Settings.from_values({"max_gapp": 1.0})
 
 
-def test_every_parameter_is_read():
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    grouped = {
-        "gate": [f"motion_{field.name}" for field in dataclasses.fields(GateSettings)],
-        "outputs": [field.name for field in dataclasses.fields(OutputSettings)],
-    }
-    read = fields - set(grouped) | {name for names in grouped.values() for name in names}
-    assert {d.attribute for d in PARAMETERS} == read - {"motion_max_gap"}
+@dataclasses.dataclass
+class Example:
+    some_gain: float = parameter(0.5, "Gain of something.", limits=(0, 2), unit="1/s")
+    kind: str = parameter("a", "Kind of something.", "start", choices=("a", "b"), section="Some")
 
 
-@pytest.mark.parametrize("declaration", PARAMETERS, ids=lambda d: d.name)
-def test_every_parameter_is_described_and_bounded(declaration):
-    descriptor = declaration.descriptor()
-    assert len(descriptor.description) > 40
-    assert descriptor.read_only == (declaration.applies == "start")
-    if isinstance(declaration.default, float):
-        assert len(descriptor.floating_point_range) == 1
-    elif isinstance(declaration.default, int) and not isinstance(declaration.default, bool):
-        assert len(descriptor.integer_range) == 1
+def test_a_declaration_is_made_of_a_field():
+    assert declarations(Example, ("some",)) == (
+        Declaration(
+            "some_gain", "some.gain", 0.5, "Gain of something.", "frame", (0, 2), "1/s", (), "", ""
+        ),
+        Declaration(
+            "kind", "kind", "a", "Kind of something.", "start", None, "", ("a", "b"), "", "Some"
+        ),
+    )
+    gain, _ = declarations(Example, ())
+    assert gain.name == "some_gain"
+    assert gain.description.startswith("Gain of something. Unit: 1/s. Can be changed")
+
+
+@pytest.mark.parametrize("declared", PARAMETERS, ids=lambda d: d.name)
+def test_every_parameter_is_described_and_bounded(declared):
+    shown = descriptor(declared)
+    assert len(shown.description) > 40
+    assert shown.read_only == (declared.applies == "start")
+    assert len(shown.floating_point_range) == (declared.kind is float)
+    assert len(shown.integer_range) == (declared.kind is int)
+    assert type(getattr(Settings(), declared.attribute)) is declared.kind
 
 
 @given(st.sampled_from(NUMBERS), st.floats())
-def test_numbers_are_taken_within_their_range_only(declaration, value):
-    inside = math.isfinite(value) and declaration.low <= value <= declaration.high
-    assert (declaration.problem(value) == "") == inside
+def test_numbers_are_taken_within_their_range_only(declared, value):
+    low, high = declared.limits
+    if math.isfinite(value) and low <= value <= high:
+        assert declared.check(value) == declared.parse(repr(value)) == value
+    else:
+        with pytest.raises(ValueError, match=f"^{declared.name} must"):
+            declared.check(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("max_gap", "2", 2.0),
+        ("threads", "3", 3),
+        ("autostart", "False", False),
+        ("points.organized", "1", True),
+        ("scale.file", "1.0", "1.0"),
+        ("force_model", "multi_frame", "multi_frame"),
+    ],
+)
+def test_what_is_typed_becomes_a_value_of_the_declared_type(name, text, value):
+    (declared,) = (d for d in PARAMETERS if d.name == name)
+    assert (declared.parse(text), type(declared.parse(text))) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("max_gap", "long"), ("threads", "2.5"), ("autostart", "maybe"), ("fit", "cut"), ("fit", "")],
+)
+def test_what_is_typed_wrongly_is_refused_by_name(name, text):
+    (declared,) = (d for d in PARAMETERS if d.name == name)
+    with pytest.raises(ValueError, match=f"^{name} must be .*{text!r}"):
+        declared.parse(text)
+
+
+@contextlib.contextmanager
+def depth_node(*arguments: str) -> Iterator[DepthNode]:
+    context = Context()
+    rclpy.init(context=context)
+    node = DepthNode("parameters", context=context, cli_args=["--ros-args", *arguments])
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def test_an_integer_is_taken_where_a_double_is_declared(tmp_path):
+    """In a parameter file, on the command line, and while the node runs."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("/**: {ros__parameters: {max_gap: 1, scale: {window: 20}}}", encoding="utf-8")
+    with depth_node("--params-file", str(file), "-p", "time_budget:=0") as node:
+        assert node.settings == Settings(max_gap=1.0, scale_window=20.0, time_budget=0.0)
+        answer = node.set_parameters_atomically([Parameter("mount.x", value=2)])
+        assert answer.successful, answer.reason
+        assert node.settings.mount_x == node.get_parameter("mount.x").value == 2.0
+        assert node.get_parameter("max_gap").type_ == Parameter.Type.DOUBLE
+        refused = node.set_parameters_atomically([Parameter("max_gap", value=4000)])
+        assert "out of range" in refused.reason
+        refused = node.set_parameters_atomically([Parameter("threads", value=2.0)])
+        assert "Wrong parameter type" in refused.reason
+
+
+def test_an_integer_that_is_out_of_range_ends_the_start():
+    refused = pytest.raises((ValueError, rclpy.exceptions.ParameterException), match="max_gap")
+    with refused, depth_node("-p", "max_gap:=4000"):
+        pass
 
 
 @given(st.floats(0, 100), st.floats(0, 100))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import subprocess
 import sys
@@ -20,8 +19,11 @@ pytest.importorskip("visualization_msgs", reason="needs visualization_msgs, as R
 from helpers import make_tiny_bundle
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from ros_helpers import FRAME, LOCKSTEP, STEP, NodeProcess, Peer, SpunNode, view, wait_until
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header
 from visualization_msgs.msg import Marker
+
+from depth_prior_ros.ros import launch_arguments, open_rviz
 
 ROOT = Path(__file__).resolve().parents[2]
 RVIZ = ROOT / "config" / "depth.rviz"
@@ -99,11 +101,39 @@ def test_image_depth_points_and_model_are_shown_at_once() -> None:
 
 
 def test_the_launch_file_knows_where_all_of_them_are() -> None:
-    tree = ast.parse((ROOT / "launch" / "depth.launch.py").read_text(encoding="utf-8"))
-    (shown,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "shown"]
-    words = {n.value for n in ast.walk(shown) if isinstance(n, ast.Constant)}
-    for topic in displays():
-        assert topic in words or topic.removeprefix("/depth/") in words
+    given = {name: default for name, default, _ in launch_arguments.depth_arguments()}
+    viewed = dict(launch_arguments.viewed(given, "/robot"))
+    assert viewed.keys() == displays().keys() | {open_rviz.TOPIC}
+    del viewed["/camera/image_raw"]
+    assert viewed == {topic: f"/robot{topic}" for topic in viewed}
+
+
+@pytest.mark.timeout(300)
+def test_rviz_opens_in_the_frame_of_the_first_depth_image(tmp_path: Path) -> None:
+    """The real program, which becomes another one that says how it was called."""
+    program = tmp_path / "rviz2"
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n", encoding="utf-8")
+    program.chmod(0o755)
+    namespace = f"/first_{uuid.uuid4().hex[:12]}"
+    remapped = f"{open_rviz.TOPIC}:={namespace}/info"
+    arguments = [str(program), "-d", "some.rviz", "--ros-args", "-r", remapped]
+    command = [sys.executable, "-m", "depth_prior_ros.ros.open_rviz", *arguments]
+    camera = SpunNode("camera", namespace)
+    info = camera.node.create_publisher(CameraInfo, "info", 1)
+    camera.start()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(info.get_subscription_count, "it to listen")
+
+        def ended() -> bool:
+            info.publish(CameraInfo(header=Header(frame_id="front_optical")))
+            return process.poll() is not None
+
+        wait_until(ended, "the other program")
+        assert process.stdout is not None
+        said = process.stdout.read().splitlines()[-1]
+    camera.close()
+    assert said == str(["-f", "front_optical", *arguments[1:]])
+    assert process.returncode == 0
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from camera_process import CameraProcess
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
@@ -15,18 +18,18 @@ import rclpy
 from geometry_msgs.msg import Twist, TwistWithCovariance, Vector3
 from nav_msgs.msg import Odometry
 from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSReliabilityPolicy
-from ros_helpers import FRAME, STEP, image_message, stamp_of
+from ros_helpers import FRAME, PATIENCE, STEP, image_message, stamp_of, wait_until
 from std_msgs.msg import Header
 
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import Inputs
-from depth_prior_ros.ros.parameters import PARAMETERS, Settings
+from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.subscriptions import Subscriptions
 
-DEFAULTS = {d.name: d.default for d in PARAMETERS}
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
 
 MakeNode = Callable[..., LifecycleNode]
@@ -61,13 +64,12 @@ class Heard:
     """Subscriptions of a node, and what they did with messages."""
 
     def __init__(self, node: LifecycleNode, **settings: Any) -> None:
-        values = {name.replace("__", "."): value for name, value in settings.items()}
         self.refused: list[str] = []
         self.seen: list[int] = []
         self.inputs = Inputs(lambda: None)
         self.subscriptions = Subscriptions(
             node,
-            Settings.from_values({**DEFAULTS, **values}),
+            Settings(**settings),
             self.inputs,
             Statistics(),
             lambda cause, text, frame: self.refused.append(cause),
@@ -87,8 +89,49 @@ def test_reliability_changed_between_two_activations_is_taken_up(make_node):
     changed = Heard(node, image_reliability="reliable", odom_reliability="reliable")
     assert reliabilities(node, *topics) == [RELIABLE] * 4
     changed.subscriptions.destroy()
-    Heard(node)
+    Heard(node, image_reliability="best_effort")
     assert reliabilities(node, *topics) == [BEST_EFFORT] * 4
+
+
+@contextlib.contextmanager
+def spinning(node: LifecycleNode) -> Iterator[None]:
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    thread = threading.Thread(target=executor.spin, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        executor.shutdown()
+        thread.join(PATIENCE)
+
+
+@pytest.mark.timeout(300)
+def test_large_images_of_a_reliable_camera_arrive_and_others_are_heard_too(make_node):
+    """Cameras are processes: what a best-effort subscription loses is lost between two of them."""
+    node = make_node()
+    heard, camera = Heard(node), {"namespace": "/subscriptions", "rate": 0.0}
+    topics, count = ("image", "camera_info"), 10
+    assert reliabilities(node, *topics) == [RELIABLE] * 2, "so that no first image is lost"
+    with spinning(node), CameraProcess(**camera, size=(1242, 375)) as reliable:
+        wait_until(lambda: heard.subscriptions.publishers()["image"], "the reliable camera")
+        wait_until(lambda: reliable.sent()["subscribers"], "the camera to see the node")
+        for number in range(1, count + 1):  # one by one: a busy machine takes the newest only
+            reliable.film(rate=10.0, count=1)
+            wait_until(lambda n=number: len(heard.seen) == n, f"image {number} of 1.4 MB", 30)
+        with CameraProcess(**camera, reliable=False) as lossy:
+            wait_until(lambda: reliabilities(node, *topics) == [BEST_EFFORT] * 2, "best effort")
+            wait_until(lambda: heard.subscriptions.publishers()["image"] == 2, "both cameras")
+            wait_until(lambda: lossy.sent()["subscribers"], "the second camera to see the node")
+            stamp = 7 * 10**9
+            lossy.film(rate=5.0, stamp=stamp)
+            wait_until(lambda: stamp in heard.seen or heard.seen[-1] < 10**12, "its images")
+            lossy.close()
+        wait_until(lambda: reliabilities(node, *topics) == [RELIABLE] * 2, "reliable again")
+        reliable.close()
+    assert reliabilities(node, *topics) == [RELIABLE] * 2, "nobody is there: as it was"
+    heard.subscriptions.destroy()
+    assert not [s for s in node.subscriptions if s.topic_name.startswith("/subscriptions/")]
 
 
 def test_an_override_goes_before_the_nodes_own_parameter(make_node):

@@ -17,11 +17,11 @@ from std_msgs.msg import Header
 
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import Inputs
-from depth_prior_ros.ros.parameters import PARAMETERS, Settings
+from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.worker import FrameWorker
 
 SIZE = (48, 32)
-SETTINGS = Settings.from_values({d.name: d.default for d in PARAMETERS})
+SETTINGS = Settings()
 
 
 class Failing:

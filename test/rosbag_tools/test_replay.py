@@ -14,7 +14,8 @@ from helpers import make_tiny_bundle
 from test_bag import make_recording
 
 from depth_prior_ros.bundle import load_bundle
-from depth_prior_ros.bundle.baselines import LIDAR_ROW, OWN_MEAN, add_baselines
+from depth_prior_ros.bundle.baselines import LIDAR_ROW, OWN_MEAN, add_baselines, stored_maps
+from depth_prior_ros.evaluation.protocols import protocol_for
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -29,10 +30,7 @@ from rosbag_tools.results import FrameRecord, latency_percentiles, load, result_
 from rosbag_tools.scoring import (
     OWN_DRIVE,
     Judge,
-    baseline_maps,
     in_view,
-    judge_baselines,
-    protocol_for,
 )
 from rosbag_tools.session import ReplayOptions, replay
 
@@ -301,23 +299,41 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
     rows = np.log(np.linspace(40, 4, height, dtype=np.float32))
     arrays = {OWN_MEAN: np.full((height, width), 0.1, np.float32), LIDAR_ROW: rows}
     own = add_baselines(load_bundle(tmp_path / "tiny"), arrays)
-    maps = baseline_maps(own)
+    maps = stored_maps(own)
     assert maps[OWN_MEAN] == pytest.approx(10.0, rel=1e-3)
     assert maps[LIDAR_ROW].shape == (height, width)
     assert maps[LIDAR_ROW][-1, 5] == pytest.approx(4, rel=1e-2)
 
     recording = make_recording(3, size=SIZE)
-    judge = Judge(protocol_for(recording))
+    judge = Judge(recording, protocol_for(recording))
     truths = [frame.depth() for frame in recording.frames]
     for position, truth in enumerate(truths):
         assert truth is not None
-        judge.add(position, np.where(truth > 0, 2 * truth, np.inf).astype(np.float32), truth)
-    assert judge.scaled[0].abs_rel == pytest.approx(0, abs=1e-6)  # medians take the factor away
-    assert judge.absolute[0].abs_rel > 0.9
-    found = judge_baselines(recording, judge, own, lambda done, total: None)
+        judge.add(position, np.where(truth > 0, 2 * truth, np.inf).astype(np.float32))
+    first = judge.results[0]
+    assert first.errors.abs_rel == pytest.approx(0, abs=1e-6)  # medians take the factor away
+    assert first.metric.abs_rel > 0.9
+    found = judge.baselines(own, lambda done, total: None)
     assert set(found) == {OWN_MEAN, LIDAR_ROW, OWN_DRIVE}
     assert found[OWN_DRIVE]["abs_rel"] < found[OWN_MEAN]["abs_rel"]
     assert {entry["frames"] for entry in found.values()} == {3}
+
+
+def test_pixels_that_the_range_took_are_told() -> None:
+    """Published depth is cut to the node's range before anybody can scale it."""
+    recording = make_recording(2, size=SIZE)
+    judge = Judge(recording, protocol_for(recording))
+    truth = recording.frames[0].depth()
+    assert truth is not None
+    depth = np.where(truth > 0, truth, 50).astype(np.float32)
+    judge.add(0, depth)
+    assert judge.entry()["pixels_beyond_range"] == 0 and judge.notes() == []
+    depth[:2, :5] = np.inf
+    judge.add(1, depth)
+    entry = judge.entry()
+    assert (entry["frames"], entry["pixels"]) == (2, 2 * depth.size)
+    assert entry["pixels_beyond_range"] == 10
+    assert "10 of 6,144 pixels" in judge.notes()[0]
 
 
 @pytest.mark.data

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depth_prior_ros.metrics import summary
+from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.recordings import RecordingError
 from rosbag_tools import charts, pictures
 from rosbag_tools.report import render, report
@@ -31,12 +31,14 @@ class Balance(HTMLParser):
         self.references: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.references += [v or "" for k, v in attrs if k in ("src", "href")]
+        found = [v or "" for k, v in attrs if k in ("src", "href")]
+        self.references += [uri for uri in found if not uri.startswith("#")]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.references += [v or "" for k, v in attrs if k in ("src", "href")]
+        found = [v or "" for k, v in attrs if k in ("src", "href")]
+        self.references += [uri for uri in found if not uri.startswith("#")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open
@@ -214,6 +216,18 @@ def test_timeline_marks_runs_of_the_same_model() -> None:
         FrameRecord(i, i * 10**8, 1.0, 5.0, "multi_frame" if i < 20 else "single_frame", "moving")
         for i in range(40)
     ]
-    svg = charts.timeline(frames)
-    assert svg.count("<rect") == 2
-    assert "multi-frame · moving" in svg
+    assert [(run.start, run.end, run.label) for run in charts.runs_of(frames)] == [
+        (0.0, 2.0, "multi-frame · moving"),
+        (2.0, 3.9, "single-frame · moving"),
+    ]
+    drawn = charts.timeline(frames)
+    check(drawn)
+    assert "multi-frame · moving" in drawn and "single-frame · moving" in drawn
+
+
+def test_names_are_no_formulas() -> None:
+    evil = "$\\frac{$ <b> $x$ \x07"
+    frames = [FrameRecord(i, i * 10**9, 1.0, 5.0, "multi_frame", evil) for i in range(4)]
+    drawn = charts.timeline(frames)
+    assert "$\\frac{$ &lt;b&gt; $x$" in drawn
+    assert drawn == charts.timeline(frames)

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import pytest
 import torch
-from helpers import texture
+from helpers import make_tiny_bundle, texture
 from training_files import TRAINING_NAMES, write_moving_drive
 
 from depth_prior_ros.bundle import load_bundle
@@ -16,9 +16,10 @@ from depth_prior_ros.bundle.baselines import OWN_MEAN, read_baselines
 from training.loop.checkpoint import save_checkpoint
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs import output
-from training.runs.initialise import start_from
+from training.runs.initialise import initialise, look_for, start_from
 from training.runs.output import write_bundle
-from training.stages.system import System
+from training.stages.base import TrainingConfig
+from training.stages.system import System, freeze_trunk, parameter_groups
 
 
 def recipe(size: tuple[int, int] = (64, 32), **drive: Any) -> Recipe:
@@ -42,7 +43,7 @@ def test_the_map_begins_anew_at_another_size(tmp_path: Path) -> None:
     small.multi_frame.window_seen.fill_(5)
     small.student.requires_grad_(False)
     next(small.student.parameters()).fill_(0.25)
-    save_checkpoint(path, small.networks, None, {})
+    save_checkpoint(path, small.networks, torch.optim.Adam(small.pose.parameters()), {})
     same, large = build(recipe()), build(recipe((96, 64)))
     start_from(path, same)
     assert bool((same.multi_frame.delta == 0.3).all()) and int(same.multi_frame.window_seen) == 5
@@ -52,6 +53,48 @@ def test_the_map_begins_anew_at_another_size(tmp_path: Path) -> None:
     assert bool((next(large.student.parameters()) == 0.25).all()), "all else is taken over"
     with pytest.raises(RecipeError, match=r"teacher: .*'multi_frame' has other shapes"):
         start_from(path, large, "teacher")
+
+
+def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> None:
+    make_tiny_bundle(tmp_path / "bundle")
+    values = recipe((96, 64)).model_dump(mode="json")
+    values |= {"start": str(tmp_path / "bundle"), "networks": {"trunk": "mobilenet_v2"}}
+    chosen = Recipe.model_validate(values)
+    system = build(chosen)
+    before = {n: t.clone() for n, t in system.student.state_dict().items()}
+    look_for("start", str(tmp_path / "bundle"))
+    note = initialise(system, chosen)
+    assert "pose, multi_frame begin with" in note and "student: built otherwise" in note
+    bundle = load_bundle(tmp_path / "bundle")
+    for name in ("pose", "multi_frame"):
+        own, given = system.networks[name].state_dict(), getattr(bundle, name)().state_dict()
+        for key, tensor in given.items():
+            if key not in ("delta", "window_max", "window_seen"):
+                assert torch.equal(own[key], tensor), key
+    assert bool((system.multi_frame.delta == 1).all()), "of another input size"
+    assert all(torch.equal(t, before[n]) for n, t in system.student.state_dict().items())
+    with pytest.raises(RecipeError, match="start: nowhere is not a checkpoint"):
+        look_for("start", "nowhere")
+
+
+def test_the_trunk_learns_slower_and_its_first_layers_not_at_all() -> None:
+    values = recipe().model_dump(mode="json") | {"networks": {"trunk": "mobilenet_v2"}}
+    system = build(Recipe.model_validate(values))
+    trunk, config = (
+        system.student.trunk,
+        TrainingConfig(kind="test", steps=1, trunk_rate=0.25, frozen_to=4),
+    )
+    freeze_trunk(system, config)
+    frozen = [p for p in trunk.parameters() if not p.requires_grad]
+    trained = [p for p in system.student.parameters() if p.requires_grad]
+    assert len(frozen) == 2 * (1 + 2 + 3 + 3) and frozen[0] is trunk.stem[0].weight
+    rest, slower = parameter_groups(system, trained, config)
+    assert slower["factor"] == 0.25 and "factor" not in rest
+    own = {id(p) for p in trunk.parameters()}
+    assert {id(p) for p in slower["params"]} == own - {id(p) for p in frozen}
+    assert not own & {id(p) for p in rest["params"]}
+    with pytest.raises(RecipeError, match="only the trunk mobilenet_v2"):
+        freeze_trunk(build(recipe()), config)
 
 
 def write_pictures(folder: Path, count: int = 12) -> None:

@@ -51,7 +51,7 @@ def test_every_command_has_help(command: str, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dance"], ["run"], ["evaluate", "--protocol", "best"], ["evaluate", "--model", "all"]],
+    [[], ["dance"], ["run"], ["evaluate", "--model", "all"]],
 )
 def test_wrong_usage(arguments: list[str], capsys):
     with pytest.raises(SystemExit) as stop:
@@ -67,16 +67,12 @@ def test_the_default_bundle_is_lite():
 
 
 def test_names_are_those_of_the_libraries():
-    import inspect
     from typing import get_args
 
-    from depth_prior_ros import backends
     from depth_prior_ros.pipeline import pipeline
     from training.evaluation.evaluation import MODELS
 
     assert set(cli.MODEL_NAMES[1:]) == set(MODELS) == set(get_args(pipeline.Model))
-    for name in cli.BACKEND_NAMES[1:]:
-        assert f'"{name}"' in inspect.getsource(inspect.getmodule(backends.choose_backend))
 
 
 def test_inspect_prints_what_is_in_a_bundle(bundle: Bundle, capsys):

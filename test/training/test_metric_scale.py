@@ -55,6 +55,23 @@ def test_the_factor_is_distance_over_units(tmp_path: Path, distance: float, unit
     assert spread < 0.05
 
 
+@pytest.mark.parametrize("start", [0.6, 100.0])
+def test_a_factor_far_from_the_unit_of_training_is_found(tmp_path: Path, start: float) -> None:
+    """8 m a unit: close to both borders of 16 times."""
+    drive = drive_past_a_wall(tmp_path, 8.0, step=0.5)
+    factor, spread = fit_metres_per_unit(student_that_sees(1.0), drive, SIZE, start)  # type: ignore[arg-type]
+    assert factor == pytest.approx(8.0, rel=0.02)
+    assert 0 < spread < 0.05
+
+
+def test_a_factor_at_the_border_is_refused(tmp_path: Path) -> None:
+    """No factor, and no spread of 0 %, is made up; 8 m is 16 times 0.5 m."""
+    start = 0.49
+    drive = drive_past_a_wall(tmp_path, 8.0, step=0.5)
+    with pytest.raises(RecipeError, match=r"cannot be fitted on .* 16 times the unit of training"):
+        fit_metres_per_unit(student_that_sees(1.0), drive, SIZE, start)  # type: ignore[arg-type]
+
+
 def test_a_drive_that_stands_still_is_refused(tmp_path: Path) -> None:
     drive = drive_past_a_wall(tmp_path, 8.0, step=0.01)
     with pytest.raises(RecipeError, match="apart"):

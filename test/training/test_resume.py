@@ -15,8 +15,9 @@ from test_training_data import write_drive
 from torch import nn
 
 from training.loop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from training.recipes.recipe import RecipeError, Schedule
+from training.recipes.recipe import RecipeError
 from training.runs.run import run_recipe
+from training.stages.base import TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from kill_and_resume import Command, compare, differences
@@ -150,8 +151,8 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path: Path) -> None:
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
-    schedule = Schedule(steps=100, learning_rate=1.0, warm_up=10, final=0.1)
-    rates = [schedule.rate(step) for step in range(100)]
+    config = TrainingConfig(kind="test", steps=100, learning_rate=1.0, warm_up=10, final=0.1)
+    rates = [config.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)

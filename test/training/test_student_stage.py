@@ -14,8 +14,7 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from training.data.triplets import TripletBatch, TripletSource
-from training.recipes.recipe import Student
-from training.stages.student import StudentStage, _child
+from training.stages.student import Student, StudentStage, _child
 from training.stages.system import System
 from training.stages.validation import Validation
 
@@ -56,10 +55,10 @@ def stage(
     pixels: Any = None,
     **settings: Any,
 ) -> StudentStage:
-    schedule = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
+    config = Student(kind="student", steps=1, batch=2, synthetic_batch=0, **settings)
     nets = system(fusion)
     return StudentStage(
-        schedule, nets, source, None, nothing(folder), references=pixels, outputs=teacher
+        config, nets, source, None, nothing(folder), references=pixels, outputs=teacher
     )
 
 
@@ -67,7 +66,8 @@ def loss_of(one: StudentStage, seed: int = 0) -> tuple[float, dict[str, float]]:
     torch.manual_seed(seed)
     for network in one.networks.values():
         network.eval()
-    loss, values = one.loss(np.random.default_rng([0, 0, seed]))
+    loss, figures = one.loss(one.draw_batch(np.random.default_rng([0, 0, seed])))
+    values = {name: float(value) for name, value in figures.items()}
     return loss.item(), values
 
 
@@ -133,7 +133,7 @@ def test_a_prior_may_be_read_in_parts_and_stays_whole(
     tmp_path: Path,
 ) -> None:
     one = stage(triplets, tmp_path, FUSION, Teacher(), references=10, auxiliary=1.0)
-    one.system.prior = whole = References().sample(np.random.default_rng(0), 40)
+    one._whole = one.system.prior = whole = References().sample(np.random.default_rng(0), 40)
     seen: list[int] = []
     fusion = one.system.student.fusion
     assert fusion is not None
@@ -166,7 +166,7 @@ def test_the_looked_up_depth_learns_from_the_auxiliary_loss(
         smoothness=0.0,
     )
     # All references at one depth: nothing to choose between, so nothing to learn.
-    loss, _ = one.loss(np.random.default_rng([0, 0, 0]))
+    loss, _ = one.loss(one.draw_batch(np.random.default_rng([0, 0, 0])))
     loss.backward()
     fusion = one.system.student.fusion
     assert fusion is not None and fusion.query.weight.grad is not None
@@ -177,7 +177,7 @@ def test_the_looked_up_depth_learns_from_the_auxiliary_loss(
             references.features[:count], torch.linspace(0.05, 1, count)
         )
     )
-    loss, _ = one.loss(np.random.default_rng([0, 0, 0]))
+    loss, _ = one.loss(one.draw_batch(np.random.default_rng([0, 0, 0])))
     loss.backward()
     assert fusion.query.weight.grad.abs().max() > 1e-6
 
@@ -192,16 +192,16 @@ def test_the_fusion_may_learn_faster(triplets: TripletSource, tmp_path: Path) ->
 
 
 def test_a_step_of_the_fusion_is_as_much_longer(triplets: TripletSource, tmp_path: Path) -> None:  # noqa: F811
-    from training.loop.trainer import Engine, Settings
+    from training.loop.trainer import Trainer, TrainerConfig
 
     moved = {}
     for rate in (1.0, 5.0):
         one = stage(triplets, tmp_path, FUSION, None, References(), fusion_rate=rate)
-        one.schedule = one.schedule.model_copy(update={"warm_up": 0, "clip": 1e9})
+        one.config = one.config.model_copy(update={"warm_up": 0, "clip": 1e9})
         fusion = one.system.student.fusion
         assert fusion is not None
         before = fusion.out.weight.detach().clone()
-        Engine(one, tmp_path / str(rate), Settings(1, 0, 1, 10, 1)).run()
+        Trainer(one, tmp_path / str(rate), TrainerConfig(1, 0, 1, 10, 1)).run()
         moved[rate] = (fusion.out.weight.detach() - before).abs().mean().item()
     assert moved[5.0] == pytest.approx(5 * moved[1.0], rel=0.05)
 

@@ -18,11 +18,12 @@ from depth_prior_ros.models.mism import MultiFrameOutput
 from depth_prior_ros.models.search_range import PARALLAX
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource, load_triplets
-from training.recipes.recipe import Distil, Drive, MultiFrame, Recipe, Teacher
-from training.stages.distil import DistilStage, teach
+from training.recipes.data import Drive
+from training.recipes.recipe import MultiFrame, Recipe
+from training.stages.distil import Distil, DistilStage, teach
 from training.stages.self_supervised import Scene, aligned_views
 from training.stages.system import System, View, held_loss
-from training.stages.teacher import TeacherStage
+from training.stages.teacher import Teacher, TeacherStage
 
 __all__ = ["pair_folder", "pairs", "triplets"]
 
@@ -57,8 +58,8 @@ def build(size: tuple[int, int] = SIZE, **multi_frame: Any) -> System:
 def teacher_stage(
     nets: System, triplets: TripletSource, pairs: PairSource | None, folder: Path, **values: Any
 ) -> TeacherStage:
-    schedule = Teacher(kind="teacher", steps=4, batch=3, **values)
-    return TeacherStage(schedule, nets, triplets, pairs, nothing(folder))
+    config = Teacher(kind="teacher", steps=4, batch=3, **values)
+    return TeacherStage(config, nets, triplets, pairs, nothing(folder))
 
 
 @pytest.mark.parametrize("lookup", [(-1,), (-1, 1)])
@@ -68,7 +69,7 @@ def test_all_networks_learn_with_pads(
     nets = build(lookup=lookup)
     stage = teacher_stage(nets, triplets, pairs, tmp_path)
     assert learning(stage) == {"student", "pose", "multi_frame"}
-    _, values = stage.loss(np.random.default_rng(1))
+    _, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/masked_consistency"] > 0
     assert 0 <= values["multi/at_range_end"] <= 1
 
@@ -86,7 +87,7 @@ def test_changed_samples_are_reliable_nowhere(tall: TripletSource, tmp_path: Pat
     for change in ({"static_camera": 1.0}, {"missing_frame": 1.0}):
         nets = build(TALL, kind="cost_volume", hypotheses=16)
         stage = teacher_stage(nets, tall, None, tmp_path, consistency=1.0, **change)
-        _, values = stage.loss(np.random.default_rng(0))
+        _, values = stage.loss(stage.draw_batch(np.random.default_rng(0)))
         assert values["multi/reliable"] == 0
         assert values["multi/photometric"] == 0
         assert values["multi/consistency"] > 0
@@ -108,8 +109,8 @@ def test_the_map_follows_real_frames_beside_a_student_that_does_not_learn(
     triplets: TripletSource, tmp_path: Path
 ) -> None:
     nets = build()
-    schedule = Teacher(kind="teacher", steps=4, batch=3, train=("multi_frame",))
-    stage = TeacherStage(schedule, nets, triplets, None, nothing(tmp_path))
+    config = Teacher(kind="teacher", steps=4, batch=3, train=("multi_frame",))
+    stage = TeacherStage(config, nets, triplets, None, nothing(tmp_path))
     assert learning(stage) == {"multi_frame"}
     assert int(nets.multi_frame.window_seen) == 3
 
@@ -127,8 +128,8 @@ def distil_stage(
     nets = build()
     nets.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
     nets.teacher = teacher.frozen_copy()
-    schedule = Distil(kind="distil", steps=1, batch=3, **values)
-    return DistilStage(schedule, nets, triplets, pairs, nothing(folder))
+    config = Distil(kind="distil", steps=1, batch=3, **values)
+    return DistilStage(config, nets, triplets, pairs, nothing(folder))
 
 
 def state(system: System) -> dict[str, torch.Tensor]:
@@ -162,10 +163,11 @@ def test_the_mask_decides_what_is_taught(
         return distil.Taught(taught.depth, torch.full_like(taught.error, 9.0))
 
     monkeypatch.setattr(distil, "teach", useless)
-    _, masked = distil_stage(triplets, None, tmp_path).loss(np.random.default_rng(0))
+    stage = distil_stage(triplets, None, tmp_path)
+    _, masked = stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert masked["distil/mask_share"] == 0 and masked["distil/loss"] == 0
     stage = distil_stage(triplets, None, tmp_path, masked=False)
-    _, free = stage.loss(np.random.default_rng(0))
+    _, free = stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert free["distil/loss"] > 0
 
 
@@ -178,7 +180,7 @@ def test_the_teachers_scale_is_of_no_importance(
     scenes: list[Scene] = []
     further = stage._further
     monkeypatch.setattr(stage, "_further", lambda scene: scenes.append(scene) or further(scene))
-    stage.loss(np.random.default_rng(0))
+    stage.loss(stage.draw_batch(np.random.default_rng(0)))
     plain, _ = further(scenes[0])
     monkeypatch.setattr(
         distil,
@@ -199,7 +201,7 @@ def test_the_teachers_motion_explains_the_teachers_depth(
         "motion",
         lambda a, b: asked.append(len(a)) or System.motion(stage.teacher, a, b),
     )
-    stage.loss(np.random.default_rng(0))
+    stage.loss(stage.draw_batch(np.random.default_rng(0)))
     assert asked == [6], "both neighbours of three samples, by the teacher's pose network"
 
 

@@ -12,24 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from depth_prior_ros.backends import BACKENDS
 from training.commands.prior import add_prior_commands
 
 if TYPE_CHECKING:
     from training.comparison.rows import Listing
 
 # Kept here as plain words, so that --help needs no import; a test compares them.
-PROTOCOL_NAMES = (
-    "kitti2015",
-    "eigen",
-    "eigen_improved",
-    "make3d",
-    "cityscapes",
-    "nuscenes",
-    "drive",
-)
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
-BACKEND_NAMES = ("auto", "torch", "openvino", "onnxruntime")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_experiment(commands)
     _add_inspect(commands)
+    _add_import(commands)
+    _add_fit_camera(commands)
     add_prior_commands(commands)
     return parser
 
@@ -76,10 +69,10 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
         "--protocol",
-        choices=PROTOCOL_NAMES,
+        metavar="NAME",
         help="kitti2015: the separate scenes of KITTI 2015; eigen, eigen_improved: the frames of "
         "the Eigen test list in the KITTI raw drives below --data, against single LiDAR sweeps or "
-        "the accumulated ones; make3d, cityscapes, nuscenes: those data sets at --data or below; "
+        "the accumulated ones; the name of another data set (make3d, ...): at --data or below; "
         "drive: every frame with depth of one recording (a drive, a bag). Without it: kitti2015, "
         "and drive for each Eigen test drive below --data",
     )
@@ -97,7 +90,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
-    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
     evaluate.set_defaults(handler=_evaluate)
 
@@ -140,7 +133,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="folder of comparison.md, comparison.json and what was judged already "
         "(default: runs/comparison)",
     )
-    add("--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
     compare.set_defaults(handler=_compare)
 
@@ -156,7 +149,10 @@ def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
     add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
     add(
-        "--jobs", type=int, default=1, help="runs at a time, each on a core of its own (default: 1)"
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time; cores and GPUs are shared out (default: 1)",
     )
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     experiment.set_defaults(handler=_experiment)
@@ -175,6 +171,55 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inspect.set_defaults(handler=_inspect)
 
 
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    importer = commands.add_parser(
+        "import",
+        help="make a file of weights from what others have published",
+        description="Make the file of weights that config/training/lite.yaml begins with. Needs "
+        "the library tflite and the unpacked npm package @mediapipe/objectron 0.4.1675468480 "
+        "(Apache-2.0).",
+    )
+    importer.add_argument("what", choices=("trunk",), help="MobileNetV2 of its detector")
+    importer.add_argument("package", type=Path, help="folder of the unpacked package")
+    importer.add_argument(
+        "--out", type=Path, default=Path("weights/mobilenet_v2_oidv4.safetensors")
+    )
+    importer.set_defaults(handler=_import)
+
+
+def _add_fit_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = commands.add_parser(
+        "fit-camera",
+        help="tell a bundle's student the camera of a recording with known depth",
+        description="Fit the five numbers that a bundle's student is told of its camera on frames "
+        "with depth in metres, judge them on other frames, and write a bundle with them.",
+    )
+    fit.add_argument("bundle", help="name of a shipped bundle, or its folder")
+    fit.add_argument("--bag", type=Path, required=True, help="a recording with depth")
+    fit.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
+    fit.add_argument("--frames", type=int, default=12, help="evenly spaced (default: 12)")
+    fit.set_defaults(handler=_fit_camera)
+
+
+def _fit_camera(arguments: argparse.Namespace) -> int:
+    from training.runs.fit_camera import fit_camera
+
+    bundle, found = fit_camera(arguments.bundle, arguments.bag, arguments.out, arguments.frames)
+    numbers = ", ".join(f"{number:.2f}" for number in found.numbers)
+    print(
+        f"numbers: {numbers}\nAbsRel in metres on frames kept out: {found.before:.3f} before, "
+        f"{found.after:.3f} after\nbundle: {bundle.path}"
+    )
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from training.runs.trunk_import import import_trunk
+
+    print(f"trunk: {import_trunk(arguments.package, arguments.out)}")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from training.runs.run import run_recipe
 
@@ -185,14 +230,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from training.evaluation.evaluation import MODELS, evaluate
-    from training.evaluation.json import write_json
-    from training.evaluation.progress import ProgressBar
+    from depth_prior_ros.atomic_files import write_json
+    from depth_prior_ros.progress import ProgressBar
+    from training.evaluation.evaluation import MODELS, evaluate_bundle
+    from training.evaluation.json import as_json
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
     with ProgressBar() as progress:
-        report = evaluate(
+        report = evaluate_bundle(
             arguments.bundle,
             arguments.data,
             arguments.protocol,
@@ -206,7 +252,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
     print_report(report)
     if arguments.json:
-        write_json(report, arguments.json)
+        write_json(arguments.json, as_json(report))
     if arguments.pictures:
         for picture in write_pictures(report, arguments.pictures):
             print(f"pictures: {picture}")
@@ -245,8 +291,8 @@ def _table(
     device: str = "auto",
 ) -> None:
     """Compare, and print the table."""
+    from depth_prior_ros.progress import ProgressBar
     from training.comparison.compare import FIGURES, TABLE, compare
-    from training.evaluation.progress import ProgressBar
 
     with ProgressBar() as progress:
         compare(listing, out, data, backend=backend, device=device, progress=progress)

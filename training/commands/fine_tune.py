@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from depth_prior_ros.bundle import load_bundle
+from training.recipes.base import RecipeError
 from training.recipes.files import load_recipe
-from training.recipes.recipe import FineTune, RecipeError
 from training.runs.run import Run
 
 
@@ -28,7 +28,7 @@ def fine_tune(bundle: str, recipe: Path, overrides: list[str], out: Path | None 
         TrainingError: training cannot go on.
     """
     made = load_recipe(recipe, overrides)
-    stages = [stage for stage in made.stages if isinstance(stage, FineTune)]
+    stages = [stage for stage in made.stages if stage.kind == "fine_tune"]
     if not stages:
         raise RecipeError(f"{recipe} has no stage of kind fine_tune")
     data = made.model_dump(mode="json")

@@ -248,8 +248,8 @@ def _pixel(text: str) -> tuple[int, int]:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from training.evaluation.progress import ProgressBar
-    from training.prior.explain import explain_image, explain_prior
+    from depth_prior_ros.progress import ProgressBar
+    from training.prior.explain.command import explain_image, explain_prior
 
     folder, name = Path("runs/explain"), Path(arguments.bundle).resolve().name
     image, page = arguments.image, None
@@ -287,7 +287,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _refuse_unused(arguments: argparse.Namespace, has_image: bool, has_page: bool) -> None:
     """Raise ExplainError for an option of the picture or the page where that is not made."""
-    from training.prior.explain_lookup import ExplainError
+    from training.prior.explain.lookup import ExplainError
 
     unused: list[tuple[str, str]] = []
     if not has_image:

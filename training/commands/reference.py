@@ -6,9 +6,10 @@ import shlex
 from pathlib import Path
 
 from training.prior.reference.set import ReferenceSet
+from training.recipes.base import RecipeError
 from training.recipes.files import load_recipe
-from training.recipes.recipe import RecipeError, Reference
 from training.runs.run import Run
+from training.stages.reference import Reference
 
 
 def reference_command(

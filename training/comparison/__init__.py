@@ -1,1 +1,1 @@
-"""Several bundles or recipes side by side."""
+"""Many bundles in one table: `depth_train compare`."""

@@ -10,26 +10,62 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.atomic_files import write_json, write_text
+from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
+from depth_prior_ros.evaluation.frames import (
+    EvaluationFrame,
+    EvaluationSet,
+    count,
+    read_evaluation_frames,
+    shown_positions,
+)
+from depth_prior_ros.evaluation.metrics import DepthErrors
+from depth_prior_ros.evaluation.predictors import (
+    BundlePredictor,
+    ImageIndependentMap,
+    Map,
+    MeanDepth,
+)
+from depth_prior_ros.evaluation.protocols import Protocol
+from depth_prior_ros.motion.gate import ImageMotion, MotionGate
+from depth_prior_ros.progress import Progress, quiet
 from training.comparison.cost import measure_cost
 from training.comparison.rows import Listing, Row, open_rows, resolve_pair
-from training.comparison.sets import SETS, PreparedSet, find_sets, judge_map, judge_model, prepare
 from training.comparison.table import METRICS, ByFrame, SetResults, markdown, set_json
-from training.evaluation.baseline_rows import CONSTANT, SET_MEAN, Map, baseline_maps
-from training.evaluation.json import write_content, write_text
-from training.evaluation.sets import EvaluationError, EvaluationSet, Progress, data_folder, quiet
+from training.evaluation.baselines import CONSTANT, SET_MEAN, baseline_maps
+from training.evaluation.sets import (
+    EvaluationError,
+    data_folder,
+    drive_key,
+    drive_set,
+    eigen_drive_sets,
+    kitti_2015_set,
+    lidar_training_set,
+)
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, Model
 
+# What is kept of each frame, and of each of its parts.
+ERRORS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
+PART_ERRORS = ("abs_rel", "sq_rel", "rmse", "d1")
+PARTS = ("moving", "static")
+SETS = ("kitti_2015", "drives", "synthetic")
+# Frames of a training drive that recipes keep out (keep_out: depth); only when asked for.
+KEPT_OUT = "kept_out"
+# What a figure depends on beside the bundle and the frames.
+_PACKAGES = ("depth_prior_ros", "numpy", "openvino", "onnxruntime", "torch")
 # Raised where what is kept would no longer be what judging gives.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 TABLE, FIGURES, CACHE = "comparison.md", "comparison.json", "cache"
 
 
@@ -43,16 +79,16 @@ class _Work:
     progress: Progress
     found: list[tuple[str, EvaluationSet]]
     # Only one input size at a time: images and truth of several would fill the memory.
-    prepared: tuple[Camera, list[PreparedSet]] | None = None
+    prepared: tuple[tuple[int, int], list[PreparedSet]] | None = None
     pipeline: tuple[str, DepthPipeline] | None = None
     maps: dict[str, dict[str, Map]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def sets_for(self, bundle: Bundle) -> list[PreparedSet]:
-        camera = bundle.manifest.camera
-        if self.prepared is None or self.prepared[0] != camera:
-            sets = [prepare(group, one, camera, self.progress) for group, one in self.found]
-            self.prepared = (camera, sets)
+        size = bundle.manifest.input_size
+        if self.prepared is None or self.prepared[0] != size:
+            sets = [prepare(group, one, size, self.progress) for group, one in self.found]
+            self.prepared = (size, sets)
         return self.prepared[1]
 
     def maps_for(self, bundle: Bundle, data: Path) -> dict[str, Map]:
@@ -122,8 +158,8 @@ def compare(
     }
     if listing.cost:
         content["cost"] = measure_cost(rows, backend, device, progress=progress)
-    write_content(content, out / FIGURES)
-    write_text(markdown(content), out / TABLE)
+    write_json(out / FIGURES, content)
+    write_text(out / TABLE, markdown(content))
     return content
 
 
@@ -145,7 +181,7 @@ def _judge_rows(
     jobs = [(bundle, seed) for row in rows for seed, bundle in row.bundles.items()]
     # Each bundle once for all its rows, those of one input size in a row.
     bundles = {bundle.path: (bundle, seed) for bundle, seed in jobs}
-    ordered = sorted(bundles.values(), key=lambda job: repr(job[0].manifest.camera))
+    ordered = sorted(bundles.values(), key=lambda job: job[0].manifest.input_size)
     for number, (bundle, _) in enumerate(ordered, start=1):
         users = [
             (row, seed) for row in rows for seed, b in row.bundles.items() if b.path == bundle.path
@@ -167,7 +203,7 @@ def _judge_rows(
                         )
             for row, seed in users:
                 if row is reference:
-                    found = _judge_blind(work, bundle, one, data, entry)
+                    found = _judge_baselines(work, bundle, one, data, entry)
                     for name, frames in found.items():
                         kept = blind[one.group].setdefault(name, {}).setdefault(seed, {})
                         kept |= _by_frame(one, frames)
@@ -199,11 +235,11 @@ def _judge_bundle(
         entry["backend"] = pipeline.backend
         entry["models"][model] = judge_model(pipeline, one, model, work.progress, label)
     if missing:
-        write_content(entry, path)
+        write_json(path, entry)
     return entry
 
 
-def _judge_blind(
+def _judge_baselines(
     work: _Work, bundle: Bundle, one: PreparedSet, data: Path, entry: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Frames of every predictor that does not look at the image, by name."""
@@ -223,13 +259,13 @@ def _judge_kept_map(work: _Work, depth: Map, one: PreparedSet) -> list[dict[str,
     entry = _read(path)
     if entry is None:
         entry = {"version": CACHE_VERSION, "set": one.name, "frames": judge_map(depth, one)}
-        write_content(entry, path)
+        write_json(path, entry)
     frames: list[dict[str, Any]] = entry["frames"]
     return frames
 
 
 def _bundle_key(bundle: Bundle, backend: str, device: str) -> str:
-    """All that a bundle's depth depends on: weights, how they are used, input, range, backend."""
+    """All that a bundle's depth depends on: weights, how they are used, input, what runs them."""
     manifest = bundle.manifest
     parts = (manifest.architecture, manifest.depth)
     plain = [
@@ -238,8 +274,19 @@ def _bundle_key(bundle: Bundle, backend: str, device: str) -> str:
         *(part.model_dump(mode="json") for part in parts),
         backend,
         device,
+        _versions(),
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -250,3 +297,172 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     usable = isinstance(entry, dict) and entry.get("version") == CACHE_VERSION
     return entry if usable else None
+
+
+# --- sets -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A recording of a `group` of the table, read once for many bundles of one input size.
+
+    `moving`: positions of the frames at which the vehicle moves. `fingerprint` is of all of it.
+    """
+
+    group: str
+    name: str
+    protocol: Protocol
+    consecutive: bool
+    frames: tuple[EvaluationFrame, ...] = field(repr=False)
+    moving: frozenset[int]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def find_sets(
+    data: Path, synthetic: Sequence[Path], wanted: Sequence[str] = SETS
+) -> list[tuple[str, EvaluationSet]]:
+    """(group, set): KITTI 2015, each Eigen test drive, the bags of synthetic drives together, and
+    if asked for the LiDAR frames of drive 0039, which the small recipes keep out of training.
+
+    Raises:
+        EvaluationError: an unknown name, or a wanted set that is not there.
+    """
+    found: list[tuple[str, EvaluationSet]] = []
+    for name in wanted:
+        sets: list[tuple[str, EvaluationSet]] = []
+        if name == "kitti_2015":
+            scenes = kitti_2015_set(data)
+            sets = [(name, scenes)] if scenes else []
+        elif name == "drives":
+            for chosen in eigen_drive_sets(data, listed_only=False):
+                key = drive_key(Path(chosen.name))
+                sets.append((f"drive_{key[1]}" if key else chosen.name, chosen))
+        elif name == KEPT_OUT:
+            kept = lidar_training_set(data)
+            sets = [("drive_0039_kept_out", kept)] if kept else []
+        elif name == "synthetic":
+            sets = [(name, drive_set(path)) for path in synthetic]
+            for path, (_, chosen) in zip(synthetic, sets, strict=True):
+                if chosen.recording.depth_source != "exact":
+                    raise EvaluationError(f"{path}: not a synthetic drive, its depth is not exact")
+        else:
+            raise EvaluationError(f"unknown set '{name}': {', '.join([*SETS, KEPT_OUT])}")
+        if not sets and name != "synthetic":
+            raise EvaluationError(f"{data}: no {name} there; leave it out of the sets")
+        found += sets
+    if not found:
+        raise EvaluationError("nothing to judge on: name a bag with --synthetic, or other sets")
+    return found
+
+
+def prepare(
+    group: str, chosen: EvaluationSet, size: tuple[int, int], progress: Progress = quiet
+) -> PreparedSet:
+    """Read a set for networks of an input size (width, height).
+
+    Of a drive the frames with a predecessor are judged, so that single- and multi-frame models are
+    judged on the same ones; of separate scenes all.
+
+    Raises:
+        EvaluationError: not one frame can be judged.
+    """
+    recording, protocol = chosen.recording, chosen.protocol
+    wanted = chosen.followed() if recording.consecutive else chosen.judged
+    memory = None if recording.consecutive else 0
+    every = read_evaluation_frames(recording, protocol, size, wanted, memory)
+    total = len(shown_positions(recording.frames, wanted, memory))
+    frames = tuple(count(every, partial(progress, f"reading {chosen.name}"), total))
+    if not any(frame.truth for frame in frames):
+        raise EvaluationError(f"{chosen.name}: not one frame with depth can be judged")
+    moving = _vehicle_moves(frames) if recording.consecutive else {f.position for f in frames}
+    return PreparedSet(
+        group,
+        chosen.name,
+        protocol,
+        recording.consecutive,
+        frames,
+        frozenset(moving),
+        _fingerprint(protocol, frames, moving),
+        (*recording.notes, *map(str, recording.skipped)),
+    )
+
+
+def _vehicle_moves(frames: Sequence[EvaluationFrame]) -> set[int]:
+    """Positions of the frames at which the motion gate of a vehicle says that it moves."""
+    gate, flow = MotionGate(), ImageMotion()
+    moving = set()
+    before: tuple[int, NDArray[np.uint8]] | None = None
+    for frame in frames:
+        small = flow.prepare(frame.image)
+        follows = before is not None and before[0] == frame.position - 1
+        motion = flow.measure(before[1], small) if before is not None and follows else None
+        if gate.update(frame.stamp_ns, frame.speed, motion) == "moving":
+            moving.add(frame.position)
+        before = frame.position, small
+    return moving
+
+
+def _fingerprint(
+    protocol: Protocol, frames: Sequence[EvaluationFrame], moving: Iterable[int]
+) -> str:
+    plain = [asdict(protocol), sorted(moving)]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for frame in frames:
+        known = (frame.index, frame.stamp_ns, asdict(frame.camera), frame.speed)
+        digest.update(repr(known).encode())
+        digest.update(frame.image.tobytes())
+        if frame.truth is not None:
+            digest.update(frame.truth.index.tobytes() + frame.truth.expected.tobytes())
+        if frame.moving is not None:
+            digest.update(np.packbits(frame.moving).tobytes())
+    return digest.hexdigest()
+
+
+def judge_model(
+    pipeline: DepthPipeline,
+    prepared: PreparedSet,
+    model: Model,
+    progress: Progress = quiet,
+    what: str = "",
+) -> dict[str, Any]:
+    """Errors of a forced model: `frames` (see :func:`frame_entry`), and `fell_back`.
+
+    `fell_back` counts the frames that the forced multi-frame network left to the single-frame one.
+    Of the single-frame model also `own_mean`: its mean over the set judged in the place of each
+    prediction. A frame of which a network knows nothing is missing for every row.
+    """
+    alone = model == "single_frame"
+    frames = count(prepared.frames, partial(progress, what), len(prepared.frames))
+    predictor = BundlePredictor(pipeline, model)
+    found = evaluate(predictor, frames, prepared.protocol, keep_depth=alone)
+    content: dict[str, Any] = {
+        "frames": [frame_entry(one, prepared) for one in found],
+        "fell_back": sum(one.model != model for one in found),
+    }
+    if alone and found:
+        content["own_mean"] = judge_map(MeanDepth(one.depth for one in found).depth(), prepared)
+    return content
+
+
+def judge_map(depth: Map, prepared: PreparedSet) -> list[dict[str, Any]]:
+    """The errors of one depth map (h, w) in the place of every prediction."""
+    found = evaluate(ImageIndependentMap(depth), prepared.frames, prepared.protocol)
+    return [frame_entry(one, prepared, parts=False) for one in found]
+
+
+def frame_entry(
+    result: FrameResult, prepared: PreparedSet, *, parts: bool = True
+) -> dict[str, Any]:
+    """One frame's errors: `index`, `moves`, ERRORS, `ratio`, and `parts` with PART_ERRORS each."""
+    errors = result.errors
+    entry: dict[str, Any] = {"index": result.index, "moves": result.position in prepared.moving}
+    entry |= _rounded(errors, ERRORS) | {"ratio": float(f"{errors.ratio:.7g}")}
+    if parts and not result.parts.keys().isdisjoint(PARTS):
+        known = [name for name in PARTS if name in result.parts]
+        entry["parts"] = {name: _rounded(result.parts[name], PART_ERRORS) for name in known}
+    return entry
+
+
+def _rounded(errors: DepthErrors, names: Sequence[str]) -> dict[str, float]:
+    return {name: float(f"{getattr(errors, name):.7g}") for name in names}

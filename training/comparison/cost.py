@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.progress import Progress, quiet
 from training.comparison.rows import Row
-from training.evaluation.sets import Progress, quiet
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -87,14 +88,12 @@ class _Timed:
 
     def once(self) -> float:
         """Seconds of one frame."""
-        from depth_prior_ros.pipeline.runtime import inverse_pose
-
         networks = self.networks
         start = time.perf_counter()
         inverse, _ = networks.single(self.now)
         if self.kept is not None:
             mine = networks.features(self.now)
-            step = inverse_pose(networks.pose(self.before, self.now))
+            step = rigid_inverse(networks.pose(self.before, self.now))
             if networks.aligns:
                 step = networks.refine(self.before, self.now, step, self.K, inverse)
             networks.multi(mine, self.kept, step, self.K, inverse)

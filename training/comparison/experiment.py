@@ -6,7 +6,6 @@ be given until the table is there.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -14,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,9 +181,40 @@ def _row(text: str, experiment: Experiment, out: Path) -> str:
     return f"{label}={','.join(bundles)}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a job computes with: processor cores, and one CUDA device where there are some."""
+
+    cores: frozenset[int]
+    device: str | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Of a process there."""
+        there = os.environ | {"OMP_NUM_THREADS": str(len(self.cores))}
+        return there if self.device is None else there | {"CUDA_VISIBLE_DEVICES": self.device}
+
+
+def places(workers: int, cores: Sequence[int], devices: Sequence[str]) -> list[Place]:
+    """One for each of ``workers`` jobs at a time: their share of cores, and devices in turn."""
+    shares = [cores[i::workers] or [cores[i % len(cores)]] for i in range(workers)]
+    return [
+        Place(frozenset(share), devices[i % len(devices)] if devices else None)
+        for i, share in enumerate(shares)
+    ]
+
+
+def _devices() -> list[str]:
+    """The CUDA devices that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return list(names) if torch.cuda.is_available() else []
+
+
 @dataclass
 class Runner:
-    """Carries out jobs, ``workers`` at a time, each on a processor core of its own."""
+    """Carries out jobs, ``workers`` at a time, each on its share of the machine."""
 
     workers: int
     console: Console = field(default_factory=lambda: Console(stderr=True))
@@ -197,10 +228,9 @@ class Runner:
         done = {job.folder for job in jobs if job.finished}
         waiting = [job for job in jobs if job.folder not in done]
         self.console.print(f"{len(jobs)} runs, {len(done)} finished already")
-        cores = itertools.cycle(_cores())
-        free = [next(cores) for _ in range(self.workers)]
+        free = places(self.workers, sorted(os.sched_getaffinity(0)), _devices())
         failed: list[str] = []
-        running: dict[Future[str | None], tuple[Job, int]] = {}
+        running: dict[Future[str | None], tuple[Job, Place]] = {}
         with ThreadPoolExecutor(self.workers) as pool:
             while waiting or running:
                 ready = [job for job in waiting if job.needs <= done][: len(free)]
@@ -208,14 +238,14 @@ class Runner:
                     break
                 for job in [] if failed else ready:
                     waiting.remove(job)
-                    core = free.pop()
-                    running[pool.submit(self._carry_out, job, core)] = (job, core)
+                    place = free.pop()
+                    running[pool.submit(self._carry_out, job, place)] = (job, place)
                 if not running:
                     names = ", ".join(sorted(job.folder.name for job in waiting))
                     raise RecipeError(f"runs that need each other: {names}")
                 for ended in wait(running, return_when=FIRST_COMPLETED).done:
-                    job, core = running.pop(ended)
-                    free.append(core)
+                    job, place = running.pop(ended)
+                    free.append(place)
                     problem = ended.result()
                     if problem is None:
                         done.add(job.folder)
@@ -224,7 +254,7 @@ class Runner:
         if failed:
             raise TrainingError("; ".join(failed))
 
-    def _carry_out(self, job: Job, core: int) -> str | None:
+    def _carry_out(self, job: Job, place: Place) -> str | None:
         """Run one job; what went wrong, or None."""
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         log = job.folder.with_suffix(".log")
@@ -234,12 +264,10 @@ class Runner:
         self.console.print(f"{job.folder.name}: started, see {log}")
         with log.open("a") as file:
             process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=lambda: _stay_on(core),
+                command, stdout=file, stderr=subprocess.STDOUT, env=place.environment()
             )
+            with suppress(ProcessLookupError):  # it may have ended already
+                os.sched_setaffinity(process.pid, place.cores)
             stop = threading.Event()
             told = threading.Thread(target=self._tell, args=(job, stop), daemon=True)
             told.start()
@@ -259,14 +287,6 @@ class Runner:
             line = _last_line(job.folder)
             if line:
                 self.console.print(f"{job.folder.name}: {line}", markup=False, highlight=False)
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
-
-
-def _stay_on(core: int) -> None:
-    os.sched_setaffinity(0, {core})
 
 
 def _last_line(folder: Path) -> str | None:

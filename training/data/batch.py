@@ -1,15 +1,31 @@
-"""A batch of triplets, as the losses and the networks get it."""
+"""Batches, as the losses and the networks get them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from training.loop.distributed import to_device
+
 
 def _unknown() -> Tensor:
     return torch.empty(0, dtype=torch.int64)
+
+
+@dataclass
+class StepBatch:
+    """What a step on real frames is computed from.
+
+    triplets: recorded frames. pairs: rendered ones for rehearsal, a `PairBatch`. prior: the
+    reference pixels that the student looks up in this step, where another part is drawn each time.
+    """
+
+    triplets: TripletBatch
+    pairs: Any = None
+    prior: Any = None
 
 
 @dataclass
@@ -26,7 +42,8 @@ class TripletBatch:
     replaced a corrupt one); -1 where unknown. mirrored: (B,) bool, whether images, K and poses are
     those of the mirrored scene. rich: (B, 3, 3, H2, W2), the same frames at a second, larger size,
     as recorded (mirrored like ``images``), with rich_K (B, 3, 3) in its pixels; None where the
-    source has one size only.
+    source has one size only. teacher_depth: (B, 1, H2, W2) and teacher_motions (B, 2, 4, 4), like
+    ``poses``: what the prior's teacher says of the triplets; None where nobody asked.
     """
 
     images: Tensor
@@ -40,6 +57,8 @@ class TripletBatch:
     mirrored: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     rich: Tensor | None = None
     rich_K: Tensor | None = None  # noqa: N815  as K
+    teacher_depth: Tensor | None = None
+    teacher_motions: Tensor | None = None
 
     def __post_init__(self) -> None:
         count, device = len(self.known), self.known.device
@@ -54,5 +73,4 @@ class TripletBatch:
 
     def to(self, device: torch.device) -> TripletBatch:
         """The same batch on another device."""
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: value.to(device) for name, value in there.items()})
+        return to_device(self, device)

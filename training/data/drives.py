@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings import is_bag, open_recording
 from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
@@ -127,7 +128,7 @@ class DriveFrames:
         if not all(i in self.poses for i in frames):
             return None
         before, current, after = (self.poses[i] for i in frames)
-        return np.stack([np.linalg.inv(before) @ current, np.linalg.inv(after) @ current])
+        return np.stack([rigid_inverse(before) @ current, rigid_inverse(after) @ current])
 
     def travels(self, frames: Triplet) -> tuple[float, float]:
         """Metres from previous to current and from current to next; NaN where not recorded."""

@@ -5,10 +5,8 @@ Resized frames on disk: one file a recording, mapped into memory, written whole 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import replacing, write_json
 from depth_prior_ros.recordings.base import CorruptFrameError, Frame
 from training.recipes.base import RecipeError
 
@@ -100,12 +99,10 @@ def _open(file: Path, notes: Path, shape: tuple[int, ...]) -> CachedFrames | Non
 
 def _write(file: Path, notes: Path, frames: Sequence[Frame], window: Window, workers: int) -> None:
     width, height = window.size
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.partial")
     corrupt: dict[str, str] = {}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: a full disk is an error here and would be a bus error there.
-        with temporary.open("wb") as out:
+        with replacing(file) as temporary, temporary.open("wb") as out:
             header = {
                 "descr": "|u1",
                 "fortran_order": False,
@@ -118,20 +115,13 @@ def _write(file: Path, notes: Path, frames: Sequence[Frame], window: Window, wor
                     corrupt[str(i)] = str(picture)
                     picture = nothing
                 out.write(np.ascontiguousarray(picture).data)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(file)
-        temporary.write_text(json.dumps({"corrupt": corrupt}))
-        temporary.replace(notes)
+        write_json(notes, {"corrupt": corrupt})
     except OSError as error:
         needed = len(frames) * width * height * 3 / 2**20
         raise RecipeError(
-            f"data.cache: {file} cannot be written ({error.strerror}); it needs {needed:.0f} MiB. "
+            f"data.cache: {file} {error.strerror}; it needs {needed:.0f} MiB. "
             "Make room, name another folder, or leave data.cache out"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 Picture = NDArray[np.uint8]

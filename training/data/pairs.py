@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.models.camera_code import MIRROR, camera_code
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from training.data.augmentation import (
@@ -22,16 +23,19 @@ from training.data.augmentation import (
     mirror_pose,
     write_planes,
 )
+from training.loop.distributed import to_device
 from training.losses.supervised import FAR_UNITS
 from training.recipes.base import RecipeError
 from training.recipes.data import Synthetic
 
 _COLUMNS = ("images", "depth", "K", "previous_from_current")
+_MOUNT = "mount"  # pairs that were rendered long ago lack it
 
 
 def _open_shard(shard: Path) -> dict[str, np.ndarray]:
     try:
-        return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+        mount = [_MOUNT] if (shard / f"{_MOUNT}.npy").is_file() else []
+        return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in [*_COLUMNS, *mount]}
     except (OSError, ValueError, EOFError) as error:
         raise RecipeError(
             f"{shard} is damaged ({error}); remove it, and it is rendered again"
@@ -55,7 +59,7 @@ class SampleSet:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Columns of one pair: images, depth, K, previous_from_current."""
+        """Columns of one pair: images, depth, K, previous_from_current, mount where it is known."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[number - 1]) if number else 0)
         return {name: column[row] for name, column in self._shards[number].items()}
@@ -67,18 +71,19 @@ class PairBatch:
 
     inputs: (B, 2, 3, H, W) with changed colours. depth: of the current frame (B, 1, H, W) in
     network units, 0 = sky or beyond ``FAR_UNITS``. K: (B, 3, 3) in pixels.
-    previous_from_current: (B, 4, 4) in network units.
+    previous_from_current: (B, 4, 4) in network units. code: (B, 5), what the student is told of
+    the cameras; None where the pairs were rendered before mounts were written.
     """
 
     inputs: Tensor
     depth: Tensor
     K: Tensor
     previous_from_current: Pose
+    code: Tensor | None = None
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on another device."""
-        pose = Pose(self.previous_from_current.matrix.to(device))
-        return PairBatch(self.inputs.to(device), self.depth.to(device), self.K.to(device), pose)
+        return to_device(self, device)
 
 
 @dataclass
@@ -118,17 +123,21 @@ class PairSource:
         which = torch.from_numpy(rng.random(size) < 0.5)
         colours = [Colours.draw(rng, probability=0.8) for _ in range(size)]
         inputs = torch.stack([_planes(d[0], c) for d, c in zip(drawn, colours, strict=True)])
-        depth, K, poses = (torch.stack(column) for column in list(zip(*drawn, strict=True))[1:])
+        depth, K, poses = (torch.stack(column) for column in list(zip(*drawn, strict=True))[1:4])
         inputs = torch.where(which[:, None, None, None, None], inputs.flip(-1), inputs)
         depth = torch.where(which[:, None, None, None], depth.flip(-1), depth)
         K = torch.where(which[:, None, None], mirror_intrinsics(K, inputs.shape[-1]), K)
         pose = torch.where(which[:, None, None], mirror_pose(Pose(poses)).matrix, poses)
         inputs = _degrade(inputs, rng)
-        return PairBatch(inputs[part], depth[part], K[part], Pose(pose[part]))
+        code = None
+        if all(d[4] is not None for d in drawn):
+            code = torch.stack([torch.from_numpy(d[4]) for d in drawn])
+            code = torch.where(which[:, None], code * torch.tensor(MIRROR), code)[part]
+        return PairBatch(inputs[part], depth[part], K[part], Pose(pose[part]), code)
 
     def _draw(
         self, index: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+    ) -> tuple[np.ndarray, Tensor, Tensor, Tensor, np.ndarray | None]:
         sample = self.samples[index]
         images, depth = sample["images"], sample["depth"]
         pose = Pose(torch.from_numpy(np.array(sample["previous_from_current"], dtype=np.float32)))
@@ -140,7 +149,10 @@ class PairSource:
         truth = torch.from_numpy(depth[current].astype(np.float32)) / self.metres_per_unit
         truth[truth > FAR_UNITS] = 0
         K = torch.from_numpy(np.array(sample["K"], dtype=np.float32))
-        return images, truth[None], K, matrix
+        height, width = depth.shape[1:]
+        mount = sample.get(_MOUNT)
+        code = None if mount is None else camera_code(mount, sample["K"], (width, height))
+        return images, truth[None], K, matrix, code
 
 
 def _planes(images: np.ndarray, colours: Colours | None) -> Tensor:
@@ -187,7 +199,7 @@ def ensure_samples(
             texture_images=textures,
             processes=synthetic.processes,
             dense=synthetic.dense,
-            renderer=synthetic.renderer,
+            cameras=synthetic.cameras,
         )
     except (RendererUnavailableError, ValueError) as error:
         raise RecipeError(f"data.synthetic: {error}") from error

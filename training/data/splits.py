@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from depth_prior_ros.atomic_files import write_text
 from training.evaluation.sets import drive_key, eigen_test_frames
 from training.recipes.base import RecipeError
 
@@ -112,10 +113,7 @@ def write_split(path: Path, frames: Mapping[View, Iterable[int]]) -> int:
     ]
     if not lines:
         raise RecipeError(f"{path}: the split would be empty")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "\n".join(lines) + "\n")
     return len(lines)
 
 

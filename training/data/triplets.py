@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,6 @@ __all__ = [
 _Key = tuple[int, int]  # a drive by number, and a position in it
 _Found = tuple[int, list[Views]]  # a triplet by number, and its pictures
 _LARGEST_REDRAW = 50
-_UNUSED = 4  # batches of frames that were asked for in advance and never fetched
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TripletSource:
 
     def __post_init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._coming: dict[_Key, Future[Views]] = {}
+        self._lock = threading.Lock()  # a batch is drawn while another is looked at
         self._read: set[tuple[int, int]] = set()
         self._corrupt: dict[tuple[int, int], str] = {}
 
@@ -119,12 +119,10 @@ class TripletSource:
         Raises:
             RecipeError: too many frames cannot be read.
         """
-        coming = _of_next_step(rng) if self.workers else None
         samples = self._draw(size, rng)[part]
-        decoding = self._request(samples)
-        if coming is not None:
-            self._expect(self._draw(size, coming)[part], decoding)
-        found = [self._readable(sample, decoding) for sample in samples]
+        with self._lock:
+            decoding = self._request(samples)
+            found = [self._readable(sample, decoding) for sample in samples]
         return self._assemble(samples, found)
 
     def triplet(self, drive: int, triplet: int) -> TripletBatch:
@@ -137,22 +135,13 @@ class TripletSource:
         """
         sample = _Sample(drive, triplet, mirrored=False, colours=None)
         frames = self.sequences[drive].triplets[triplet]
-        try:
-            found = triplet, [self._views(drive, i, {}) for i in frames]
-        except CorruptFrameError:
-            self._note_corrupt(drive, frames)
-            raise
+        with self._lock:
+            try:
+                found = triplet, [self._views(drive, i, {}) for i in frames]
+            except CorruptFrameError:
+                self._note_corrupt(drive, frames)
+                raise
         return self._assemble([sample], [found])
-
-    def prefetch(self, size: int, rng: np.random.Generator, part: slice = slice(None)) -> None:
-        """Begin to decode what ``batch`` will need with a generator in the same state.
-
-        A call with another state does no harm, but decodes in vain. Without ``workers``, or where
-        frames are kept in memory, nothing happens. ``batch`` calls it for the next step by itself
-        where it is the first to draw from ``default_rng([..., step])``, as the engine makes them.
-        """
-        if self.workers:
-            self._expect(self._draw(size, rng)[part], {})
 
     def _draw(self, size: int, rng: np.random.Generator) -> list[_Sample]:
         weights = np.array([s.weight for s in self.sequences])
@@ -163,19 +152,8 @@ class TripletSource:
         columns = zip(chosen.tolist(), triplets, mirrored.tolist(), colours, strict=True)
         return [_Sample(*row) for row in columns]
 
-    def _expect(self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Views]]) -> None:
-        """Decode for a batch to come; what nobody fetched for long is given up."""
-        self._coming |= self._request(samples, decoding)
-        while len(self._coming) > _UNUSED * 3 * len(samples):
-            self._coming.pop(next(iter(self._coming)))
-
-    def _request(
-        self, samples: Sequence[_Sample], decoding: Mapping[_Key, Future[Views]] | None = None
-    ) -> dict[_Key, Future[Views]]:
-        """Let the workers decode what lies neither in memory nor in a cache.
-
-        Frames that were asked for before, or are among ``decoding``, are not decoded once more.
-        """
+    def _request(self, samples: Sequence[_Sample]) -> dict[_Key, Future[Views]]:
+        """Let the workers decode what lies neither in memory nor in a cache."""
         if not self.workers:
             return {}
         if self._pool is None:
@@ -186,8 +164,7 @@ class TripletSource:
             for position in sequence.triplets[sample.triplet] if sequence.slow else ():
                 key = (sample.drive, position)
                 if key not in futures:
-                    before = self._coming.pop(key, None) or (decoding or {}).get(key)
-                    futures[key] = before or self._pool.submit(sequence.views, position)
+                    futures[key] = self._pool.submit(sequence.views, position)
         return futures
 
     def _views(self, drive: int, position: int, decoding: Mapping[_Key, Future[Views]]) -> Views:
@@ -283,16 +260,6 @@ def _intrinsics(K: Sequence[np.ndarray], mirrored: torch.Tensor, width: int) -> 
     """(B, 3, 3) in pixels of images ``width`` wide, of the mirrored image where it is."""
     plain = torch.from_numpy(np.stack(K)).float()
     return torch.where(mirrored[:, None, None], mirror_intrinsics(plain, width), plain)
-
-
-def _of_next_step(rng: np.random.Generator) -> np.random.Generator | None:
-    """The next step's generator, where ``rng`` is a fresh ``default_rng([..., step])``."""
-    key = getattr(getattr(rng.bit_generator, "seed_seq", None), "entropy", None)
-    if not isinstance(key, list | tuple) or not key:
-        return None
-    if np.random.default_rng(key).bit_generator.state != rng.bit_generator.state:
-        return None
-    return np.random.default_rng([*key[:-1], int(key[-1]) + 1])
 
 
 def load_triplets(

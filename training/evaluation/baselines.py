@@ -17,17 +17,33 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN, add_baselines
+from depth_prior_ros.bundle.baselines import (
+    LIDAR_PIXEL,
+    LIDAR_ROW,
+    OWN_MEAN,
+    add_baselines,
+    as_depth,
+    stored_maps,
+)
+from depth_prior_ros.evaluation.frames import EvaluationSet, camera_of_size
+from depth_prior_ros.evaluation.predictors import Map, NetworkPredictor
+from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     StoredRecording,
     open_recording,
     read_frames,
 )
-from training.evaluation.sets import EvaluationError, EvaluationSet, data_folder, lidar_training_set
+from training.evaluation.sets import EvaluationError, data_folder, lidar_training_set
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
+
+# The three that a bundle is measured against; the others are printed for orientation.
+COUNTED = (OWN_MEAN, LIDAR_ROW, LIDAR_PIXEL)
+CONSTANT = "constant_depth"
+SET_MEAN = "own_mean_over_this_set"
+OTHER_IMAGE = "prediction_for_another_image"
 
 # What the shipped bundle learned from, relative to the data folder. The paths of a bundle's own
 # recipe take their place where it names any.
@@ -154,15 +170,12 @@ def own_mean(
     Raises:
         EvaluationError: without a readable frame.
     """
-    from training.evaluation.quick import predict_inverse_depth
-
     student = bundle.student().to(device)
     prior = bundle.prior() if bundle.has("prior") else None
-    if prior is not None:
-        prior = prior.to(device)
+    network = NetworkPredictor(student, device, prior.to(device) if prior is not None else None)
     total, count = None, 0
     for batch in _batches(recordings, bundle.manifest.input_size, stride):
-        inverse = predict_inverse_depth(student, batch, device, prior=prior).astype(np.float64)
+        inverse = network.inverse_depth(batch).astype(np.float64)
         total = inverse.sum(0) if total is None else total + inverse.sum(0)
         count += len(batch)
     if total is None:
@@ -174,12 +187,10 @@ def own_mean(
 def _batches(
     recordings: Sequence[StoredRecording], size: tuple[int, int], stride: int, batch: int = 8
 ) -> Iterator[NDArray[np.uint8]]:
-    from training.evaluation.quick import resize_image
-
     waiting: list[NDArray[np.uint8]] = []
     for recording in recordings:
         for _, image in read_frames(recording, range(0, len(recording.frames), stride)):
-            waiting.append(resize_image(image, size))
+            waiting.append(frame_image(image, None, camera_of_size(size)).pixels)
             if len(waiting) == batch:
                 yield np.stack(waiting)
                 waiting = []
@@ -230,3 +241,38 @@ def write_baselines(
     loaded = load_bundle(bundle)
     arrays = baseline_arrays(loaded, data, stride=stride, recordings=recordings)
     return add_baselines(loaded, arrays)
+
+
+def baseline_maps(
+    bundle: Bundle, data: Path, *, prefer_stored: bool = False
+) -> tuple[dict[str, Map], list[str]]:
+    """The three maps as depth (H, W), and notes on where they come from.
+
+    They are computed from the data; where training drives or the LiDAR frames are not there, the
+    maps stored in the bundle take their place. `prefer_stored`: the bundle's own mean map is taken
+    as stored where it is, which saves running the network over its training drives.
+    """
+    stored = stored_maps(bundle)
+    maps: dict[str, Map] = {}
+    notes = []
+    means = kitti_lidar_means(data)
+    if means is not None:
+        notes += [f"LiDAR means: left out {line}" for line in means.skipped]
+        wide = means.pixel.shape[1]
+        maps[LIDAR_ROW] = as_depth(LIDAR_ROW, means.row, wide)
+        maps[LIDAR_PIXEL] = as_depth(LIDAR_PIXEL, means.pixel, wide)
+    known = prefer_stored and OWN_MEAN in stored
+    try:
+        recordings = [] if known else training_recordings(data, bundle)
+        own = own_mean(bundle, recordings)
+        maps[OWN_MEAN] = as_depth(OWN_MEAN, own, own.shape[1])
+    except EvaluationError:
+        pass
+    for name in COUNTED:
+        if name not in maps and name in stored:
+            maps[name] = stored[name]
+            if not (known and name == OWN_MEAN):
+                notes.append(f"{name}: as stored in the bundle (its data are not in {data})")
+        elif name not in maps:
+            notes.append(f"{name}: not judged, neither its data in {data} nor a map in the bundle")
+    return {name: maps[name] for name in COUNTED if name in maps}, notes

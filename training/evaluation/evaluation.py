@@ -9,24 +9,36 @@ Separate scenes have no predecessors: there ``all`` and ``single_frame`` are the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from depth_prior_ros.metrics import DepthErrors, NoValidPixelsError
-from depth_prior_ros.recordings import CorruptFrameError, StoredRecording
-from depth_prior_ros.recordings.base import name_skipped
-from training.evaluation.frames import JudgedFrame, judge_frame, show
+from depth_prior_ros.evaluation.evaluate import (
+    FrameResult,
+    evaluate_beside,
+    evaluate_model,
+    wrong_images,
+)
+from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames
+from depth_prior_ros.evaluation.metrics import DepthErrors
+from depth_prior_ros.evaluation.predictors import (
+    ImageIndependentMap,
+    Map,
+    Predictor,
+)
+from depth_prior_ros.progress import Progress, quiet
+from depth_prior_ros.recordings import StoredRecording
+from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN, baseline_maps
 from training.evaluation.pose import PoseReport, evaluate_poses, pose_recordings
-from training.evaluation.sets import EvaluationSet, Progress, choose_sets, data_folder, quiet
+from training.evaluation.sets import choose_sets, data_folder
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, Model
-    from depth_prior_ros.recordings import Frame
 
 ALL, SINGLE, MULTI = "all", "single_frame", "multi_frame"
 SINGLE_ALL = "single_frame_all"
@@ -38,10 +50,10 @@ NEEDED = 0.9
 
 @dataclass
 class SetReport:
-    """Everything measured on one set: rows by name, baselines by name (see `baseline_rows`)."""
+    """Everything measured on one set: rows by name, baselines by name (see `baselines`)."""
 
     judged: EvaluationSet
-    rows: dict[str, list[JudgedFrame]]
+    rows: dict[str, list[FrameResult]]
     baselines: dict[str, list[DepthErrors]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +92,7 @@ class Report:
     poses: list[PoseReport] = field(default_factory=list)
 
 
-def evaluate(
+def evaluate_bundle(
     bundle: str | Path | Bundle = "lite",
     data: str | Path | None = None,
     protocol: str | None = None,
@@ -121,9 +133,12 @@ def evaluate(
     keep = keep or baselines
     reports = [evaluate_set(pipeline, one, models, progress, keep=keep) for one in sets]
     if baselines:
-        from training.evaluation.baseline_rows import judge_baselines
-
-        judge_baselines(loaded, folder, reports, progress)
+        progress("baselines: maps")
+        maps, notes = baseline_maps(loaded, folder)
+        for report in reports:
+            progress(f"{report.name}: baselines")
+            report.notes += notes
+            report.baselines = _judge_baselines(report, maps, loaded.manifest.input_size)
     judged = evaluate_poses(pipeline, trajectories, progress) if poses else []
     return Report(loaded, pipeline.backend, [*reports, *_sums(reports)], judged)
 
@@ -161,8 +176,13 @@ def evaluate_set(
     if not chosen.recording.consecutive:
         if "single_frame" in models:
             what = f"{chosen.name}: single frame"
-            scenes = run_model(
-                pipeline, chosen, "single_frame", chosen.judged, progress, what, keep=keep
+            scenes = evaluate_model(
+                pipeline,
+                chosen,
+                "single_frame",
+                chosen.judged,
+                partial(progress, what),
+                keep_depth=keep,
             )
             report.rows = {ALL: scenes, SINGLE: scenes}
         report.rows[MULTI] = []
@@ -178,7 +198,8 @@ def evaluate_set(
             continue
         listed = chosen.listed and model == "single_frame"
         positions = chosen.judged if model is None or listed else followed
-        rows = run_model(pipeline, chosen, model, positions, progress, what, keep=keep)
+        told = partial(progress, what)
+        rows = evaluate_model(pipeline, chosen, model, positions, told, keep_depth=keep)
         report.rows[model or ALL] = rows
         if listed:
             report.rows[SINGLE] = [frame for frame in rows if frame.position in set(followed)]
@@ -193,74 +214,29 @@ def evaluate_set(
     return report
 
 
-def run_model(
-    pipeline: DepthPipeline,
-    chosen: EvaluationSet,
-    model: Model | None,
-    positions: Sequence[int],
-    progress: Progress = quiet,
-    what: str = "",
-    *,
-    keep: bool = True,
-) -> list[JudgedFrame]:
-    """Judge the frames at `positions` with a model forced (None: as published).
+def _judge_baselines(
+    report: SetReport, maps: Mapping[str, Map], size: tuple[int, int]
+) -> dict[str, list[DepthErrors]]:
+    """Errors by name of predictors that do not look at the image, on a report's frames.
 
-    As published, the frames between them are shown too. The single-frame network has no memory,
-    the forced multi-frame network matches with frames of a few seconds: they are shown no more.
+    Frames without a pixel to compare were named when the bundle itself was judged.
     """
-    from depth_prior_ros.pipeline import Motion
-    from depth_prior_ros.pipeline.framing import InvalidFrameError
-
-    pipeline.force_model = model
-    pipeline.reset()
-    judged = []
-    wanted = set(positions)
-    shown = _needed(chosen.recording.frames, positions, model)
-    size = pipeline.bundle.manifest.input_size if chosen.protocol.stretch else (0, 0)
-    for done, position in enumerate(shown):
-        progress(what, done, len(shown))
-        frame = chosen.recording.frames[position]
-        try:
-            seen = show(frame, chosen.protocol, size)
-            truth = frame.depth() if position in wanted else None
-        except CorruptFrameError as error:
-            name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
-            continue
-        motion = Motion(frame.speed, "odometry") if frame.speed is not None else None
-        try:
-            result = pipeline.process(seen.image, frame.stamp_ns, motion, seen.camera)
-            if truth is not None:
-                judged.append(
-                    judge_frame(position, result, frame, truth, chosen.protocol, keep=keep)
-                )
-        except (InvalidFrameError, CorruptFrameError) as error:
-            name_skipped(chosen.recording.skipped, f"frame {frame.index}", str(error))
-        except NoValidPixelsError as error:
-            name_skipped(chosen.recording.skipped, f"depth of frame {frame.index}", str(error))
-    pipeline.force_model = None
-    return judged
-
-
-def _needed(frames: Sequence[Frame], positions: Sequence[int], model: Model | None) -> list[int]:
-    """Positions that have to be shown, in order."""
-    from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
-
-    if model == "single_frame":
-        return list(positions)
-    before = range(max(positions, default=-1) + 1)
-    if model == "multi_frame":
-        stamps = np.array([frames[p].stamp_ns for p in before])
-        ends = np.array(sorted(positions), dtype=np.int64)
-        following = ends[np.searchsorted(ends, before)]  # the next judged position of each
-        recent = stamps[following] - stamps <= KEYFRAME_SECONDS * 1e9
-        return [p for p in before if recent[p] or following[p] == p + 1]
-    return list(before)
+    judged = report.judged
+    published = report.rows.get(ALL) or report.rows.get(SINGLE) or []
+    predictors: dict[str, Predictor] = {
+        name: ImageIndependentMap(depth) for name, depth in maps.items()
+    }
+    predictors[CONSTANT] = ImageIndependentMap(np.ones((2, 2)))
+    if len(published) > 1:
+        predictors[SET_MEAN], predictors[OTHER_IMAGE] = wrong_images(published)
+    frames = read_evaluation_frames(
+        judged.recording, judged.protocol, size, judged.judged, images=False
+    )
+    return evaluate_beside(predictors, frames, judged.protocol)
 
 
 def verdict(report: SetReport) -> Verdict | None:
     """The bundle on KITTI 2015 against the image-independent maps that were judged there."""
-    from training.evaluation.baseline_rows import COUNTED
-
     measured = {name: rows for name, rows in report.baselines.items() if name in COUNTED and rows}
     published = report.rows.get(ALL) or report.rows.get(SINGLE)
     if report.judged.protocol.name != "kitti2015" or not measured or not published:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.metrics import summary
-from training.evaluation.frames import row_entry
+from depth_prior_ros.evaluation.evaluate import row_entry
+from depth_prior_ros.evaluation.metrics import summary
 
 if TYPE_CHECKING:
     from training.evaluation.evaluation import Report, SetReport
@@ -61,31 +58,3 @@ def _set_json(report: SetReport) -> dict[str, Any]:
             "passed": outcome.passed,
         }
     return content
-
-
-def write_json(report: Report, path: Path) -> None:
-    """Write :func:`as_json` under a temporary name, then rename it."""
-    write_content(as_json(report), path)
-
-
-def write_content(content: dict[str, Any], path: Path) -> None:
-    """Write JSON under a temporary name, then rename it; NaN is an error."""
-    write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write text under a temporary name, then rename it.
-
-    Raises:
-        OSError: it cannot be written; names the file, which is as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error

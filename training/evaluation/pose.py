@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -25,7 +27,7 @@ from depth_prior_ros.recordings import (
     open_recording,
 )
 from depth_prior_ros.recordings.base import name_skipped
-from training.evaluation.sets import EvaluationError, Progress, quiet
+from training.evaluation.sets import EvaluationError
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -147,7 +149,6 @@ def predict_steps(
     direction, which is undone here.
     """
     from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
-    from depth_prior_ros.pipeline.runtime import inverse_pose
     from depth_prior_ros.scale import focal_ratio
 
     networks, trained = pipeline.networks, pipeline.bundle.manifest.camera
@@ -164,7 +165,7 @@ def predict_steps(
             continue
         current = networks.backend.to_native(framed.tensor())
         if previous is not None and not recording.gap_before(position):
-            step = inverse_pose(networks.pose(previous, current))
+            step = rigid_inverse(networks.pose(previous, current))
             camera = framed.camera
             stretch = focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)
             step[:3, 3] *= metres * np.array([1.0, 1.0, stretch])
@@ -208,7 +209,7 @@ def _runs(
         if before is None or now is None or step is None or recording.gap_before(position):
             runs.append([])
             continue
-        runs[-1].append((np.linalg.inv(before) @ now, step))
+        runs[-1].append((rigid_inverse(before) @ now, step))
     return [run for run in runs if run]
 
 

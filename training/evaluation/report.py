@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
-from training.evaluation.baseline_rows import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
+from depth_prior_ros.evaluation.evaluate import PARTS, FrameResult, row_entry
+from depth_prior_ros.evaluation.frames import scaled_window
+from depth_prior_ros.evaluation.metrics import resize_depth
+from depth_prior_ros.evaluation.pictures import colour_inverse_depth, write_png
+from depth_prior_ros.evaluation.protocols import cut
+from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import (
     ALL,
     NEEDED,
@@ -21,7 +26,6 @@ from training.evaluation.evaluation import (
     SetReport,
     verdict,
 )
-from training.evaluation.frames import PARTS, JudgedFrame, cut, row_entry, scaled_window
 from training.evaluation.pose import PoseReport, SnippetErrors
 
 if TYPE_CHECKING:
@@ -68,9 +72,15 @@ def print_report(report: Report, console: Console | None = None) -> None:
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
 
 
+def _style() -> dict[str, Any]:
+    from rich import box
+
+    left = {"title_justify": "left", "caption_justify": "left"}
+    return {**left, "box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+
+
 def _part_table(report: SetReport) -> Table | None:
     """AbsRel by range of true depth and of what moves; None without a frame."""
-    from rich import box
     from rich.table import Table
 
     entries = {n: row_entry(f)["parts"] for n, f in report.rows.items() if f}
@@ -79,9 +89,7 @@ def _part_table(report: SetReport) -> Table | None:
         return None
     table = Table(
         title="abs_rel by metres, and of what moves" if "moving" in names else "abs_rel by metres",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     table.add_column("", no_wrap=True)
     for name in names:
@@ -94,16 +102,12 @@ def _part_table(report: SetReport) -> Table | None:
 
 def _pose_table(report: PoseReport) -> Table:
     """Snippets of the network and of going straight ahead, and the drive as a whole."""
-    from rich import box
     from rich.table import Table
 
     drive = report.drive
     table = Table(
         title=f"{report.name}: poses of {report.snippets.snippets} snippets",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     for name in ("", "ATE (m)", "RMSE (m)", "translation", "rotation"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -130,7 +134,6 @@ def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
 
 
 def _table(report: SetReport, columns: Sequence[str]) -> Table:
-    from rich import box
     from rich.table import Table
 
     protocol = report.judged.protocol
@@ -140,10 +143,7 @@ def _table(report: SetReport, columns: Sequence[str]) -> Table:
     shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
     table = Table(
         title=f"{report.name}: {crop}, up to {protocol.max_depth:g} m, scaled by medians",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        **_style(),
     )
     table.add_column("", no_wrap=True)
     for name in (*shown, "n", "scale", "metres"):
@@ -189,8 +189,6 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
     Each row shows the image, its depth (turbo, near = red) and the relative error where there is
     truth (dark = none, bright = 50 % and more).
     """
-    from training.evaluation.quick import write_png
-
     written = []
     for one in report.sets:
         for name, frames in one.rows.items():
@@ -207,9 +205,7 @@ def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
     return written
 
 
-def _picture_row(report: SetReport, judged: JudgedFrame) -> NDArray[np.uint8]:
-    from training.evaluation.quick import colour_inverse_depth
-
+def _picture_row(report: SetReport, judged: FrameResult) -> NDArray[np.uint8]:
     frame = report.judged.recording.frames[judged.position]
     x, y, width, height = judged.region
     whole = frame.image()
@@ -241,10 +237,8 @@ def _fit(picture: NDArray[np.uint8], width: int = 480) -> NDArray[np.uint8]:
     return canvas
 
 
-def _error_picture(judged: JudgedFrame, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _error_picture(judged: FrameResult, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Relative error after scaling, on a grid coarse enough that sparse truth shows."""
-    from depth_prior_ros.metrics import resize_depth
-
     height, width = truth.shape
     predicted = resize_depth(judged.depth, height, width) * judged.errors.ratio
     known = (truth > 0) & ~np.isnan(predicted)

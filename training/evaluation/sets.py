@@ -9,18 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol as Interface
 
-from depth_prior_ros.metrics import PROTOCOLS, Protocol
-from depth_prior_ros.recordings import (
-    StoredRecording,
-    cityscapes,
-    make3d,
-    nuscenes,
-    open_recording,
-)
+from depth_prior_ros.evaluation.frames import EvaluationSet
+from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
+from depth_prior_ros.recordings import StoredRecording, open_recording
+from depth_prior_ros.recordings.formats import FORMATS
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
 
@@ -60,55 +55,23 @@ _RUN = re.compile(r"(\d+)(?:-(\d+)/(\d+))?$")
 _DRIVE = re.compile(r"(\d{4}_\d\d_\d\d)_drive_(\d{4})(?:_sync|_extract)?$")
 
 
-PROTOCOL_OF_SOURCE = {"lidar": "eigen", "stereo": "kitti2015", "exact": "synthetic"}
-# Protocols by name on the command line, with what each looks for.
-PROTOCOL_SETS = {
-    "kitti2015": "kitti_2015/image_02 and kitti_2015/depth_stereo",
-    "eigen": "KITTI raw drives of the Eigen test list with proj_depth/velodyne_raw",
-    "eigen_improved": "KITTI raw drives of the Eigen test list with proj_depth/groundtruth",
-    "make3d": "Make3D's Test134 and Gridlaserdata, in it or in make3d",
-    "cityscapes": "Cityscapes' leftImg8bit, camera and disparity (or gt_depths), in it or in "
-    "cityscapes",
-    "nuscenes": "nuScenes' v1.0-* tables and samples, in it or in nuscenes",
-    "drive": "a recording with depth",
-}
+Finder = Callable[[Path], list[EvaluationSet]]
+# Protocols by name on the command line, with what each looks for, and how.
+PROTOCOL_SETS: dict[str, tuple[str, Finder]] = {}
+
+
+def _protocol(name: str, looks_for: str) -> Callable[[Finder], Finder]:
+    """Decorator of the function that finds the sets of a protocol below a folder."""
+
+    def keep(finder: Finder) -> Finder:
+        PROTOCOL_SETS[name] = looks_for, finder
+        return finder
+
+    return keep
 
 
 class EvaluationError(Exception):
     """An evaluation cannot be carried out; the message says what is missing."""
-
-
-class Progress(Interface):
-    """Told in words what is being done, and how much of it is done."""
-
-    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
-        """`done` of `total` steps of `what`; 0 of 0 where that is not known."""
-
-
-def quiet(what: str, done: int = 0, total: int = 0) -> None:
-    """A `Progress` that says nothing."""
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Frames with depth and the protocol they are judged by.
-
-    `judged` holds the positions in ``recording.frames`` whose depth counts; the frames between
-    them are still shown to a multi-frame model, in order. `listed`: the frames are those that
-    papers quote, so that a figure over every one of them is wanted.
-    """
-
-    name: str
-    protocol: Protocol
-    recording: StoredRecording
-    judged: tuple[int, ...]
-    notes: tuple[str, ...] = ()
-    listed: bool = False
-
-    def followed(self) -> list[int]:
-        """The judged positions whose frame directly follows the one before."""
-        recording = self.recording
-        return [i for i in self.judged if i and not recording.gap_before(i)]
 
 
 def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
@@ -124,44 +87,44 @@ def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
     if protocol is not None and protocol not in PROTOCOL_SETS:
         known = ", ".join(PROTOCOL_SETS)
         raise EvaluationError(f"unknown protocol '{protocol}': one of {known}")
-    makers: dict[str | None, Callable[[], list[EvaluationSet]]] = {
-        "kitti2015": lambda: _present(kitti_2015_set(data)),
-        "eigen": lambda: eigen_drive_sets(data, listed_only=True),
-        "eigen_improved": lambda: eigen_drive_sets(data, listed_only=True, improved=True),
-        "make3d": lambda: _named_set(data, "make3d", make3d.is_make3d),
-        "cityscapes": lambda: _named_set(data, "cityscapes", cityscapes.is_cityscapes),
-        "nuscenes": lambda: _named_set(data, "nuscenes", nuscenes.is_nuscenes),
-        "drive": lambda: _drives(data, required=True),
-        None: lambda: _present(kitti_2015_set(data)) + _drives(data, required=False),
-    }
-    sets = [chosen for chosen in makers[protocol]() if chosen.judged]
+    if protocol is None:
+        looks_for = "kitti_2015 or KITTI raw drives of the Eigen test list with depth"
+        found = _scenes(data) + eigen_drive_sets(data, listed_only=False)
+    else:
+        looks_for, finder = PROTOCOL_SETS[protocol]
+        found = finder(data)
+    sets = [chosen for chosen in found if chosen.judged]
     if not sets:
-        wanted = PROTOCOL_SETS.get(
-            protocol or "", "kitti_2015 or KITTI raw drives of the Eigen test list with depth"
-        )
-        raise EvaluationError(f"{data}: nothing to judge there; looked for {wanted}")
+        raise EvaluationError(f"{data}: nothing to judge there; looked for {looks_for}")
     return sets
 
 
-def _present(found: EvaluationSet | None) -> list[EvaluationSet]:
+@_protocol("kitti2015", "kitti_2015/image_02 and kitti_2015/depth_stereo")
+def _scenes(data: Path) -> list[EvaluationSet]:
+    found = kitti_2015_set(data)
     return [found] if found else []
 
 
-def _named_set(data: Path, name: str, is_it: Callable[[Path], bool]) -> list[EvaluationSet]:
-    """The data set of a protocol: `data` itself or its subfolder of that name."""
+@_protocol("drive", "a recording with depth")
+def _drives(data: Path) -> list[EvaluationSet]:
+    if any(folder != data for folder in find_drives(data)):
+        return eigen_drive_sets(data, listed_only=False)
+    return [drive_set(data)]
+
+
+def _data_set(data: Path, name: str) -> list[EvaluationSet]:
+    """The data set whose format and protocol are called so: `data` or its subfolder `name`."""
     for folder in (data, data / name):
-        if folder.is_dir() and is_it(folder):
+        if folder.is_dir() and FORMATS[name].fits(folder):
             recording = open_recording(folder)
             judged = frames_with_depth(recording)
             return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged, listed=True)]
     return []
 
 
-def _drives(data: Path, *, required: bool) -> list[EvaluationSet]:
-    below = [folder for folder in find_drives(data) if folder != data]
-    if below:
-        return eigen_drive_sets(data, listed_only=False)
-    return [drive_set(data)] if required else eigen_drive_sets(data, listed_only=False)
+for _name in sorted({*FORMATS} & {*PROTOCOLS}):
+    _looks_for = f"{FORMATS[_name].title}, in it or in {_name}"
+    PROTOCOL_SETS[_name] = _looks_for, partial(_data_set, name=_name)
 
 
 def eigen_test_frames() -> dict[tuple[str, str], tuple[int, ...]]:
@@ -253,7 +216,7 @@ def drive_set(path: Path) -> EvaluationSet:
     up to 80 m.
     """
     recording = open_recording(path)
-    protocol = PROTOCOLS[PROTOCOL_OF_SOURCE.get(recording.depth_source or "", "eigen")]
+    protocol = protocol_for(recording) or PROTOCOLS["eigen"]
     return EvaluationSet(recording.name, protocol, recording, frames_with_depth(recording))
 
 
@@ -287,6 +250,14 @@ def eigen_drive_sets(
                 )
             )
     return sets
+
+
+_protocol("eigen", "KITTI raw drives of the Eigen test list with proj_depth/velodyne_raw")(
+    partial(eigen_drive_sets, listed_only=True)
+)
+_protocol("eigen_improved", "KITTI raw drives of the Eigen test list with proj_depth/groundtruth")(
+    partial(eigen_drive_sets, listed_only=True, improved=True)
+)
 
 
 def lidar_training_set(data: Path) -> EvaluationSet | None:

@@ -1,25 +1,21 @@
-"""Checkpoints: one safetensors file with networks, optimiser and progress, written atomically.
-
-``last.safetensors`` is what a run goes on from; ``best.safetensors`` holds the networks at the best
-validation figure, without the optimiser.
-"""
+"""Checkpoints: one safetensors file with networks, optimiser and progress, written atomically."""
 
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from depth_prior_ros.atomic_files import write_safetensors
+from training.loop.weight_average import WeightAverage
+
 LAST = "last.safetensors"
-BEST = "best.safetensors"
 FAILED_BATCH = "failed_batch.safetensors"
+_AVERAGE = "average."
 
 
 class CheckpointError(RuntimeError):
@@ -47,8 +43,9 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def save_checkpoint(
     path: Path,
     networks: dict[str, nn.Module],
-    optimiser: torch.optim.Optimizer | None,
+    optimiser: torch.optim.Optimizer,
     progress: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> None:
     """Write everything that a run needs to go on exactly as if it had not stopped.
 
@@ -56,15 +53,15 @@ def save_checkpoint(
         CheckpointError: it cannot be written, on a full disk for example; the checkpoint before is
             untouched.
     """
-    tensors = network_tensors(networks)
-    if optimiser is not None:
-        tensors |= _optimiser_tensors(optimiser)
+    tensors = network_tensors(networks) | _optimiser_tensors(optimiser)
+    if average is not None:
+        tensors |= {f"{_AVERAGE}{k}": t.cpu().contiguous() for k, t in average.tensors().items()}
     try:
-        _write(path, tensors, {"progress": json.dumps(progress)})
-    except (OSError, SafetensorError) as error:
+        write_safetensors(path, tensors, {"progress": json.dumps(progress)})
+    except OSError as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be written: {error}; once that is mended (a full disk?) the "
-            "same command goes on from the checkpoint before"
+            f"checkpoint {path} {error.strerror}; once that is mended (a full disk?) the same "
+            "command goes on from the checkpoint before"
         ) from error
 
 
@@ -82,41 +79,19 @@ def save_batch(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) ->
     """
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, copies, {key: str(value) for key, value in about.items()})
-    except (OSError, SafetensorError) as error:
+        write_safetensors(path, copies, {key: str(value) for key, value in about.items()})
+    except OSError as error:
         return f"the batch could not be kept: {error}"
     return f"the batch is kept in {path}"
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that either it or its predecessor is there, whole."""
-    temporary = path.with_suffix(".partial")
-    try:
-        save_file(tensors, str(temporary), metadata=metadata)
-        with temporary.open("rb+") as file:  # on the disk before it takes the older one's place
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError):
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power cut; some network file systems cannot."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def load_checkpoint(
-    path: Path, networks: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None = None
+    path: Path,
+    networks: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
 ) -> dict[str, Any]:
-    """Load into ``networks`` (and ``optimiser``) and return the progress that was saved.
+    """Load into ``networks``, ``optimiser`` and ``average``; return the saved progress.
 
     Raises:
         CheckpointError: the file is damaged, or belongs to other networks.
@@ -138,6 +113,8 @@ def load_checkpoint(
             raise CheckpointError(f"checkpoint {path} holds another '{name}': {error}") from error
     if optimiser is not None:
         _load_optimiser(optimiser, tensors)
+    if average is not None:
+        average.load({k[len(_AVERAGE) :]: t for k, t in tensors.items() if k.startswith(_AVERAGE)})
     return progress
 
 

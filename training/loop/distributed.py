@@ -1,26 +1,28 @@
 """One run on one or several processes: who draws what, and what is averaged.
 
 Stages call their networks directly, so no wrapper stands around a network. Instead every process
-computes the loss of its share of the batch, and one reduction a step averages gradients, BatchNorm
-statistics and the loss. That equals DistributedDataParallel without its overlap of reduction and
-backward pass, and equals one process with the whole batch as long as a loss is a mean over samples.
-What is a maximum or a masked mean over the batch goes through :class:`Processes`.
+computes the loss of its share of the batch, and one reduction a step averages gradients and the
+loss. That equals DistributedDataParallel without its overlap of reduction and backward pass, and
+equals one process with the whole batch as long as a loss is a mean over samples: batch
+normalisation uses the statistics of the global batch (:func:`share_batch_statistics`).
 
-Lightning Fabric starts the processes that ``torchrun`` made, picks their devices, and reduces.
+`torchrun` starts the processes. What they agree on besides (to stop, which parameters have a
+gradient) goes through memory of the host, so that no step waits for a device to be read.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.errors import TrainingError
 
@@ -31,26 +33,23 @@ _TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among those of a run; without arguments, the only one.
 
     Sample i of a global batch belongs to process ``i % count``, so that the first n samples of the
-    global batch are the first ``n / count`` of each share.
+    global batch are the first ``n / count`` of each share. ``host``: the group of all processes
+    that reduces in memory of the host.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    fabric: Any = None
+    host: Any = None
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 for what is computed inside, if the run was started with it."""
-        return nullcontext() if self.fabric is None else self.fabric.autocast()
 
     def part(self, size: int) -> int:
         """How many of ``size`` samples of the global batch are this process's.
@@ -79,7 +78,7 @@ class Processes:
         """
         if self.count == 1:
             return batch
-        return _each(batch, self._slice)
+        return map_tensors(batch, self._slice)
 
     def _slice(self, tensor: Tensor) -> Tensor:
         self.part(tensor.shape[0])
@@ -98,42 +97,13 @@ class Processes:
         """
         return self.take(make(size * self.count))
 
-    def all_max(self, tensor: Tensor) -> Tensor:
-        """The largest of every element over all processes, without gradient."""
-        return self._reduced(tensor, "max")
-
-    def all_min(self, tensor: Tensor) -> Tensor:
-        """The smallest of every element over all processes, without gradient."""
-        return self._reduced(tensor, "min")
-
-    def all_mean(self, tensor: Tensor) -> Tensor:
-        """The mean of every element over all processes, without gradient."""
-        return self._reduced(tensor, "mean")
-
-    def all_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of every element over all processes, without gradient."""
-        return self._reduced(tensor, "sum")
-
-    def _reduced(self, tensor: Tensor, how: str) -> Tensor:
-        tensor = tensor.detach()
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Whether each of ``flags`` is set in any process; reads no device."""
         if self.count == 1:
-            return tensor
-        return self.fabric.all_reduce(tensor.clone().contiguous(), reduce_op=how)
-
-    def masked_mean(self, total: Tensor, weight: Tensor) -> Tensor:
-        """A mean over what a mask keeps of the global batch, to be used in a loss.
-
-        Args:
-            total: this process's sum over the kept elements, with gradient, shape ().
-            weight: how many were kept, or the sum of their weights, shape ().
-
-        Returns:
-            A value whose mean over processes is the masked mean of the global batch, and whose
-            averaged gradient is its gradient; 0 where nothing is kept anywhere.
-        """
-        everywhere = self.all_mean(weight.to(total))
-        safe = torch.where(everywhere > 0, everywhere, torch.ones_like(everywhere))
-        return total / safe
+            return list(flags)
+        there = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX, self.host)
+        return [bool(flag) for flag in there.tolist()]
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The global batch (B, ...) of all shares (B / count, ...), without gradient."""
@@ -153,7 +123,7 @@ class Processes:
         if self.count == 1:
             return values
         everybody: list[dict[str, float]] = [{} for _ in range(self.count)]
-        torch.distributed.all_gather_object(everybody, values)
+        torch.distributed.all_gather_object(everybody, values, self.host)
         names = list(dict.fromkeys(name for one in everybody for name in one))
         return {
             name: _joined(name, [one[name] for one in everybody if name in one]) for name in names
@@ -161,34 +131,32 @@ class Processes:
 
     def broadcast(self, value: T) -> T:
         """The first process's ``value``, for all."""
-        return value if self.count == 1 else self.fabric.broadcast(value)
+        values = [value]
+        if self.count > 1:
+            torch.distributed.broadcast_object_list(values, group=self.host)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
-            self.fabric.barrier()
+            torch.distributed.barrier(self.host)
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process does what is inside, then the others: rendering, unpacking."""
-        if not self.is_first:
+        if not self.is_main_process:
             self.barrier()
         yield
-        if self.is_first:
+        if self.is_main_process:
             self.barrier()
 
     def average_step(
-        self,
-        parameters: Sequence[nn.Parameter],
-        modules: Sequence[nn.Module],
-        loss: Tensor,
-        stop: bool,
+        self, parameters: Sequence[nn.Parameter], loss: Tensor, stop: bool
     ) -> tuple[Tensor, bool]:
-        """Average gradients, BatchNorm statistics and the loss, in one reduction.
+        """Average gradients and the loss, in one reduction.
 
         Args:
             parameters: their ``grad`` is replaced; one that no process has stays None.
-            modules: networks whose BatchNorm statistics are averaged.
             loss: of this process, shape ().
             stop: whether this process wants to stop.
 
@@ -197,23 +165,16 @@ class Processes:
         """
         if self.count == 1:
             return loss.detach(), stop
-        statistics = [s for module in modules for s in _statistics(module)]
-        dtype = parameters[0].dtype
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        there = [0.0 if p.grad is None else 1.0 for p in parameters]
-        flags = torch.tensor([*there, float(stop)], dtype=dtype, device=loss.device)
-        parts = [loss.detach().reshape(1), flags, *gradients, *statistics]
-        flat = self.all_mean(torch.cat([p.reshape(-1).to(dtype) for p in parts]))
-        means = flat.split([p.numel() for p in parts])
-        anywhere = (means[1] > 0).tolist()
-        for p, mean, has in zip(parameters, means[2:], anywhere, strict=False):
-            if p.grad is not None:
-                p.grad.copy_(mean.view_as(p))
-            elif has:
-                p.grad = mean.view_as(p).clone()
-        for buffer, mean in zip(statistics, means[2 + len(gradients) :], strict=True):
-            buffer.copy_(mean.view_as(buffer))
-        return means[0].reshape(()), bool(anywhere[-1])
+        *there, stop = self.any_of([*(p.grad is not None for p in parameters), stop])
+        learning = [p for p, has in zip(parameters, there, strict=True) if has]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+        parts = [loss.detach().reshape(1), *gradients]
+        flat = torch.cat([p.reshape(-1).to(parameters[0].dtype) for p in parts]) / self.count
+        torch.distributed.all_reduce(flat)
+        total, *means = flat.split([p.numel() for p in parts])
+        for p, mean in zip(learning, means, strict=True):
+            p.grad = mean.view_as(p).clone()
+        return total.reshape(()), stop
 
     def check_alike(self, networks: dict[str, nn.Module]) -> None:
         """Make sure that all processes hold the same weights and buffers.
@@ -229,7 +190,9 @@ class Processes:
             for name, tensor in module.state_dict().items()
         ]
         sums = torch.stack([t.detach().double().sum() for _, t in named])
-        low, high = self.all_min(sums), self.all_max(sums)
+        low, high = sums.clone(), sums.clone()
+        torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
         # A sum that is not a number equals nothing: differing is what is asked for, both ways.
         for (name, _), differs in zip(named, ((low < high) | (low > high)).tolist(), strict=True):
             if differs:
@@ -240,57 +203,37 @@ class Processes:
 
 
 #: A run on one process.
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def start_processes(device: torch.device, precision: str = "fp32") -> Processes:
+def start_processes(device: torch.device) -> ProcessGroup:
     """Join the processes that ``torchrun`` started; by itself, the only one.
 
     Args:
         device: cpu, or cuda; ``torchrun`` gives each process a GPU of its own, and then a number
             (cuda:1) is an error.
-        precision: fp32 or bf16, for :meth:`Processes.autocast`.
 
     Raises:
         TrainingError: the devices do not suffice for the processes.
     """
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-
-    for name in ("lightning_fabric", "lightning.fabric"):  # no banner of each process
-        logging.getLogger(name).setLevel(logging.WARNING)
-    world, here = _world(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    devices: int | list[int] = here
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    world = int(os.environ["WORLD_SIZE"]) if several else 1
     if device.type == "cuda":
-        _check_gpus(device, world, here)
-        if world == 1:
-            devices = [device.index or 0]
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=devices,
-        num_nodes=world // here,
-        strategy=_strategy(device) if world > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
-    )
-    fabric.launch()
-    return Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric)
+        _check_gpus(device, world)
+        if several:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if world == 1:
+        return ProcessGroup(device=device)
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+    host = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    return ProcessGroup(torch.distributed.get_rank(), world, device, host)
 
 
-def _world() -> int:
-    """Processes that torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def _strategy(device: torch.device) -> Any:
-    from lightning_fabric.strategies import DDPStrategy
-
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    return DDPStrategy(process_group_backend=backend, timeout=_TIMEOUT)
-
-
-def _check_gpus(device: torch.device, world: int, here: int) -> None:
-    found = torch.cuda.device_count()
+def _check_gpus(device: torch.device, world: int) -> None:
+    here, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if here > found:
         raise TrainingError(f"{here} processes on a machine with {found} GPUs; start as many")
     if world > 1 and device.index is not None:
@@ -300,32 +243,111 @@ def _check_gpus(device: torch.device, world: int, here: int) -> None:
         )
 
 
-def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with every tensor in it changed."""
+def map_tensors(batch: T, change: Callable[[Tensor], Tensor]) -> T:
+    """``batch`` with every tensor in it changed.
+
+    Args:
+        batch: a tensor, or a dataclass, dict or tuple of such. Numbers and words stay.
+        change: is called with every tensor.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+    value: Any = batch
     if isinstance(value, Tensor):
-        return change(value)
+        return change(value)  # type: ignore[return-value]
     if isinstance(value, dict):
-        return {key: _each(entry, change) for key, entry in value.items()}
+        return {key: map_tensors(entry, change) for key, entry in value.items()}  # type: ignore[return-value]
     if isinstance(value, tuple):
-        return tuple(_each(entry, change) for entry in value)
+        return tuple(map_tensors(entry, change) for entry in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{f.name: _each(getattr(value, f.name), change) for f in fields(value)}
-        )
+        new = {f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}
+        return replace(value, **new)  # type: ignore[return-value]
     if value is None or isinstance(value, (int, float, str)):
-        return value
+        return batch
     raise TypeError(f"a batch holds tensors, not {type(value).__name__}")
 
 
-def _statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of all BatchNorm layers."""
-    return [
-        statistic
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        for statistic in (layer.running_mean, layer.running_var)
-        if statistic is not None
-    ]
+def to_device(batch: T, device: torch.device) -> T:
+    """``batch`` on a device; from pinned memory, nothing waits for the copy."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch normalisation by the statistics of the global batch of equal shares.
+
+    As `torch.nn.SyncBatchNorm`, which refuses tensors of a CPU. Gradients flow through the
+    statistics of all processes. Evaluation, weights and buffers are those of the layer replaced.
+    """
+
+    @classmethod
+    def of(cls, layer: _BatchNorm) -> SharedBatchNorm:
+        """The same layer, which has a momentum, with the same parameters and buffers."""
+        new = cls(layer.num_features, layer.eps, layer.momentum, layer.affine)
+        new._parameters, new._buffers = layer._parameters, layer._buffers
+        return new.train(layer.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions after samples and channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, ...); in training, wait for the statistics of all processes."""
+        if not self.training:
+            return super().forward(input)
+        dims = [d for d in range(input.dim()) if d != 1]
+        x = input if input.dtype == torch.float64 else input.float()
+        own = torch.stack(torch.var_mean(x, dims, correction=0))
+        variances, means = _of_all_processes(own).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        self._follow(mean.detach(), variance.detach(), len(means) * x.numel() // x.shape[1])
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        out = x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        return out.to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        tracked, means, variances = self.num_batches_tracked, self.running_mean, self.running_var
+        assert tracked is not None and means is not None and variances is not None
+        assert self.momentum is not None
+        tracked.add_(1)
+        means.lerp_(mean, self.momentum)
+        variances.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; what every process's loss asks of it is summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient.contiguous())
+
+
+def _of_all_processes(own: Tensor) -> Tensor:
+    """A tensor of every process, stacked; gradients return to the process they are from."""
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    # Sums of one number and zeros are exact, and alike in all processes.
+    nothing = torch.zeros_like(own)
+    total: Tensor = _Sum.apply(torch.stack([own if i == rank else nothing for i in range(count)]))
+    return total
+
+
+def share_batch_statistics(network: nn.Module, processes: ProcessGroup) -> None:
+    """Let the batch normalisation of a network see the global batch; alone, nothing is changed."""
+    if processes.count == 1:
+        return
+    for name, child in network.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(network, name, SharedBatchNorm.of(child))
+        else:
+            share_batch_statistics(child, processes)
 
 
 def _joined(name: str, values: list[float]) -> float:

@@ -91,16 +91,16 @@ RULES = (
         high=0.1 * MAX_DEPTH,
     ),
     Rule(
-        "explained_little",
-        "explained",
+        "auto_mask_keeps_little",
+        "auto_mask_share",
         "the auto-mask removes nearly all pixels: frames as they are explain each other better "
         "than any depth does; look for standing frames, poses in the wrong direction, and "
         "intrinsics that do not fit the images",
         low=0.05,
     ),
     Rule(
-        "explained_all",
-        "explained",
+        "auto_mask_keeps_all",
+        "auto_mask_share",
         "the auto-mask removes nothing at all, not even sky or the car ahead: look whether frames "
         "of a triplet differ by more than motion, such as exposure, crop or colour changes that "
         "are not the same for all three",

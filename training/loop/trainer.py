@@ -1,7 +1,7 @@
 """The training loop: one stage from its last checkpoint to its last step.
 
 Everything random in a step is a function of (seed, stage, step), so a run that was killed and
-started again ends with the same numbers as one that was not (same machine, CPU, fp32).
+started again ends with the same numbers as one that was not (same machine, CPU, f32).
 
 Stopping between two steps: Ctrl-C, and the SIGTERM of schedulers, containers and torchrun.
 """
@@ -11,32 +11,36 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from depth_prior_ros.progress import ProgressBar
 from training.errors import TrainingError
 from training.loop.checkpoint import (
-    BEST,
     FAILED_BATCH,
     LAST,
     load_checkpoint,
     save_batch,
     save_checkpoint,
 )
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, map_tensors
 from training.loop.health import Health
-from training.loop.progress import NoLog, StageLog, show_progress
-from training.recipes.recipe import Schedule
+from training.loop.progress import NoLog, StageLog
+from training.loop.weight_average import WeightAverage, mix_weights
 
-__all__ = ["BEST", "LAST", "Engine", "Settings", "TrainingError", "TrainingStage"]
+if TYPE_CHECKING:
+    from training.stages.base import TrainingConfig
+
+__all__ = ["LAST", "Trainer", "TrainerConfig", "TrainingError", "TrainingStage"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -74,15 +78,20 @@ def interrupts(patient: bool = False) -> Iterator[Callable[[], bool]]:
         restore()
 
 
+# It leaves out an update where the device finds it not finite; on a CPU since PyTorch 2.4.
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+_FUSED = torch.cuda.is_available() or _VERSION >= (2, 4)
+
+Figures = Mapping[str, Tensor | float]
+
+
 class TrainingStage(Protocol):
-    """What the engine asks of a stage.
+    """What the trainer asks of a stage.
 
     A stage may have besides:
 
     * ``at_step(step)``: called before the loss of each step, for what changes with time (a freeze);
-    * ``last_batch``: the tensors of the last batch by name, saved when it makes training fail;
-    * ``chosen_by``: the name of a validation figure; the networks are kept in ``best.safetensors``
-      where it was lowest. Never one of a test set.
+    * ``last_batch``: the tensors of the last batch by name, saved when it makes training fail.
 
     On several processes, a stage draws the global batch and takes its share, and its loss is such
     that the mean over processes is the loss of the global batch (``training/loop/distributed.py``).
@@ -91,7 +100,7 @@ class TrainingStage(Protocol):
     name: str
 
     @property
-    def schedule(self) -> Schedule:
+    def config(self) -> TrainingConfig:
         """Length and learning rate."""
         ...
 
@@ -105,8 +114,16 @@ class TrainingStage(Protocol):
         """The parameters that learn, in a fixed order."""
         ...
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Draw a batch and return its loss and what to log of it."""
+    def draw_batch(self, rng: np.random.Generator) -> Any:
+        """This process's share of a batch, in memory of the host: tensors, or dataclasses of them.
+
+        Called in a thread of its own, while the step before is computed.
+        """
+        ...
+
+    def loss(self, batch: Any) -> tuple[Tensor, Figures]:
+        """The loss of a batch, shape (), and what to log of it; tensors of shape () stay where
+        they are, so that no step waits for the device."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -119,7 +136,7 @@ class TrainingStage(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerConfig:
     """How a stage is run; see the recipe's fields of the same names."""
 
     seed: int
@@ -130,7 +147,7 @@ class Settings:
 
 
 @dataclass
-class Engine:
+class Trainer:
     """Runs one stage in ``folder``, resuming where an earlier run of it stopped.
 
     All processes need to see the folder; the first one writes.
@@ -138,9 +155,11 @@ class Engine:
 
     stage: TrainingStage
     folder: Path
-    settings: Settings
+    settings: TrainerConfig
     console: Console = field(default_factory=lambda: Console(stderr=True))
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
+    average: WeightAverage | None = field(default=None, init=False)
+    _start_weights: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and return the progress (step, loss, validation figures).
@@ -152,101 +171,171 @@ class Engine:
             KeyboardInterrupt: after a checkpoint was written, on Ctrl-C or SIGTERM; a second
                 Ctrl-C does not wait for it.
         """
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.console = Console(quiet=True)
         self.processes.barrier()
-        optimiser = torch.optim.Adam(_groups(self.stage), lr=self.stage.schedule.learning_rate)
+        optimiser = torch.optim.Adam(
+            _groups(self.stage), lr=self.stage.config.learning_rate, fused=_FUSED
+        )
+        if (decay := self.stage.config.ema) is not None:
+            self.average = WeightAverage(self.stage.networks, decay)
+        if self.stage.config.keep_start:  # before a checkpoint of this stage is read
+            student = self.stage.networks["student"]
+            self._start_weights = {n: t.clone() for n, t in student.state_dict().items()}
         progress = self._resume(optimiser)
-        if progress["step"] < self.stage.schedule.steps:
+        if progress["step"] < self.stage.config.steps:
             self._train(optimiser, progress)
         return progress
 
     def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-        start, steps, settings = progress["step"], self.stage.schedule.steps, self.settings
+        start, steps, settings = progress["step"], self.stage.config.steps, self.settings
+        keep, start_weights = self.stage.config.keep_start, self._start_weights
         health = Health(progress.get("health"))
+        self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
-            closing(StageLog(self.folder, start) if self.processes.is_first else NoLog()) as log,
+            closing(
+                StageLog(self.folder, start) if self.processes.is_main_process else NoLog()
+            ) as log,
             interrupts(patient=self.processes.count > 1) as interrupted,
-            show_progress(self.console, self.stage.name, start, steps) as show,
+            closing(BatchesAhead(self._draw, steps)) as batches,
+            ProgressBar(self.console, ends=True) as bar,
         ):
+            what = f"{self.stage.name}: step"
+            bar(what, start, steps)
             for step in range(start, steps):
                 started = time.perf_counter()
-                values, stop = self._step(step, optimiser, interrupted)
-                progress |= {"step": step + 1, "loss": values["loss"]}
+                values, stop = self._step(step, batches.of(step), optimiser, interrupted)
                 done = step + 1 == steps
-                if step % settings.log_every == 0 or done:
-                    values = self.processes.mean_values(values)
-                    values["seconds"] = time.perf_counter() - started
-                    log.scalars(step + 1, values)
-                    self._warn(step + 1, health, values, log)
+                logs = step % settings.log_every == 0 or done
+                validates = (step + 1) % settings.validate_every == 0 or done
+                saves = (step + 1) % settings.checkpoint_every == 0 or done or stop
+                progress["step"] = step + 1
+                if logs or validates or saves or _known_bad(values):
+                    figures = self._read(step, values)
+                    progress["loss"] = figures["loss"]
+                if logs:
+                    figures = self.processes.mean_values(figures)
+                    figures["seconds"] = time.perf_counter() - started
+                    log.scalars(step + 1, figures)
+                    self._warn(step + 1, health, figures, log)
                     progress["health"] = health.state
-                if (step + 1) % settings.validate_every == 0 or done:
-                    progress["validation"] = self._validate(step + 1, log)
-                    self._keep_best(progress)
-                if (step + 1) % settings.checkpoint_every == 0 or done or stop:
-                    self._save(LAST, optimiser, progress)
-                show(step + 1, values["loss"])
+                if self.average is not None:
+                    self.average.update(step)
+                    if done:  # the average is what the stage leaves
+                        self.average.swap()
+                if done and start_weights is not None:
+                    mix_weights(self.stage.networks["student"], start_weights, keep)
+                if validates:
+                    with nullcontext() if self.average is None or done else self.average.applied():
+                        progress["validation"] = self._validate(step + 1, log)
+                if saves:
+                    self._save(optimiser, progress)
+                bar(what, step + 1, steps, f"loss {progress['loss']:.4f}")
                 if stop and not done:
                     raise KeyboardInterrupt(
                         f"stopped after step {step + 1}; the same command goes on from there"
                     )
 
+    def _key(self, step: int) -> list[int]:
+        """What everything random in a step is a function of."""
+        return [self.settings.seed, self.settings.stage_number, step]
+
+    def _draw(self, step: int) -> Any:
+        batch = self.stage.draw_batch(np.random.default_rng(self._key(step)))
+        cuda = self.processes.device.type == "cuda"
+        return map_tensors(batch, Tensor.pin_memory) if cuda else batch
+
     def _resume(self, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         path = self.folder / LAST
         if not path.is_file():
             return {"step": 0, "loss": math.nan}
-        progress = load_checkpoint(path, self.stage.networks, optimiser)
-        done = progress["step"] >= self.stage.schedule.steps
+        progress = load_checkpoint(path, self.stage.networks, optimiser, self.average)
+        done = progress["step"] >= self.stage.config.steps
         state = "done before" if done else f"going on after step {progress['step']}"
         self.console.print(f"{self.stage.name}: {state}")
         return progress
 
     def _step(
-        self, step: int, optimiser: torch.optim.Optimizer, interrupted: Callable[[], bool]
-    ) -> tuple[dict[str, float], bool]:
+        self,
+        step: int,
+        batch: Any,
+        optimiser: torch.optim.Optimizer,
+        interrupted: Callable[[], bool],
+    ) -> tuple[dict[str, Tensor | float], bool]:
         """One step: its figures, and whether to stop after it."""
-        settings, stage = self.settings, self.stage
-        key = [settings.seed, settings.stage_number, step]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        for network in stage.networks.values():
-            network.train()
+        stage, several = self.stage, self.processes.count > 1
         for group in optimiser.param_groups:
-            group["lr"] = stage.schedule.rate(step) * group.get("factor", 1.0)
+            group["lr"] = stage.config.rate(step) * group.get("factor", 1.0)
         optimiser.zero_grad(set_to_none=True)
-        if (at_step := getattr(stage, "at_step", None)) is not None:
-            at_step(step)
-        own, values = stage.loss(np.random.default_rng(key))
-        if torch.isfinite(own):  # of NaN, sampling has no derivative and may even crash
+        own, values = self._loss(step, batch)
+        # Of NaN, sampling has no derivative on a CPU and may even crash.
+        if not self.processes.any_of([_known_bad({"loss": own})])[0]:
             own.backward()
-        several = self.processes.count > 1
-        loss, stop = self.processes.average_step(
-            stage.trained, list(stage.networks.values()), own, several and interrupted()
-        )
-        if not torch.isfinite(loss):
-            raise self._diverged("loss", loss, step)
-        norm = nn.utils.clip_grad_norm_(stage.trained, stage.schedule.clip)
-        if not torch.isfinite(norm):
-            raise self._diverged("gradient norm", norm, step)
-        optimiser.step()
+        loss, stop = self.processes.average_step(stage.trained, own, several and interrupted())
+        norm = nn.utils.clip_grad_norm_(stage.trained, stage.config.clip)
+        self._update(step, optimiser, loss, norm.to(loss.device))
         rate = optimiser.param_groups[0]["lr"]
-        figures = {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        figures = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
         # Alone, whoever asks during the step is heard at once; several have to agree.
-        return figures | values, stop if several else interrupted()
+        return figures | dict(values), stop if several else interrupted()
 
-    def _diverged(self, what: str, value: Tensor, step: int) -> TrainingError:
-        processes, settings = self.processes, self.settings
+    def _loss(self, step: int, batch: Any) -> tuple[Tensor, Figures]:
+        torch.manual_seed(int(np.random.SeedSequence(self._key(step)).generate_state(1)[0]))
+        for network in self.stage.networks.values():
+            network.train()
+        if (at_step := getattr(self.stage, "at_step", None)) is not None:
+            at_step(step)
+        return self.stage.loss(batch)
+
+    def _update(
+        self, step: int, optimiser: torch.optim.Optimizer, loss: Tensor, norm: Tensor
+    ) -> None:
+        """Change the weights, unless loss or gradient of this or an earlier step is not finite.
+
+        That is decided on the device; `_read` tells it where figures are read anyway.
+        """
+        bad = ~(loss.isfinite() & norm.isfinite())
+        now = torch.stack([torch.full_like(loss, step), loss, norm.to(loss)]).double()
+        before = self._diverged.to(loss.device, non_blocking=True)
+        self._diverged = torch.where(bad & (before[0] < 0), now, before)
+        optimiser.found_inf = (self._diverged[0] >= 0).float()  # type: ignore[attr-defined]
+        optimiser.step()
+
+    def _read(self, step: int, values: dict[str, Tensor | float]) -> dict[str, float]:
+        """The figures of a step as numbers, in one read of the device.
+
+        Raises:
+            TrainingError: this or an earlier step was not finite.
+        """
+        tensors = {name: v.detach() for name, v in values.items() if isinstance(v, Tensor)}
+        device = self._diverged.device
+        row = [v.to(device, torch.float64).reshape(()) for v in tensors.values()]
+        bad_step, loss, norm, *numbers = torch.stack([*self._diverged, *row]).tolist()
+        if bad_step >= 0:
+            finite = math.isfinite(loss)
+            cause, value = ("gradient norm", norm) if finite else ("loss", loss)
+            raise self._divergence(int(bad_step), cause, value, int(bad_step) == step)
+        read = dict(zip(tensors, numbers, strict=True))
+        return {name: read.get(name, v) for name, v in values.items()}
+
+    def _divergence(self, step: int, what: str, value: float, drawn: bool) -> TrainingError:
+        """The error of a step that was not finite; its batch is kept, ``drawn`` anew if needed."""
+        processes = self.processes
         path = self.folder / FAILED_BATCH
-        if not processes.is_first:  # each its own: any of them may hold the cause
+        if not processes.is_main_process:  # each its own: any of them may hold the cause
             path = path.with_stem(f"{path.stem}_of_process_{processes.rank}")
-        about = {"stage": self.stage.name, "step": step, "seed": settings.seed, "cause": what}
+        if not drawn:  # the weights are still those of that step
+            with torch.no_grad():
+                self._loss(step, self._draw(step))
+        about = {"stage": self.stage.name, "step": step, "seed": self.settings.seed, "cause": what}
         batch = getattr(self.stage, "last_batch", None)
         kept = save_batch(path, batch, about) + "; " if batch else ""
         processes.barrier()  # torchrun ends all processes with the first
         return TrainingError(
-            f"{self.stage.name}: {what} is {value.item()} at step {step}; {kept}the checkpoint "
-            "before is kept. Lower learning_rate or set precision: fp32, and give --out another "
+            f"{self.stage.name}: {what} is {value} at step {step}; {kept}the checkpoint "
+            "before is kept. Lower learning_rate or set precision: f32, and give --out another "
             "folder (this run would come to the same step again)"
         )
 
@@ -257,7 +346,7 @@ class Engine:
 
     def _validate(self, step: int, log: StageLog) -> dict[str, float]:
         figures: dict[str, float] = {}
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             for network in self.stage.networks.values():
                 network.eval()
             with torch.no_grad():
@@ -273,30 +362,11 @@ class Engine:
             )
         return figures
 
-    def _keep_best(self, progress: dict[str, Any]) -> None:
-        """Keep the networks if the figure that the stage chooses by was never lower."""
-        name = getattr(self.stage, "chosen_by", None)
-        if name is None:
-            return
-        figure = progress["validation"].get(name)
-        if figure is None or not math.isfinite(figure):
-            if "best" not in progress:
-                progress["best"] = None  # said once
-                self._say(
-                    f"{self.stage.name}: no figure {name} (are its frames missing?), so no {BEST}"
-                )
-            return
-        best = progress.get("best")
-        if best is None or figure < best["figure"]:
-            progress["best"] = {"step": progress["step"], "name": name, "figure": figure}
-            self._save(BEST, None, progress)
-
-    def _save(
-        self, name: str, optimiser: torch.optim.Optimizer | None, progress: dict[str, Any]
-    ) -> None:
+    def _save(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         self.processes.check_alike(self.stage.networks)
-        if self.processes.is_first:
-            save_checkpoint(self.folder / name, self.stage.networks, optimiser, progress)
+        if self.processes.is_main_process:
+            path = self.folder / LAST
+            save_checkpoint(path, self.stage.networks, optimiser, progress, self.average)
         self.processes.barrier()  # the next stage begins with reading it
 
     def _say(self, text: str) -> None:
@@ -307,3 +377,42 @@ def _groups(stage: TrainingStage) -> list[dict[str, Any]]:
     """What learns, with a ``factor`` of the learning rate where the stage asks for one."""
     groups: list[dict[str, Any]] | None = getattr(stage, "parameter_groups", None)
     return [{"params": stage.trained}] if groups is None else groups
+
+
+def _known_bad(values: Figures) -> bool:
+    """Whether loss or gradient is not finite, where a CPU knows it without waiting."""
+    numbers = (values[name] for name in ("loss", "gradient_norm") if name in values)
+    return any(
+        isinstance(v, Tensor) and v.device.type == "cpu" and not np.isfinite(v.detach().numpy())
+        for v in numbers
+    )
+
+
+class BatchesAhead:
+    """Draws the batch of the next step in a thread of its own, while a step is computed.
+
+    Args:
+        draw: makes the batch of a step; called for each step once, in their order.
+        end: there is no such step any more.
+    """
+
+    def __init__(self, draw: Callable[[int], Any], end: int) -> None:
+        self._draw, self._end = draw, end
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._coming: tuple[int, Future[Any]] | None = None
+
+    def of(self, step: int) -> Any:
+        """The batch of a step, waited for where necessary; the next one is begun.
+
+        Raises what ``draw`` raised.
+        """
+        number, future = self._coming or (step, self._thread.submit(self._draw, step))
+        assert number == step
+        batch = future.result()
+        if step + 1 < self._end:
+            self._coming = step + 1, self._thread.submit(self._draw, step + 1)
+        return batch
+
+    def close(self) -> None:
+        """Wait for what is being drawn; nothing is begun any more."""
+        self._thread.shutdown(cancel_futures=True)

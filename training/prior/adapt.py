@@ -21,23 +21,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_json
+from depth_prior_ros.backends.devices import choose_device
 from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle, rewrite_manifest
 from depth_prior_ros.bundle.derive import replace_prior
 from depth_prior_ros.bundle.manifest import MANIFEST_NAME, TEACHER_FOLDER, PriorTeacher
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
+from depth_prior_ros.progress import Progress, ProgressBar
 from training.errors import TrainingError
-from training.evaluation.json import write_content
-from training.evaluation.progress import ProgressBar
-from training.evaluation.sets import Progress
 from training.prior.own_drive import OwnDrive, depth_errors, notes, photometric, table
-from training.prior.rate_bar import RateBar
 from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.selection import SelectionError, select
 from training.prior.selection.sweep import split
-from training.prior.teachers.base import HUGGING_FACE, RichTeacher, TeacherIdentity, open_teacher
+from training.prior.teachers.base import TEACHERS, RichTeacher, TeacherIdentity, open_teacher
 from training.prior.teachers.bundle import BundleTeacher
 
 
@@ -109,8 +108,8 @@ def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
         )
     recipe = bundle.manifest.provenance.recipe
     trained = str((recipe.get("rich") or {}).get("teacher") or "")
-    if known.kind == "foundation":
-        return trained if trained.startswith(HUGGING_FACE) else HUGGING_FACE + known.name
+    if prefix := TEACHERS[known.kind].prefix:
+        return trained if trained.startswith(prefix) else prefix + known.name
     if trained and Path(trained).is_dir():
         return trained
     raise TrainingError(
@@ -126,7 +125,7 @@ def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator
     tap = known.tap if known else rich.get("tap")
     units = [recipe.get("metres_per_unit"), None]
     lookups = [tuple(rich["lookup"])] if rich.get("lookup") else [(-1, 1), (-1,)]
-    foundation = where.startswith(HUGGING_FACE)
+    foundation = where.startswith(TEACHERS["foundation"].prefix)
     more: dict[str, Any] = {}
     if foundation:
         more["size"] = known.size if known else rich.get("size")
@@ -281,7 +280,7 @@ def adapt(request: Request) -> Adapted:
         raise TrainingError(
             f"{bundle.path}: this student has no prior fusion, so no prior can change it"
         )
-    device = _device(request.device)
+    device = str(choose_device(request.device))
     with ProgressBar() as progress:
         drive = OwnDrive.open(request.bag, request.share, request.stride, progress)
         teacher = open_adapt_teacher(bundle, request.teacher, device)
@@ -321,7 +320,7 @@ class _Work:
         figures = bundle.manifest.metrics.get("adapt")
         if figures is None:
             return None
-        write_content(figures, self.folder / FIGURES)
+        write_json(self.folder / FIGURES, figures)
         return Adapted(bundle, figures, self.folder)
 
     def _written(self) -> Bundle | None:
@@ -366,7 +365,7 @@ class _Work:
         pool = _Pool(references, self.bundle.prior() if request.keep_old else None)
         keep = self._keep(pool)
         images = list(self.drive.images(request.images, self.bundle.manifest.camera))
-        with RateBar() as progress:
+        with ProgressBar() as progress:
             chosen = select(
                 student, cast("ReferenceSet", pool), images, keep=keep, progress=progress
             )
@@ -448,7 +447,7 @@ class _Work:
             "notes": [*teacher.notes, *notes(drive, light, depth)],
         }
         done = rewrite_manifest(after, metrics={"adapt": figures})
-        write_content(figures, self.folder / FIGURES)
+        write_json(self.folder / FIGURES, figures)
         return Adapted(done, figures, self.folder)
 
 
@@ -516,11 +515,3 @@ def _check(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < least:
             raise TrainingError(f"{name.replace('_', '-')} {value}: at least {least}")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainingError(f"device {name}: there is no CUDA device here")
-    return name

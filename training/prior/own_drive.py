@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depth_prior_ros.evaluation.evaluate import evaluate_model, row_entry
+from depth_prior_ros.evaluation.frames import EvaluationSet
+from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
-from depth_prior_ros.metrics import PROTOCOLS
 from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     Frame,
@@ -33,8 +36,6 @@ from training.data.frames import LazyFrames, Picture
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.evaluation.frames import row_entry
-from training.evaluation.sets import PROTOCOL_OF_SOURCE, EvaluationSet, Progress, quiet
 from training.losses.photometric import Target, minimum_error
 from training.losses.views import Views
 from training.prior.teachers.base import RichTeacher
@@ -340,19 +341,18 @@ def depth_errors(
         where no held-out frame has depth.
     """
     from depth_prior_ros.pipeline import DepthPipeline
-    from training.evaluation.evaluation import run_model
 
     judged = drive.held_out_depth
     if not judged:
         return None
     recording = drive.recording
-    protocol = PROTOCOLS[PROTOCOL_OF_SOURCE.get(recording.depth_source or "", "eigen")]
+    protocol = protocol_for(recording) or PROTOCOLS["eigen"]
     chosen = EvaluationSet(recording.name, protocol, recording, judged)
     rows = []
     for what, bundle in (("old prior", before), ("new prior", after)):
         pipeline = DepthPipeline(bundle, backend, device)
-        text = f"held out: depth, {what}"
-        rows.append(run_model(pipeline, chosen, "single_frame", judged, progress, text, keep=False))
+        told = partial(progress, f"held out: depth, {what}")
+        rows.append(evaluate_model(pipeline, chosen, "single_frame", judged, told))
     common = {f.position for f in rows[0]} & {f.position for f in rows[1]}
     old, new = ([f for f in row if f.position in common] for row in rows)
     if not old:

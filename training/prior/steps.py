@@ -16,26 +16,23 @@ from torch import Tensor
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
+from depth_prior_ros.progress import ProgressBar
 from training.data.sources import LoadedData
-from training.evaluation.progress import ProgressBar
-from training.loop.distributed import Processes
-from training.prior.rate_bar import RateBar
+from training.loop.distributed import ProcessGroup
 from training.prior.reference.extraction import claimed, extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.chosen import FILE, ChosenPrior
 from training.prior.teachers.base import RichTeacher, open_teacher
 from training.prior.teachers.outputs import TeacherOutputs
-from training.recipes.recipe import Recipe, RecipeError, Reference, Select, Student
+from training.recipes.recipe import Recipe, RecipeError
+from training.stages.reference import Reference, Select
 from training.stages.system import System
 
 
 def rich_size(recipe: Recipe, teacher: RichTeacher) -> tuple[int, int] | None:
     """The second size (W, H) that triplets are needed at; None where no stage asks for one."""
-    for stage in recipe.stages:
-        student = isinstance(stage, Student) and (stage.asks_teacher or stage.view == "rich")
-        if student or isinstance(stage, Reference):
-            return teacher.identity.size
-    return None
+    asked = any(stage.needs_teacher_size for stage in recipe.stages)
+    return teacher.identity.size if asked else None
 
 
 @dataclass
@@ -45,7 +42,7 @@ class PriorWork:
     recipe: Recipe
     folder: Path
     device: torch.device
-    processes: Processes
+    processes: ProcessGroup
     console: Console
     data: Callable[[], LoadedData]
     references: ReferenceSet | None = field(default=None, init=False)
@@ -139,7 +136,11 @@ class PriorWork:
         self._verify()
         for note in self.references.notes:
             self.console.print(f"reference set: {note}", markup=False, highlight=False)
-        self._refuse_too_many(len(self.references))
+        from training.prior.selection.selection import check
+
+        for later in self.recipe.stages:  # told before a student is trained for it
+            if isinstance(later, Select):
+                check(len(self.references), later.keep, later.method)
 
     def _verify(self) -> None:
         """Read the set through before hours of training on it; it may be older than this run.
@@ -148,22 +149,14 @@ class PriorWork:
             ReferenceSetError: it is damaged.
         """
         assert self.references is not None
-        with self.processes.first_goes_ahead():
-            if self.processes.is_first:
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
                 ReferenceSet.open(self.references.folder, verify=True)
-
-    def _refuse_too_many(self, count: int) -> None:
-        """What cannot be selected from the set is told before a student is trained for it."""
-        from training.prior.selection.selection import check
-
-        for select in self.recipe.stages:
-            if isinstance(select, Select):
-                check(count, select.keep, select.method)
 
     def select(self, stage: Select, folder: Path, system: System) -> None:
         """Choose the prior, or read what was chosen before; from now on the system looks it up."""
         path = folder / FILE
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             if not path.is_file():
                 self._choose(stage, system).save(path)
         self.chosen = ChosenPrior.load(path)
@@ -194,7 +187,7 @@ class PriorWork:
                 yield image
 
         system.student.eval()
-        with RateBar() as progress:
+        with ProgressBar() as progress:
             found = select(
                 system.student,
                 references,

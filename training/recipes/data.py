@@ -123,8 +123,8 @@ class Synthetic(Strict):
         (), description="drives, relative to the data root, whose frames give textures"
     )
     dense: float = Field(0.0, ge=0, le=1, description="share of streets with dense, slow traffic")
-    renderer: Literal["auto", "gl", "raycast"] = Field(
-        "auto", description="auto: OpenGL where there is one, otherwise the slower ray caster"
+    cameras: float = Field(
+        0.0, ge=0, le=1, description="share of streets whose camera is mounted unlike KITTI's"
     )
     processes: int = Field(1, ge=1, description="that render; the pairs do not depend on it")
 

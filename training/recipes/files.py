@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 from training.recipes.base import RecipeError, Strict
 from training.recipes.recipe import Recipe
 
+# Keys of older versions, by their last part.
+_RENAMED = {"kept_pixels_only": "auto_masked"}
+
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and apply ``key.sub=value`` overrides (lists by index: ``stages.0.steps=9``).
@@ -95,8 +98,10 @@ def _plain(error: Any) -> str:
     place = ".".join(map(str, error["loc"])) or "recipe"
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']}"
+    if (key := str(error["loc"][-1])) in _RENAMED:
+        return f"unknown key {place}; it is called {_RENAMED[key]} now"
     allowed = _keys_at(error["loc"][:-1])
-    close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
+    close = difflib.get_close_matches(key, allowed, 1)
     hint = f"; did you mean {close[0]}?" if close else "."
     return f"unknown key {place}{hint} Allowed there: {', '.join(allowed)}"
 

@@ -2,54 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from depth_prior_ros.models.decoder import DECODERS
+from depth_prior_ros.models.trunk import TRUNKS
 from training.recipes.base import RecipeError, Strict
-from training.recipes.data import Data, Drive, Synthetic
-from training.recipes.prior import FineTune, Fusion, Reference, Rich, Select, Student
-from training.recipes.stages import (
-    Distil,
-    Mutual,
-    NetworkName,
-    Prior,
-    Schedule,
-    SelfSupervised,
-    Supervised,
-    Teacher,
-)
-from training.recipes.steps import AnyStage, Stage
+from training.recipes.data import Data
+from training.stages.base import STAGES, Place, StageConfig
 
-__all__ = [
-    "Data",
-    "Distil",
-    "Drive",
-    "FineTune",
-    "Fusion",
-    "MultiFrame",
-    "Mutual",
-    "NetworkName",
-    "Networks",
-    "Output",
-    "Prior",
-    "Recipe",
-    "RecipeError",
-    "Reference",
-    "Rich",
-    "Schedule",
-    "Select",
-    "SelfSupervised",
-    "Stage",
-    "Student",
-    "Supervised",
-    "Synthetic",
-    "Teacher",
-]
+__all__ = ["MultiFrame", "Networks", "Output", "Recipe", "RecipeError", "Rich"]
+
+if TYPE_CHECKING:
+    Stage = StageConfig
+else:
+    kinds = Union[tuple(config for _, config in STAGES.items())]  # noqa: UP007
+    Stage = Annotated[kinds, Field(discriminator="kind")]
+
+
+class Rich(Strict):
+    """The frozen teacher whose pixels are looked up, and that guides the student."""
+
+    teacher: str = Field(description="a bundle's folder or name, or hf:NAME of Hugging Face")
+    tap: int | None = Field(None, description="stride of the teacher's features; default: 4")
+    size: tuple[int, int] | None = Field(
+        None, description="width and height of a Hugging Face model's input; a bundle has its own"
+    )
+    lookup: tuple[Literal[-1, 1], ...] = Field(
+        (-1, 1), min_length=1, description="frames a bundle compares with: previous, next"
+    )
+    cache: str | None = Field(
+        None,
+        description="folder for its depth and motions of all triplets, computed once; default: in "
+        "memory",
+    )
+    features: Literal["encoder", "decoder"] = Field(
+        "encoder",
+        description="of a bundle: what it matches with, or what its single-frame decoder makes "
+        "depth of",
+    )
+    fetch: bool = Field(False, description="download a Hugging Face model that is not there")
+
+
+class Fusion(Strict):
+    """How the student reads the prior (RPrDepth, prior depth fusion); the paper names no sizes."""
+
+    tap: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
+    width: int = Field(64, ge=1, description="channels of queries, keys and the depth hint")
+    heads: int = Field(4, ge=1, description="of the depth hint; divides width")
+    depth_input: Literal["log", "inverse", "none"] = Field(
+        "log", description="what the fusion sees of the looked-up inverse depth D_c"
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="of the affinity, beside 1/sqrt(width); if learned, at first",
+    )
+    learn_temperature: bool = True
+    pixel_wise: bool = Field(True, description="features and depth by affinity (F_c, D_c)")
+    depth_hint: bool = Field(True, description="multi-head attention over the features (F_d)")
+    activation: Literal["elu", "relu"] = Field(
+        "elu", description="relu may die, and the prior is then ignored"
+    )
+    normalise: bool = Field(
+        False, description="features of every reference pixel to mean zero and variance one"
+    )
+
+    blend: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="mix the looked-up depth into the output, by a learned weight that begins so",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Fusion:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+        return self
 
 
 class Init(Strict):
-    """Files with ImageNet weights (timm's names) that the encoders begin with."""
+    """Files with weights (ImageNet's by timm's names) that the encoders begin with."""
 
     student: str | None = None
     pose: str | None = Field(None, description="a ResNet-18; its first layer is doubled")
@@ -96,21 +131,17 @@ class MultiFrame(Strict):
 class Networks(Strict):
     """Which networks a run trains."""
 
-    trunk: Literal["hrnet_w18", "hrnet_w18_small", "resnet18"] = "hrnet_w18_small"
-    decoder: Literal["diffnet", "light", "ra_depth", "monodepth2"] = "light"
+    trunk: Annotated[str, AfterValidator(TRUNKS.checked)] = "hrnet_w18_small"
+    decoder: Annotated[str, AfterValidator(DECODERS.checked)] = "light"
     pose: Literal["resnet18", "small"] = "small"
     multi_frame: MultiFrame = MultiFrame()
     fusion: Fusion | None = Field(None, description="reads a prior; default: a plain student")
+    camera_code: bool = Field(
+        False, description="the student is told height, pitch, roll, focal length, principal row"
+    )
     far_disparity: float = Field(
         0.05, gt=0, lt=1, description="initial disparity; low = start with everything far away"
     )
-
-
-def teaches_multi(stage: AnyStage) -> bool:
-    """Whether a stage trains the multi-frame network."""
-    if isinstance(stage, Supervised):
-        return stage.multi_batch != 0
-    return isinstance(stage, SelfSupervised) and "multi_frame" in stage.train
 
 
 class Output(Strict):
@@ -130,15 +161,6 @@ class Output(Strict):
     )
 
 
-def _refuse_too_many(place: str, stage: Select, before: tuple[AnyStage, ...]) -> None:
-    largest = max(s.triplets * s.per_image for s in before if isinstance(s, Reference))
-    if stage.keep > largest:
-        raise ValueError(
-            f"{place}: keep {stage.keep} is more than the {largest} pixels of the reference stage "
-            "(triplets x per_image)"
-        )
-
-
 class Recipe(Strict):
     """One training run: data, networks, stages, and the bundle that comes out."""
 
@@ -148,7 +170,9 @@ class Recipe(Strict):
     networks: Networks = Networks()
     init: Init = Init()
     start: str | None = Field(
-        None, description="checkpoint of another run (last.safetensors) to begin with"
+        None,
+        description="checkpoint of another run (last.safetensors) to begin with, or a bundle by "
+        "name or folder: those of its networks that are built alike",
     )
     rich: Rich | None = None
     prior: str | None = Field(
@@ -159,20 +183,29 @@ class Recipe(Strict):
     output: Output
     device: str = Field("auto", description="cpu, cuda, cuda:N; auto: CUDA where there is one")
     threads: int = Field(1, ge=1, description="CPU threads; one is often faster than two")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "f32", description="of the networks in training; auto: bf16 where it is computed fast"
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps")
     validate_every: int = Field(1000, ge=1, description="steps")
     log_every: int = Field(20, ge=1, description="steps")
 
     @property
+    def trains_multi_frame(self) -> bool:
+        """Whether a stage trains the multi-frame network, or it was trained before."""
+        return self.start is not None or any(stage.teaches_multi for stage in self.stages)
+
+    @property
     def has_multi_frame(self) -> bool:
         """Whether the multi-frame network that comes out was trained, and is not a student's."""
-        last = self.stages[-1]
-        if self.output.multi_frame is not None:
-            return self.output.multi_frame
-        if isinstance(last, Distil):
-            return isinstance(last, Mutual)
-        return self.start is not None or any(map(teaches_multi, self.stages))
+        passed = self.stages[-1].passes_multi_frame
+        asked = passed if self.output.multi_frame is None else self.output.multi_frame
+        return self.trains_multi_frame if asked is None else asked
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _old_word(cls, precision: object) -> object:
+        return "f32" if precision == "fp32" else precision  # as recipes in older bundles say
 
     @field_validator("size")
     @classmethod
@@ -182,83 +215,14 @@ class Recipe(Strict):
         return size
 
     @model_validator(mode="after")
-    def _stages_have_their_data(self) -> Recipe:
-        for number, stage in enumerate(self.stages):
-            place = f"stages.{number} ({stage.kind})"
-            if isinstance(stage, Supervised):
-                if self.data.synthetic is None:
-                    raise ValueError(f"{place} needs data.synthetic")
-            elif (
-                not isinstance(stage, Select)
-                and not self.data.drives
-                and self.data.kitti_raw is None
-            ):
-                raise ValueError(f"{place} needs data.drives or data.kitti_raw")
-            pixels = self.size[0] * self.size[1] // 16  # reference pixels lie in a quarter map
-            if isinstance(stage, Prior) and stage.per_image > pixels:
-                raise ValueError(f"{place}: per_image {stage.per_image} is more than {pixels}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_beginning(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.prior is not None and self.start is not None:
             raise ValueError("start and prior both say what to begin with: give one")
-        return self
-
-    @model_validator(mode="after")
-    def _prior_stages_follow(self) -> Recipe:
         if self.networks.fusion is not None and self.rich is None:
             raise ValueError("networks.fusion needs rich.teacher, whose features it reads")
         for number, stage in enumerate(self.stages):
-            place, before = f"stages.{number} ({stage.kind})", self.stages[:number]
-            if not isinstance(stage, Reference | Select | Student):
-                continue
-            fuses = self.networks.fusion is not None
-            asks = not isinstance(stage, Student) or fuses or stage.asks_teacher
-            if self.rich is None and (asks or stage.view == "rich"):  # type: ignore[union-attr]
-                raise ValueError(f"{place} needs rich.teacher, whose pixels or depth it uses")
-            extracted = any(isinstance(s, Reference) for s in before)
-            selected = self.prior is not None or any(isinstance(s, Select) for s in before)
-            if isinstance(stage, Select) and not (fuses and extracted):
-                raise ValueError(f"{place} needs networks.fusion and a reference stage before")
-            reads = fuses and self.networks.fusion.pixel_wise  # type: ignore[union-attr]
-            if isinstance(stage, Student) and stage.auxiliary and not reads:
-                raise ValueError(f"{place}: auxiliary needs networks.fusion with pixel_wise")
-            if isinstance(stage, FineTune) and fuses and not selected:
-                raise ValueError(f"{place} needs a select stage before")
-            if isinstance(stage, Student) and fuses and not (extracted or selected):
-                raise ValueError(f"{place} needs a reference stage before")
-            if isinstance(stage, Select) and stage.method != "all":
-                _refuse_too_many(place, stage, before)
-            later = any(isinstance(s, Select) for s in self.stages[number + 1 :])
-            if isinstance(stage, Student) and fuses and not (selected or later):
-                raise ValueError(
-                    f"{place} needs a select stage after it, which says what of the reference set "
-                    "goes into the bundle (method: all keeps the whole set)"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _stages_follow(self) -> Recipe:
-        for number, stage in enumerate(self.stages):
-            place = f"stages.{number} ({stage.kind})"
-            distils = isinstance(stage, Distil) and stage.fresh_from is not None
-            if distils and stage.fresh_from >= number:  # type: ignore[union-attr]
-                raise ValueError(f"{place}: fresh_from has to name a stage before")
-            taught = self.start is not None or any(map(teaches_multi, self.stages[:number]))
-            if isinstance(stage, Distil) and stage.teacher is None and not taught:
-                raise ValueError(
-                    f"{place} needs a teacher: a stage before it that trains multi_frame, start, "
-                    "or a checkpoint (teacher)"
-                )
-            primed = any(isinstance(s, Prior) for s in self.stages[:number])
-            if isinstance(stage, Distil) and primed:
-                raise ValueError(f"{place}: a fresh student has no prior; put prior stages last")
-            if isinstance(stage, Prior) and self.networks.multi_frame.kind != "pads":
-                raise ValueError(f"{place} needs networks.multi_frame.kind: pads")
-            if isinstance(stage, Distil | Prior) and self.networks.fusion is not None:
-                raise ValueError(f"{place} does not go with networks.fusion: use student stages")
-            one_scale = self.networks.decoder == "ra_depth"
-            if isinstance(stage, SelfSupervised) and one_scale and set(stage.scales) != {0}:
-                raise ValueError(f"{place}: the decoder ra_depth has scale 0 only")
+            try:
+                stage.check(Place(self, self.stages[:number], self.stages[number + 1 :]))
+            except ValueError as error:
+                raise ValueError(f"stages.{number} ({stage.kind}) {error}") from error
         return self

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from training.evaluation.json import write_text
+from depth_prior_ros.atomic_files import write_json
 
 # Those that can change a figure; OpenCV goes by either name.
 _PACKAGES = (
     "depth_prior_ros",
-    "lightning-fabric",
     "numpy",
     "opencv-python",
     "opencv-python-headless",
@@ -26,17 +25,17 @@ _PACKAGES = (
 )
 
 
-def keep_environment(path: Path, seed: int, device: torch.device) -> None:
+def keep_environment(path: Path, seed: int, device: torch.device, precision: str) -> None:
     """Note in a JSON file what this start of a run is made with.
 
     The file holds a list: a run that goes on with other versions, another commit or on another
     machine adds an entry, so that a difference in its figures can be explained.
     """
     entries = _entries(path)
-    entry = environment(seed, device)
+    entry = environment(seed, device) | {"precision": precision}
     if entries[-1:] == [entry]:
         return
-    write_text(json.dumps([*entries, entry], indent=2) + "\n", path)
+    write_json(path, [*entries, entry])
 
 
 def _entries(path: Path) -> list[Any]:

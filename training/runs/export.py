@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.backends.base import BackendError
-from depth_prior_ros.backends.onnx_export import export_onnx
+from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
-from depth_prior_ros.bundle.files import move_into_place, staging
+from depth_prior_ros.bundle.files import staging
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.models.export import (
     FeatureRunner,
     MultiFrameRunner,
@@ -51,6 +53,7 @@ _SUFFIX: dict[Kind, str] = {"onnx": ".onnx", "openvino": ".xml"}
 _MOTIONS = ("second_from_first",)
 _MEANING = {
     "image": "RGB, 0 to 1",
+    "code": "what the student is told of its camera; zeros are the training camera",
     "first": "RGB, 0 to 1; the earlier of two frames",
     "second": "RGB, 0 to 1; the later of two frames",
     "inverse_depth": "1 / network units; metres are metres_per_unit / value",
@@ -166,7 +169,12 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     """The student and, where there are all of them, features, pose and multi-frame network."""
     student = _student(bundle)
     pairs = {"random": _random_pair(bundle), "street": _street_pair(bundle)}
-    yield _Case("student", student, {on: (pair[1],) for on, pair in pairs.items()})
+    code: Arrays = ()
+    if "code" in student.INPUTS:
+        told = bundle.manifest.camera_code
+        numbers = told.numbers if told is not None else (0.0,) * 5
+        code = (np.array([numbers], np.float32),)
+    yield _Case("student", student, {on: (pair[1], *code) for on, pair in pairs.items()})
     if not (bundle.has("multi_frame") and bundle.has("pose")):
         return
     multi_frame = bundle.multi_frame()
@@ -176,11 +184,11 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     K = bundle.manifest.camera.matrix().astype(np.float32)[np.newaxis]
     inputs: dict[str, Arrays] = {}
     for on, (before, now) in pairs.items():
-        inverse, _ = _run_torch(student, (now,))
+        inverse, _ = _run_torch(student, (now, *code))
         (motion,) = _run_torch(pose, (before, now))
         matching, context = _run_torch(features, (now,))
         earlier, _ = _run_torch(features, (before,))
-        back = np.linalg.inv(motion.astype(np.float64)).astype(np.float32)
+        back = rigid_inverse(motion.astype(np.float64)).astype(np.float32)
         inputs[on] = (matching, context, earlier, back, K, np.reciprocal(inverse))
     yield _Case("multi_frame", MultiFrameRunner(multi_frame), inputs)
 
@@ -263,8 +271,9 @@ def _table(names: Sequence[str], arrays: Arrays) -> list[dict[str, Any]]:
 
 def _to_openvino(path: Path) -> Path:
     """The IR of an ONNX file, beside it and in its place."""
-    from depth_prior_ros.backends.quiet_openvino import openvino
+    from depth_prior_ros.backends.openvino_backend import import_openvino
 
+    openvino = import_openvino()
     target = path.with_suffix(".xml")
     try:
         openvino.save_model(openvino.Core().read_model(path), target, compress_to_fp16=False)
@@ -280,10 +289,10 @@ def _open(path: Path, kind: Kind) -> Network:
         if kind == "onnx":
             from depth_prior_ros.backends.onnxruntime_backend import OnnxRuntimeBackend
 
-            return OnnxRuntimeBackend()._read(path)
+            return OnnxRuntimeBackend().read(path)
         from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
 
-        return OpenVinoBackend()._read(path)
+        return OpenVinoBackend().read(path)
     except ImportError as error:
         raise BackendError(f"{kind} cannot be imported: {error}") from error
     except Exception as error:  # each library has errors of its own

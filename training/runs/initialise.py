@@ -18,8 +18,9 @@ may be in them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -27,9 +28,12 @@ from torch import Tensor, nn
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from depth_prior_ros.models.search_range import PadsMap
-from training.errors import TrainingError
-from training.recipes.recipe import Recipe, RecipeError, Select, Student
-from training.stages.system import System
+from depth_prior_ros.share import bundle_path
+from training.recipes.base import RecipeError
+
+if TYPE_CHECKING:
+    from training.recipes.recipe import Recipe
+    from training.stages.system import System
 
 _PYTORCH = (".pth", ".pt", ".bin", ".tar")
 # Where training scripts put the weights inside of a checkpoint.
@@ -132,19 +136,29 @@ def _is_tensor(value: Any) -> bool:
 _SILENT = ("heads", "depth_input", "normalise", "activation")
 
 
-def begin(system: System, recipe: Recipe) -> str:
+def initialise(system: System, recipe: Recipe) -> str:
     """Load what ``start`` or ``init`` of a recipe name; says in words what was done.
 
     Raises:
         RecipeError: a file is missing, damaged, or made for other networks.
     """
+    if recipe.start is not None and not Path(recipe.start).is_file():
+        note = _start_with_bundle(system, load_bundle(recipe.start))
+        return "; ".join([note, *_load_files(system, recipe)])
     if recipe.start is not None:
         start_from(Path(recipe.start), system, fresh_fusion=not _selects_at_once(recipe))
         return f"the networks begin with {recipe.start}"
     if recipe.prior is not None:
         _begin_with_bundle(system, load_bundle(recipe.prior))
         return f"the networks begin with the bundle {recipe.prior}, which is rounded to half"
+    loaded = _load_files(system, recipe)
+    if not loaded:
+        return "no trained weights to begin with (init, start): the networks start at random"
+    return f"{'; '.join(loaded)}; the rest starts at random"
 
+
+def _load_files(system: System, recipe: Recipe) -> list[str]:
+    """The encoders' weights that ``init`` names; a sentence for each network that has some."""
     files = {name: path for name, path in recipe.init if path is not None}
     for name, path in files.items():
         network = system.networks[name]
@@ -152,10 +166,40 @@ def begin(system: System, recipe: Recipe) -> str:
             network.load_image_weights(read_image_weights(Path(path)))  # type: ignore[operator]
         except (OSError, ValueError) as error:
             raise RecipeError(f"init.{name}: {error}") from error
-    rest = [name for name in system.networks if name not in files]
-    if not files:
-        return "no trained weights to begin with (init, start): the networks start at random"
-    return f"ImageNet weights for {', '.join(files)}; {', '.join(rest)} start at random"
+    return [f"weights of {path} for {name}" for name, path in files.items()]
+
+
+def _start_with_bundle(system: System, bundle: Bundle) -> str:
+    """Begin with those of a bundle's networks that are built as the recipe's are.
+
+    A student may lack the camera code, which adds nothing at first. The PADS map belongs to an
+    input size, so it begins anew at another one.
+
+    Raises:
+        RecipeError: none of the networks is.
+    """
+    taken, left = [], []
+    for part, network in system.networks.items():
+        if not bundle.has(part):  # type: ignore[arg-type]
+            continue
+        state = getattr(bundle, part)().state_dict()
+        if isinstance(network, PadsMap):
+            state = _of_this_size(state, network)
+        own = network.state_dict()
+        fits = all(name in own and own[name].shape == t.shape for name, t in state.items())
+        new = {name for name, _ in network.named_parameters()} - set(state)
+        if fits and all(name.startswith("camera_code.") for name in new):
+            network.load_state_dict(state, strict=False)
+            taken.append(part)
+        else:
+            left.append(part)
+    if not taken:
+        raise RecipeError(
+            f"start: no network of the bundle {bundle.path} is built as the recipe's ("
+            f"{', '.join(left)})"
+        )
+    others = f" ({', '.join(left)}: built otherwise, not taken over)" if left else ""
+    return f"{', '.join(taken)} begin with the bundle {bundle.path}{others}"
 
 
 def _begin_with_bundle(system: System, bundle: Bundle) -> None:
@@ -192,7 +236,11 @@ def look_for(key: str, path: str) -> None:
     file = Path(path)
     if file.is_file():
         return
-    bundle = "; a bundle is rounded and cannot be trained on" if file.is_dir() else ""
+    if key == "start":
+        with suppress(FileNotFoundError):
+            bundle_path(path)
+            return
+    bundle = "; a bundle will not do" if file.is_dir() else ""
     parts = file.parts
     run = (
         f"; run that recipe first ({parts[1]})" if parts[:1] == ("runs",) and len(parts) > 2 else ""
@@ -205,8 +253,10 @@ def look_for(key: str, path: str) -> None:
 
 def _selects_at_once(recipe: Recipe) -> bool:
     """Whether a prior is selected before any stage has trained the student that looks it up."""
-    kinds = [type(stage) for stage in recipe.stages]
-    return Select in kinds and Student not in kinds[: kinds.index(Select)]
+    for stage in recipe.stages:
+        if stage.reads_prior or stage.selects:
+            return stage.selects
+    return False
 
 
 def start_from(
@@ -254,11 +304,3 @@ def _load(
     lost = [n for n in missing if n in parameters and not n.startswith(new)] + unknown
     if lost:
         raise RecipeError(f"{where} is another one than the recipe's: {', '.join(lost[:3])}")
-
-
-def load_without_fusion(target: nn.Module, source: nn.Module) -> None:
-    """Copy a student's weights into one that has a fusion besides."""
-    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
-    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
-    if lost:
-        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")

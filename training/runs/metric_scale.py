@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.recordings import open_recording
 from training.data.triplets import DriveFrames, load_sequence
 from training.losses.photometric import Target, identity_error, minimum_reprojection
-from training.recipes.recipe import Drive, RecipeError
+from training.recipes.base import RecipeError
+from training.recipes.data import Drive
 from training.stages.system import System, rebuild
 
 # With less parallax (metres from frame to frame) the pictures do not tell the scale.
 _MIN_STEP = 0.2
 _MAX_FRAMES = 80
-# Candidates: this far either way from the unit of training, 4 % apart.
-_RANGE = 2.0
-_CANDIDATES = 35
+# Candidates: up to a factor of 16 either way from the unit of training, 8 % apart, and 4 % around
+# the best of them. A narrower search ends at its border, or in a minimum of no meaning.
+_STEP = 2 ** (1 / 9)
+_REACH = 36
 
 
 def check_scale_drive(drive: Path) -> None:
@@ -64,7 +67,8 @@ def fit_metres_per_unit(
         Factor, and its spread over frames (interquartile range over the median).
 
     Raises:
-        RecipeError: no frame has neighbours with poses far enough apart.
+        RecipeError: no frame has neighbours with poses far enough apart, or more than a quarter of
+            the frames is explained best by the largest or the smallest candidate.
     """
     sequence, _ = load_sequence(open_recording(drive), Drive(path=str(drive)), size)
     chosen = [
@@ -75,12 +79,25 @@ def fit_metres_per_unit(
     if not chosen:
         raise RecipeError(f"{drive}: no neighbouring frames to fit the metric factor on")
     system.student.eval()
-    factors = metres_per_unit * np.geomspace(1 / _RANGE, _RANGE, _CANDIDATES)
-    best = [
-        _minimum(factors, _errors(system, sequence, frames, factors))
-        for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]
-    ]
+
+    def best_of(frames: tuple[int, int, int]) -> float:
+        def measure(steps: Sequence[float]) -> list[float]:
+            factors = metres_per_unit * _STEP ** np.array(steps)
+            return _errors(system, sequence, frames, factors)
+
+        return _best_step(measure)
+
+    best = [best_of(frames) for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]]
     low, middle, high = np.percentile(best, [25, 50, 75])
+    if low <= -_REACH or high >= _REACH:
+        raise RecipeError(
+            f"output.scale_drive: the metric factor cannot be fitted on {drive}: of {len(best)} "
+            f"frames {sum(abs(step) >= _REACH for step in best)} are explained best by a factor "
+            f"{_STEP**_REACH:g} times the unit of training ({metres_per_unit:g} m) or its inverse. "
+            "Are the poses in metres? Name another drive, or none, and run again: what was trained "
+            "is kept"
+        )
+    low, middle, high = metres_per_unit * _STEP ** np.array([low, middle, high])
     return float(middle), float((high - low) / middle)
 
 
@@ -89,14 +106,22 @@ def _parallax(sequence: DriveFrames, frames: tuple[int, int, int]) -> float:
     return min(_travel(sequence.poses[a], sequence.poses[b]) for a, b in pairwise(frames))
 
 
-def _minimum(factors: np.ndarray, errors: list[float]) -> float:
-    """Where the errors are smallest, between candidates by the parabola through three of them."""
-    k = int(np.argmin(errors))
-    if not 0 < k < len(errors) - 1:
-        return float(factors[k])
-    left, middle, right = errors[k - 1 : k + 2]
-    shift = 0.5 * (left - right) / max(left - 2 * middle + right, 1e-12)
-    return float(factors[k] * (factors[k + 1] / factors[k]) ** shift)
+def _best_step(measure: Callable[[Sequence[float]], list[float]]) -> float:
+    """The step within -_REACH.._REACH whose error is smallest, by the parabola through three."""
+
+    def best(known: Mapping[float, float]) -> float:
+        return min(known, key=lambda step: known[step])
+
+    steps = range(-_REACH, _REACH + 1)
+    known: dict[float, float] = dict(zip(steps, measure(steps), strict=True))
+    k = best(known)
+    between = [step for step in (k - 0.5, k + 0.5) if abs(step) < _REACH]
+    known |= dict(zip(between, measure(between), strict=True))
+    k = best(known)
+    if abs(k) == _REACH:
+        return k
+    left, middle, right = (known[k + shift] for shift in (-0.5, 0, 0.5))
+    return k + 0.25 * (left - right) / max(left - 2 * middle + right, 1e-12)
 
 
 def _errors(

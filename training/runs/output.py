@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.bundle import (
     Architecture,
     Bundle,
@@ -26,7 +26,8 @@ from training.data.frames import Window
 from training.data.sources import plan_data
 from training.evaluation.baselines import write_baselines
 from training.prior.selection.chosen import ChosenPrior
-from training.recipes.recipe import Drive, Recipe, RecipeError
+from training.recipes.data import Drive
+from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import git_hash
 from training.runs.metric_scale import fit_metres_per_unit
 from training.stages.prior import NOTE
@@ -88,10 +89,9 @@ def write_bundle(
         prior=_prior_spec(system, chosen),
         metrics={p["part"]: p.get("validation", {}) for p in progress},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A bundle without its maps would pass for a finished one after a kill in between.
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        whole = Path(folder) / path.name
+    with staging_folder(path) as folder:
+        whole = folder / path.name
         save_bundle(
             whole,
             manifest,

@@ -18,44 +18,24 @@ import torch
 import yaml
 from rich.console import Console
 
+from depth_prior_ros.atomic_files import write_text
+from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
-from depth_prior_ros.models.prior_fusion import FusionConfig
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
-from training.evaluation.json import write_text
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
-from training.loop.checkpoint import load_checkpoint
-from training.loop.distributed import Processes, start_processes
-from training.loop.trainer import LAST, Engine, Settings, TrainingStage
+from training.loop.distributed import ProcessGroup, start_processes
+from training.loop.trainer import LAST, Trainer, TrainerConfig
 from training.prior.selection.chosen import FILE
 from training.prior.steps import PriorWork
 from training.recipes.files import load_recipe
-from training.recipes.recipe import (
-    Distil,
-    Mutual,
-    Prior,
-    Recipe,
-    RecipeError,
-    Reference,
-    Select,
-    SelfSupervised,
-    Student,
-    Supervised,
-    Teacher,
-    teaches_multi,
-)
-from training.recipes.steps import AnyStage, TrainedStage, in_steps
+from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import keep_environment
-from training.runs.initialise import begin, load_without_fusion, look_for, start_from
+from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
 from training.runs.output import write_bundle
-from training.stages.distil import DistilStage
-from training.stages.prior import random_prior
-from training.stages.self_supervised import SelfSupervisedStage
-from training.stages.student import StudentStage
-from training.stages.supervised import SupervisedStage
+from training.stages.base import StageConfig, TrainingConfig
 from training.stages.system import System
-from training.stages.teacher import TeacherStage
 from training.stages.validation import Validation
 
 
@@ -65,7 +45,7 @@ class Part:
 
     number: int
     folder: str
-    schedule: AnyStage
+    config: StageConfig
     stage: int
 
 
@@ -78,17 +58,21 @@ class Run:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def __post_init__(self) -> None:
-        device = _device(self.recipe.device)
+        device = choose_device(self.recipe.device)
         if device.type == "cpu":
             torch.set_num_threads(self.recipe.threads)
-        self.processes: Processes = start_processes(device, self.recipe.precision)
-        self.device = self.processes.device if self.processes.count > 1 else device
-        if not self.processes.is_first:
+        self.processes: ProcessGroup = start_processes(device)
+        self.device = self.processes.device
+        if not self.processes.is_main_process:
             self.console = Console(quiet=True)
+        self.precision = choose_precision(self.recipe.precision, self.device)
+        if self.recipe.precision == "auto":
+            how = "fast" if self.precision == "bf16" else "slowly or not at all"
+            self.console.print(f"precision {self.precision}: bf16 is computed {how} here")
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
         self._data: LoadedData | None = None
-        self._done: dict[int, Path] = {}  # stage number -> its checkpoint
+        self.done: dict[int, Path] = {}  # stage number -> its checkpoint
         self.prior = PriorWork(
             self.recipe, self.folder, self.device, self.processes, self.console, self.data
         )
@@ -97,57 +81,52 @@ class Run:
         """Run all stages and write the bundle; returns its folder."""
         self._check_folders()
         bundle = self.folder / "bundle"
-        with self.processes.first_goes_ahead():
-            if self.processes.is_first:
+        with self.processes.main_process_first():
+            if self.processes.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 begun = any([*self.folder.glob(f"*/{LAST}"), *self.folder.glob(f"*/{FILE}")])
                 _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
         if (bundle / MANIFEST_NAME).is_file():
             self.console.print(f"finished already; remove {bundle} to write it once more")
             return load_bundle(bundle).path
-        if self.processes.is_first:
+        if self.processes.is_main_process:
             path = self.folder / "environment.json"
-            keep_environment(path, self.recipe.seed, self.device)
-        system = self._beginning(announce=True)
+            keep_environment(path, self.recipe.seed, self.device, self.precision)
+        system = self.initial_system(announce=True)
         progress: list[dict[str, Any]] = []
         for part in self._parts():
             folder = self.folder / part.folder
-            if isinstance(part.schedule, Reference):
-                self.prior.extract(part.schedule, folder)
+            if not isinstance(part.config, TrainingConfig):
+                part.config.carry_out(self, folder, system)
                 continue
-            if isinstance(part.schedule, Select):
-                self.prior.select(part.schedule, folder, system)
-                continue
-            system = self._prepare(system, part)
-            stage = self._stage(system, part.schedule)
+            system = part.config.prepare(self, system, part.stage)
+            stage = part.config.build(self, system)
             settings = self._settings(part.number)
-            done = Engine(stage, folder, settings, self.console, self.processes).run()
+            done = Trainer(stage, folder, settings, self.console, self.processes).run()
             progress.append({"part": part.folder, **done})
-            self._done[part.stage] = folder / LAST
-            if type(part.schedule) is Teacher and part.stage + 1 < len(self.recipe.stages):
+            self.done[part.stage] = folder / LAST
+            if part.config.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
         return self._write(bundle, system, progress)
 
     def _parts(self) -> Iterator[Part]:
         trained = 0
-        for number, schedule in enumerate(self.recipe.stages):
-            stage = f"{number}_{schedule.kind}"
-            if isinstance(schedule, Reference | Select):
-                yield Part(number, stage, schedule, number)
+        for number, config in enumerate(self.recipe.stages):
+            stage = f"{number}_{config.kind}"
+            if not isinstance(config, TrainingConfig):
+                yield Part(number, stage, config, number)
                 continue
-            draws = trained if schedule.draws is None else schedule.draws
-            rounds = schedule.rounds if isinstance(schedule, Mutual) else 1
-            for turn in range(rounds):
-                folder = stage if rounds == 1 else f"{stage}_round{turn + 1}"
-                yield Part(draws + 100 * turn, folder, self._in_steps(schedule), number)
+            draws = trained if config.draws is None else config.draws
+            if config.epochs:
+                config = config.in_steps(len(self.data().training))
+            for turn in range(config.turns):
+                folder = stage if config.turns == 1 else f"{stage}_round{turn + 1}"
+                yield Part(draws + 100 * turn, folder, config, number)
             trained += 1
-
-    def _in_steps(self, schedule: TrainedStage) -> TrainedStage:
-        return in_steps(schedule, len(self.data().training)) if schedule.epochs else schedule
 
     def _write(self, path: Path, system: System, progress: list[dict[str, Any]]) -> Path:
         """The bundle of a system as it is now; the first process writes, the others wait."""
-        if self.processes.is_first and not (path / MANIFEST_NAME).is_file():
+        if self.processes.is_main_process and not (path / MANIFEST_NAME).is_file():
             final = path == self.folder / "bundle"
             with_multi = self.recipe.has_multi_frame if final else True
             write_bundle(
@@ -156,11 +135,11 @@ class Run:
         self.processes.barrier()
         return path
 
-    def _beginning(self, announce: bool = False) -> System:
+    def initial_system(self, announce: bool = False) -> System:
         """The networks as the run starts: random, with ImageNet weights, or from another run."""
         fusion = self.prior.fusion()
         system = System.build(self.recipe, self.device, fusion, processes=self.processes)
-        note = begin(system, self.recipe)
+        note = initialise(system, self.recipe)
         if self.prior.chosen is not None:
             system.prior = self.prior.chosen.prior.to(self.device)
         first = next(iter(self._parts()))
@@ -168,86 +147,15 @@ class Run:
             self.console.print(note, markup=False, highlight=False)
         return system
 
-    def _prepare(self, system: System, part: Part) -> System:
-        """The networks that a stage starts with, from what the stages before left."""
-        schedule = part.schedule
-        if isinstance(schedule, Distil):
-            return self._fresh_student(system, schedule, part.stage)
-        if isinstance(schedule, Prior):
-            return self._with_prior(system, schedule)
-        if isinstance(schedule, Teacher) and schedule.reset_map:
-            system.reset_map()
+    def system_of(self, checkpoint: str) -> System:
+        """The recipe's networks as another run left them. Raises RecipeError."""
+        system = System.build(self.recipe, self.device, processes=self.processes)
+        start_from(Path(checkpoint), system, "teacher")
         return system
 
-    def _fresh_student(self, teacher: System, schedule: Distil, number: int) -> System:
-        """A student and pose network as before the teacher, beside the teacher's M.
-
-        In the second round of a mutual stage the teacher is what the first round left.
-        """
-        fresh = self._beginning()
-        source = schedule.fresh_from
-        if source is None:
-            teachers = [
-                place
-                for place, stage in enumerate(self.recipe.stages[:number])
-                if isinstance(stage, SelfSupervised) and teaches_multi(stage)
-            ]
-            source = teachers[-1] - 1 if teachers else -1
-        if source >= 0:
-            load_checkpoint(self._done[source], fresh.networks)
-        if schedule.teacher is not None and number not in self._done:
-            teacher = System.build(self.recipe, self.device, processes=self.processes)
-            start_from(Path(schedule.teacher), teacher, "teacher")
-        fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
-        fresh.teacher = teacher.frozen_copy()
-        return fresh
-
-    def _with_prior(self, system: System, schedule: Prior) -> System:
-        """Rebuilt with a fusion, and the prior that it reads."""
-        prior = random_prior(
-            system,
-            self.data().training,
-            schedule.references,
-            schedule.per_image,
-            self.recipe.seed,
-        )
-        fused = System.build(self.recipe, self.device, FusionConfig(), self.processes)
-        load_without_fusion(fused.student, system.student)
-        fused.pose.load_state_dict(system.pose.state_dict())
-        fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
-        fused.prior = prior
-        return fused
-
-    def _stage(self, system: System, schedule: TrainedStage) -> TrainingStage:
-        if isinstance(schedule, Supervised):
-            pairs = self.pairs(schedule.pairs)
-            assert pairs is not None  # the recipe was checked
-            return SupervisedStage(schedule, system, pairs, self.validation)
-        kinds: dict[type[SelfSupervised], type[SelfSupervisedStage]] = {
-            Teacher: TeacherStage,
-            Distil: DistilStage,
-            Mutual: DistilStage,
-        }
-        common: dict[str, Any] = {
-            "triplets": self.data().training,
-            "pairs": self.pairs(),
-            "validation": self.validation,
-            "name": schedule.kind.replace("_", "-"),
-            "metres_per_unit": self.recipe.metres_per_unit,
-            "held_out": self.data().validation,
-        }
-        if isinstance(schedule, Student):
-            unread = system.student.fusion is None or self.prior.chosen is not None
-            references = None if unread else self.prior.references
-            outputs = self.prior.outputs if schedule.asks_teacher else None
-            if schedule.view == "own" and self.data().training.has_rich:
-                common["triplets"] = self.data().training.without_rich()  # nobody looks at them
-            return StudentStage(schedule, system, **common, references=references, outputs=outputs)
-        return kinds.get(type(schedule), SelfSupervisedStage)(schedule, system, **common)
-
-    def _settings(self, number: int) -> Settings:
+    def _settings(self, number: int) -> TrainerConfig:
         r = self.recipe
-        return Settings(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
+        return TrainerConfig(r.seed, number, r.checkpoint_every, r.validate_every, r.log_every)
 
     def _root(self) -> Path:
         if not self.recipe.data.recorded and self.recipe.data.root is None:
@@ -265,9 +173,8 @@ class Run:
         data, scale = self.recipe.data, self.recipe.output.scale_drive
         plan_data(self.root, data)
         for number, stage in enumerate(self.recipe.stages):
-            teacher = stage.teacher if isinstance(stage, Distil) else None
-            if teacher is not None:
-                look_for(f"stages.{number}.teacher", teacher)
+            for key, path in stage.files.items():
+                look_for(f"stages.{number}.{key}", path)
         if self.recipe.start is not None:
             look_for("start", self.recipe.start)
         wanted = {}
@@ -285,7 +192,7 @@ class Run:
         """Real triplets, read once; what had to be left out is named."""
         if self._data is None:
             r = self.recipe
-            with self.processes.first_goes_ahead():  # it fills the cache
+            with self.processes.main_process_first():  # it fills the cache
                 self._data = load_data(
                     self.root, r.data, r.size, r.metres_per_unit, self.prior.size()
                 )
@@ -303,7 +210,7 @@ class Run:
             return None
         from training.data.pairs import ensure_samples
 
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             folder = ensure_samples(synthetic, self.recipe.size, self.root, count)
         return PairSource.open(folder, self.recipe.metres_per_unit, synthetic.count)
 
@@ -323,17 +230,6 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     return Run(resolved, folder).carry_out()
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # how torch says that there is no CUDA
-        raise RecipeError(f"device '{name}' cannot be used: {error}") from error
-    return device
-
-
 def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
     """Write the resolved recipe; a folder where another recipe's run has begun is refused."""
     if path.is_file() and begun:
@@ -344,7 +240,7 @@ def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
                 "there); give --out another folder, or remove that one"
             )
         return
-    write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), path)
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _read_kept(path: Path) -> Recipe | None:

@@ -1,1 +1,1 @@
-"""Stages of training: each turns a batch into a loss for the engine."""
+"""Stages of training: each turns a batch into a loss for the trainer."""

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depth_prior_ros.evaluation.pictures import colour_inverse_depth
 from training.data.triplets import TripletBatch, TripletSource
-from training.evaluation.quick import colour_inverse_depth
 from training.stages.system import System, View
 
 _ROWS = 4

@@ -6,19 +6,68 @@ the high resolution and without attention-guided selection).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 import torch
+from pydantic import Field
+from torch import nn
 
 from depth_prior_ros.geometry.warping import Pose
-from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from training.data.triplets import TripletSource
+from training.errors import TrainingError
+from training.stages.base import NetworkName, Place, stage
+from training.stages.self_supervised import SelfSupervised
 from training.stages.system import System, View
+
+if TYPE_CHECKING:
+    from training.runs.run import Run
 
 NOTE = (
     "provisional: random pixels of training frames through the frozen multi-frame network, "
     "at the student's own resolution and without selection"
 )
 _BATCH = 8
+
+
+@stage
+class RandomPrior(SelfSupervised):
+    """A provisional prior: random pixels of training frames through the multi-frame network.
+
+    Then, unless ``train`` says otherwise, the student's fusion alone learns to read it.
+    """
+
+    kind: Literal["prior"]  # type: ignore[assignment]
+    passes_fusion = True
+    train: tuple[NetworkName, ...] = ("fusion",)
+    references: int = Field(8192, ge=1)
+    per_image: int = Field(64, ge=1)
+
+    def check(self, place: Place) -> None:
+        """As every stage; M has features to keep, and an image has so many pixels."""
+        super().check(place)
+        pixels = (
+            place.recipe.size[0] * place.recipe.size[1] // 16
+        )  # reference pixels lie in a quarter map
+        if self.per_image > pixels:
+            raise ValueError(f"per_image {self.per_image} is more than {pixels}")
+        if place.recipe.networks.multi_frame.kind != "pads":
+            raise ValueError("needs networks.multi_frame.kind: pads")
+        if place.recipe.networks.fusion is not None:
+            raise ValueError("does not go with networks.fusion: use student stages")
+
+    def prepare(self, run: Run, system: System, number: int) -> System:
+        """What the stages before left, with a fusion besides and the prior that it reads."""
+        prior = random_prior(
+            system, run.data().training, self.references, self.per_image, run.recipe.seed
+        )
+        fused = System.build(run.recipe, run.device, FusionConfig(), run.processes)
+        _load_without_fusion(fused.student, system.student)
+        fused.pose.load_state_dict(system.pose.state_dict())
+        fused.multi_frame.load_state_dict(system.multi_frame.state_dict())
+        fused.prior = prior
+        return fused
 
 
 @torch.no_grad()
@@ -69,3 +118,11 @@ def _reference_pixels(
     ).to(system.device)
     picked = torch.gather(maps, 1, pixels[..., None].expand(-1, -1, maps.shape[-1]))
     return picked.flatten(0, 1), 1 / torch.gather(depth, 1, pixels).flatten()
+
+
+def _load_without_fusion(target: nn.Module, source: nn.Module) -> None:
+    """Copy a student's weights into one that has a fusion besides."""
+    missing, unknown = target.load_state_dict(source.state_dict(), strict=False)
+    lost = [name for name in missing if not name.startswith("fusion.")] + unknown
+    if lost:
+        raise TrainingError(f"the student's weights {', '.join(lost[:3])} have no counterpart")

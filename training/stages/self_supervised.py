@@ -7,34 +7,116 @@ loss. `teacher.py` and `distil.py` build on it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
+from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.matching import TeacherOutput
 from depth_prior_ros.models.search_range import DELTA_RANGE
+from training.data.batch import StepBatch, TripletBatch
 from training.data.pairs import PairSource
-from training.data.triplets import TripletBatch, TripletSource
+from training.data.triplets import TripletSource
+from training.loop.distributed import to_device
 from training.losses.photometric import Target, identity_error, minimum_reprojection
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
 from training.losses.views import Views
-from training.recipes.recipe import SelfSupervised
+from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
 from training.stages.system import (
     System,
     View,
+    freeze_trunk,
     held_loss,
+    parameter_groups,
     share,
     standing,
     supervised_loss,
 )
 from training.stages.validation import HELD_OUT, Validation, held_out_error
 
-Logs = dict[str, float]
+if TYPE_CHECKING:
+    from training.runs.run import Run
+
+Logs = dict[str, Tensor]  # numbers of shape (), on the device
+
+
+@stage
+class SelfSupervised(TrainingConfig):
+    """Photometric training on real triplets, with rehearsal on synthetic pairs."""
+
+    kind: Literal["self_supervised"]
+    train: tuple[NetworkName, ...] = Field(
+        ("student", "pose", "multi_frame"),
+        min_length=1,
+        description="the networks that learn; the others serve, frozen",
+    )
+    multi_batch: int | None = Field(
+        None, ge=1, description="samples of a batch the multi-frame network sees; default: all"
+    )
+    synthetic_batch: int = Field(
+        2, ge=0, description="synthetic pairs beside each batch, where data.synthetic is given"
+    )
+    synthetic_weight: float = Field(0.1, ge=0)
+    smoothness: float = Field(1e-3, ge=0)
+    known_pose_weight: float = Field(1.0, ge=0, description="where poses were recorded")
+    velocity_weight: float = Field(
+        0.0, ge=0, description="travel of the pose network against the recorded one (PackNet)"
+    )
+    gradient_weight: float = Field(0.5, ge=0)
+    pose_weight: float = Field(10.0, ge=0, description="of synthetic pairs")
+    predicted_pose: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    static_camera: float = Field(0.0, ge=0, le=1, description="as in supervised stages")
+    held_weight: float = Field(0.1, ge=0, description="as in supervised stages")
+    scales: tuple[int, ...] = Field(
+        (0,), description="of 0 (full size) to 3; the multi-frame network needs 0"
+    )
+    auto_masked: bool = Field(
+        False,
+        description="mean over the pixels that the auto-mask keeps (ManyDepth, MISM) instead of "
+        "over all (monodepth2)",
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _decoded(cls, scales: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 not in scales or not set(scales) <= {0, 1, 2, 3}:
+            raise ValueError(f"must hold 0 and otherwise 1, 2 or 3, got {list(scales)}")
+        return scales
+
+    @property
+    def teaches_multi(self) -> bool:
+        """Whether the multi-frame network learns."""
+        return "multi_frame" in self.train
+
+    def check(self, place: Place) -> None:
+        """As every stage; and the decoder has its scales."""
+        super().check(place)
+        offered = DECODERS[place.recipe.networks.decoder].offered()
+        if not set(self.scales) <= set(offered):
+            has = ", ".join(map(str, offered))
+            raise ValueError(f"the decoder {place.recipe.networks.decoder} has scale {has} only")
+
+    def build(self, run: Run, system: System) -> SelfSupervisedStage:
+        """The stage of this kind on the run's triplets."""
+        return SelfSupervisedStage(self, system, **self._common(run))
+
+    def _common(self, run: Run) -> dict[str, Any]:
+        """What all stages on triplets are built with."""
+        return {
+            "triplets": run.data().training,
+            "pairs": run.pairs(),
+            "validation": run.validation,
+            "name": self.kind.replace("_", "-"),
+            "metres_per_unit": run.recipe.metres_per_unit,
+            "held_out": run.data().validation,
+        }
 
 
 @dataclass
@@ -63,10 +145,10 @@ class Scene:
 class SelfSupervisedStage:
     """S, Pose and M on real triplets, with rehearsal on synthetic pairs.
 
-    Networks that ``schedule.train`` does not name serve as they are.
+    Networks that ``config.train`` does not name serve as they are.
     """
 
-    schedule: SelfSupervised
+    config: SelfSupervised
     system: System
     triplets: TripletSource
     pairs: PairSource | None
@@ -75,15 +157,13 @@ class SelfSupervisedStage:
     metres_per_unit: float = 10.0
     held_out: TripletSource | None = None
     last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    chosen_by: str | None = "0039lidar"
 
     def __post_init__(self) -> None:
-        if self.held_out is not None:
-            self.chosen_by = HELD_OUT
         for network in self.networks.values():
             network.requires_grad_(False)
         for module in self._learning:
             module.requires_grad_(True)
+        freeze_trunk(self.system, self.config)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -93,52 +173,64 @@ class SelfSupervisedStage:
     @property
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
-        return [p for module in self._learning for p in module.parameters()]
+        found = [p for module in self._learning for p in module.parameters()]
+        return [p for p in found if p.requires_grad]
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trunk at its own rate."""
+        return parameter_groups(self.system, self.trained, self.config)
 
     @property
     def _learning(self) -> list[nn.Module]:
-        train = self.schedule.train
+        train = self.config.train
         modules = [network for name, network in self.networks.items() if name in train]
         fusion = self.system.student.fusion
         if "fusion" in train and "student" not in train and fusion is not None:
             modules.append(fusion)
         return modules
 
-    def loss(self, rng: np.random.Generator) -> tuple[Tensor, Logs]:
+    def draw_batch(self, rng: np.random.Generator) -> StepBatch:
         """One batch of triplets and, for rehearsal, one of pairs."""
+        processes, config = self.system.processes, self.config
+        size = config.batch
+        batch = StepBatch(self.triplets.batch(size, rng, part=processes.slice(size)))
+        if self.pairs is not None and (size := config.synthetic_batch):
+            batch.pairs = self.pairs.batch(size, rng, part=processes.slice(size))
+        return batch
+
+    def loss(self, drawn: StepBatch) -> tuple[Tensor, Logs]:
+        """Real frames explain each other; and rehearsal."""
         for name, network in self.networks.items():
-            if name not in self.schedule.train:  # batch statistics, PADS map stay as they are
+            if name not in self.config.train:  # batch statistics, PADS map stay as they are
                 network.eval()
-        processes, device = self.system.processes, self.system.device
-        size = self.schedule.batch
-        batch = self.triplets.batch(size, rng, part=processes.slice(size)).to(device)
+        drawn = to_device(drawn, self.system.device)
+        batch = drawn.triplets
         self.last_batch = {"images": batch.images, "K": batch.K, "poses": batch.poses}
         scene, loss, values = self._student(batch)
         further, logs = self._further(scene)
         loss, values = loss + further, values | logs
-        if self.pairs is not None and self.schedule.synthetic_batch:
-            size = self.schedule.synthetic_batch
-            pairs = self.pairs.batch(size, rng, part=processes.slice(size))
+        if drawn.pairs is not None:
             rehearsal, logs = supervised_loss(
                 self.system,
-                pairs.to(device),
-                gradient_weight=self.schedule.gradient_weight,
+                drawn.pairs,
+                gradient_weight=self.config.gradient_weight,
                 multi_batch=self._rehearsed_by_multi(),
-                pose_weight=self.schedule.pose_weight,
-                predicted_pose=self.schedule.predicted_pose,
-                static_camera=self.schedule.static_camera,
-                held_weight=self.schedule.held_weight,
+                pose_weight=self.config.pose_weight,
+                predicted_pose=self.config.predicted_pose,
+                static_camera=self.config.static_camera,
+                held_weight=self.config.held_weight,
             )
-            loss, values = loss + self.schedule.synthetic_weight * rehearsal, values | logs
-        return loss, values
+            loss, values = loss + self.config.synthetic_weight * rehearsal, values | logs
+        return loss, {name: value.detach() for name, value in values.items()}
 
     def _rehearsed_by_multi(self) -> int | None:
         """Pairs of a batch that M rehearses on: none where it does not learn."""
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return 0
-        limit = self.schedule.multi_batch
+        limit = self.config.multi_batch
         if limit is not None:
-            limit = min(limit, self.schedule.synthetic_batch)
+            limit = min(limit, self.config.synthetic_batch)
         return share(self.system, limit)
 
     def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,16 +238,14 @@ class SelfSupervisedStage:
         the same as predicted; and the loss of these where known."""
         predicted = self.system.neighbour_motions(batch.inputs)
         recorded = batch.poses.transpose(0, 1)
-        if not batch.known.any():
-            return predicted, predicted, predicted.new_zeros(())
         loss = pose_loss(Pose(predicted), Pose(recorded), known=batch.known)
         known = batch.known[None, :, None, None]
         return torch.where(known, recorded, predicted), predicted, loss
 
     def _student(self, batch: TripletBatch) -> tuple[Scene, Tensor, Logs]:
         """Photometric loss and smoothness of the student's depth, at every scale asked for."""
-        schedule = self.schedule
-        images, K = self._explained(batch)
+        config = self.config
+        images, K = self._targets(batch)
         before, now, after = images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
         poses, predicted, pose_error = self._poses(batch)
@@ -163,16 +253,16 @@ class SelfSupervisedStage:
         with torch.no_grad():
             identity = identity_error(sources, target, self._noise(images))
         reprojection = smooth = poses.new_zeros(())
-        output = self.system.look(batch.inputs[:, 1], schedule.scales)
+        output = self.system.predict(batch.inputs[:, 1], config.scales)
         disparities = output.disparity
-        scene, explained = None, 0.0
+        scene = mask_share = None
         for scale in sorted(disparities):
             disparity, size = disparities[scale], now.shape[-2:]
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)
             _, depth = disparity_to_depth(full)
             rebuilt = views.rebuild(depth)
             error, mask = minimum_reprojection(
-                rebuilt, target, identity, "kept" if schedule.kept_pixels_only else "all"
+                rebuilt, target, identity, "kept" if config.auto_masked else "all"
             )
             reprojection = reprojection + error / len(disparities)
             smooth = smooth + scale_smoothness(disparity, batch.images[:, 1], scale) / len(
@@ -189,23 +279,23 @@ class SelfSupervisedStage:
                     rebuilt,
                     output.prior_inverse_depth,
                 )
-                explained = mask.float().mean().item()
-        assert scene is not None  # the recipe was checked
+                mask_share = mask.float().mean()
+        assert scene is not None and mask_share is not None  # the recipe was checked
         values = {
-            "photometric": reprojection.item(),
-            "smoothness": smooth.item(),
-            "explained": explained,
-            "pose": pose_error.item(),
-            "depth_mean": scene.depth.mean().item(),
-            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean().item(),
-            "disparity_mean": disparities[0].mean().item(),
-            "disparity_spread": disparities[0].std((1, 2, 3)).mean().item(),
+            "photometric": reprojection,
+            "smoothness": smooth,
+            "auto_mask_share": mask_share,
+            "pose": pose_error,
+            "depth_mean": scene.depth.mean(),
+            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean(),
+            "disparity_mean": disparities[0].mean(),
+            "disparity_spread": disparities[0].std((1, 2, 3)).mean(),
         }
-        loss = self._photometric_weight * reprojection + schedule.smoothness * smooth
-        loss = loss + schedule.known_pose_weight * pose_error
-        if schedule.velocity_weight:
+        loss = self._photometric_weight * reprojection + config.smoothness * smooth
+        loss = loss + config.known_pose_weight * pose_error
+        if config.velocity_weight:
             travel, logs = self._travel_error(batch, predicted)
-            loss, values = loss + schedule.velocity_weight * travel, values | logs
+            loss, values = loss + config.velocity_weight * travel, values | logs
         return scene, loss, values
 
     def _travel_error(self, batch: TripletBatch, poses: Tensor) -> tuple[Tensor, Logs]:
@@ -219,14 +309,14 @@ class SelfSupervisedStage:
             known,
             self.metres_per_unit,
         )
-        return error, {"travel_error": error.item()}
+        return error, {"travel_error": error}
 
     @property
     def _photometric_weight(self) -> float:
         """Of the student's photometric loss."""
         return 1.0
 
-    def _explained(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
+    def _targets(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
         """The frames (B, 3, 3, H, W) that the student's depth has to explain, and their K."""
         return batch.images, batch.K
 
@@ -241,7 +331,7 @@ class SelfSupervisedStage:
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
         """What this kind of stage adds: here, the plain loss of M where it learns."""
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
@@ -249,28 +339,28 @@ class SelfSupervisedStage:
         multi = self._match(scene, seen)
         error, smooth = self._multi_errors(scene, views, multi.depth)
         held, logs = self._held(multi, scene)
-        loss = error + self.schedule.smoothness * smooth + held
+        loss = error + self.config.smoothness * smooth + held
         return loss, self._multi_logs(multi, error, smooth, still) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
         """What M compares with, and where (B,) it is the current frame itself, without motion."""
         seen = self._seen(scene, views)
-        still = self.system.still(self.schedule.static_camera, len(scene.depth))
-        if self.schedule.static_camera:
+        still = self.system.still(self.config.static_camera, len(scene.depth))
+        if self.config.static_camera:
             now = scene.batch.inputs[:, 1]
             seen = [standing(view, now, still) for view in seen]
         return seen, still
 
     def _held(self, multi: TeacherOutput, scene: Scene) -> tuple[Tensor, Logs]:
         """M's matches held to the student's depth where there is no parallax."""
-        if not self.schedule.held_weight:
+        if not self.config.held_weight:
             return scene.depth.new_zeros(()), {}
         held = held_loss(multi, scene.depth)
-        return self.schedule.held_weight * held, {"multi/held": held.item()}
+        return self.config.held_weight * held, {"multi/held": held.detach()}
 
     def _part(self, scene: Scene) -> Scene:
         """The samples that M sees, without the student's gradient."""
-        n = slice(share(self.system, self.schedule.multi_batch))
+        n = slice(share(self.system, self.config.multi_batch))
         batch = replace(
             scene.batch,
             **{name: value[n] for name, value in vars(scene.batch).items() if value is not None},
@@ -297,10 +387,10 @@ class SelfSupervisedStage:
     def _match(self, scene: Scene, seen: list[View]) -> TeacherOutput:
         """M's depth of a part of the batch; its range follows."""
         system, batch = self.system, scene.batch
-        scales = self.schedule.scales
+        scales = self.config.scales
         multi = system.multi(batch.inputs[:, 1], seen, batch.K, scene.depth, scales)
         # Not once S, which was learning, is frozen (ManyDepth).
-        frozen = "student" in self.schedule.train and not system.student.training
+        frozen = "student" in self.config.train and not system.student.training
         if not frozen:
             system.observe(multi, scene.depth)
         return multi
@@ -324,15 +414,15 @@ class SelfSupervisedStage:
             counted = counted * ~changed.view(-1, 1, 1, 1)
         at_end = (((best == 0) | (best == last)) * counted).sum() / counted.sum().clamp(min=1)
         values = {
-            "multi/photometric": error.item(),
-            "multi/smoothness": smooth.item(),
-            "multi/depth_mean": multi.depth.mean().item(),
-            "multi/at_range_end": at_end.item(),
-            "multi/parallax": multi.parallax.median().item(),
+            "multi/photometric": error,
+            "multi/smoothness": smooth,
+            "multi/depth_mean": multi.depth.mean(),
+            "multi/at_range_end": at_end,
+            "multi/parallax": multi.parallax.median(),
         }
         return values | range_figures(self.system.multi_frame)
 
-    def validate(self) -> Logs:
+    def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""
         figures = self.validation.figures(self.system)
         if self.held_out is not None:
@@ -367,14 +457,14 @@ def range_figures(multi_frame: nn.Module) -> Logs:
     followed = getattr(multi_frame, "range", None)
     if followed is not None:
         return {
-            "multi/range_near": float(followed.min_depth),
-            "multi/range_far": float(followed.max_depth),
+            "multi/range_near": followed.min_depth,
+            "multi/range_far": followed.max_depth,
         }
     if delta is None:
         return {}
     low, high = DELTA_RANGE
     return {
-        "multi/delta_mean": delta.mean().item(),
-        "multi/delta_max": delta.max().item(),
-        "multi/at_clip": ((delta <= low) | (delta >= high)).float().mean().item(),
+        "multi/delta_mean": delta.mean(),
+        "multi/delta_max": delta.max(),
+        "multi/at_clip": ((delta <= low) | (delta >= high)).float().mean(),
     }

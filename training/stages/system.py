@@ -6,23 +6,29 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.matching import Features, Lookup
 from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
+from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
-from training.recipes.recipe import MultiFrame, Recipe, teaches_multi
+from training.recipes.base import RecipeError
+
+if TYPE_CHECKING:
+    from training.recipes.recipe import MultiFrame, Recipe
+    from training.stages.base import TrainingConfig
 
 
 @dataclass
@@ -55,7 +61,7 @@ class System:
     prior: Prior | None = None
     align: bool = True
     lookup: tuple[int, ...] = (-1,)
-    processes: Processes = field(default=ALONE, repr=False)
+    processes: ProcessGroup = field(default=SINGLE_PROCESS, repr=False)
     teacher: System | None = field(default=None, repr=False)
     matches: bool = True
 
@@ -65,26 +71,27 @@ class System:
         recipe: Recipe,
         device: torch.device,
         fusion: FusionConfig | None = None,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> System:
         """Randomly initialised networks of a recipe; the seed decides them."""
         torch.manual_seed(recipe.seed)
         nets = recipe.networks
         far = math.log(nets.far_disparity / (1 - nets.far_disparity))
-        student = Student(nets.trunk, nets.decoder, fusion, far_bias=far)
+        student = Student(nets.trunk, nets.decoder, fusion, far, nets.camera_code)
         system = cls(
             student,
             PoseNet(nets.pose),
             build_multi_frame(multi_frame_architecture(nets.multi_frame, recipe.size)),
             device,
-            recipe.precision,
+            choose_precision(recipe.precision, device),
             align=nets.multi_frame.align_motion,
             lookup=nets.multi_frame.lookup,
             processes=processes,
-            matches=recipe.start is not None or any(map(teaches_multi, recipe.stages)),
+            matches=recipe.trains_multi_frame,
         )
         for network in system.networks.values():
             network.to(device)
+            share_batch_statistics(network, processes)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return system
 
@@ -114,19 +121,25 @@ class System:
             self.multi_frame.window_seen.zero_()
 
     def autocast(self) -> torch.autocast:
-        """bf16 for the networks when the recipe asks for it; losses stay in fp32."""
+        """bf16 for the networks when the recipe asks for it; losses stay in f32."""
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def single(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> dict[int, Tensor]:
-        """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, fp32."""
-        return self.look(image, scales).disparity
+        """Disparity in [0, 1] of images (B, 3, H, W) at the given scales, f32."""
+        return self.predict(image, scales).disparity
 
-    def look(self, image: Tensor, scales: tuple[int, ...] = (0,)) -> StudentOutput:
-        """All that the student says of images (B, 3, H, W), with the prior if there is one."""
+    def predict(
+        self, image: Tensor, scales: tuple[int, ...] = (0,), code: Tensor | None = None
+    ) -> StudentOutput:
+        """All that the student says of images (B, 3, H, W), with the prior if there is one.
+
+        code: (B, 5), what it is told of the cameras; None, and where it takes none: KITTI's.
+        """
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            output = self.student(image, self.prior, scales=scales)
+            told = code if self.student.camera_code is not None else None
+            output = self.student(image, self.prior, scales=scales, code=told)
         disparity = {scale: d.float() for scale, d in output.disparity.items()}
         return replace(output, disparity=disparity)
 
@@ -135,7 +148,7 @@ class System:
         return disparity_to_depth(self.single(image)[0])[1]
 
     def motion(self, first: Tensor, second: Tensor) -> Pose:
-        """``second_from_first`` (B, 4, 4) in network units, fp32."""
+        """``second_from_first`` (B, 4, 4) in network units, f32."""
         with self.autocast():
             pose = self.pose(first, second)
         return Pose(pose.matrix.float())
@@ -247,6 +260,37 @@ def multi_frame_architecture(settings: MultiFrame, size: tuple[int, int]) -> dic
     return architecture
 
 
+def freeze_trunk(system: System, config: TrainingConfig) -> None:
+    """Keep the early layers of the student's trunk where the configuration says so.
+
+    Raises:
+        RecipeError: a trunk that cannot be frozen in part, or no features at that stride.
+    """
+    if config.frozen_to is None:
+        return
+    trunk = system.student.trunk
+    if not isinstance(trunk, MobileNetV2):
+        raise RecipeError("frozen_to: only the trunk mobilenet_v2 can be frozen in part")
+    try:
+        for layer in trunk.layers_to(config.frozen_to):
+            layer.requires_grad_(False)
+    except ValueError as error:
+        raise RecipeError(f"frozen_to: {error}") from error
+
+
+def parameter_groups(
+    system: System, trained: list[nn.Parameter], config: TrainingConfig
+) -> list[dict[str, Any]]:
+    """What learns, the student's trunk at a rate of its own."""
+    trunk = {id(p) for p in system.student.trunk.parameters()}
+    own = [p for p in trained if id(p) in trunk]
+    rest = [p for p in trained if id(p) not in trunk]
+    if not own or config.trunk_rate == 1:
+        return [{"params": trained}]
+    slower = {"params": own, "factor": config.trunk_rate}
+    return [{"params": rest}, slower] if rest else [slower]
+
+
 def supervised_loss(
     system: System,
     batch: PairBatch,
@@ -257,7 +301,7 @@ def supervised_loss(
     predicted_pose: float = 0.0,
     static_camera: float = 0.0,
     held_weight: float = 0.0,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """All three networks against exact depth and motion.
 
     Args:
@@ -271,7 +315,7 @@ def supervised_loss(
         held_weight: of `held_loss`.
     """
     previous, current = batch.inputs.unbind(1)
-    depth = system.single_depth(current)
+    depth = disparity_to_depth(system.predict(current, code=batch.code).disparity[0])[1]
     pose = system.motion(previous, current).inverse()
     truth = batch.previous_from_current
     parts = {
@@ -305,7 +349,7 @@ def supervised_loss(
         if held_weight:
             parts["multi_held"] = held_loss(multi, single)
             loss = loss + held_weight * parts["multi_held"]
-    return loss, {f"synthetic/{name}": value.item() for name, value in parts.items()}
+    return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
 
 
 def rebuild(sources: Tensor, depth: Tensor, K: Tensor, poses: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
@@ -21,15 +23,62 @@ from training.losses.distillation import (
 from training.losses.masked import masked_mean
 from training.losses.photometric import minimum_error
 from training.losses.views import Views
-from training.recipes.recipe import Teacher
+from training.stages.base import stage
 from training.stages.self_supervised import (
     Logs,
     Scene,
+    SelfSupervised,
     SelfSupervisedStage,
     aligned_views,
     scale_smoothness,
 )
-from training.stages.system import View
+from training.stages.system import System, View
+
+if TYPE_CHECKING:
+    from training.runs.run import Run
+
+
+@stage
+class Teacher(SelfSupervised):
+    """S, Pose and M jointly (MISM, 4.4; ManyDepth with networks.multi_frame: cost_volume)."""
+
+    kind: Literal["teacher"]  # type: ignore[assignment]
+    leaves_bundle = True
+    masked_consistency: float = Field(
+        100.0, ge=0, description="weight of M's agreement with itself on a partly masked image"
+    )
+    missing_frame: float = Field(
+        0.0, ge=0, le=1, description="share of samples without a previous frame"
+    )
+    consistency: float = Field(
+        0.0, ge=0, description="weight of M's L1 to S where matching is unreliable (ManyDepth)"
+    )
+    reset_map: bool = Field(
+        True, description="the PADS map begins at delta_init, whatever the weights come from"
+    )
+    freeze_at: float | None = Field(
+        None, gt=0, lt=1, description="S and Pose are frozen after this share of the steps"
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Teacher:
+        if self.static_camera + self.missing_frame > 1:
+            raise ValueError("static_camera and missing_frame together are more than 1")
+        if self.freeze_at is not None and "multi_frame" not in self.train:
+            raise ValueError("freeze_at freezes all but multi_frame, which train does not name")
+        if self.missing_frame and not self.consistency:
+            raise ValueError("missing_frame needs consistency above 0")
+        return self
+
+    def prepare(self, run: Run, system: System, number: int) -> System:
+        """What the stages before left, with a PADS map that begins anew."""
+        if self.reset_map:
+            system.reset_map()
+        return system
+
+    def build(self, run: Run, system: System) -> TeacherStage:
+        """The stage of this kind on the run's triplets."""
+        return TeacherStage(self, system, **self._common(run))
 
 
 class TeacherStage(SelfSupervisedStage):
@@ -40,17 +89,17 @@ class TeacherStage(SelfSupervisedStage):
     elsewhere; some samples lose their previous frame, or see it stand still.
     """
 
-    schedule: Teacher
+    config: Teacher
 
     def at_step(self, step: int) -> None:
         """Freeze S and Pose for the last part, as ManyDepth does."""
-        if self.schedule.freeze_at is None or step < self.schedule.freeze_at * self.schedule.steps:
+        if self.config.freeze_at is None or step < self.config.freeze_at * self.config.steps:
             return
         for network in (self.system.student, self.system.pose):
             network.requires_grad_(False).eval()
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
-        if "multi_frame" not in self.schedule.train:
+        if "multi_frame" not in self.config.train:
             return scene.depth.new_zeros(()), {}
         scene = self._part(scene)
         views = aligned_views(self.system, scene)
@@ -63,7 +112,7 @@ class TeacherStage(SelfSupervisedStage):
             hidden, logs = self._hidden(scene, seen, multi.depth)
             held, more = self._held(multi, scene)
             extra, logs = hidden + held, logs | more
-        loss = error + self.schedule.smoothness * smooth + extra
+        loss = error + self.config.smoothness * smooth + extra
         return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
     def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
@@ -74,12 +123,12 @@ class TeacherStage(SelfSupervisedStage):
         """
         if isinstance(self.system.multi_frame, PadsMap):
             return super()._lookups(scene, views)
-        schedule, count = self.schedule, len(scene.depth)
+        config, count = self.config, len(scene.depth)
         u = self.system.processes.draw(count, lambda k: torch.rand(k)).to(scene.depth.device)
-        still = u < schedule.static_camera
-        missing = ~still & (u < schedule.static_camera + schedule.missing_frame)
+        still = u < config.static_camera
+        missing = ~still & (u < config.static_camera + config.missing_frame)
         seen = self._seen(scene, views)
-        if schedule.static_camera or schedule.missing_frame:
+        if config.static_camera or config.missing_frame:
             now = scene.target.image
             seen = [
                 replace(
@@ -93,7 +142,7 @@ class TeacherStage(SelfSupervisedStage):
 
     def _hidden(self, scene: Scene, seen: list[View], depth: Tensor) -> tuple[Tensor, Logs]:
         """M's agreement with itself on an image of which a rectangle is hidden (MISM, 4.4)."""
-        if not self.schedule.masked_consistency:
+        if not self.config.masked_consistency:
             return depth.new_zeros(()), {}
         height, width = depth.shape[-2:]
         rng = np.random.default_rng(int(torch.randint(2**31, ())))  # alike in all processes
@@ -101,7 +150,7 @@ class TeacherStage(SelfSupervisedStage):
         current = rectangle.hide(scene.batch.inputs[:, 1])
         hidden = self.system.multi(current, seen, scene.batch.K, scene.depth)
         loss = masked_input_consistency(hidden.depth, depth, rectangle)
-        return self.schedule.masked_consistency * loss, {"multi/masked_consistency": loss.item()}
+        return self.config.masked_consistency * loss, {"multi/masked_consistency": loss}
 
     def _many_depth(
         self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
@@ -121,8 +170,8 @@ class TeacherStage(SelfSupervisedStage):
             agreement = agreement + single_frame_consistency(depth, scene.depth, reliable)
         count = len(multi.disparity)
         logs = {
-            "multi/reliable": reliable.float().mean().item(),
-            "multi/consistency": agreement.item() / count,
+            "multi/reliable": reliable.float().mean(),
+            "multi/consistency": agreement / count,
         }
-        extra = self.schedule.consistency * agreement / count
+        extra = self.config.consistency * agreement / count
         return error / count, smooth / count, extra, logs

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from training.data.triplets import TripletSource
-from training.evaluation.quick import (
-    cached_set,
-    colour_inverse_depth,
-    evaluate_network,
-    predict_inverse_depth,
+from depth_prior_ros.evaluation.evaluate import evaluate, evaluate_beside, wrong_images
+from depth_prior_ros.evaluation.frames import (
+    EvaluationFrame,
+    EvaluationSet,
+    read_evaluation_frames,
 )
-from training.evaluation.sets import EvaluationError
+from depth_prior_ros.evaluation.metrics import mean_errors, summary
+from depth_prior_ros.evaluation.pictures import colour_inverse_depth
+from depth_prior_ros.evaluation.predictors import NetworkPredictor
+from depth_prior_ros.evaluation.protocols import Protocol
+from training.data.triplets import TripletSource
+from training.evaluation.sets import (
+    EvaluationError,
+    eigen_drive_sets,
+    kitti_2015_set,
+    lidar_training_set,
+)
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.losses.views import Views
 from training.stages.system import System
+
+_log = logging.getLogger(__name__)
+
+SETS = ("0039lidar", "kitti2015", "0052")
 
 #: Photometric error on the triplets that a split holds out.
 HELD_OUT = "held_out"
@@ -38,16 +55,15 @@ class Validation:
 
     root: Path
     size: tuple[int, int]
-    sets: tuple[str, ...] = ("0039lidar", "kitti2015", "0052")
+    sets: tuple[str, ...] = SETS
 
     def figures(self, system: System) -> dict[str, float]:
         """AbsRel after median scaling by set, and of the prediction's own mean map beside it."""
+        network = NetworkPredictor(system.student, system.device, system.prior)
         found = {}
         for name in self.sets:
             try:
-                result = evaluate_network(
-                    system.student, system.device, self.size, self.root, (name,), system.prior
-                )[name]
+                result = evaluate_network(network, self.size, self.root, (name,))[name]
             except EvaluationError:
                 continue
             found[name] = result["abs_rel"]
@@ -56,22 +72,85 @@ class Validation:
 
     def pictures(self, system: System) -> dict[str, np.ndarray]:
         """Fixed frames beside their predicted depth (near = red), one picture a set."""
+        network = NetworkPredictor(system.student, system.device, system.prior)
         result = {}
         for name in self.sets:
             try:
-                images = cached_set(name, self.root, self.size).images
+                _, frames = cached_frames(name, self.root, self.size)
             except EvaluationError:
                 continue
-            images = images[:: max(1, len(images) // _PICTURED)][:_PICTURED]
-            inverse = predict_inverse_depth(
-                system.student, images, system.device, prior=system.prior
-            )
+            chosen = frames[:: max(1, len(frames) // _PICTURED)][:_PICTURED]
+            images = np.stack([frame.image for frame in chosen])
+            inverse = network.inverse_depth(images)
             rows = [
                 np.hstack([i, colour_inverse_depth(d)])
                 for i, d in zip(images, inverse, strict=True)
             ]
             result[f"depth/{name}"] = np.vstack(rows)
         return result
+
+
+def evaluate_network(
+    network: NetworkPredictor,
+    size: tuple[int, int],
+    data: str | Path,
+    sets: Sequence[str] = SETS,
+) -> dict[str, dict[str, Any]]:
+    """Errors (see `metrics.summary`) of a student of input ``size`` (width, height) by set.
+
+    Beside them AbsRel of two that do not fit the image: ``own_mean``, the predictions' mean over
+    the set for every image, and ``other_image``, the prediction for the image half the set away.
+    The first call reads the data (seconds); it stays in memory afterwards.
+
+    Raises:
+        EvaluationError: a set is missing.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for name in sets:
+        protocol, frames = cached_frames(name, Path(data), size)
+        judged = evaluate(network, frames, protocol, keep_depth=True)
+        mean, other = wrong_images(judged)
+        beside = evaluate_beside({"own_mean": mean, "other_image": other}, frames, protocol)
+        result[name] = dict(summary([frame.errors for frame in judged]))
+        result[name] |= {key: mean_errors(found).abs_rel for key, found in beside.items()}
+    return result
+
+
+@lru_cache(maxsize=8)
+def cached_frames(
+    name: str, data: Path, size: tuple[int, int]
+) -> tuple[Protocol, tuple[EvaluationFrame, ...]]:
+    """A set for networks of input ``size`` (width, height), read once, and its protocol.
+
+    ``name`` is kitti2015, 0039lidar or the number of an Eigen test drive. Frames that cannot be
+    read are left out with a warning.
+
+    Raises:
+        EvaluationError: the set is missing.
+    """
+    found = _find(name, data)
+    known = len(found.recording.skipped)
+    every = read_evaluation_frames(found.recording, found.protocol, size, found.judged)
+    frames = tuple(frame for frame in every if frame.truth is not None)
+    for entry in found.recording.skipped[known:]:
+        _log.warning("%s: left out %s", name, entry)
+    if not frames:
+        raise EvaluationError(f"{data}: no readable frame of the set '{name}'")
+    return found.protocol, frames
+
+
+def _find(name: str, data: Path) -> EvaluationSet:
+    found: EvaluationSet | None
+    if name == "kitti2015":
+        found = kitti_2015_set(data)
+    elif name == "0039lidar":
+        found = lidar_training_set(data)
+    else:
+        drives = eigen_drive_sets(data, listed_only=False)
+        found = next((s for s in drives if f"drive_{name}_" in s.name), None)
+    if found is None or not found.judged:
+        raise EvaluationError(f"{data}: the set '{name}' is not there or has no depth")
+    return found
 
 
 @torch.no_grad()

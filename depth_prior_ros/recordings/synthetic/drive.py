@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame, Skipped
 from depth_prior_ros.recordings.synthetic import vehicles
-from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
 from depth_prior_ros.recordings.synthetic.exposure import (
     Development,
     automatic_exposure,
@@ -23,7 +22,7 @@ from depth_prior_ros.recordings.synthetic.exposure import (
     sun_at,
 )
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.renderer import Light
+from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
 from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 from depth_prior_ros.recordings.synthetic.traffic import TOP_SPEED, convoy, dense_fleet, queue
@@ -290,9 +289,8 @@ class Rendered:
 class SyntheticDrive:
     """A `Recording` whose frames are rendered when they are read; same seed, same pictures.
 
-    `renderer`: auto, gl or raycast (see `open_renderer`); where auto has to do without OpenGL,
-    `notes` says so once a frame was read. `street` and `traffic`: see `plan_world`; other streets
-    than the embedded one have random weather.
+    `street` and `traffic`: see `plan_world`; other streets than the embedded one have random
+    weather. Reading a frame raises RendererUnavailableError where OpenGL does not work.
     """
 
     seed: int = 8
@@ -301,7 +299,6 @@ class SyntheticDrive:
     supersample: int = 2
     street: str = EMBEDDED
     traffic: str = "mixed"
-    renderer: str = "auto"
     name: str = "street"
     skipped: list[Skipped] = field(default_factory=list)
     depth_source: str = "exact"
@@ -327,7 +324,7 @@ class SyntheticDrive:
             self._exposure = 1.0
         else:
             self._light = random_light(np.random.default_rng([self.seed, 5]), self.bank)
-        self._renderer: WorldRenderer | None = None
+        self._renderer: Renderer | None = None
         self._last: tuple[int, Rendered] | None = None
         self.frames: Sequence[Frame] = [self._frame(i) for i in range(self.spec.frames)]
 
@@ -399,11 +396,8 @@ class SyntheticDrive:
             self.camera, pose, light, movers, self.supersample, None, waiting
         )
 
-    def _open(self) -> WorldRenderer:
-        shadows = 2048 if self.size[0] > 320 else 512
-        self._renderer, note = open_renderer(self.renderer, shadows)
-        if note and note not in self.notes:
-            self.notes.append(note)
+    def _open(self) -> Renderer:
+        self._renderer = Renderer(2048 if self.size[0] > 320 else 512)
         self._renderer.load_textures(self.bank)
         self._renderer.load(self.world.drawing)
         return self._renderer
@@ -436,11 +430,10 @@ def street_drive(
     street: str = EMBEDDED,
     traffic: str = "mixed",
     stop: bool = True,
-    renderer: str = "auto",
 ) -> SyntheticDrive:
     """By default the drive that comes with the package: 8 s at 10 Hz, with a stop of over 2 s.
 
-    Raises ValueError for a street, traffic or renderer that does not exist.
+    Raises ValueError for a street or traffic that does not exist.
     """
     dense = traffic == "dense"
     spec = dense_drive(frames, stop) if dense else DriveSpec(frames=frames, stop=stop)
@@ -451,5 +444,4 @@ def street_drive(
         supersample=supersample,
         street=street,
         traffic=traffic,
-        renderer=renderer,
     )

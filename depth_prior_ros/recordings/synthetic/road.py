@@ -5,16 +5,13 @@ The course of a road: s metres along it, d metres to the left of its middle, h a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, quads
+from depth_prior_ros.recordings.synthetic.renderer import Drawing
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
-
-if TYPE_CHECKING:
-    from depth_prior_ros.recordings.synthetic.world import Layout, StreetSpec
 
 _STEP = 1.0
 
@@ -63,6 +60,57 @@ class Course:
         matrix[:3, 2] = np.cross(forward, left)
         matrix[:3, 3] = self.points(np.float64(s), np.float64(d), np.float64(h))
         return matrix
+
+
+@dataclass(frozen=True)
+class StreetSpec:
+    """The plan of a street. Lengths in metres; `lanes` counts both directions."""
+
+    kind: str
+    lanes: int
+    lane_width: float
+    parking: tuple[bool, bool]  # left, right
+    pavement: tuple[float, float]  # width, 0 = none
+    verge: tuple[float, float]
+    crossings: tuple[tuple[float, float], ...]  # (road position, width)
+    dead_end: bool
+    bend: tuple[float, ...]
+    slope: tuple[float, ...]
+    occupancy: float  # share of parking places taken
+    traffic: float  # vehicles per 100 m and direction
+    tree_spacing: float
+    length: float = 240.0
+
+    @property
+    def half_road(self) -> float:
+        """Half the width of the lanes."""
+        return self.lanes * self.lane_width / 2
+
+
+@dataclass
+class Layout:
+    """Gathers meshes with the position of their triangles along the road."""
+
+    course: Course
+    _meshes: list[Mesh] = field(default_factory=list)
+    _along: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, mesh: Mesh, s: float | np.ndarray) -> None:
+        """Add a mesh in world coordinates; s is one position or one for each of its quads."""
+        along = np.repeat(s, 2) if isinstance(s, np.ndarray) else np.full(len(mesh.indices), s)
+        self._meshes.append(mesh)
+        self._along.append(along)
+
+    def put(self, mesh: Mesh, s: float, d: float, h: float = 0.0, yaw: float = 0.0) -> None:
+        """Stand a mesh on the road's frame at (s, d)."""
+        self.add(mesh.transformed(self.course.frame(s, d, h, yaw)), s)
+
+    def drawing(self, cutout_layers: list[int]) -> Drawing:
+        """Everything in one mesh, its triangles sorted along the road."""
+        mesh = Mesh.merge(self._meshes)
+        along = np.concatenate(self._along)
+        order = np.argsort(along, kind="stable")
+        return Drawing(Mesh(mesh.vertices, mesh.indices[order]), cutout_layers, along[order])
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from depth_prior_ros.recordings.synthetic import plants, scenery, vehicles
 from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, quads
-from depth_prior_ros.recordings.synthetic.road import Ground
+from depth_prior_ros.recordings.synthetic.road import Ground, Layout, StreetSpec
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
-
-if TYPE_CHECKING:
-    from depth_prior_ros.recordings.synthetic.world import Layout, StreetSpec
 
 _Rng = np.random.Generator
 _FILLS = ("houses", "villas", "hedge", "fence", "wall", "wood", "open", "car_park", "row")

@@ -7,10 +7,11 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
 - ``K.npy`` (N, 3, 3) float32, pixels at that size
 - ``previous_from_current.npy`` (N, 4, 4) float32, metres
 - ``moving.npy`` (N, H, W) uint8, 1 = something that moves by itself, in the current frame
+- ``mount.npy`` (N, 3) float32: height of the camera above the road in metres, pitch (up is
+  positive) and roll in radians; folders of schemas 1 and 2 may lack it
 
-Every shard depends on (seed, number of the shard, size, textures, share of dense traffic,
-renderer) only, so an interrupted run goes
-on where it stopped and gives the same files.
+Every shard depends on (seed, number of the shard, size, textures, shares of dense traffic and of
+cameras) only, so an interrupted run goes on where it stopped and gives the same files.
 
 One random pair of frames after the other: camera, traffic, light, picture, depth, motion.
 """
@@ -20,9 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -32,8 +31,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from depth_prior_ros.atomic_files import staging_folder, write_json
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.recordings.synthetic.choice import WorldRenderer, open_renderer
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings.synthetic.exposure import (
     automatic_exposure,
     develop,
@@ -42,7 +43,7 @@ from depth_prior_ros.recordings.synthetic.exposure import (
     random_light,
 )
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.renderer import Light
+from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
 from depth_prior_ros.recordings.synthetic.textures import TextureBank, tone_quantiles
 from depth_prior_ros.recordings.synthetic.traffic import (
     NEAREST,
@@ -72,6 +73,42 @@ class Pair:
     K: np.ndarray
     previous_from_current: np.ndarray
     moving: np.ndarray
+    mount: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mount:
+    """How a street's camera is mounted, and how its picture differs from KITTI's.
+
+    height: metres above the road. pitch (up is positive), roll: radians. focal: focal lengths over
+    KITTI's. row: how far the principal point lies lower, in image heights.
+    """
+
+    height: float
+    pitch: float
+    roll: float
+    focal: float
+    row: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Mount:
+        """Any camera on any vehicle from a small robot to a lorry."""
+        return cls(
+            height=rng.uniform(0.9, 2.4),
+            pitch=np.deg2rad(rng.uniform(-5.0, 5.0)),
+            roll=np.deg2rad(rng.uniform(-1.5, 1.5)),
+            focal=float(np.exp(rng.uniform(np.log(0.75), np.log(2.0)))),
+            row=rng.uniform(-0.06, 0.06),
+        )
+
+    def of(self, camera: Camera) -> Camera:
+        """A KITTI-like camera with this one's focal length and principal row."""
+        return replace(
+            camera,
+            fx=camera.fx * self.focal,
+            fy=camera.fy * self.focal,
+            cy=camera.cy + self.row * camera.height,
+        )
 
 
 def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
@@ -108,9 +145,16 @@ class _Shot:
     lane: int
     speed: float  # m/s
     movers: list[Mover]
+    mount: tuple[float, float, float]  # height, pitch, roll
 
 
-def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], dense: bool) -> _Shot:
+def _aim(
+    world: StreetWorld,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    dense: bool,
+    mount: Mount | None,
+) -> _Shot:
     spec = world.spec
     last = 150.0 if not spec.dead_end else 110.0
     s = rng.uniform(0, last)
@@ -122,6 +166,8 @@ def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], de
         yaw = rng.normal(0, np.deg2rad(12.0))
     pitch, roll = rng.normal(0, np.deg2rad([0.9, 0.6]))
     height = rng.uniform(1.4, 1.9)
+    if mount is not None:  # a third of the usual swaying about the mount
+        height, pitch, roll = mount.height, mount.pitch + pitch / 3, mount.roll + roll / 3
     current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
     travel = rng.uniform(0.0, TOP_SPEED * FRAME_TIME) if dense else rng.uniform(0.2, 2.0)
     if rng.random() < (0.2 if dense else 0.1):
@@ -132,7 +178,10 @@ def _aim(world: StreetWorld, rng: np.random.Generator, size: tuple[int, int], de
         previous = current @ step
     poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
     camera, time = random_camera(rng, size), rng.uniform(0, 3)
-    return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers)
+    if mount is not None:
+        camera = mount.of(camera)
+    mounted = (height, pitch, roll)
+    return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers, mounted)
 
 
 def _in_traffic(
@@ -167,20 +216,22 @@ def _movers(world: StreetWorld, shot: _Shot, time: float, gap: float) -> tuple[M
 
 
 def render_pair(
-    renderer: WorldRenderer,
+    renderer: Renderer,
     world: StreetWorld,
     light: Light,
     rng: np.random.Generator,
     size: tuple[int, int],
     tones: np.ndarray | None = None,
     fleet: list[Body] | None = None,
+    mount: Mount | None = None,
 ) -> Pair | None:
     """One random pair of frames in a loaded world; None where something blocks the view.
 
     tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
     fleet: the vehicles of dense, slow traffic; None leaves the street its own.
+    mount: of the camera; None: about as KITTI's.
     """
-    shot = _aim(world, rng, size, fleet is not None)
+    shot = _aim(world, rng, size, fleet is not None, mount)
     gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
     if fleet is not None:
         shot, gap = _in_traffic(world, shot, rng, fleet), 0.8 * NEAREST
@@ -214,8 +265,9 @@ def render_pair(
         images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
         depth=np.stack([f[1] for f in frames]).astype(np.float16),
         K=shot.camera.matrix().astype(np.float32),
-        previous_from_current=(np.linalg.inv(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
+        previous_from_current=(rigid_inverse(shot.poses[0]) @ shot.poses[1]).astype(np.float32),
         moving=frames[1][2].astype(np.uint8),
+        mount=np.array(shot.mount, np.float32),
     )
 
 
@@ -226,17 +278,19 @@ def _blocked(depth: np.ndarray) -> bool:
 
 
 def iterate(
-    renderer: WorldRenderer,
+    renderer: Renderer,
     shard: int,
     count: int,
     size: tuple[int, int],
     seed: int,
     texture_images: Sequence[Path] = (),
     dense: float = 0.0,
+    cameras: float = 0.0,
 ) -> Iterator[Pair]:
     """The `count` pairs of one shard; it loads its own textures into the renderer.
 
     dense: share of the worlds with dense, slow traffic; the other worlds do not depend on it.
+    cameras: share of the worlds with a camera of their own (`Mount.draw`) instead of KITTI's.
     """
     bank = TextureBank([seed, shard], texture_images)
     renderer.load_textures(bank)
@@ -246,19 +300,25 @@ def iterate(
         world, fleet = _world([seed, shard, number], bank, dense)
         renderer.load(world.drawing)
         rng = np.random.default_rng([seed, shard, number, 1])
+        mount = _mount([seed, shard, number], cameras)
         number += 1
         light = random_light(rng, bank)
         good = 0
         for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
             if attempt == PAIRS_PER_WORLD // 2:
                 light = random_light(rng, bank)
-            pair = render_pair(renderer, world, light, rng, size, tones, fleet)
+            pair = render_pair(renderer, world, light, rng, size, tones, fleet, mount)
             if pair is None:
                 continue
             yield pair
             made, good = made + 1, good + 1
             if made == count or good == PAIRS_PER_WORLD:
                 break
+
+
+def _mount(seed: list[int], cameras: float) -> Mount | None:
+    rng = np.random.default_rng([*seed, 3])
+    return Mount.draw(rng) if rng.random() < cameras else None
 
 
 def _world(
@@ -273,6 +333,7 @@ def _world(
 
 SCHEMA = 1
 SCHEMA_DENSE = 2  # some streets have dense traffic
+SCHEMA_CAMERAS = 3  # some streets have a camera of their own
 PAIRS_PER_SHARD = 128
 _T = TypeVar("_T")
 
@@ -294,7 +355,7 @@ def write_samples(
     *,
     processes: int = 1,
     dense: float = 0.0,
-    renderer: str = "auto",
+    cameras: float = 0.0,
 ) -> Path:
     """Write `count` pairs to `out_dir`; shards that are there already are kept.
 
@@ -302,33 +363,30 @@ def write_samples(
         out_dir: folder for ``manifest.json`` and ``shard_00000`` and so on.
         count: number of pairs.
         size: (width, height) of the images in pixels.
-        seed: everything follows from it, the size, the texture images, `dense` and `renderer`.
+        seed: everything follows from it, the size, the texture images and `dense`.
         texture_images: real frames to cut textures from (their licence goes to the weights).
         progress: show a progress bar.
         processes: how many draw at the same time; the files are the same whatever it is.
         dense: share of the streets with dense, slow traffic (cars and lorries 4 to 15 m ahead).
-        renderer: auto, gl (OpenGL) or raycast (numpy). auto goes on with what drew the folder's
-            first pairs; in a new folder it takes OpenGL where it works. The manifest names it.
+        cameras: share of the streets with a camera of their own: height .9 to 2.4 m, pitch to 5
+            degrees, focal length .75 to 2 times KITTI's. The others have about KITTI's.
 
     Raises:
         ValueError: `out_dir` holds samples made with other arguments, or an argument is wrong.
-        RendererUnavailableError: no OpenGL in memory, where it is asked for or drew the folder's
-            other pairs; the message names the packages.
+        RendererUnavailableError: no OpenGL in memory; the message names the packages.
     """
-    if processes < 1 or not 0 <= dense <= 1:
+    if processes < 1 or not 0 <= dense <= 1 or not 0 <= cameras <= 1:
         raise ValueError(
-            f"need processes >= 1 and dense between 0 and 1, got {processes} and {dense}"
+            f"need processes >= 1, dense between 0 and 1 and cameras too, got {processes}, {dense} "
+            f"and {cameras}"
         )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     images = tuple(Path(p) for p in texture_images)
     sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
     missing = [(i, wanted) for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
-    drawn_by, note = _drawn_by(out / "manifest.json", renderer, bool(missing))
-    if note and progress:
-        print(note, file=sys.stderr)
     manifest = {
-        "schema": SCHEMA_DENSE if dense else SCHEMA,
+        "schema": SCHEMA_CAMERAS if cameras else SCHEMA_DENSE if dense else SCHEMA,
         "seed": seed,
         "size": list(size),
         "count": count,
@@ -338,10 +396,11 @@ def write_samples(
         "depth_unit": "metres, 0 = sky",
         "frame_time": FRAME_TIME,
         "dense_traffic": dense,
-        "renderer": drawn_by,
+        "cameras": cameras,
+        "renderer": Renderer.name,  # folders drawn by another one exist
     }
     _check_manifest(out / "manifest.json", manifest)
-    job = _Job(out, size, seed, images, dense, drawn_by)
+    job = _Job(out, size, seed, images, dense, cameras)
     if processes > 1 and len(missing) > 1:
         _in_processes(job, missing, min(processes, len(missing)), progress)
     elif missing:
@@ -360,7 +419,7 @@ class _Job:
     seed: int
     images: tuple[Path, ...]
     dense: float
-    renderer: str
+    cameras: float
 
 
 class _Worker:
@@ -368,7 +427,7 @@ class _Worker:
 
     def __init__(self, job: _Job) -> None:
         self._job = job
-        self._renderer = open_renderer(job.renderer)[0]
+        self._renderer = Renderer()
 
     def write(self, shard: int, count: int) -> None:
         """Draw and write a shard, unless it is there in the meantime."""
@@ -376,7 +435,14 @@ class _Worker:
         if _pairs_in(job.out, shard) >= count:  # written by another process
             return
         pairs = iterate(
-            self._renderer, shard, count, job.size, job.seed, job.images, dense=job.dense
+            self._renderer,
+            shard,
+            count,
+            job.size,
+            job.seed,
+            job.images,
+            dense=job.dense,
+            cameras=job.cameras,
         )
         _write_shard(job.out, shard, list(pairs))
 
@@ -415,17 +481,6 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _drawn_by(manifest: Path, renderer: str, needed: bool) -> tuple[str, str | None]:
-    """The renderer of a folder and a note in words about it; see `write_samples`."""
-    if manifest.exists() and renderer == "auto":
-        renderer = str(json.loads(manifest.read_text()).get("renderer", "gl"))
-    if not needed and renderer != "auto":
-        return renderer, None
-    opened, note = open_renderer(renderer, 16)
-    opened.release()
-    return opened.name, note
-
-
 def _shard_path(out: Path, shard: int) -> Path:
     return out / f"shard_{shard:05d}"
 
@@ -439,17 +494,24 @@ def _pairs_in(out: Path, shard: int) -> int:
 def _shown(things: Iterable[_T], count: int, shown: bool) -> Iterable[_T]:
     """The things one by one, with a progress bar."""
     if not shown:
-        return things
-    from rich.progress import track
-
-    return track(things, total=count, description="rendering shards")
+        yield from things
+        return
+    with ProgressBar() as bar:
+        for done, thing in enumerate(things, 1):
+            bar("rendering shards", done, count)
+            yield thing
 
 
 def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         free = ("count", "texture_sources")  # more pairs; the same images in another place
-        old = {"dense_traffic": 0.0, "renderer": "gl", **old}  # once there was nothing else
+        old = {
+            "dense_traffic": 0.0,
+            "cameras": 0.0,
+            "renderer": "gl",
+            **old,
+        }  # once there was nothing else
         differing = [k for k in manifest if k not in free and old.get(k) != manifest[k]]
         if differing:
             raise ValueError(
@@ -457,23 +519,19 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
                 " choose another folder or delete this one"
             )
         manifest = {**manifest, "count": max(int(old["count"]), int(str(manifest["count"])))}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, manifest)
 
 
 def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
-    temporary = out / f".shard_{shard:05d}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name in ("images", "depth", "K", "previous_from_current", "moving"):
-        np.save(temporary / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
-    if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
-        shutil.rmtree(_shard_path(out, shard))
-    try:
-        temporary.rename(_shard_path(out, shard))
-    except OSError:
-        # Another process has just finished the same shard; the two are equal.
-        if not _shard_path(out, shard).exists():
-            raise
-        shutil.rmtree(temporary)
+    place = _shard_path(out, shard)
+    with staging_folder(place) as folder:
+        for name in ("images", "depth", "K", "previous_from_current", "moving", "mount"):
+            np.save(folder / f"{name}.npy", np.stack([getattr(p, name) for p in pairs]))
+        if 0 < _pairs_in(out, shard) < len(pairs):  # a short one, of which these are the rest too
+            shutil.rmtree(place)
+        try:
+            folder.rename(place)
+        except OSError:
+            # Another process has just finished the same shard; the two are equal.
+            if not place.exists():
+                raise

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from depth_prior_ros.recordings.synthetic import vehicles
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
-from depth_prior_ros.recordings.synthetic.renderer import Drawing
-from depth_prior_ros.recordings.synthetic.road import Course, Ground, lay_ground
+from depth_prior_ros.recordings.synthetic.road import Course, Ground, Layout, StreetSpec, lay_ground
 from depth_prior_ros.recordings.synthetic.roadside import line_roadside
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 KINDS = ("town", "residential", "avenue", "country", "motorway", "lane")
 _SHARES = (0.23, 0.2, 0.22, 0.2, 0.08, 0.07)
 CUTOUT_KINDS = ("leaves", "twigs", "fence", "round_sign", "contact", "paint")
-
-
-@dataclass(frozen=True)
-class StreetSpec:
-    """The plan of a street. Lengths in metres; `lanes` counts both directions."""
-
-    kind: str
-    lanes: int
-    lane_width: float
-    parking: tuple[bool, bool]  # left, right
-    pavement: tuple[float, float]  # width, 0 = none
-    verge: tuple[float, float]
-    crossings: tuple[tuple[float, float], ...]  # (road position, width)
-    dead_end: bool
-    bend: tuple[float, ...]
-    slope: tuple[float, ...]
-    occupancy: float  # share of parking places taken
-    traffic: float  # vehicles per 100 m and direction
-    tree_spacing: float
-    length: float = 240.0
-
-    @property
-    def half_road(self) -> float:
-        """Half the width of the lanes."""
-        return self.lanes * self.lane_width / 2
 
 
 def random_spec(rng: np.random.Generator, kind: str | None = None) -> StreetSpec:
@@ -133,32 +107,6 @@ def placed(movers: list[Mover], course: Course, time: float) -> tuple[Mesh, Mesh
     for mover in movers:
         sorted_out[0 if mover.moves(time) else 1].append(mover.at(course, time))
     return Mesh.merge(sorted_out[0]), Mesh.merge(sorted_out[1])
-
-
-@dataclass
-class Layout:
-    """Gathers meshes with the position of their triangles along the road."""
-
-    course: Course
-    _meshes: list[Mesh] = field(default_factory=list)
-    _along: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, mesh: Mesh, s: float | np.ndarray) -> None:
-        """Add a mesh in world coordinates; s is one position or one for each of its quads."""
-        along = np.repeat(s, 2) if isinstance(s, np.ndarray) else np.full(len(mesh.indices), s)
-        self._meshes.append(mesh)
-        self._along.append(along)
-
-    def put(self, mesh: Mesh, s: float, d: float, h: float = 0.0, yaw: float = 0.0) -> None:
-        """Stand a mesh on the road's frame at (s, d)."""
-        self.add(mesh.transformed(self.course.frame(s, d, h, yaw)), s)
-
-    def drawing(self, cutout_layers: list[int]) -> Drawing:
-        """Everything in one mesh, its triangles sorted along the road."""
-        mesh = Mesh.merge(self._meshes)
-        along = np.concatenate(self._along)
-        order = np.argsort(along, kind="stable")
-        return Drawing(Mesh(mesh.vertices, mesh.indices[order]), cutout_layers, along[order])
 
 
 class StreetWorld:

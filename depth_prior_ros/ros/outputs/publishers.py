@@ -19,10 +19,10 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 
 from depth_prior_ros.ros.messages import depth_to_image
-from depth_prior_ros.ros.output_settings import OutputSettings
 from depth_prior_ros.ros.outputs.clouds import CloudMaker
 from depth_prior_ros.ros.outputs.colours import ColourScale, colour_image
 from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
+from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import overrides, qos
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Outputs:
     def __init__(
         self,
         node: LifecycleNode,
-        settings: OutputSettings | None = None,
+        settings: Settings | None = None,
         *,
         metres: bool = True,
         qos_overrides: bool = True,
@@ -99,7 +99,7 @@ class Outputs:
         self.scale: ScaleStatus | None = None
         self.metres = metres
         self._node = node
-        self._settings = settings or OutputSettings()
+        self._settings = settings or Settings()
         self._cloud = CloudMaker()
         self._scale_told = (-np.inf, "")
         self._makers: dict[str, Callable[[Header, DepthResult], Any]] = {
@@ -121,7 +121,7 @@ class Outputs:
         """The relative name of the depth image's topic."""
         return topic_name("depth", self.metres)
 
-    def reconfigure(self, settings: OutputSettings) -> None:
+    def reconfigure(self, settings: Settings) -> None:
         """Use other settings from the next frame on; called between two frames."""
         self._settings = settings
 
@@ -137,7 +137,7 @@ class Outputs:
         has to be asked for it.
         """
         heard = {o for o in ON_DEMAND if self._publishers[o].get_subscription_count() > 0}
-        if "points" in heard and self._settings.needs_confidence_for_points:
+        if "points" in heard and self._settings.points_min_confidence > 0:
             heard.add("confidence")
         return frozenset(heard)
 
@@ -204,14 +204,14 @@ class Outputs:
 
     def _points(self, header: Header, result: DepthResult) -> PointCloud2 | None:
         s = self._settings
-        if s.needs_confidence_for_points and result.confidence is None:
+        if s.points_min_confidence > 0 and result.confidence is None:
             return None  # as above: points that nobody vouches for are not sent
         return self._cloud.message(
             header,
             result.depth,
             result.camera,
             rgb=getattr(result, "rgb", None) if s.points_colour else None,
-            confidence=result.confidence if s.needs_confidence_for_points else None,
+            confidence=result.confidence if s.points_min_confidence > 0 else None,
             min_confidence=s.points_min_confidence,
             max_depth=s.points_max_depth_m,
             stride=s.points_stride,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depth_prior_ros.atomic_files import remove_leftovers
+from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.batch import TripletBatch
 from training.data.triplets import TripletSource
 from training.errors import TrainingError
-from training.loop.distributed import ALONE, Processes
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.reference.files import (
     MANIFEST_NAME,
+    SHARDS,
     ReferenceManifest,
     ReferenceSetError,
     Settings,
@@ -36,7 +39,6 @@ from training.prior.reference.files import (
     file_hash,
     open_shard,
     read_manifest,
-    remove_leftovers,
     shard_name,
     write_manifest,
     write_shard,
@@ -44,21 +46,19 @@ from training.prior.reference.files import (
 from training.prior.reference.set import ReferenceSet
 from training.prior.teachers.base import RichTeacher, TeacherIdentity
 
-Progress = Callable[[str, int, int], None]
-
 _LOCK = ".extracting"
 
 
 @contextmanager
 def claimed(
-    folder: Path, processes: Processes, progress: Progress | None, what: str = "reference set"
+    folder: Path, processes: ProcessGroup, progress: Progress | None, what: str = "reference set"
 ) -> Iterator[None]:
     """Wait until no other run on this machine writes the folder; the first process holds it.
 
     Raises:
         ReferenceSetError: the folder is a file or cannot be made.
     """
-    if not processes.is_first:  # the first one of a run waits for all of them
+    if not processes.is_main_process:  # the first one of a run waits for all of them
         yield
         return
     with ExitStack() as stack:
@@ -96,7 +96,8 @@ def begin(folder: Path, begun: ReferenceManifest) -> ReferenceManifest:
     if (folder / MANIFEST_NAME).exists():
         found = read_manifest(folder)
         _refuse_other(folder, found, begun)
-        remove_leftovers(folder)
+        for place in (folder, folder / SHARDS):
+            remove_leftovers(place)
         return found
     if any(f.name[0] != "." for f in folder.iterdir()):
         raise ReferenceSetError(
@@ -218,7 +219,7 @@ def extract_reference_set(
     per_image: int = 1300,
     seed: int,
     shard_images: int = 50,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     progress: Progress | None = None,
     command: str = "",
 ) -> ReferenceSet:
@@ -263,7 +264,7 @@ def extract_reference_set(
     with claimed(folder, processes, progress):
         left: list[int] = []
         whole = False
-        if processes.is_first:
+        if processes.is_main_process:
             whole = begin(folder, begun).finished
             left = missing(folder, begun)
         # Listed once: while another process looks, this one already writes.
@@ -272,7 +273,7 @@ def extract_reference_set(
             job = _Job(teacher, source, plan, settings, folder, begun.key)
             job.run(left[processes.rank :: processes.count], progress)
             processes.barrier()
-            if processes.is_first:
+            if processes.is_main_process:
                 finish(folder, begun)
             processes.barrier()
     return ReferenceSet.open(folder)

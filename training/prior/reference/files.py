@@ -10,11 +10,8 @@ A folder::
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from depth_prior_ros.atomic_files import write_bytes
 from training.errors import TrainingError
 
 SCHEMA_VERSION = 1
@@ -256,54 +254,40 @@ def open_shard(path: Path, channels: int, size: int | None = None) -> ShardFile:
     Raises:
         ReferenceSetError: missing, cut off, of another width, or no shard at all.
     """
-    header, start = _header(path)
+    from safetensors import SafetensorError, safe_open
+
     try:
-        about = json.loads(header.pop("__metadata__")["about"])
-        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        rows = int(header["image"]["shape"][0])
-        images = {int(number): record for number, record in about["images"].items()}
-        key = str(about["key"])
-        width = int(header["features"]["shape"][1])
-        shapes = {name: (tuple(e["shape"]), e["dtype"]) for name, e in header.items()}
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise ReferenceSetError(path, f"cut off ({found} of {size} bytes); {_AGAIN}")
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            images = {int(number): record for number, record in about["images"].items()}
+            key = str(about["key"])
+            slices = {name: file.get_slice(name) for name in _DTYPES}
+            shapes = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+            columns = {name: file.get_tensor(name).numpy() for name in _DTYPES}  # views of the map
+        width, rows = shapes["features"][0][1], shapes["image"][0][0]
+    except FileNotFoundError:
+        raise ReferenceSetError(
+            path, "missing: the command that made the set extracts it again"
+        ) from None
+    except OSError as error:
+        raise ReferenceSetError(path, f"cannot be read: {error}; {_AGAIN}") from error
+    except SafetensorError as error:
+        cause = f"cut off or no shard of a reference set ({error}); {_AGAIN}"
+        raise ReferenceSetError(path, cause) from error
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise ReferenceSetError(path, f"is no shard of a reference set ({error})") from error
-    needed, found = start + max(ends), path.stat().st_size
-    if found < needed or (size is not None and found != size):
-        cause = f"cut off ({found} of {size or needed} bytes); {_AGAIN}"
-        raise ReferenceSetError(path, cause)
     if width != channels:
         cause = f"features have {width} channels, the set's teacher has {channels}; {_AGAIN}"
         raise ReferenceSetError(path, cause)
     for name, dtype in _DTYPES.items():
         shape = (rows, channels) if name == "features" else (rows,)
-        if shapes.get(name) != (shape, _NAMES[dtype.str]):
+        if shapes[name] != (shape, _NAMES[dtype.str]):
             raise ReferenceSetError(path, f"{name} is not {_NAMES[dtype.str]} of shape {shape}")
-    data = np.memmap(path, np.uint8, "r") if rows else np.zeros(needed, np.uint8)
-    columns = {}
-    for name, dtype in _DTYPES.items():
-        first, last = header[name]["data_offsets"]
-        flat = data[start + first : start + last].view(dtype)
-        columns[name] = flat.reshape(header[name]["shape"])
+        columns[name].flags.writeable = False
     return ShardFile(columns, images, key)
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data begin."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= path.stat().st_size - 8:
-                raise ReferenceSetError(path, f"cut off or no safetensors file; {_AGAIN}")
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise ReferenceSetError(
-            path, "missing: the command that made the set extracts it again"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ReferenceSetError(path, f"cannot be read: {error}; {_AGAIN}") from error
-    if not isinstance(header, dict):
-        raise ReferenceSetError(path, f"is no safetensors file; {_AGAIN}")
-    return header, 8 + length
 
 
 def verify_shard(path: Path, shard: ShardFile, sha256: str | None = None) -> None:
@@ -334,29 +318,11 @@ def file_hash(path: Path) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file beside its place, then move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_bytes(path, data)
     except OSError as error:
         raise ReferenceSetError(
             path,
-            f"cannot be written: {error.strerror or error}; once that is mended (a full disk?) the "
-            "same command goes on where it was",
+            f"{error.strerror}; once that is mended (a full disk?) the same command goes on where "
+            "it was",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill left half-written."""
-    for place in (folder, folder / SHARDS):
-        for file in place.glob(".*.partial"):
-            if re.fullmatch(r"\..*\.\d+\.partial", file.name):
-                with contextlib.suppress(OSError):
-                    file.unlink()

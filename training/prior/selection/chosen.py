@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from depth_prior_ros.atomic_files import write_safetensors
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.models.prior_fusion import Prior
 from training.errors import TrainingError
@@ -54,18 +54,11 @@ class ChosenPrior:
             "image": torch.from_numpy(self.image),
             "pixel": torch.from_numpy(self.pixel),
         }
-        temporary = path.with_suffix(".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                tensors,
-                temporary,
-                metadata={"about": json.dumps(about | {"selection": self.selection})},
-            )
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:  # a full disk is the latter's
-            temporary.unlink(missing_ok=True)
-            raise TrainingError(f"{path} cannot be written: {error}") from error
+            about_all = json.dumps(about | {"selection": self.selection})
+            write_safetensors(path, tensors, {"about": about_all})
+        except OSError as error:
+            raise TrainingError(str(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> ChosenPrior:

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from depth_prior_ros.backends.devices import choose_device
 from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle
 from depth_prior_ros.bundle.derive import replace_prior
 from depth_prior_ros.bundle.files import refuse_foreign
@@ -20,11 +21,11 @@ from depth_prior_ros.bundle.manifest import PriorTeacher
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
+from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings import CorruptFrameError, open_recording
 from training.data.sources import load_data
 from training.data.triplets import TripletSource
 from training.evaluation.sets import EvaluationError, data_folder
-from training.prior.rate_bar import RateBar
 from training.prior.reference.set import ReferenceSet, ReferenceSetError
 from training.prior.selection.selection import (
     Method,
@@ -133,8 +134,8 @@ def select_command(
     looked: list[Tensor] = []
     if method == "attention":
         looked = list(_images(source, images, data, images_from))
-    student.to(_device(device))
-    with RateBar() as progress:
+    student.to(choose_device(device))
+    with ProgressBar() as progress:
         found = select(
             student, references, looked, keep=keep, method=method, seed=seed, progress=progress
         )
@@ -174,14 +175,6 @@ def _student(bundle: Bundle, references: ReferenceSet) -> Student:
             f"{old.sha256[:12]}...); extract a set with that teacher into another folder",
         )
     return student
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SelectionError(f"device {name}: there is no CUDA device here")
-    return name
 
 
 def _images(

@@ -17,18 +17,12 @@ from typing import Any, Protocol
 import torch
 
 from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.progress import Progress
 
 # Reads a chunk of references, given the number of references before it; returns what is merged.
 Worker = Callable[[int, Prior], Any]
 # Rows of a chunk: a few megabytes as float32, and enough chunks for several threads.
 CHUNK = 16_384
-
-
-class Progress(Protocol):
-    """Is told of every chunk that is done; called by one thread at a time."""
-
-    def __call__(self, what: str, done: int, total: int, rate: float) -> None:
-        """`done` of `total` references (0: not known), at `rate` operations per second."""
 
 
 class ChunkedSet(Protocol):
@@ -55,7 +49,7 @@ class Meter:
         self.done += count
         if self._progress is not None:
             rate = self._operations * self.done / (time.perf_counter() - self._start)
-            self._progress(self._what, self.done, self._total, rate)
+            self._progress(self._what, self.done, self._total, f"{rate / 1e9:.1f} GFLOP/s")
 
 
 @dataclass(frozen=True)

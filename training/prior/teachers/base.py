@@ -1,17 +1,19 @@
-"""What may teach a prior: any bundle, or a depth model of Hugging Face."""
+"""What may teach a prior, and the names under which kinds of teachers are found.
+
+A new kind is one module of this room: a `RichTeacher`, and a function that opens it under
+`@teacher`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from depth_prior_ros.registry import Registry
 from training.recipes.base import RecipeError
-
-#: What stands before the name or folder of a model of Hugging Face.
-HUGGING_FACE = "hf:"
 
 
 class TeacherError(RecipeError):
@@ -24,7 +26,7 @@ class TeacherIdentity:
 
     Attributes:
         name: the bundle's name, or the model's on Hugging Face.
-        kind: "bundle" or "foundation".
+        kind: one of `TEACHERS`: "bundle" or "foundation".
         sha256: of everything that decides its outputs: weights, architecture, size, lookup.
         tap: stride of the features at the teacher's input size.
         channels: channels of the features.
@@ -92,23 +94,11 @@ class RichTeacher(Protocol):
         """
 
 
-def open_teacher(
-    spec: str,
-    *,
-    tap: int | None = None,
-    lookup: tuple[int, ...] = (-1, 1),
-    device: str = "cpu",
-    metres_per_unit: float | None = None,
-    size: tuple[int, int] | None = None,
-    precision: str = "fp32",
-    fetch: bool = False,
-    metric: bool | None = None,
-    features: str = "encoder",
-) -> RichTeacher:
-    """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
+@dataclass(frozen=True)
+class TeacherOptions:
+    """How a teacher is opened.
 
-    Args:
-        spec: which.
+    Attributes:
         tap: stride of the features; default: 4.
         lookup: frames that a bundle's multi-frame network compares with.
         device: where it runs.
@@ -116,44 +106,64 @@ def open_teacher(
             metric model. Relative models have no unit.
         size: (W, H) of the pictures that a foundation model is shown; default: its own. A bundle
             has one size.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
         fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
         metric: whether a foundation model's depth is kept in metres; if not, the median of every
             image's inverse depth becomes 1. Default: where its config says that it is metric.
         features: of a bundle, "encoder" or "decoder"; see `BundleTeacher`.
+    """
+
+    tap: int | None = None
+    lookup: tuple[int, ...] = (-1, 1)
+    device: str = "cpu"
+    metres_per_unit: float | None = None
+    size: tuple[int, int] | None = None
+    precision: str = "f32"
+    fetch: bool = False
+    metric: bool | None = None
+    features: str = "encoder"
+
+    def only(self, *names: str) -> dict[str, Any]:
+        """The named ones, as keyword arguments."""
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class TeacherKind:
+    """A kind of teacher: its prefix in recipes ("" for what has none), and who opens it."""
+
+    prefix: str
+    open: Callable[[str, TeacherOptions], RichTeacher]
+
+
+#: By the kind of a `TeacherIdentity`.
+TEACHERS: Registry[TeacherKind] = Registry("teacher", __package__)
+
+
+def teacher(
+    kind: str, prefix: str = ""
+) -> Callable[[Callable[[str, TeacherOptions], RichTeacher]], Any]:
+    """Decorator of a function that opens a teacher from what stands behind the prefix."""
+
+    def keep(opener: Callable[[str, TeacherOptions], RichTeacher]) -> Any:
+        TEACHERS.register(kind)(TeacherKind(prefix, opener))
+        return opener
+
+    return keep
+
+
+def open_teacher(spec: str, **options: Any) -> RichTeacher:
+    """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
+
+    Args:
+        spec: which.
+        options: see `TeacherOptions`.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
     """
     if not spec.strip():
         raise TeacherError("no teacher: name a bundle, or hf:NAME for a model of Hugging Face")
-    if spec.startswith(HUGGING_FACE):
-        if features != "encoder":
-            raise TeacherError(f"teacher {spec}: only a bundle has decoder features to look up")
-        from training.prior.teachers.foundation import open_foundation_teacher
-
-        return open_foundation_teacher(
-            spec.removeprefix(HUGGING_FACE),
-            tap=tap,
-            device=device,
-            metres_per_unit=metres_per_unit,
-            size=size,
-            precision=precision,
-            fetch=fetch,
-            metric=metric,
-        )
-    from training.prior.teachers.bundle import open_bundle_teacher
-
-    teacher = open_bundle_teacher(
-        spec,
-        tap=tap,
-        lookup=lookup,
-        device=device,
-        metres_per_unit=metres_per_unit,
-        precision=precision,
-        features=features,
-    )
-    if size is not None and tuple(size) != teacher.identity.size:
-        has, asked = ("x".join(map(str, s)) for s in (teacher.identity.size, size))
-        raise TeacherError(f"teacher {spec}: its input is {has} and cannot be {asked}")
-    return teacher
+    kinds = sorted((kind for _, kind in TEACHERS.items()), key=lambda kind: -len(kind.prefix))
+    kind = next(kind for kind in kinds if spec.startswith(kind.prefix))
+    return kind.open(spec.removeprefix(kind.prefix), TeacherOptions(**options))

@@ -16,7 +16,13 @@ from torch import Tensor
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.matching import STRIDE, Lookup
-from training.prior.teachers.base import TeacherError, TeacherIdentity, TeacherView
+from training.prior.teachers.base import (
+    TeacherError,
+    TeacherIdentity,
+    TeacherOptions,
+    TeacherView,
+    teacher,
+)
 from training.stages.system import System, View
 
 _PLACES = (-1, 1)  # previous and next, in the order of all motions
@@ -62,7 +68,7 @@ class BundleTeacher:
         lookup: frames that the multi-frame network compares with, -1 previous and 1 next.
         device: where it runs.
         metres_per_unit: unit of everything that goes in and out; default: the bundle's.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
         features: "encoder" or "decoder", see above.
 
     Raises:
@@ -74,7 +80,7 @@ class BundleTeacher:
     lookup: tuple[int, ...] = _PLACES
     device: str = "cpu"
     metres_per_unit: float | None = None
-    precision: str = "fp32"
+    precision: str = "f32"
     features: str = "encoder"
     identity: TeacherIdentity = field(init=False)
 
@@ -256,6 +262,17 @@ def open_bundle_teacher(spec: str, **options: Any) -> BundleTeacher:
         return BundleTeacher(load_bundle(spec), **options)
     except BundleError as error:
         raise TeacherError(f"teacher {spec}: {error}") from error
+
+
+@teacher("bundle")
+def _open(spec: str, options: TeacherOptions) -> BundleTeacher:
+    """A bundle's folder or name. Raises TeacherError."""
+    names = ("tap", "lookup", "device", "metres_per_unit", "precision", "features")
+    opened = open_bundle_teacher(spec, **options.only(*names))
+    if options.size is not None and tuple(options.size) != opened.identity.size:
+        has, asked = ("x".join(map(str, s)) for s in (opened.identity.size, options.size))
+        raise TeacherError(f"teacher {spec}: its input is {has} and cannot be {asked}")
+    return opened
 
 
 def check_triplets(images: Tensor, size: tuple[int, int]) -> None:

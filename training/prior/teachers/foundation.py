@@ -26,7 +26,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
-from training.prior.teachers.base import TeacherError, TeacherIdentity, TeacherView
+from training.prior.teachers.base import (
+    TeacherError,
+    TeacherIdentity,
+    TeacherOptions,
+    TeacherView,
+    teacher,
+)
 from training.prior.teachers.bundle import check_triplets, outputs_of
 
 UNKNOWN_LICENCE = "unknown: look at its card"
@@ -267,7 +273,7 @@ class FoundationTeacher:
         device: where it runs.
         metres_per_unit: unit of a metric model's depth; default: 1.
         metric: keep metres; default: where the model's config says that its depth is metric.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "f32", or "bf16" for autocast.
 
     Raises:
         TeacherError: the model, the size or the tap cannot be used.
@@ -279,7 +285,7 @@ class FoundationTeacher:
     device: str = "cpu"
     metres_per_unit: float | None = None
     metric: bool | None = None
-    precision: str = "fp32"
+    precision: str = "f32"
     identity: TeacherIdentity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -422,6 +428,15 @@ def open_foundation_teacher(name: str, *, fetch: bool = False, **options: Any) -
         TeacherError: it cannot be opened, or cannot teach.
     """
     return FoundationTeacher(load_model(name, fetch=fetch), **options)
+
+
+@teacher("foundation", prefix="hf:")
+def _open(name: str, options: TeacherOptions) -> FoundationTeacher:
+    """A model's name or folder. Raises TeacherError."""
+    if options.features != "encoder":
+        raise TeacherError(f"teacher hf:{name}: only a bundle has decoder features to look up")
+    names = ("tap", "device", "metres_per_unit", "size", "precision", "fetch", "metric")
+    return open_foundation_teacher(name, **options.only(*names))
 
 
 def _gives_depth(loaded: Loaded) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from depth_prior_ros.atomic_files import remove_leftovers, write_safetensors
 from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.augmentation import mirror_pose
 from training.data.drives import DriveFrames
 from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
-from training.evaluation.sets import Progress, quiet
-from training.loop.distributed import ALONE, Processes
-from training.prior.reference.files import remove_leftovers
+from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.teachers.base import RichTeacher, TeacherError, TeacherView
 
 _VERSION = 1  # of what is stored; another one is another folder
@@ -67,7 +66,7 @@ class TeacherOutputs:
         *,
         batch: int = 8,
         shard: int = 256,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         progress: Progress = quiet,
     ) -> TeacherOutputs:
         """Read a teacher's outputs, and compute what is not there yet.
@@ -105,7 +104,7 @@ class TeacherOutputs:
             place = folder / outputs_name(teacher, source, rich)
             files = [place / f"{number:05d}.safetensors" for number in range(len(spans))]
             todo = list(zip(files, spans, strict=True))
-            if processes.is_first:
+            if processes.is_main_process:
                 remove_leftovers(place)
             processes.barrier()  # until then nobody writes
             for file, span in todo[processes.rank :: processes.count]:
@@ -156,7 +155,7 @@ class TeacherOutputs:
 def outputs_name(teacher: RichTeacher, source: TripletSource, rich: bool) -> str:
     """Name of the folder with the outputs of a teacher for a source."""
     identity = teacher.identity
-    mode = getattr(teacher, "precision", "fp32")
+    mode = getattr(teacher, "precision", "f32")
     return f"{identity.sha256[:16]}_{mode}_{_fingerprint(source, rich)}"
 
 
@@ -311,23 +310,14 @@ def _readable(path: Path, count: int, size: tuple[int, int]) -> _File:
 
 
 def _write(path: Path, rows: _Rows) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {"depth": rows.depth, "there": rows.there}
     if rows.motions is not None:
         tensors["motions"] = rows.motions
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:  # a full disk is the latter's
+        write_safetensors(path, tensors)
+    except OSError as error:
         needed = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
         raise TrainingError(
             f"{path} cannot be written ({error}); it needs {needed:.0f} MiB, and so do the others. "
             "Make room and start again: what is written is kept"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -1,0 +1,120 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEFTOVER = re.compile(r"\..*(\.\d+)+\.partial")
+_number = itertools.count()  # threads of a process may write the same file
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write a file under; then it takes the place of `path`.
+
+    What was written is on the disk before it is renamed, so that a power cut leaves the old file
+    or the new one. Folders above it are made. Where anything fails, the old file is as it was.
+
+    Raises:
+        OSError: it cannot be written; names `path`, not the temporary file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        with suppress(OSError):  # some network file systems cannot
+            _sync(path.parent)
+    except OSError as error:
+        cause = f"cannot be written: {error.strerror or error}"
+        raise OSError(error.errno, cause, str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; see `replacing`."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; see `replacing`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON; see `replacing`. Raises ValueError for NaN and infinity."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name, readable by all; see `replacing`. A full disk is an OSError here."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        temporary.chmod(0o644)  # safetensors' 0600 locks other users out
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder`."""
+    for file in folder.glob(".*.partial"):
+        if _LEFTOVER.fullmatch(file.name):
+            with suppress(OSError):
+                file.unlink()
+
+
+@contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, removed afterwards unless it was moved; see `move_into_place`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder.chmod(0o755)  # mkdtemp's 0700 locks other users out
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(folder: Path, path: Path) -> None:
+    """Move `folder` to `path`. A folder cannot be exchanged in one step: the old one waits."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,47 @@
+"""Pages out of jinja2 templates: names from outside are escaped wherever they are filled in."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: Path, **values: Any) -> str:
+    """Fill in a template; it may extend ``page.html`` and import ``parts.html`` of this folder.
+
+    Args:
+        template: the file.
+        values: what it names. All is escaped where the template does not say ``|safe``.
+
+    Raises:
+        jinja2.UndefinedError: the template names something that is not given.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(template.name).render(**values)
+    return text.encode("utf-8", "replace").decode()  # file names need not be UTF-8
+
+
+def png_uri(picture: NDArray[np.uint8]) -> str:
+    """An RGB picture (H, W, 3) as a URI that the page carries in itself."""
+    data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
+    return data_uri(bytes(data), "image/png")
+
+
+def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
+    """A file's bytes as a URI that the page carries in itself."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
