@@ -138,14 +138,8 @@ def judge(frame: Frame, protocol: str, answers: dict[str, Array], keyed: Answer)
 
     truth = frame.depth()
     assert truth is not None
-    x, y, width, height = keyed.region
-    # The protocol's crop is of the whole image.
-    kept = np.zeros_like(truth)
-    flat = PROTOCOLS[protocol].truth(truth)
-    kept.reshape(-1)[flat.index] = flat.expected
-    truth = kept[max(y, 0) : y + height, max(x, 0) : x + width]
-    pixels = PROTOCOLS["synthetic"].truth(truth)
-    parallax = cv2.resize(keyed.parallax, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    pixels = PROTOCOLS[protocol].truth(truth, keyed.region)
+    parallax = cv2.resize(keyed.parallax, pixels.size[::-1], interpolation=cv2.INTER_NEAREST)
 
     def errors(depth: Array) -> Array:
         found = pixels.compare(depth)
