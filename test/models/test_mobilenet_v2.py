@@ -211,7 +211,7 @@ def test_weights_with_other_names_are_folded_in(torchvision: Torchvision, naming
 def test_the_exported_student_agrees_with_pytorch(tmp_path: Path, told: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     openvino = pytest.importorskip("openvino")
-    from depth_prior_ros.backends.onnx_export import export_onnx
+    from depth_prior_ros.backends.onnx_backend import export_onnx
 
     torch.manual_seed(0)
     student = Student("mobilenet_v2", "convex", camera_code=told)
