@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.recordings.bag_file import BAG_SUFFIXES, is_bag
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -33,14 +34,6 @@ __all__ = [
     "read_frames",
 ]
 
-_BAG_SUFFIXES = (".mcap", ".db3", ".bag")
-
-
-def is_bag(path: str | Path) -> bool:
-    """Whether a path looks like a bag: by its suffix, or a folder with metadata.yaml."""
-    path = Path(path)
-    return path.suffix.lower() in _BAG_SUFFIXES or (path / "metadata.yaml").is_file()
-
 
 def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     """Open whatever is at `path`; `options` go to the reader of that kind.
@@ -59,7 +52,7 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
         return open_bag(path, **options)
     if not path.is_dir():
         raise RecordingError(
-            f"{path}: not a bag ({', '.join(_BAG_SUFFIXES)}) and not a folder of images"
+            f"{path}: not a bag ({', '.join(BAG_SUFFIXES)}) and not a folder of images"
         )
     from depth_prior_ros.recordings.formats import open_folder
 

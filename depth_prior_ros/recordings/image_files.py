@@ -69,15 +69,18 @@ def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def decode_depth(data: bytes, what: str) -> NDArray[np.float32]:
-    """Decode a 16-bit PNG, metres x 256, to (H, W) float32 metres; raises CorruptFrameError."""
+def decode_depth(data: bytes, what: str, unit: float = 1 / DEPTH_SCALE) -> NDArray[np.float32]:
+    """Decode a 16-bit PNG to (H, W) float32 metres; raises CorruptFrameError.
+
+    unit: metres of one step; KITTI's are 1/256.
+    """
     _check_bytes(data, what)
     raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None:
         raise CorruptFrameError(f"{what}: cannot be decoded")
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise CorruptFrameError(f"{what}: not a 16-bit, one-channel depth image")
-    return raw.astype(np.float32) / np.float32(DEPTH_SCALE)
+    return raw.astype(np.float32) * np.float32(unit)
 
 
 def encode_depth(depth: NDArray[np.float32], compression: int = 6) -> bytes:

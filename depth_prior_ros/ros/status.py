@@ -46,9 +46,11 @@ def state_of(
     }
 
 
-def remarks_of(pipeline: DepthPipeline | None, outputs: Outputs | None) -> list[str]:
+def remarks_of(
+    pipeline: DepthPipeline | None, outputs: Outputs | None, worker: FrameWorker | None = None
+) -> list[str]:
     """What an operator ought to know all the time."""
-    remarks = []
+    remarks = [] if worker is None else [f"camera_info: {doubt}" for doubt in worker.doubts]
     if pipeline is not None and pipeline.backend_fell_back:
         remarks.append(f"runs on {pipeline.backend}: {pipeline.backend_reason}")
     if outputs is not None and not outputs.metres:
