@@ -60,6 +60,35 @@ class Rectifier:
         )
 
 
+class LensCorrection:
+    """Rectifies the images of a recording; makes its map when it is first needed, also in another
+    process that it was sent to.
+
+    lens: of the images; None: they are as they should be.
+    """
+
+    def __init__(self, lens: DistortedCamera | None) -> None:
+        self.lens = lens
+        self._rectifier: Rectifier | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lens": self.lens, "_rectifier": None}
+
+    def __bool__(self) -> bool:
+        return self.lens is not None
+
+    @property
+    def words(self) -> str:
+        """What is done to the images, in words; empty where nothing is."""
+        return f"rectified: {self.lens}" if self.lens else ""
+
+    def apply(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The image, rectified where there is a lens; see `Rectifier.apply`."""
+        if self._rectifier is None and self.lens is not None:
+            self._rectifier = Rectifier.for_camera(self.lens)
+        return image if self._rectifier is None else self._rectifier.apply(image)
+
+
 def _is_imaged(model: DistortedCamera) -> npt.NDArray[np.bool_]:
     """(H, W) bool: whether the ray of each rectified pixel is one that the model describes.
 

@@ -21,6 +21,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     read_frames,
 )
+from depth_prior_ros.recordings.video import VIDEO_SUFFIXES, is_video
 
 __all__ = [
     "CorruptFrameError",
@@ -40,7 +41,8 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
 
     Kinds and options: KITTI raw drive (`camera`, `depth`), KITTI odometry sequence (`camera`,
     `poses`), KITTI 2015 folder, Make3D, Cityscapes (`split`), nuScenes (`version`, `camera`,
-    `scenes`), bag (`topics`, `camera`, `rectify`), image folder (`camera`, `rate`, `intrinsics`).
+    `scenes`), bag (`topics`, `camera`, `rectify`), image folder and video (`camera`, `rate`,
+    `intrinsics`, `rectify`).
     Raises RecordingError, naming what was looked for.
     """
     path = Path(path)
@@ -50,10 +52,15 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
         from depth_prior_ros.recordings.bag import open_bag
 
         return open_bag(path, **options)
+    if is_video(path):
+        from depth_prior_ros.recordings.folder import open_image_folder
+
+        return open_image_folder(path, **options)
     if not path.is_dir():
-        raise RecordingError(
-            f"{path}: not a bag ({', '.join(BAG_SUFFIXES)}) and not a folder of images"
-        )
+        kinds = ", ".join((*BAG_SUFFIXES, *VIDEO_SUFFIXES))
+        raise RecordingError(f"{path}: neither a bag nor a video ({kinds}), nor a folder")
     from depth_prior_ros.recordings.formats import open_folder
+
+    return open_folder(path, options)
 
     return open_folder(path, options)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError, check_image, image_size
-from depth_prior_ros.images.rectification import Rectifier
+from depth_prior_ros.images.rectification import LensCorrection, Rectifier
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.recordings import bag_messages as messages
 from depth_prior_ros.recordings.bag_file import BagFile
@@ -58,31 +58,15 @@ _WORDS_OF_UNIT = {
 }
 
 
-class Images:
-    """The images of a bag's camera, read one at a time; goes to other processes with its bag.
-
-    lens: the images are rectified with it; None: they are as they should be.
-    """
-
-    def __init__(self, bag: BagFile, lens: DistortedCamera | None = None) -> None:
-        self.bag = bag
-        self.lens = lens
-        self._rectifier: Rectifier | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_rectifier": None}
-
-    def load(self, where: _Place, camera: Camera) -> NDArray[np.uint8]:
-        """Read one image; raises CorruptFrameError, also where its size is not the camera's."""
-        image = messages.image_of(self.bag.message(*where.message), where.words)
-        if image.shape[:2] != (camera.height, camera.width):
-            found = f"{image.shape[1]}x{image.shape[0]}"
-            raise CorruptFrameError(
-                f"{where.words}: {found} instead of {camera.width}x{camera.height}"
-            )
-        if self._rectifier is None and self.lens is not None:
-            self._rectifier = Rectifier.for_camera(self.lens)
-        return image if self._rectifier is None else self._rectifier.apply(image)
+def _load_image(
+    bag: BagFile, where: _Place, camera: Camera, correction: LensCorrection
+) -> NDArray[np.uint8]:
+    """Read one image; raises CorruptFrameError, also where its size is not the camera's."""
+    image = messages.image_of(bag.message(*where.message), where.words)
+    if image.shape[:2] != (camera.height, camera.width):
+        found = f"{image.shape[1]}x{image.shape[0]}"
+        raise CorruptFrameError(f"{where.words}: {found} instead of {camera.width}x{camera.height}")
+    return correction.apply(image)
 
 
 def _load_depth(bag: BagFile, where: _Place, unit: float) -> NDArray[np.float32]:
@@ -186,6 +170,19 @@ def open_bag(
     recording.streams = {k: v for k, v in vars(chosen).items() if v is not None}
     recording.depth_source = _depth_source(contents, frames, recording.notes)
     return recording
+
+
+def images_size(path: Path, topics: BagTopics | None = None) -> tuple[int, int]:
+    """(width, height) of a bag's first image; raises RecordingError."""
+    bag = BagFile(Path(path))
+    there = bag.topics()
+    chosen, _ = choose_topics(there, topics or BagTopics(), bag.path)
+    for _, _, message in bag.messages({chosen.image or ""}):
+        try:
+            return image_size(message)
+        except MessageError:
+            continue
+    raise RecordingError(f"{path}: no image of {chosen.image} is usable")
 
 
 def _unreadable(bag: BagFile, topics: Sequence[str]) -> dict[str, str]:
@@ -334,7 +331,7 @@ def _frames(
     chosen: BagTopics,
     notes: list[str],
 ) -> list[Frame]:
-    reader = Images(bag, lens)
+    correction = LensCorrection(lens)
     motion = _Motion(contents, order)
     depths, movings = _by_stamp(contents.depths, order), _by_stamp(contents.moving, order)
     own = contents.source is not None and (chosen.depth or "").startswith(TRUTH)
@@ -347,12 +344,12 @@ def _frames(
                 index=number,
                 stamp_ns=stamp,
                 camera=camera,
-                load_image=partial(reader.load, images[position], camera),
+                load_image=partial(_load_image, bag, images[position], camera, correction),
                 load_depth=partial(_load_depth, bag, depth, unit) if depth else None,
                 pose=motion.pose(stamp),
                 speed=motion.speed(stamp),
                 load_moving=partial(_load_moving, bag, moving) if moving else None,
-                processing=f"rectified: {lens}" if lens else "",
+                processing=correction.words,
             )
         )
     found = sum(frame.has_depth for frame in frames)

@@ -1,4 +1,4 @@
-"""``sensor_msgs/CameraInfo`` and what is kept of it; its meaning stands in :mod:`.images.calibration`.
+"""What is kept of ``sensor_msgs/CameraInfo``; its meaning stands in `images.calibration`.
 
 Calibration is constant while a camera runs, so what is computed of it is kept
 (:class:`CameraModels`). Nothing here knows a node.

@@ -19,6 +19,7 @@ from depth_prior_ros.recordings import is_bag, open_recording
 from depth_prior_ros.recordings.bag_topics import BagTopics
 from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
+from depth_prior_ros.recordings.video import is_video
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
@@ -155,8 +156,9 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
     """
     path = drive_path(root, drive.path)
     options: dict[str, object] = {}
-    if is_image_folder(path):
-        options["rate"] = drive.rate
+    pictures = is_image_folder(path) or is_video(path)
+    if pictures:
+        options.update(rate=drive.rate, rectify=drive.rectify)
     bag = is_bag(path)
     if bag:
         options["rectify"] = drive.rectify
@@ -164,10 +166,10 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
         options["topics"] = replace(topics, image=topics.image or drive.camera)
     elif drive.topics != Topics():
         raise RecipeError(f"drive {drive.path}: topics are those of a bag, which this is not")
-    if drive.camera is not None and is_image_folder(path):
+    if drive.camera is not None and pictures:
         raise RecipeError(
             f"drive {drive.path}: camera chooses a folder of KITTI or a topic of a bag, and this "
-            "is a folder of images"
+            "is a folder of images, or a video"
         )
     if drive.intrinsics is not None:
         options["camera"] = _recipe_camera(path, drive)
@@ -187,8 +189,10 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
 
 def _recipe_camera(path: Path, drive: Drive) -> Camera:
     assert drive.intrinsics is not None
-    if not (is_image_folder(path) or is_bag(path)):
-        raise RecipeError(f"drive {drive.path}: intrinsics are for folders of images and bags only")
+    if not (is_image_folder(path) or is_video(path) or is_bag(path)):
+        raise RecipeError(
+            f"drive {drive.path}: intrinsics are for folders of images, videos and bags only"
+        )
     if drive.intrinsics.size is None and is_bag(path):
         raise RecipeError(f"drive {drive.path}: intrinsics of a bag need their size: [W, H]")
     size = drive.intrinsics.size or image_size(path)

@@ -77,7 +77,9 @@ class Drive(Strict):
     )
     topics: Topics = Field(Topics(), description="of a bag, where they are not found by themselves")
     intrinsics: Intrinsics | None = Field(None, description="for a folder of images")
-    rate: float = Field(10.0, gt=0, description="frames per second of a folder of images")
+    rate: float | None = Field(
+        None, gt=0, description="frames per second of a folder of images (10) or a video (its own)"
+    )
     rectify: Literal["auto", "always", "never"] = Field(
         "auto",
         description="images of a bag whose camera_info has distortion; auto: unless their topic "
