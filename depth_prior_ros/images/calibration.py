@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images.encodings import MessageError
@@ -281,6 +282,20 @@ class Calibration:
             )
         except InvalidCameraError as error:
             raise MessageError("bad_intrinsics", f"camera_info: {error}") from error
+
+    def rectified_from_optical(self) -> npt.NDArray[np.float64]:
+        """(4, 4) from the frame that images are stamped with to that of the rectified camera.
+
+        The rotation R, and for the second camera of a stereo pair, whose images carry the frame
+        of the first, its place in P.
+        """
+        result = np.eye(4)
+        if any(self.R):
+            result[:3, :3] = np.reshape(self.R, (3, 3))
+        if _is_filled(self.P, 4):
+            P = np.reshape(self.P, (3, 4))
+            result[:3, 3] = np.linalg.solve(P[:, :3], P[:, 3])
+        return result
 
     def of_depth(
         self,

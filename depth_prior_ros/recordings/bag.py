@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.geometry.lidar import project_points
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError, check_image, image_size
 from depth_prior_ros.images.rectification import LensCorrection, Rectifier
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
+from depth_prior_ros.motion.transforms import TransformBuffer, TransformError
 from depth_prior_ros.recordings import bag_messages as messages
 from depth_prior_ros.recordings.bag_file import BagFile
 from depth_prior_ros.recordings.bag_topics import (
+    POINTS,
     SOURCE_TOPIC,
+    TRANSFORMS,
     TRUTH,
     BagTopics,
+    There,
     choose_topics,
     image_topics,
 )
@@ -51,6 +56,8 @@ _ODOMETRY_AGE = 0.5
 _SPEED_SPAN_NS = 200_000_000
 # Share of pixels with depth: projected LiDAR has 3 to 5 %, published stereo about 20 %.
 _LIDAR_SHARE = 0.12
+# A sweep takes a tenth of a second; the nearest one of an image is at most half of that away.
+_SWEEP_AGE_NS = 60_000_000
 _TRIED = 3  # messages of a topic before it counts as one that cannot be read
 _WORDS_OF_UNIT = {
     messages.KITTI_UNIT: "metres x 256, as this project writes it",
@@ -73,6 +80,13 @@ def _load_depth(bag: BagFile, where: _Place, unit: float) -> NDArray[np.float32]
     return messages.depth_of(bag.message(*where.message), where.words, unit)
 
 
+def _load_points(
+    bag: BagFile, where: _Place, camera_from_points: NDArray[np.float64], camera: Camera
+) -> NDArray[np.float32]:
+    points = messages.points_of(bag.message(*where.message), where.words)
+    return project_points(points, camera_from_points, camera)
+
+
 def _load_moving(bag: BagFile, where: _Place) -> NDArray[np.bool_]:
     return messages.mask_of(bag.message(*where.message), where.words)
 
@@ -81,13 +95,14 @@ def _load_moving(bag: BagFile, where: _Place) -> NDArray[np.bool_]:
 class _Place:
     """A message in a bag: its stamp, topic, log time, and place among those logged at that time.
 
-    size: (width, height) of an image.
+    frame: its frame_id. size: (width, height) of an image.
     """
 
     stamp: int
     topic: str
     time: int
     nth: int
+    frame: str = ""
     size: tuple[int, int] = (0, 0)
 
     @property
@@ -111,6 +126,7 @@ class _Contents:
     skipped: list[Skipped] = field(default_factory=list)
     unstamped: int = 0
     source: str | None = None
+    transforms: TransformBuffer = field(default_factory=lambda: TransformBuffer(math.inf))
 
 
 def open_bag(
@@ -135,7 +151,7 @@ def open_bag(
     chosen, notes = choose_topics(there, wanted, bag.path, unreadable)
     notes += [f"{topic} is left out: {why}" for topic, why in sorted(bag.foreign().items())]
     try:
-        contents = _scan(bag, chosen)
+        contents = _scan(bag, chosen, there)
     except AttributeError as error:  # definitions in the file are not those of their types
         raise RecordingError(
             f"{bag.path}: cannot be read as a bag ({error or type(error).__name__})"
@@ -160,7 +176,10 @@ def open_bag(
         text = error.text if isinstance(error, MessageError) else error
         raise RecordingError(f"{bag.path}: {chosen.camera_info}: {text}") from error
     notes += [f"{chosen.camera_info}: {doubt}" for doubt in doubts]
-    frames = _frames(bag, lens, fitted, images, order, contents, chosen, notes)
+    lidar = None
+    if _is_points(chosen, there):
+        lidar = _Lidar(contents, order, calibration.rectified_from_optical(), notes)
+    frames = _frames(bag, lens, fitted, images, order, contents, chosen, lidar, notes)
     recording = StoredRecording(
         bag.path.stem,
         frames,
@@ -168,7 +187,7 @@ def open_bag(
         notes=[*bag.notes, *notes, *order.notes],
     )
     recording.streams = {k: v for k, v in vars(chosen).items() if v is not None}
-    recording.depth_source = _depth_source(contents, frames, recording.notes)
+    recording.depth_source = _depth_source(contents, frames, lidar is not None, recording.notes)
     return recording
 
 
@@ -204,19 +223,25 @@ def _unreadable(bag: BagFile, topics: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _scan(bag: BagFile, chosen: BagTopics) -> _Contents:
+def _scan(bag: BagFile, chosen: BagTopics, there: There) -> _Contents:
     contents = _Contents()
     seen: Counter[tuple[str, int]] = Counter()
     wanted = {t for t in vars(chosen).values() if t is not None} | {SOURCE_TOPIC}
+    frames = {t for t, (kind, _) in there.items() if kind in TRANSFORMS}
+    if _is_points(chosen, there):
+        wanted |= frames
     for topic, time, message in bag.messages(wanted):
         nth = seen[topic, time]
         seen[topic, time] += 1
         if topic == SOURCE_TOPIC:
             contents.source = message.data if message.data in DEPTH_SOURCES else contents.source
             continue
+        if topic in frames:
+            contents.transforms.add_message(message, static=topic.endswith("static"))
+            continue
         stamp = messages.stamp_of(message)
         # cameras that never set their clock leave zero: then the time of logging counts
-        place = _Place(stamp or time, topic, time, nth)
+        place = _Place(stamp or time, topic, time, nth, str(message.header.frame_id))
         if topic == chosen.image:
             contents.unstamped += stamp == 0
             _add_image(contents, place, message)
@@ -329,6 +354,7 @@ def _frames(
     order: StampOrder,
     contents: _Contents,
     chosen: BagTopics,
+    lidar: _Lidar | None,
     notes: list[str],
 ) -> list[Frame]:
     correction = LensCorrection(lens)
@@ -338,25 +364,32 @@ def _frames(
     unit = messages.KITTI_UNIT if own else messages.MILLIMETRE
     frames = []
     for number, position, stamp in zip(number_frames(order), order.kept, order.stamps, strict=True):
-        depth, moving = depths.get(stamp), movings.get(stamp)
+        load_depth: Callable[[], NDArray[np.float32]] | None = None
+        if lidar is not None:
+            seen = lidar.seen(images[position], stamp)
+            load_depth = partial(_load_points, bag, *seen, camera) if seen else None
+        elif stamp in depths:
+            load_depth = partial(_load_depth, bag, depths[stamp], unit)
+        moving = movings.get(stamp)
         frames.append(
             Frame(
                 index=number,
                 stamp_ns=stamp,
                 camera=camera,
                 load_image=partial(_load_image, bag, images[position], camera, correction),
-                load_depth=partial(_load_depth, bag, depth, unit) if depth else None,
+                load_depth=load_depth,
                 pose=motion.pose(stamp),
                 speed=motion.speed(stamp),
                 load_moving=partial(_load_moving, bag, moving) if moving else None,
                 processing=correction.words,
             )
         )
-    found = sum(frame.has_depth for frame in frames)
-    if found:
-        notes.append(f"depth of {chosen.depth}: {_WORDS_OF_UNIT[unit]}")
-    if lost := len(contents.depths) - found:
-        notes.append(f"{lost} depth maps have no image of the same stamp")
+    if lidar is None:
+        found = sum(frame.has_depth for frame in frames)
+        if found:
+            notes.append(f"depth of {chosen.depth}: {_WORDS_OF_UNIT[unit]}")
+        if lost := len(contents.depths) - found:
+            notes.append(f"{lost} depth maps have no image of the same stamp")
     if contents.odometry and not any(f.speed is not None or f.pose is not None for f in frames):
         notes.append(motion.why_nothing(chosen, order))
     return frames
@@ -367,6 +400,57 @@ def _by_stamp(places: list[_Place], order: StampOrder) -> dict[int, _Place]:
     for place in places:
         found.setdefault(order.moved(place.stamp, place.time), place)
     return found
+
+
+def _is_points(chosen: BagTopics, there: There) -> bool:
+    return there.get(chosen.depth or "", ("", 0))[0] == POINTS
+
+
+class _Lidar:
+    """Which sweep an image has, and how its points come into the camera's frame.
+
+    rectified: (4, 4) from the frame of the images to that of the rectified camera.
+    """
+
+    def __init__(
+        self,
+        contents: _Contents,
+        order: StampOrder,
+        rectified: NDArray[np.float64],
+        notes: list[str],
+    ) -> None:
+        self._contents = contents
+        self._rectified = rectified
+        self._notes = notes
+        found = sorted(
+            ((order.moved(place.stamp, place.time), place) for place in contents.depths),
+            key=lambda entry: entry[0],
+        )
+        self._stamps = [stamp for stamp, _ in found]
+        self._sweeps = [place for _, place in found]
+        self._said: set[str] = set()
+        notes += [f"tf: {doubt}" for doubt in contents.transforms.doubts]
+
+    def seen(self, image: _Place, stamp: int) -> tuple[_Place, NDArray[np.float64]] | None:
+        """The nearest sweep and camera_from_points (4, 4); None where there is none, said why."""
+        place = bisect.bisect_left(self._stamps, stamp)
+        near = range(max(0, place - 1), min(place + 1, len(self._stamps)))
+        best = min(near, key=lambda i: abs(self._stamps[i] - stamp), default=None)
+        if best is None or abs(self._stamps[best] - stamp) > _SWEEP_AGE_NS:
+            return None
+        sweep = self._sweeps[best]
+        try:
+            optical = self._contents.transforms.lookup(
+                image.frame, sweep.frame, image.stamp, sweep.stamp
+            )
+        except TransformError as error:
+            # The same cause for every frame: its time apart.
+            cause = str(error).partition(", not at")[0]
+            if cause not in self._said:
+                self._said.add(cause)
+                self._notes.append(f"no depth from {sweep.topic}: tf: {error}")
+            return None
+        return sweep, self._rectified @ optical
 
 
 class _Motion:
@@ -428,12 +512,16 @@ class _Motion:
         )
 
 
-def _depth_source(contents: _Contents, frames: list[Frame], notes: list[str]) -> str | None:
+def _depth_source(
+    contents: _Contents, frames: list[Frame], lidar: bool, notes: list[str]
+) -> str | None:
     first = next((frame for frame in frames if frame.has_depth), None)
     if first is None:
         return None
     if contents.source:
         return contents.source
+    if lidar:
+        return "lidar"
     depth = first.depth()
     share = float(np.mean(depth > 0)) if depth is not None else 0.0
     # Whoever measured it, a sensor is never exact.

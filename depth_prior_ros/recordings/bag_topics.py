@@ -19,12 +19,11 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 ODOMETRY = "nav_msgs/msg/Odometry"
 TWISTS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/TwistWithCovarianceStamped")
 STRING = "std_msgs/msg/String"
-TRANSFORMS = "tf2_msgs/msg/TFMessage"
+TRANSFORMS = ("tf2_msgs/msg/TFMessage", "tf/msg/tfMessage")
 POINTS = "sensor_msgs/msg/PointCloud2"
 
 SOURCE_TOPIC = "/ground_truth/source"
 MOVING_TOPIC = "/ground_truth/moving"
-UNITS_TOPIC = "/ground_truth/units"
 TRUTH = "/ground_truth/"
 
 _NOT_COLOUR = ("depth", "disparity", "confidence", "mask", "segment", "label")
@@ -83,6 +82,9 @@ def choose_topics(
         for topic, (kind, _) in sorted(there.items())
         if kind.endswith(_FOREIGN_PICTURES)
     ]
+    clouds = [] if wanted.depth else _of_type(there, POINTS)
+    if clouds:
+        notes.append(f"points of {', '.join(clouds)} give depth where named as the depth topic")
     return replace(found, **{k: v for k, v in vars(wanted).items() if v is not None}), notes
 
 
