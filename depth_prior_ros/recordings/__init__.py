@@ -62,5 +62,3 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     from depth_prior_ros.recordings.formats import open_folder
 
     return open_folder(path, options)
-
-    return open_folder(path, options)
