@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.recording_options import (
+    add_recording_options,
+    intrinsics,
+    intrinsics_option,
+    recording_options,
+)
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -139,6 +145,7 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
     parser.add_argument(
         "--intrinsics",
+        type=intrinsics,
         metavar="FX,FY,CX,CY|FILE",
         help="with --images: the camera, in pixels of these images, or a YAML file (also of ROS's "
         "camera_calibration)",
@@ -170,7 +177,6 @@ def _make_source(parsed: argparse.Namespace) -> StoredRecording:
 
         return open_kitti_odometry(parsed.kitti_odometry)
     from depth_prior_ros.recordings.folder import open_image_folder
-    from depth_prior_ros.recordings.options import intrinsics_option
 
     camera = intrinsics_option(parsed.images, parsed.intrinsics)
     return open_image_folder(parsed.images, rate=parsed.rate, **camera)
@@ -332,8 +338,6 @@ def _add_recording(parser: argparse.ArgumentParser) -> None:
         metavar="RECORDING",
         help="a bag, a video, a folder of images or of KITTI",
     )
-    from depth_prior_ros.recordings.options import add_recording_options
-
     add_recording_options(parser)
 
 
@@ -386,7 +390,6 @@ def _options(parsed: argparse.Namespace) -> ReplayOptions:
 
 def _open(parsed: argparse.Namespace) -> StoredRecording:
     from depth_prior_ros.recordings import open_recording
-    from depth_prior_ros.recordings.options import recording_options
 
     return open_recording(parsed.recording, **recording_options(parsed.recording, parsed))
 

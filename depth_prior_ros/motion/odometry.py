@@ -233,14 +233,14 @@ class OdometryReading:
 def read_odometry(message: Any) -> OdometryReading:
     """Of an Odometry, a TwistStamped, a TwistWithCovarianceStamped or a stamped pose."""
     position = quaternion = speed = course = None
-    pose = getattr(message, "pose", None)
+    pose: Any = getattr(message, "pose", None)
     if hasattr(pose, "covariance"):
         pose = None if pose.covariance[0] == UNKNOWN else pose.pose
     if pose is not None:
         p, q = pose.position, pose.orientation
         position = float(p.x), float(p.y), float(p.z)
         quaternion = float(q.x), float(q.y), float(q.z), float(q.w)
-    twist = getattr(message, "twist", None)
+    twist: Any = getattr(message, "twist", None)
     if hasattr(twist, "covariance"):
         twist = None if twist.covariance[0] == UNKNOWN else twist.twist
     if twist is not None:

@@ -1,4 +1,7 @@
-"""Options of a command line that say how a recording is to be read: the same in every tool."""
+"""Options of a command line that say how a recording is to be read: the same in every tool.
+
+Not among the recordings, so that a command line is built without importing what reads them.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from depth_prior_ros.recordings.bag_file import is_bag
-from depth_prior_ros.recordings.bag_topics import BagTopics
-from depth_prior_ros.recordings.base import RecordingError
-from depth_prior_ros.recordings.video import is_video
-
 _TOPICS = ("image", "camera_info", "odom", "depth")
+
+
+def intrinsics(text: str) -> str:
+    """FX,FY,CX,CY in pixels, or the name of a YAML or JSON file: the type of an argument."""
+    if Path(text).suffix.lower() not in (".yaml", ".yml", ".json"):
+        try:
+            _, _, _, _ = (float(value) for value in text.split(","))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text} is neither FX,FY,CX,CY nor a YAML or JSON file"
+            ) from error
+    return text
 
 
 def add_recording_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +42,7 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--intrinsics",
+        type=intrinsics,
         metavar="FX,FY,CX,CY|FILE",
         help="of a folder of images, a video, or a bag without camera_info: in pixels of these "
         "images, or a YAML file (also of ROS's camera_calibration)",
@@ -41,6 +52,10 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
 def recording_options(path: Path, parsed: argparse.Namespace) -> dict[str, Any]:
     """What `open_recording(path)` is to be given; raises RecordingError for options that are of
     another kind of recording."""
+    from depth_prior_ros.recordings import RecordingError, is_bag
+    from depth_prior_ros.recordings.bag_topics import BagTopics
+    from depth_prior_ros.recordings.video import is_video
+
     options: dict[str, Any] = {}
     topics = {name: getattr(parsed, f"{name}_topic", None) for name in _TOPICS}
     intrinsics = getattr(parsed, "intrinsics", None)
@@ -61,33 +76,25 @@ def recording_options(path: Path, parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def intrinsics_option(path: Path, text: str | None) -> dict[str, Any]:
-    """`camera` or `intrinsics` for images at a path, of FX,FY,CX,CY or the name of a file.
+    """`camera` or `intrinsics` for images at a path, of what `intrinsics` lets through.
 
     Raises RecordingError.
     """
     if text is None:
         return {}
-    if Path(text).expanduser().is_file():
-        return {"intrinsics": Path(text).expanduser()}
-    return {"camera": _camera(path, text)}
+    if "," in text:
+        return {"camera": _camera(path, text)}
+    return {"intrinsics": Path(text).expanduser()}
 
 
 def _camera(path: Path, text: str) -> Any:
+    from depth_prior_ros.recordings import is_bag
+    from depth_prior_ros.recordings.bag import images_size
     from depth_prior_ros.recordings.folder import image_size
     from depth_prior_ros.recordings.intrinsics import camera_from_values, read_intrinsics
 
-    try:
-        values = [float(value) for value in text.split(",")]
-    except ValueError as error:
-        if is_bag(path) and Path(text).expanduser().is_file():
-            size = _bag_size(path)
-            return read_intrinsics(Path(text).expanduser(), size).camera(*size)
-        raise RecordingError(f"--intrinsics {text}: neither FX,FY,CX,CY nor a file") from error
-    size = _bag_size(path) if is_bag(path) else image_size(path)
+    size = images_size(path) if is_bag(path) else image_size(path)
+    if "," not in text:
+        return read_intrinsics(Path(text).expanduser(), size).camera(*size)
+    values = [float(value) for value in text.split(",")]
     return camera_from_values(values, "pixels", size, "--intrinsics")
-
-
-def _bag_size(path: Path) -> tuple[int, int]:
-    from depth_prior_ros.recordings.bag import images_size
-
-    return images_size(path)
