@@ -51,6 +51,12 @@ def remarks_of(
 ) -> list[str]:
     """What an operator ought to know all the time."""
     remarks = [] if worker is None else [f"camera_info: {doubt}" for doubt in worker.doubts]
+    frame = worker.newest if worker is not None else None
+    if frame is not None and not (frame.header.stamp.sec or frame.header.stamp.nanosec):
+        remarks.append(
+            "images have no stamp (zero), so that frames cannot be compared nor odometry matched: "
+            "the camera's driver has to set header.stamp"
+        )
     if pipeline is not None and pipeline.backend_fell_back:
         remarks.append(f"runs on {pipeline.backend}: {pipeline.backend_reason}")
     if outputs is not None and not outputs.metres:

@@ -101,6 +101,7 @@ class Subscriptions:
         self._settings = settings
         self._reliable: dict[str, bool] = {}  # how image and camera_info are subscribed to
         self._follower: Any = None
+        self._newest_stamp = 0  # of an image, in nanoseconds
         self._twist_is_filled = False  # of odometry: that once it was not zero
         self.image_topic = image_topic(node, settings)
         try:
@@ -221,7 +222,13 @@ class Subscriptions:
         except MessageError as error:
             self._refuse(error.cause, error.text, True)
             return
-        self._saw(stamp_ns(message.header.stamp))
+        stamp = stamp_ns(message.header.stamp)
+        if stamp == self._newest_stamp != 0:
+            text = f"an image with the stamp of the one before it, {stamp} ns: a copy"
+            self._refuse("copied_stamp", text, True)
+            return
+        self._newest_stamp = stamp
+        self._saw(stamp)
         self._inputs.put_image(message)
 
     def _on_camera_info(self, message: CameraInfo) -> None:

@@ -255,6 +255,16 @@ def test_a_vehicle_that_stands_has_no_speed_by_its_poses(make_node):
         assert motion is not None and motion.speed == 0
 
 
+def test_copies_of_a_stamp_are_dropped_and_counted_and_zeros_are_not_copies(make_node):
+    heard = Heard(make_node())
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    for stamp in (0, 0, STEP, STEP, STEP, 2 * STEP, STEP):  # the last: a bag that starts again
+        header = Header(frame_id=FRAME, stamp=stamp_of(stamp))
+        heard.subscriptions._on_image(image_message(pixels, header))
+    assert heard.refused == ["copied_stamp"] * 2
+    assert heard.seen == [0, 0, STEP, 2 * STEP, STEP]
+
+
 def test_malformed_images_do_not_count_for_the_cameras_rate(make_node):
     heard = Heard(make_node())
     message = image_message(np.zeros((4, 6, 3), np.uint8), Header(frame_id=FRAME))
