@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ class VideoFile:
     def _open(self) -> Any:
         import cv2
 
+        # What FFmpeg finds wrong, it writes to the terminal; the error below says it, too.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        level = cv2.setLogLevel(0)
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        cv2.setLogLevel(level)
         if not capture.isOpened():
             raise RecordingError(
                 f"{self.path}: cannot be read as a video: it is damaged, or of a kind that OpenCV "

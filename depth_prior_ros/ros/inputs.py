@@ -28,9 +28,6 @@ NANOSECONDS = 1_000_000_000
 SIZES_KEPT = 8
 """Image sizes whose calibration is kept."""
 
-EXTRAPOLATED = 0.1
-"""Seconds by which odometry may be older than an image and still serves without waiting."""
-
 _PAIRED = 3  # two clocks of different rates meet now and then, but not three times in a row
 _STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
 
@@ -209,11 +206,11 @@ class Inputs:
     ) -> Motion | None:
         """How the vehicle moves at ``stamp``: the nearest speed, and the way since a frame before.
 
-        Where the newest odometry is at most ``EXTRAPOLATED`` seconds older than the image, it is
-        gone on from at once. Only where every image has odometry with its very stamp, up to
+        Odometry older than the image is gone on from at once: waiting for newer would cost every
+        frame more than it gains. Only where every image has odometry with its very stamp, up to
         ``wait`` seconds are given to that, as topics are not ordered among each other; and where
-        odometry is older. Once that was in vain nothing is waited for until odometry comes again:
-        a vehicle without odometry pays once, not with every frame.
+        there is none within ``max_age``. Once that was in vain nothing is waited for until odometry
+        comes again: a vehicle without odometry pays once, not with every frame.
 
         Args:
             stamp: of the image, nanoseconds.
@@ -241,7 +238,7 @@ class Inputs:
 
     def _speed_at(self, stamp: int, max_age: float, wait: float) -> Speed | None:
         with self._changed:
-            if not self._odometry_silent and self._worth_waiting(stamp):
+            if not self._odometry_silent and self._worth_waiting(stamp, max_age):
                 reached = self._changed.wait_for(
                     lambda: self._closed or self._has_reached(stamp, max_age), wait
                 )
@@ -259,11 +256,11 @@ class Inputs:
             return None
         return nearest
 
-    def _worth_waiting(self, stamp: int) -> bool:
+    def _worth_waiting(self, stamp: int, max_age: float) -> bool:
         """Whether odometry that serves is still to come."""
         if self._paired >= _PAIRED:
             return True
-        oldest = stamp - int(EXTRAPOLATED * NANOSECONDS)
+        oldest = stamp - int(max_age * NANOSECONDS)
         return not any(speed.stamp >= oldest for speed in self._speeds)
 
     def _fitting(self, width: int, height: int) -> Calibration | None:

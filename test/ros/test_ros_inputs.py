@@ -282,3 +282,42 @@ def test_a_pose_that_is_not_a_number_is_refused(value, place):
     numbers[place] = value
     inputs, _ = make_inputs()
     assert not inputs.put_pose(0, tuple(numbers[:3]), tuple(numbers[3:]))
+
+
+def slow_odometry(inputs: Inputs, until: float) -> None:
+    """Poses and speeds at 20 Hz and stamps of their own, 5 m/s ahead."""
+    for k in range(round(until * 20)):
+        stamp = round((k / 20 + 0.013) * SECOND)
+        inputs.put_pose(stamp, (5.0 * stamp / SECOND, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        inputs.put_speed(stamp, 5.0)
+
+
+def test_odometry_that_is_slower_than_the_camera_is_gone_on_from_without_waiting():
+    inputs, _ = make_inputs()
+    slow_odometry(inputs, 2.0)
+    inputs.motion_at(2 * SECOND, 0.5, wait=0.01)  # a stamp without odometry of its own
+    start = time.monotonic()
+    for k in range(1, 3):
+        stamp = 2 * SECOND + k * SECOND // 30
+        motion = inputs.motion_at(stamp, 0.5, 60, previous=stamp - SECOND // 30)
+        np.testing.assert_allclose(motion.pose[:3, 3], [0, 0, 5 / 30], atol=1e-9)
+    assert time.monotonic() - start < 10
+
+
+def test_odometry_with_the_images_own_stamps_is_waited_for():
+    """As in a replay that waits: the same frames are answered the same way each time."""
+    inputs, _ = make_inputs()
+    for k in range(5):
+        inputs.put_speed(k * SECOND // 10, 1.0)
+        inputs.motion_at(k * SECOND // 10, 0.5, wait=5)
+    threading.Timer(0.05, inputs.put_speed, [SECOND // 2, 2.0]).start()
+    assert inputs.motion_at(SECOND // 2, 0.5, wait=5) == Motion(2.0, "odometry")
+
+
+def test_a_twist_beside_poses_that_never_move_tells_the_way():
+    inputs, _ = make_inputs()
+    for k in range(11):
+        inputs.put_pose(k * SECOND // 10, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        inputs.put_speed(k * SECOND // 10, 6.0, "odometry", (6.0, 0.0))
+    pose = inputs.motion_at(SECOND, 0.5, 0, previous=SECOND - SECOND // 10).pose
+    np.testing.assert_allclose(pose[:3, 3], [0, 0, 0.6], atol=1e-9)
