@@ -77,9 +77,9 @@ class VideoFile:
 
         # What FFmpeg finds wrong, it writes to the terminal; the error below says it, too.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-        level = cv2.setLogLevel(0)
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
-        cv2.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(level)
         if not capture.isOpened():
             raise RecordingError(
                 f"{self.path}: cannot be read as a video: it is damaged, or of a kind that OpenCV "

@@ -16,7 +16,7 @@ from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.motion.odometry import CameraMount
 from depth_prior_ros.pipeline.framing import InvalidFrameError
-from depth_prior_ros.pipeline.guard import is_out_of_memory, let_go
+from depth_prior_ros.pipeline.guard import is_out_of_memory, release_references
 from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
@@ -168,7 +168,7 @@ class FrameWorker:
         cause, text = INTERNAL, f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             cause = MEMORY
-            let_go(error)
+            release_references(error)
             # A device in a bad state fails here, too; without this thread there is no depth ever.
             try:
                 self._pipeline.networks.backend.free_memory()

@@ -22,7 +22,7 @@ from training.recipes.data import Drive
 from training.recipes.recipe import MultiFrame, Recipe
 from training.stages.distil import Distil, DistilStage, teach
 from training.stages.self_supervised import Scene, aligned_views
-from training.stages.system import System, View, held_loss
+from training.stages.system import LookupFrame, System, held_loss
 from training.stages.teacher import Teacher, TeacherStage
 
 __all__ = ["pair_folder", "pairs", "triplets"]
@@ -229,7 +229,7 @@ def test_standing_cameras_teach_matching_to_keep_the_single_frame_depth(
         assert torch.equal(view.motion.matrix, torch.eye(4).expand_as(view.motion.matrix))
 
 
-def _scene_of(stage: TeacherStage) -> tuple[Scene, list[View]]:
+def _scene_of(stage: TeacherStage) -> tuple[Scene, list[LookupFrame]]:
     batch = stage.triplets.batch(3, np.random.default_rng(0))
     scene = stage._part(stage._student(batch)[0])
     return scene, aligned_views(stage.system, scene)
