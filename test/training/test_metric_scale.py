@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from depth_prior_ros.geometry.warping import depth_to_disparity
+from depth_prior_ros.recordings import open_recording
+from training.recipes.data import Drive
 from training.recipes.recipe import RecipeError
-from training.runs.metric_scale import check_scale_drive, fit_metres_per_unit
+from training.runs.metric_scale import (
+    check_scale_drive,
+    fit_by_camera_height,
+    fit_metres_per_unit,
+)
 
 SIZE = (128, 64)
 FOCAL = 80.0
@@ -78,3 +84,25 @@ def test_a_drive_that_stands_still_is_refused(tmp_path: Path) -> None:
         check_scale_drive(drive)
     with pytest.raises(RecipeError, match="no neighbouring frames"):
         fit_metres_per_unit(student_that_sees(1.0), drive, SIZE, 8.0)  # type: ignore[arg-type]
+
+
+def test_the_factor_by_the_height_of_the_camera(tmp_path: Path) -> None:
+    """A road .2 units below the camera, 1.6 m in truth: 8 m a unit. Walls say nothing."""
+    rows = torch.arange(SIZE[1], dtype=torch.float32)[:, None].expand(SIZE[1], SIZE[0])
+    road = (0.2 * FOCAL / (rows - SIZE[1] / 2).clamp(min=1e-3)).clamp(0.1, 50)
+    drive = drive_past_a_wall(tmp_path, 8.0, 0.5)
+    drives = [(Drive(path=str(drive)), open_recording(drive))]
+
+    def seeing(depth: torch.Tensor) -> SimpleNamespace:
+        disparity = depth_to_disparity(depth[None, None])
+        return SimpleNamespace(
+            student=torch.nn.Identity(),
+            device=torch.device("cpu"),
+            single=lambda _image: {0: disparity},
+        )
+
+    factor, spread = fit_by_camera_height(seeing(road), drives, SIZE, 1.6)  # type: ignore[arg-type]
+    assert factor == pytest.approx(8.0, rel=0.02) and spread == 0
+    wall = torch.full((SIZE[1], SIZE[0]), 2.0)
+    with pytest.raises(RecipeError, match="no drive shows a flat road"):
+        fit_by_camera_height(seeing(wall), drives, SIZE, 1.6)  # type: ignore[arg-type]

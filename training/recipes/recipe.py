@@ -150,6 +150,12 @@ class Output(Strict):
     name: str
     licence: str
     provenance: tuple[str, ...] = ()
+    camera_height: float | None = Field(
+        None,
+        gt=0,
+        description="metres above the road of the drives' camera, by which the metric factor is "
+        "fitted; the drives are weighted equally",
+    )
     scale_drive: str | None = Field(
         None, description="drive with metric poses on which the metric factor is fitted"
     )
@@ -159,6 +165,12 @@ class Output(Strict):
     teacher: bool = Field(
         True, description="a copy of the prior's teacher goes with it, which `adapt` needs"
     )
+
+    @model_validator(mode="after")
+    def _one_metric_factor(self) -> Output:
+        if self.camera_height is not None and self.scale_drive is not None:
+            raise ValueError("camera_height and scale_drive both fit the metric factor: give one")
+        return self
 
 
 class Recipe(Strict):

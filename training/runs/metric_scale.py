@@ -1,8 +1,13 @@
-"""The factor from network units to metres, fitted on a drive whose camera poses are known."""
+"""The factor from network units to metres: by a drive's camera poses, or the camera's height.
+
+On drives without poses the unit floats in self-supervised training, by a tenth and more from that
+of a drive with poses; the height above the road is known of all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +15,10 @@ import numpy as np
 import torch
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
-from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings import StoredRecording, open_recording, read_frames
+from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_road
+from training.data.drives import network_camera
+from training.data.frames import Window
 from training.data.triplets import DriveFrames, load_sequence
 from training.losses.photometric import Target, identity_error, minimum_reprojection
 from training.recipes.base import RecipeError
@@ -20,10 +28,55 @@ from training.stages.system import System, rebuild
 # With less parallax (metres from frame to frame) the pictures do not tell the scale.
 _MIN_STEP = 0.2
 _MAX_FRAMES = 80
+# Frames of a drive whose road is looked at.
+_ROADS = 30
 # Candidates: up to a factor of 16 either way from the unit of training, 8 % apart, and 4 % around
 # the best of them. A narrower search ends at its border, or in a minimum of no meaning.
 _STEP = 2 ** (1 / 9)
 _REACH = 36
+
+
+@torch.no_grad()
+def fit_by_camera_height(
+    system: System,
+    drives: Sequence[tuple[Drive, StoredRecording]],
+    size: tuple[int, int],
+    height: float,
+) -> tuple[float, float]:
+    """The factor with which the camera is `height` metres above the road.
+
+    Args:
+        system: networks; only the student is used.
+        drives: recordings, as training opened them.
+        size: width and height of the network's input.
+        height: of the camera above the road, metres.
+
+    Returns:
+        Median over drives of each drive's median over frames, and the largest over the smallest of
+        the drives' medians, minus one.
+
+    Raises:
+        RecipeError: no drive shows a flat road.
+    """
+    system.student.eval()
+    found = []
+    for drive, recording in drives:
+        window = Window(size, drive.crop)
+        camera = network_camera(recording, window)
+        stride = max(1, len(recording.frames) // _ROADS)
+        heights = []
+        for _, image in read_frames(recording, range(0, len(recording.frames), stride)):
+            picture = torch.from_numpy(window.apply(image)).permute(2, 0, 1)[None]
+            pixels = picture.to(system.device).float().div(255)
+            inverse = 1 / disparity_to_depth(system.single(pixels)[0])[1]
+            with suppress(NoRoadError):
+                road = fit_road(inverse[0, 0].cpu().numpy(), camera, RoadSettings())
+                heights.append(road.height)
+        if heights:
+            found.append(height / float(np.median(heights)))
+    if not found:
+        raise RecipeError("output.camera_height: no drive shows a flat road to measure it by")
+    return float(np.median(found)), max(found) / min(found) - 1
 
 
 def check_scale_drive(drive: Path) -> None:

@@ -29,7 +29,7 @@ from training.prior.selection.chosen import ChosenPrior
 from training.recipes.data import Drive
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import git_hash
-from training.runs.metric_scale import fit_metres_per_unit
+from training.runs.metric_scale import fit_by_camera_height, fit_metres_per_unit
 from training.stages.prior import NOTE
 from training.stages.system import System
 
@@ -67,6 +67,13 @@ def write_bundle(
             f"{recipe.output.scale_drive} (interquartile range over frames {spread:.1%})"
         )
     seen = _trained_on(recipe, root)
+    if recipe.output.camera_height is not None:
+        height = recipe.output.camera_height
+        factor, spread = fit_by_camera_height(system, seen, recipe.size, height)
+        source = (
+            f"{height:g} m from camera to road in the training drives (their factors differ by "
+            f"{spread:.0%} at most)"
+        )
     manifest = Manifest(
         name=recipe.output.name,
         architecture=Architecture(

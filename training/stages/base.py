@@ -115,9 +115,10 @@ class TrainingConfig(StageConfig):
     keep_start: float = Field(
         0.0,
         ge=0,
-        lt=1,
+        le=1,
         description="share of the student's weights of before the stage that is mixed in at its "
-        "end, so that it forgets less of what it learned elsewhere (WiSE-FT)",
+        "end, so that it forgets less of what it learned elsewhere (WiSE-FT); 1: the others alone "
+        "have learned, beside a student that moved",
     )
     trunk_rate: float = Field(
         1.0, gt=0, description="learning rate of the student's trunk over that of the rest"
