@@ -84,6 +84,7 @@ def parts(bundle: Path, image: Size, frames: int, core: int) -> Times:
     from sensor_msgs.msg import CameraInfo, Image
     from std_msgs.msg import Header
 
+    from depth_prior_ros.images.calibration import Calibration
     from depth_prior_ros.motion.gate import ImageMotion
     from depth_prior_ros.pipeline import DepthPipeline
     from depth_prior_ros.pipeline.framing import frame_image
@@ -93,7 +94,8 @@ def parts(bundle: Path, image: Size, frames: int, core: int) -> Times:
     cv2.setNumThreads(1)
     messages_in = [image_message(p, Header()) for p in moving_pictures(image)]
     info = camera_info_for(*image)
-    camera = messages.camera_from_info(info, *image)
+    calibration = Calibration.from_message(info)
+    camera = calibration.camera(*image)
     pipeline = DepthPipeline(str(bundle), force_model="single_frame")
     trained = pipeline.bundle.manifest.camera
     motion, times = ImageMotion(), Times()
@@ -129,7 +131,8 @@ def parts(bundle: Path, image: Size, frames: int, core: int) -> Times:
             with times("info"):
                 region = result.region
                 window = (region.x, region.y, region.width, region.height)
-                scaled = messages.scaled_camera_info(info, image, trained.size, window)
+                of_depth = calibration.of_depth(image, trained.size, window)
+                scaled = messages.camera_info(of_depth, message.header)
             with times("publish"):
                 info_out.publish(scaled)
                 out.publish(depth)

@@ -134,18 +134,12 @@ def motion_of(frame: Frame, before: Frame | None) -> Motion:
 
 def judge(frame: Frame, protocol: str, answers: dict[str, Array], keyed: Answer) -> Pixels:
     """Errors of several depths (h, w) of one frame's region."""
-    from depth_prior_ros.metrics import PROTOCOLS
+    from depth_prior_ros.evaluation.protocols import PROTOCOLS
 
     truth = frame.depth()
     assert truth is not None
-    x, y, width, height = keyed.region
-    # The protocol's crop is of the whole image.
-    kept = np.zeros_like(truth)
-    flat = PROTOCOLS[protocol].truth(truth)
-    kept.reshape(-1)[flat.index] = flat.expected
-    truth = kept[max(y, 0) : y + height, max(x, 0) : x + width]
-    pixels = PROTOCOLS["synthetic"].truth(truth)
-    parallax = cv2.resize(keyed.parallax, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    pixels = PROTOCOLS[protocol].truth(truth, keyed.region)
+    parallax = cv2.resize(keyed.parallax, pixels.size[::-1], interpolation=cv2.INTER_NEAREST)
 
     def errors(depth: Array) -> Array:
         found = pixels.compare(depth)

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.recording_options import (
+    add_recording_options,
+    intrinsics,
+    intrinsics_option,
+    recording_options,
+)
 
 if TYPE_CHECKING:
-    from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.recordings import StoredRecording
     from rosbag_tools.session import ReplayOptions
 
@@ -49,15 +54,6 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text} is no size such as 640x192")
     return int(width), int(height)
-
-
-def intrinsics(text: str) -> tuple[float, float, float, float]:
-    """FX,FY,CX,CY in pixels."""
-    try:
-        fx, fy, cx, cy = (float(value) for value in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not FX,FY,CX,CY") from error
-    return fx, fy, cx, cy
 
 
 _EPILOG = "`depth_bag COMMAND --help` explains a command."
@@ -143,15 +139,22 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--kitti-raw", type=Path, metavar="DRIVE", help="a ..._sync folder")
     source.add_argument("--kitti-odometry", type=Path, metavar="SEQUENCE", help="sequences/NN")
-    source.add_argument("--images", type=Path, metavar="DIR", help="a folder of JPEG or PNG")
+    source.add_argument(
+        "--images", type=Path, metavar="PATH", help="a folder of images, or a video"
+    )
     parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
     parser.add_argument(
         "--intrinsics",
         type=intrinsics,
-        metavar="FX,FY,CX,CY",
-        help="with --images: the camera, in pixels of these images",
+        metavar="FX,FY,CX,CY|FILE",
+        help="with --images: the camera, in pixels of these images, or a YAML file (also of ROS's "
+        "camera_calibration)",
     )
-    parser.add_argument("--rate", type=float, default=10.0, help="with --images: Hz (default: 10)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="with --images: Hz (default: by names that are times, the video's own, or 10)",
+    )
     parser.add_argument(
         "--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)"
     )
@@ -175,17 +178,8 @@ def _make_source(parsed: argparse.Namespace) -> StoredRecording:
         return open_kitti_odometry(parsed.kitti_odometry)
     from depth_prior_ros.recordings.folder import open_image_folder
 
-    camera = None
-    if parsed.intrinsics:
-        camera = _camera_of_images(parsed.images, parsed.intrinsics)
-    return open_image_folder(parsed.images, camera=camera, rate=parsed.rate)
-
-
-def _camera_of_images(folder: Path, intrinsics: tuple[float, float, float, float]) -> Camera:
-    from depth_prior_ros.geometry.camera import Camera
-    from depth_prior_ros.recordings.folder import image_size
-
-    return Camera(*intrinsics, *image_size(folder))
+    camera = intrinsics_option(parsed.images, parsed.intrinsics)
+    return open_image_folder(parsed.images, rate=parsed.rate, **camera)
 
 
 # -- render -------------------------------------------------------------------------------------
@@ -332,19 +326,12 @@ def _demo(parsed: argparse.Namespace) -> None:
 
 def _add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recording", type=Path, metavar="BAG", help="a bag; KITTI folders will do as well"
+        "recording",
+        type=Path,
+        metavar="RECORDING",
+        help="a bag, a video, a folder of images or of KITTI",
     )
-    for name in ("image", "camera-info", "odom", "depth"):
-        parser.add_argument(
-            f"--{name}-topic", metavar="TOPIC", help="default: found by type and name"
-        )
-    parser.add_argument(
-        "--rectify",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="a bag's images, where camera_info has distortion; auto: unless the topic is called "
-        "rect or rectified",
-    )
+    add_recording_options(parser)
 
 
 def _add_node_options(parser: argparse.ArgumentParser) -> None:
@@ -395,16 +382,9 @@ def _options(parsed: argparse.Namespace) -> ReplayOptions:
 
 
 def _open(parsed: argparse.Namespace) -> StoredRecording:
-    from depth_prior_ros.recordings import is_bag, open_recording
+    from depth_prior_ros.recordings import open_recording
 
-    topics = {
-        name: getattr(parsed, f"{name}_topic") for name in ("image", "camera_info", "odom", "depth")
-    }
-    if not is_bag(parsed.recording):
-        return open_recording(parsed.recording)
-    from depth_prior_ros.recordings.bag import BagTopics
-
-    return open_recording(parsed.recording, topics=BagTopics(**topics), rectify=parsed.rectify)
+    return open_recording(parsed.recording, **recording_options(parsed.recording, parsed))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from depth_prior_ros.recordings import Recording, RecordingError, is_bag
-from depth_prior_ros.recordings.bag import BagFile
+from depth_prior_ros.recordings.bag_file import BagFile
 from rosbag_tools.console import show, show_skipped
 
 
@@ -31,6 +31,10 @@ def summary(recording: Recording) -> list[str]:
         f"{gaps} gaps",
         f"camera: fx {camera.fx:.2f} fy {camera.fy:.2f} cx {camera.cx:.2f} cy {camera.cy:.2f}",
     ]
+    streams = getattr(recording, "streams", {})
+    if streams:
+        used = ", ".join(f"{use} {topic}" for use, topic in streams.items())
+        lines.append(f"topics: {used}")
     speeds = [abs(frame.speed) for frame in frames if frame.speed is not None]
     if speeds:
         lines.append(
@@ -49,6 +53,9 @@ def _show_topics(path: Path) -> None:
     from rich.table import Table
 
     table = Table("topic", "type", "messages", box=None, pad_edge=False)
-    for topic, (kind, count) in sorted(BagFile(path).topics().items()):
+    bag = BagFile(path)
+    for topic, (kind, count) in sorted(bag.topics().items()):
         table.add_row(topic, kind, str(count))
+    for topic in sorted(bag.foreign()):
+        table.add_row(topic, "cannot be read", "")
     show(table)

@@ -30,8 +30,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.recordings import bag_messages as kinds
-from depth_prior_ros.recordings.bag import MOVING_TOPIC, SOURCE_TOPIC
+from depth_prior_ros.images.calibration import Calibration
+from depth_prior_ros.motion.odometry import UNKNOWN
+from depth_prior_ros.recordings.bag_messages import KITTI_WORDS, odometry_from_pose
+from depth_prior_ros.recordings.bag_topics import (
+    CAMERA_INFO,
+    COMPRESSED_IMAGE,
+    MOVING_TOPIC,
+    ODOMETRY,
+    SOURCE_TOPIC,
+    STRING,
+)
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -128,7 +137,7 @@ class _Messages:
                 continue
             if depth is not None and not counts["depths"]:
                 source = recording.depth_source
-                self._send(SOURCE_TOPIC, kinds.STRING, frame.stamp_ns, data=source)
+                self._send(SOURCE_TOPIC, STRING, frame.stamp_ns, data=source)
             counts["odometry"] += self._write_odometry(frame)
             self._write_image(frame, image)
             counts["images"] += 1
@@ -153,14 +162,14 @@ class _Messages:
         stamp = frame.stamp_ns
         self._send(
             CAMERA_INFO_TOPIC,
-            kinds.CAMERA_INFO,
+            CAMERA_INFO,
             stamp,
             header=self._header(stamp, CAMERA_FRAME),
             **self._camera_info(frame.camera),
         )
         self._send(
             IMAGE_TOPIC,
-            kinds.COMPRESSED_IMAGE,
+            COMPRESSED_IMAGE,
             stamp,
             header=self._header(stamp, CAMERA_FRAME),
             format="rgb8; jpeg compressed bgr8",
@@ -172,17 +181,17 @@ class _Messages:
         camera = frame.camera.scaled(depth.shape[1], depth.shape[0])
         self._send(
             DEPTH_INFO_TOPIC,
-            kinds.CAMERA_INFO,
+            CAMERA_INFO,
             stamp,
             header=self._header(stamp, CAMERA_FRAME),
             **self._camera_info(camera),
         )
         self._send(
             DEPTH_TOPIC,
-            kinds.COMPRESSED_IMAGE,
+            COMPRESSED_IMAGE,
             stamp,
             header=self._header(stamp, CAMERA_FRAME),
-            format="16UC1; png compressed",
+            format=f"16UC1; png compressed; {KITTI_WORDS}",
             data=np.frombuffer(encode_depth(depth), np.uint8),
         )
 
@@ -190,7 +199,7 @@ class _Messages:
         coded = cv2.imencode(".png", np.where(moving, np.uint8(255), np.uint8(0)))[1]
         self._send(
             MOVING_TOPIC,
-            kinds.COMPRESSED_IMAGE,
+            COMPRESSED_IMAGE,
             frame.stamp_ns,
             header=self._header(frame.stamp_ns, CAMERA_FRAME),
             format="8UC1; png compressed",
@@ -204,9 +213,9 @@ class _Messages:
         position, quaternion = np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0])
         pose_covariance = np.zeros(36)
         if frame.pose is None:
-            pose_covariance[0] = kinds.UNKNOWN
+            pose_covariance[0] = UNKNOWN
         else:
-            position, quaternion = kinds.odometry_from_pose(frame.pose)
+            position, quaternion = odometry_from_pose(frame.pose)
         make = self._make
         pose = make(
             "geometry_msgs/msg/Pose",
@@ -218,7 +227,7 @@ class _Messages:
         twist = make("geometry_msgs/msg/Twist", linear=ahead, angular=still)
         self._send(
             ODOMETRY_TOPIC,
-            kinds.ODOMETRY,
+            ODOMETRY,
             frame.stamp_ns,
             header=self._header(frame.stamp_ns, "odom"),
             child_frame_id="base_link",
@@ -232,8 +241,7 @@ class _Messages:
         return 1
 
     def _camera_info(self, camera: Camera) -> dict[str, Any]:
-        """A rectified camera: no distortion, R is one, P is K."""
-        K = camera.matrix()
+        calibration = Calibration.from_camera(camera)
         roi = self._make(
             "sensor_msgs/msg/RegionOfInterest",
             x_offset=0,
@@ -245,11 +253,11 @@ class _Messages:
         return {
             "height": camera.height,
             "width": camera.width,
-            "distortion_model": "plumb_bob",
-            "d": np.zeros(5),
-            "k": K.ravel(),
-            "r": np.eye(3).ravel(),
-            "p": np.hstack([K, np.zeros((3, 1))]).ravel(),
+            "distortion_model": calibration.model,
+            "d": np.array(calibration.D),
+            "k": np.array(calibration.K),
+            "r": np.array(calibration.R),
+            "p": np.array(calibration.P),
             "binning_x": 0,
             "binning_y": 0,
             "roi": roi,

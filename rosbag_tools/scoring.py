@@ -1,4 +1,4 @@
-"""How good the depth of a replay is: as published, model by model, and beside blind maps.
+"""How good the depth of a replay is: as published, model by model, and beside constant baselines.
 
 `all` judges what the node published. `single_frame` and `multi_frame` judge each model forced on
 the same frames (those with a predecessor), in this process, through the pipeline that the node uses

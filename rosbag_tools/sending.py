@@ -20,8 +20,10 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from depth_prior_ros.motion.odometry import UNKNOWN
 from depth_prior_ros.recordings import Frame
-from depth_prior_ros.recordings.bag_messages import UNKNOWN, odometry_from_pose
+from depth_prior_ros.recordings.bag_messages import odometry_from_pose
+from depth_prior_ros.ros.camera_infos import camera_info_of
 from depth_prior_ros.share import large_images_environment
 
 _NEW, _OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
@@ -93,7 +95,7 @@ class Sender:
         if frame.speed is not None:
             self._odometry.publish(_odometry(frame, stamp))
         header = Header(stamp=stamp, frame_id=self._frame_id)
-        self._info.publish(_camera_info(frame, header))
+        self._info.publish(camera_info_of(frame.camera, header))
         return _image(image, header)
 
     def publish(self, message: Image) -> None:
@@ -108,18 +110,6 @@ def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
     message.data = data
-    return message
-
-
-def _camera_info(frame: Frame, header: Header) -> CameraInfo:
-    camera = frame.camera
-    K = camera.matrix()
-    message = CameraInfo(header=header, width=camera.width, height=camera.height)
-    message.distortion_model = "plumb_bob"
-    message.d = [0.0] * 5
-    message.k = K.ravel().tolist()
-    message.r = np.eye(3).ravel().tolist()
-    message.p = np.hstack([K, np.zeros((3, 1))]).ravel().tolist()
     return message
 
 

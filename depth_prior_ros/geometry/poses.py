@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 
 def rigid_inverse(pose: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of a rotation and translation (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = pose[:3, :3].T
-    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    """The inverse of rotations and translations (..., 4, 4)."""
+    inverse = np.broadcast_to(np.eye(4), pose.shape).copy()
+    turned = np.swapaxes(pose[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = turned
+    inverse[..., :3, 3:] = -turned @ pose[..., :3, 3:]
     return inverse

@@ -398,12 +398,22 @@ _ENCODINGS = {
 def _compressed_to_rgb(message: Any) -> ImageArray:
     """A JPEG or PNG as RGB; 16 bits, grey, alpha and raw Bayer patterns as in plain images."""
     decoded = decode_compressed(message)
-    channels = 1 if decoded.ndim == 2 else decoded.shape[2]
-    name = {1: "mono", 3: "bgr", 4: "bgra"}[channels]
-    if channels == 1:
+    name = None
+    if decoded.ndim == 2:
         # image_transport compresses Bayer images as they are and says so in the format alone.
-        name = bayer_of_format(message.format) or name
-    elif channels == 3 and "compressed rgb" in message.format:
+        name = bayer_of_format(message.format)
+    elif decoded.shape[2] == 3 and "compressed rgb" in message.format:
         name = "rgb"  # stored with red and blue swapped, says image_transport's reader
+    return decoded_to_rgb(decoded, name)
+
+
+def decoded_to_rgb(decoded: npt.NDArray[Any], name: str | None = None) -> ImageArray:
+    """(H, W, 3) uint8 RGB of what OpenCV decoded with `IMREAD_UNCHANGED`.
+
+    decoded: (H, W) or (H, W, 1, 3 or 4), uint8 or uint16. name: of the encoding without its bits;
+    default: OpenCV's for that many channels.
+    """
+    channels = 1 if decoded.ndim == 2 else decoded.shape[2]
+    name = name or {1: "mono", 3: "bgr", 4: "bgra"}[channels]
     encoding = _ENCODINGS[f"{name}{8 * decoded.itemsize}"]
     return encoding.to_rgb(decoded.reshape(*decoded.shape[:2], channels))

@@ -7,119 +7,14 @@ tilt's) and ``equidistant`` (k1 k2 k3 k4, a fisheye).
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-
-PLUMB_BOB = "plumb_bob"
-RATIONAL = "rational_polynomial"
-EQUIDISTANT = "equidistant"
-
-_LENGTHS = {PLUMB_BOB: (4, 5), RATIONAL: (8, 12, 14), EQUIDISTANT: (4,)}
-_ALIASES = {
-    "fisheye": EQUIDISTANT,
-    "kannala_brandt": EQUIDISTANT,
-    "kannala_brandt4": EQUIDISTANT,
-    "radtan": PLUMB_BOB,
-    "radial-tangential": PLUMB_BOB,
-}
-
-NEGLIGIBLE = 1e-9
-"""Coefficients smaller than this move no pixel by a thousandth of one."""
-
-_IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
-RECTIFY_CHOICES = ("auto", "always", "never")
-"""What ``rectify`` may be; not `on` and `off`, which YAML takes for truth values."""
-
-
-def rectification_wanted(rectify: str, topic: str) -> bool:
-    """Whether images of ``topic`` are to be rectified where camera_info has distortion.
-
-    A camera's raw and rectified images share one camera_info, distortion included, so the message
-    cannot tell. The topic's name can, by a convention as old as image_proc: a rectified one has
-    the word ``rect`` or ``rectified`` in it (``image_rect``, ``image_rect_color``, ``rect/image``).
-
-    Args:
-        rectify: ``auto`` goes by the name, ``always`` and ``never`` do not.
-        topic: fully resolved name of the image topic.
-
-    Raises:
-        ValueError: for another choice.
-    """
-    if rectify not in RECTIFY_CHOICES:
-        raise ValueError(f"rectify must be one of {', '.join(RECTIFY_CHOICES)}, got {rectify!r}")
-    if rectify != "auto":
-        return rectify == "always"
-    return not {"rect", "rectified"} & set(re.split("[/_]", topic.lower()))
-
-
-def distortion_model(name: str, coefficients: tuple[float, ...]) -> str:
-    """The model that a camera_info means by ``name``.
-
-    Raises:
-        InvalidCameraError: for a name that is not known, unless all coefficients are zero.
-    """
-    model = _ALIASES.get(name, name)
-    if model in _LENGTHS:
-        return model
-    if all(c == 0 for c in coefficients):
-        return PLUMB_BOB
-    raise InvalidCameraError(
-        f"distortion model {name!r} is not known ({', '.join(_LENGTHS)} are); feed rectified "
-        "images, and say so with `rectify: never` where their topic's name does not"
-    )
-
-
-@dataclass(frozen=True)
-class DistortedCamera:
-    """A calibrated camera with a lens.
-
-    raw: intrinsics of the distorted image (K). model: `plumb_bob`, `rational_polynomial` or
-    `equidistant`. coefficients: of the lens (D), none for no distortion. rotation: (9) row-major,
-    from the camera's to the rectified frame (R). camera: of the rectified image (P).
-
-    Raises InvalidCameraError.
-    """
-
-    raw: Camera
-    model: str
-    coefficients: tuple[float, ...]
-    camera: Camera
-    rotation: tuple[float, ...] = _IDENTITY
-
-    def __post_init__(self) -> None:
-        if self.model not in _LENGTHS:
-            raise InvalidCameraError(f"distortion model {self.model!r} is not known")
-        if not all(math.isfinite(c) for c in self.coefficients):
-            raise InvalidCameraError(f"distortion is not finite: {list(self.coefficients)}")
-        if self.is_rectified:
-            return  # the other numbers are not used
-        lengths = _LENGTHS[self.model]
-        if len(self.coefficients) not in lengths:
-            raise InvalidCameraError(
-                f"{self.model} has {' or '.join(map(str, lengths))} coefficients, "
-                f"got {len(self.coefficients)}"
-            )
-        R = np.reshape(self.rotation, (3, 3))
-        if not np.isfinite(R).all() or np.abs(R @ R.T - np.eye(3)).max() > 1e-3:
-            raise InvalidCameraError("the rectification matrix R is not a rotation")
-
-    @property
-    def is_rectified(self) -> bool:
-        """Whether no coefficient says otherwise.
-
-        As in image_proc, neither R nor a P that differs from K count, nor that a fisheye bends
-        rays with all coefficients zero: drivers of rectified cameras send zeros of every model.
-        """
-        return not any(abs(c) > NEGLIGIBLE for c in self.coefficients)
+from depth_prior_ros.geometry.camera import InvalidCameraError
+from depth_prior_ros.images.calibration import EQUIDISTANT, RATIONAL, DistortedCamera
 
 
 class Rectifier:
@@ -163,6 +58,35 @@ class Rectifier:
         return cv2.remap(
             image, self._whole, self._parts, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
+
+
+class LensCorrection:
+    """Rectifies the images of a recording; makes its map when it is first needed, also in another
+    process that it was sent to.
+
+    lens: of the images; None: they are as they should be.
+    """
+
+    def __init__(self, lens: DistortedCamera | None) -> None:
+        self.lens = lens
+        self._rectifier: Rectifier | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"lens": self.lens, "_rectifier": None}
+
+    def __bool__(self) -> bool:
+        return self.lens is not None
+
+    @property
+    def words(self) -> str:
+        """What is done to the images, in words; empty where nothing is."""
+        return f"rectified: {self.lens}" if self.lens else ""
+
+    def apply(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The image, rectified where there is a lens; see `Rectifier.apply`."""
+        if self._rectifier is None and self.lens is not None:
+            self._rectifier = Rectifier.for_camera(self.lens)
+        return image if self._rectifier is None else self._rectifier.apply(image)
 
 
 def _is_imaged(model: DistortedCamera) -> npt.NDArray[np.bool_]:

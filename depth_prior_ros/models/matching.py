@@ -52,7 +52,7 @@ class Lookup(NamedTuple):
     valid: Tensor | None = None
 
 
-class TeacherOutput(Protocol):
+class MultiFrameDepth(Protocol):
     """What any of these networks returns, at least; depth in network units."""
 
     @property
@@ -85,7 +85,7 @@ class TeacherOutput(Protocol):
         """scale -> depth (B, 1, H / 2**scale, W / 2**scale), of the scales that were asked for."""
 
 
-class Teacher(Protocol):
+class MultiFrameNetwork(Protocol):
     """A network that refines a single-frame depth by comparing frames.
 
     Attributes:
@@ -123,7 +123,7 @@ class Teacher(Protocol):
         previous_from_current: Tensor,
         K: Tensor,
         single_depth: Tensor,
-    ) -> TeacherOutput:
+    ) -> MultiFrameDepth:
         """Depth from the frame before: its matching features and the motion (B, 4, 4)."""
 
     def match_many(
@@ -133,7 +133,7 @@ class Teacher(Protocol):
         K: Tensor,
         single_depth: Tensor,
         scales: Sequence[int] = (0,),
-    ) -> TeacherOutput:
+    ) -> MultiFrameDepth:
         """Depth from several frames, each present or missing for each sample."""
 
     def tap(self, current: Features, output: Any, stride: int) -> Tensor:

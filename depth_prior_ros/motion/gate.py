@@ -89,7 +89,7 @@ _STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at 
 _MIN_CONTRAST = 2.0  # grey levels (standard deviation) in a cell; below, flow is a guess
 
 
-class Way(NamedTuple):
+class RelativeMotion(NamedTuple):
     """How the camera came from the frame before: `previous_from_current` (4, 4) in metres, and how
     far that was; each None where unknown."""
 
@@ -134,15 +134,15 @@ class Motion:
         still = bool(np.abs(pose - np.eye(4)).max() <= _STILL)
         return None if still and self.known_speed else pose
 
-    def way(self, previous_ns: int, stamp_ns: int) -> Way:
+    def way(self, previous_ns: int, stamp_ns: int) -> RelativeMotion:
         """The way since the frame with stamp `previous_ns`, by the pose, else by the speed."""
         seconds = (stamp_ns - previous_ns) * 1e-9
         if seconds <= 0:
-            return Way()
+            return RelativeMotion()
         pose, speed = self.pose_since(previous_ns), self.known_speed
         if pose is not None:
-            return Way(pose, float(np.linalg.norm(pose[:3, 3])))
-        return Way(None, None if speed is None else speed * seconds)
+            return RelativeMotion(pose, float(np.linalg.norm(pose[:3, 3])))
+        return RelativeMotion(None, None if speed is None else speed * seconds)
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ class ImageMotion:
     ) -> float | None:
         """Motion from one prepared picture to the next; None without enough texture.
 
-        outside: (H, W) of any size, True where the pictures show nothing (`Framed.outside`): what
-        fills a border has texture, but no motion of its own.
+        outside: (H, W) of any size, True where the pictures show nothing (`NetworkInput.outside`):
+        what fills a border has texture, but no motion of its own.
         """
         flow = self._flow.calc(previous, current, None)
         magnitude = _cells(np.hypot(flow[..., 0], flow[..., 1]))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left
-from collections import deque
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,17 @@ from depth_prior_ros.geometry.poses import rigid_inverse
 
 Transform = npt.NDArray[np.float64]
 _Pose = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]  # stamp, place, quaternion
+
+UNKNOWN = -1.0
+"""First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""
+
+FORWARD = 0.9
+"""Share of a speed that must be along an axis for something that moves forward along it."""
+
+_LATE_NS = 1_000_000_000  # no message is on its way for longer
+_SET_BACK = 5  # late poses in a row
+_FAR_AHEAD_NS = 2_000_000_000
+_SEEN_METRES = 0.3  # in half a second: less says little about the direction
 
 # Columns: the optical frame's x, y, z axes in the frame of a camera body that looks along x.
 _BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
@@ -64,21 +75,26 @@ class CameraMount:
 class Trajectory:
     """The vehicle's recent poses in a fixed frame, and its motion between two stamps.
 
+    Poses may come late and out of order: each goes to its place. What cannot be explained by a
+    message's way is another clock: a run of poses that all lie further back than that (a bag that
+    starts again) begins the trajectory anew, and a single one far ahead of the others is left out.
     Poses may be added from one thread while another asks. seconds_kept: how far back they go.
     """
 
     def __init__(self, seconds_kept: float = 10.0) -> None:
-        self._kept_ns = int(seconds_kept * 1e9)
-        self._poses: deque[_Pose] = deque()
+        self._kept_ns = None if math.isinf(seconds_kept) else int(seconds_kept * 1e9)
+        self._poses: list[_Pose] = []
+        self._late: list[_Pose] = []  # in a row
+        self._ahead: _Pose | None = None
+        self._forward = [0, 0]  # how often the vehicle was seen to go along its x and its z axis
         self._lock = threading.Lock()
 
     def add(self, stamp_ns: int, position: npt.ArrayLike, quaternion: npt.ArrayLike) -> bool:
         """Add a pose: position (3,) in metres, quaternion (4,) as x, y, z, w.
 
-        A stamp before the newest one ends the trajectory and begins another (a bag that starts
-        again); with the newest one's stamp, the pose takes its place (a simulator whose clock is
-        slower than its odometry). False, and nothing added, for numbers that are not finite or a
-        quaternion without length.
+        With the stamp of another pose it takes its place (a simulator whose clock is slower than
+        its odometry). False, and nothing added, for numbers that are not finite or a quaternion
+        without length.
         """
         place = np.asarray(position, dtype=np.float64)
         turn = np.asarray(quaternion, dtype=np.float64)
@@ -89,19 +105,73 @@ class Trajectory:
         if not 0.5 < length < 2.0:
             return False
         with self._lock:
-            if self._poses and stamp_ns < self._poses[-1][0]:
-                self._poses.clear()
-            elif self._poses and stamp_ns == self._poses[-1][0]:
-                self._poses.pop()
-            self._poses.append((stamp_ns, place, turn / length))
-            while self._poses[-1][0] - self._poses[0][0] > self._kept_ns:
-                self._poses.popleft()
+            self._put((stamp_ns, place, turn / length))
         return True
+
+    def _put(self, pose: _Pose) -> None:
+        newest = self._poses[-1][0] if self._poses else pose[0]
+        if pose[0] < newest:
+            self._put_late(pose, newest)
+            return
+        self._late.clear()
+        ahead, self._ahead = self._ahead, None
+        if pose[0] - newest > _FAR_AHEAD_NS:
+            # Believed once another one follows it.
+            if ahead is None or not 0 < pose[0] - ahead[0] <= _FAR_AHEAD_NS:
+                self._ahead = pose
+                return
+            self._poses.append(ahead)
+        self._insert(pose)
+        self._see_forward()
+        if self._kept_ns is not None:
+            oldest = self._poses[-1][0] - self._kept_ns
+            self._poses = self._poses[bisect_left(self._poses, oldest, key=itemgetter(0)) :]
+
+    def _put_late(self, pose: _Pose, newest: int) -> None:
+        self._late.append(pose)
+        far = newest - pose[0] > _LATE_NS
+        if not far:
+            self._insert(pose)
+        ascending = all(a[0] < b[0] for a, b in pairwise(self._late))
+        if not ascending:
+            self._late = [pose]
+        elif len(self._late) >= _SET_BACK and (
+            far or self._late[-1][0] - self._late[0][0] >= _LATE_NS // 2
+        ):
+            self._poses, self._late, self._ahead = self._late, [], None
+
+    def _insert(self, pose: _Pose) -> None:
+        place = bisect_left(self._poses, pose[0], key=itemgetter(0))
+        same = place < len(self._poses) and self._poses[place][0] == pose[0]
+        self._poses[place : place + same] = [pose]
+
+    def _see_forward(self) -> None:
+        newest = self._poses[-1]
+        before = _behind(self._poses, _LATE_NS // 2, _LATE_NS) if len(self._poses) > 1 else newest
+        way = _matrix(newest[2]).T @ (newest[1] - before[1])
+        length = float(np.linalg.norm(way))
+        if length > _SEEN_METRES:
+            self._forward[0] += abs(way[0]) >= FORWARD * length
+            self._forward[1] += abs(way[2]) >= FORWARD * length
+
+    @property
+    def is_optical(self) -> bool:
+        """Whether the poses are those of a camera's optical frame: what moves goes along its z.
+
+        A vehicle's go along x (REP-103).
+        """
+        return self._forward[1] > max(3, self._forward[0])
 
     def clear(self) -> None:
         """Forget all poses."""
         with self._lock:
-            self._poses.clear()
+            self._poses, self._late, self._ahead, self._forward = [], [], None, [0, 0]
+
+    @property
+    def span_ns(self) -> tuple[int, int] | None:
+        """Stamps of the oldest and the newest pose; None where there is none."""
+        with self._lock:
+            return (self._poses[0][0], self._poses[-1][0]) if self._poses else None
 
     def speed(self, over: float = 0.5) -> float | None:
         """Metres per second over the newest ``over`` seconds of poses; None where they span less
@@ -117,6 +187,11 @@ class Trajectory:
             return None
         return float(np.linalg.norm(newest[1] - oldest[1])) / seconds
 
+    def pose(self, stamp_ns: int, max_age: float = 0.5) -> Transform | None:
+        """fixed_from_vehicle (4, 4) at a stamp; see :meth:`step` for what is between poses."""
+        with self._lock:
+            return _pose_at(self._poses, stamp_ns, int(max_age * 1e9))
+
     def step(self, previous_ns: int, current_ns: int, max_age: float = 0.5) -> Transform | None:
         """The vehicle's motion between two stamps, previous_from_current (4, 4), in its own frame.
 
@@ -126,13 +201,70 @@ class Trajectory:
         """
         if current_ns <= previous_ns:
             return None
-        with self._lock:
-            poses = list(self._poses)
-        before = _pose_at(poses, previous_ns, int(max_age * 1e9))
-        after = _pose_at(poses, current_ns, int(max_age * 1e9))
+        before, after = self.pose(previous_ns, max_age), self.pose(current_ns, max_age)
         if before is None or after is None:
             return None
         return rigid_inverse(before) @ after
+
+    def camera_step(
+        self, previous_ns: int, current_ns: int, mount: CameraMount, max_age: float = 0.5
+    ) -> Transform | None:
+        """The camera's motion between two stamps; as :meth:`step`, in the optical frame."""
+        step = self.step(previous_ns, current_ns, max_age)
+        return step if step is None or self.is_optical else mount.step(step)
+
+
+@dataclass(frozen=True)
+class OdometryReading:
+    """What one message of odometry, or of a twist, says.
+
+    position (3) in metres and quaternion (x, y, z, w) of the child frame, None where the message
+    has no pose or says that it is unknown. speed: m/s, negative when reversing, None where unknown;
+    it may be not finite, as the message is. course: forward speed in m/s and yaw rate in rad/s,
+    positive to the left; None where the twist is not along one axis.
+    """
+
+    position: tuple[float, float, float] | None = None
+    quaternion: tuple[float, float, float, float] | None = None
+    speed: float | None = None
+    course: tuple[float, float] | None = None
+
+
+def read_odometry(message: Any) -> OdometryReading:
+    """Of an Odometry, a TwistStamped, a TwistWithCovarianceStamped or a stamped pose."""
+    position = quaternion = speed = course = None
+    pose: Any = getattr(message, "pose", None)
+    if hasattr(pose, "covariance"):
+        pose = None if pose.covariance[0] == UNKNOWN else pose.pose
+    if pose is not None:
+        p, q = pose.position, pose.orientation
+        position = float(p.x), float(p.y), float(p.z)
+        quaternion = float(q.x), float(q.y), float(q.z), float(q.w)
+    twist: Any = getattr(message, "twist", None)
+    if hasattr(twist, "covariance"):
+        twist = None if twist.covariance[0] == UNKNOWN else twist.twist
+    if twist is not None:
+        speed, course = speed_of_twist(
+            (float(twist.linear.x), float(twist.linear.y), float(twist.linear.z)),
+            (float(twist.angular.x), float(twist.angular.y), float(twist.angular.z)),
+        )
+    return OdometryReading(position, quaternion, speed, course)
+
+
+def speed_of_twist(
+    linear: tuple[float, float, float], angular: tuple[float, float, float]
+) -> tuple[float, tuple[float, float] | None]:
+    """Speed in m/s, negative when reversing, and the course (forward speed, yaw rate to the left).
+
+    A twist along x is of a vehicle's frame (REP-103), one along z of a camera's optical frame,
+    whose y points down. Along neither it has no course.
+    """
+    size = math.hypot(*linear)
+    ahead, left = linear[0], angular[2]
+    if abs(linear[2]) > abs(linear[0]):
+        ahead, left = linear[2], -angular[1]
+    course = (ahead, left) if abs(ahead) >= FORWARD * size > 0 else None
+    return math.copysign(size, ahead), course
 
 
 def arc(speed: float, yaw_rate: float, seconds: float) -> Transform:
@@ -152,9 +284,11 @@ def arc(speed: float, yaw_rate: float, seconds: float) -> Transform:
 
 def _pose_at(poses: list[_Pose], stamp: int, reach: int) -> Transform | None:
     """world_from_base at a stamp, from the two poses around it, or two of the newest."""
+    place = bisect_left(poses, stamp, key=itemgetter(0))
+    if place < len(poses) and poses[place][0] == stamp:
+        return _transform(*poses[place][1:])
     if len(poses) < 2 or stamp < poses[0][0]:
         return None
-    place = bisect_left(poses, stamp, key=itemgetter(0))
     if place < len(poses):
         first, second = poses[max(place - 1, 0)], poses[max(place, 1)]
     else:
@@ -163,9 +297,13 @@ def _pose_at(poses: list[_Pose], stamp: int, reach: int) -> Transform | None:
     if stamp - t1 > reach or t1 - t0 > 2 * reach:
         return None
     share = (stamp - t0) / (t1 - t0)
+    return _transform(p0 + share * (p1 - p0), _slerp(q0, q1, share))
+
+
+def _transform(place: npt.NDArray[np.float64], quaternion: npt.NDArray[np.float64]) -> Transform:
     result = np.eye(4)
-    result[:3, :3] = _matrix(_slerp(q0, q1, share))
-    result[:3, 3] = p0 + share * (p1 - p0)
+    result[:3, :3] = _matrix(quaternion)
+    result[:3, 3] = place
     return result
 
 

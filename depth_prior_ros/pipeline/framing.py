@@ -51,7 +51,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Framed:
+class NetworkInput:
     """An image as the networks take it.
 
     pixels: (h, w, 3) uint8 RGB at the input size; camera: of `pixels`; region: what of the source
@@ -78,7 +78,7 @@ def frame_image(
     trained: Camera,
     fit: Fit = "crop",
     outside: NDArray[np.bool_] | None = None,
-) -> Framed:
+) -> NetworkInput:
     """Check an RGB image (H, W, 3) uint8, fit it to the trained aspect ratio, resize it.
 
     camera: of `image`, or of the same picture at another size (then it is scaled); None stands for
@@ -99,7 +99,7 @@ def frame_image(
         pixels = window
     else:
         pixels = window.copy()  # kept until the next frame; the caller's buffer may not be
-    return Framed(
+    return NetworkInput(
         pixels,
         _camera_of(region, width, height, camera, trained),
         region,

@@ -7,7 +7,7 @@ from collections import deque
 from statistics import median
 from typing import Literal
 
-Obstacle = Literal["model_failed", "memory", "budget"]
+Fault = Literal["model_failed", "memory", "budget"]
 
 _WINDOW = 20
 _ENOUGH = 5
@@ -26,34 +26,34 @@ class MultiFrameGuard:
     def __init__(self, failure_pause: int = 30, budget_pause: int = 100) -> None:
         self.failure_pause = failure_pause
         self.budget_pause = budget_pause
-        self._obstacle: Obstacle | None = None
+        self._fault: Fault | None = None
         self._detail: str | None = None
         self._remaining = 0
         self._patience = 1
         self._times: deque[float] = deque(maxlen=_WINDOW)
 
-    def obstacle(self) -> Obstacle | None:
+    def fault(self) -> Fault | None:
         """Why multi-frame must not run on this frame; to be asked once per frame."""
-        if self._obstacle is None:
+        if self._fault is None:
             return None
         if self._remaining <= 0:
-            self._obstacle = self._detail = None
+            self._fault = self._detail = None
             return None
         self._remaining -= 1
-        return self._obstacle
+        return self._fault
 
     @property
     def detail(self) -> str | None:
-        """The obstacle in words; None without one."""
+        """The fault in words; None without one."""
         return self._detail
 
-    def failed(self, obstacle: Obstacle, detail: str | None = None) -> None:
+    def failed(self, fault: Fault, detail: str | None = None) -> None:
         """Multi-frame has failed on this frame; `detail` in words."""
-        self._obstacle, self._detail = obstacle, detail
-        budget = obstacle == "budget"
+        self._fault, self._detail = fault, detail
+        budget = fault == "budget"
         self._remaining = self._patience * self.budget_pause if budget else self.failure_pause
 
-    def took(self, milliseconds: float, budget_ms: float | None) -> None:
+    def record_duration(self, milliseconds: float, budget_ms: float | None) -> None:
         """A whole frame with multi-frame took that long."""
         self._times.append(milliseconds)
         if budget_ms is None or len(self._times) < _ENOUGH:
@@ -66,12 +66,12 @@ class MultiFrameGuard:
         self._patience = min(2 * self._patience, _LONGEST)
         self._times.clear()
 
-    def forgive(self, obstacle: Obstacle) -> None:
+    def end_pause(self, fault: Fault) -> None:
         """End a pause of this kind, as its cause is gone."""
-        if obstacle == "budget":
+        if fault == "budget":
             self._patience = 1
-        if self._obstacle == obstacle:
-            self._obstacle, self._detail, self._remaining = None, None, 0
+        if self._fault == fault:
+            self._fault, self._detail, self._remaining = None, None, 0
 
     @property
     def median_ms(self) -> float | None:
@@ -80,7 +80,7 @@ class MultiFrameGuard:
 
     def reset(self) -> None:
         """Forget failures and times."""
-        self._obstacle, self._detail, self._remaining, self._patience = None, None, 0, 1
+        self._fault, self._detail, self._remaining, self._patience = None, None, 0, 1
         self._times.clear()
 
 
@@ -103,7 +103,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-def let_go(error: BaseException) -> None:
+def release_references(error: BaseException) -> None:
     """Drop what the frames that an exception came through still hold.
 
     As long as it is being handled, its traceback keeps their variables, and with them the very

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.motion.gate import Way
-from depth_prior_ros.pipeline.multi_frame_step import Shown, turned
+from depth_prior_ros.motion.gate import RelativeMotion
+from depth_prior_ros.pipeline.multi_frame_step import ObservedFrame, turned
 
 KEYFRAME_METRES = 1.0
 """How far back the frame to match lies; the previous frame where the vehicle is faster."""
@@ -42,13 +42,13 @@ class Candidate:
     candidate_from_newest (4, 4) in the networks' world and units, as matching used it.
     """
 
-    shown: Shown
+    shown: ObservedFrame
     pose: NDArray[np.float64] | None
     step: NDArray[np.float64] | None
     told: float | None = 0.0
     metres: float = 0.0
 
-    def advance(self, way: Way, metres: float) -> None:
+    def advance(self, way: RelativeMotion, metres: float) -> None:
         """Go on by a step; metres: its length as guessed."""
         self.metres += metres
         self.told = None if self.told is None or way.metres is None else self.told + way.metres
@@ -74,7 +74,7 @@ class Keyframes:
         return len(self._frames)
 
     @property
-    def previous(self) -> Shown | None:
+    def previous(self) -> ObservedFrame | None:
         """The newest frame."""
         return self._frames[-1].shown if self._frames else None
 
@@ -88,7 +88,7 @@ class Keyframes:
         for frame in self._frames:
             frame.shown.features = None
 
-    def advance(self, way: Way, seconds: float, *, standing: bool) -> None:
+    def advance(self, way: RelativeMotion, seconds: float, *, standing: bool) -> None:
         """Tell the way from the newest frame to the one that is about to be processed.
 
         Where nobody knows its length, and neither did the pose network before, only the newest
@@ -126,7 +126,7 @@ class Keyframes:
         best = far[-1] if far else max(usable, key=lambda frame: frame.metres)
         return [best, previous] if best.metres > previous.metres else [previous]
 
-    def add(self, shown: Shown) -> None:
+    def add(self, shown: ObservedFrame) -> None:
         """The frame that was processed is the newest now."""
         moved, self._moved = self._moved, None
         for frame in self._frames:

@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.poses import rigid_inverse
-from depth_prior_ros.pipeline.framing import Framed
-from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory, let_go
+from depth_prior_ros.pipeline.framing import NetworkInput
+from depth_prior_ros.pipeline.guard import (
+    Fault,
+    MultiFrameGuard,
+    is_out_of_memory,
+    release_references,
+)
 from depth_prior_ros.pipeline.results import PoseSource, Reason
 from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
 from depth_prior_ros.scale import focal_ratio
@@ -38,17 +43,17 @@ class PoseError(Exception):
 
 
 @dataclass
-class Shown:
+class ObservedFrame:
     """A frame that the networks were shown; features are filled in when they are first needed."""
 
     stamp_ns: int
-    framed: Framed
+    framed: NetworkInput
     native: Native
     features: Features | None = None
 
 
 @dataclass(frozen=True)
-class Pair:
+class FramePair:
     """A frame and an earlier one, and what is known of them.
 
     inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
@@ -58,8 +63,8 @@ class Pair:
     from the frames before.
     """
 
-    previous: Shown
-    current: Shown
+    previous: ObservedFrame
+    current: ObservedFrame
     inverse: Native
     metres_per_unit: float | None = None
     pose: Transform | None = None
@@ -69,7 +74,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Step:
+class EstimatedMotion:
     """previous_from_current (4, 4) in the networks' world, and who said so."""
 
     matrix: Transform
@@ -83,20 +88,20 @@ class Motions:
         self._networks = networks
         self._trained = trained
 
-    def by_network(self, pair: Pair) -> Step:
+    def by_network(self, pair: FramePair) -> EstimatedMotion:
         """What the pose network says. Raises PoseError for numbers that are not finite."""
         pose = self._networks.pose(pair.previous.native, pair.current.native)
         if not np.isfinite(pose).all():
             raise PoseError("the pose network's answer is not finite")
-        step = Step(rigid_inverse(pose), "network")
+        step = EstimatedMotion(rigid_inverse(pose), "network")
         if pair.guess is None:
             return step
         # The pose network saw neighbouring frames when it learned; a keyframe lies further back.
-        guess = Step(pair.guess, "network")
+        guess = EstimatedMotion(pair.guess, "network")
         told, guessed = self.explain(pair, step, guess)
         return guess if guessed < told else step
 
-    def by_odometry(self, pair: Pair, length: float | None = None) -> Step | None:
+    def by_odometry(self, pair: FramePair, length: float | None = None) -> EstimatedMotion | None:
         """What odometry says; None where it says nothing.
 
         length: of the translation in units with the stretch undone, for where no metric factor is
@@ -110,9 +115,11 @@ class Motions:
             if not length or metres == 0:
                 return None
             metres_per_unit = metres / length
-        return Step(units_step(pair.pose, metres_per_unit, self.stretch(pair)), "odometry")
+        return EstimatedMotion(
+            units_step(pair.pose, metres_per_unit, self.stretch(pair)), "odometry"
+        )
 
-    def refined(self, pair: Pair, step: Step) -> Step:
+    def refined(self, pair: FramePair, step: EstimatedMotion) -> EstimatedMotion:
         """The step made to fit the pictures and the single-frame depth, if the bundle asks for it.
 
         Raises PoseError for numbers that are not finite.
@@ -124,9 +131,9 @@ class Motions:
         matrix = self._networks.refine(*images, step.matrix, K, pair.inverse)
         if not np.isfinite(matrix).all():
             raise PoseError("the refined motion is not finite")
-        return Step(matrix, step.source)
+        return EstimatedMotion(matrix, step.source)
 
-    def explain(self, pair: Pair, *steps: Step) -> list[float]:
+    def explain(self, pair: FramePair, *steps: EstimatedMotion) -> list[float]:
         """How badly the previous picture, moved by each step, fits; inf: not at all."""
         costs = self._networks.photometric_costs(
             pair.previous.native,
@@ -137,22 +144,22 @@ class Motions:
         )
         return [cost if math.isfinite(cost) else math.inf for cost in costs]
 
-    def units_travelled(self, pair: Pair, step: Step) -> float:
+    def units_travelled(self, pair: FramePair, step: EstimatedMotion) -> float:
         """Length of a step in units, with the stretch of the networks' world undone."""
         return float(np.linalg.norm(step.matrix[:3, 3] * (1.0, 1.0, self.stretch(pair))))
 
-    def matching_matrix(self, pair: Pair) -> NDArray[np.float64]:
+    def matching_matrix(self, pair: FramePair) -> NDArray[np.float64]:
         """K (3, 3) of the networks' world: the trained focal length, the actual principal point."""
         camera = pair.current.framed.camera
         return replace(camera, fx=self._trained.fx, fy=self._trained.fy).matrix()
 
-    def stretch(self, pair: Pair) -> float:
+    def stretch(self, pair: FramePair) -> float:
         """True depth over the depth that the networks see."""
         return stretch_of(pair.current.framed, self._trained)
 
 
 @dataclass(frozen=True)
-class Found:
+class MultiFrameResult:
     """What came of a pair of frames.
 
     output: depth in units and confidence, (1, 1, h, w), and parallax in pixels, (1, 1, h / 4,
@@ -162,8 +169,8 @@ class Found:
     """
 
     output: tuple[Native, Native, Native] | None = None
-    pair: Pair | None = None
-    step: Step | None = None
+    pair: FramePair | None = None
+    step: EstimatedMotion | None = None
     units: float | None = None
     error: str | None = None
 
@@ -185,15 +192,15 @@ class MultiFrameStep:
         self._guard = guard
 
     def attempt(
-        self, pairs: Sequence[Pair], clock: Stopwatch, *, forced: bool, measure: bool
-    ) -> tuple[Found, Reason]:
+        self, pairs: Sequence[FramePair], clock: Stopwatch, *, forced: bool, measure: bool
+    ) -> tuple[MultiFrameResult, Reason]:
         """Multi-frame depth, or why there is none: whatever it is, nothing is raised.
 
         pairs: of the same frame, the best one first; the next one's turn comes where the motion of
         the one before is not found. forced: the pose network is not compared with odometry.
         measure: see `motion`.
         """
-        found = Found()
+        found = MultiFrameResult()
         try:
             with clock("pose"):
                 found = self._first_motion(pairs, check=not forced, measure=measure)
@@ -202,13 +209,15 @@ class MultiFrameStep:
             output = self.depth(found.pair, found.step, clock)
             return replace(found, output=output), "forced" if forced else "moving"
         except PoseError as error:
-            return Found(error=str(error)), "pose"
+            return MultiFrameResult(error=str(error)), "pose"
         except Exception as error:
             # Whatever it was, the vehicle still gets the single-frame depth.
             reason, message = self.report(error)
-            return Found(pair=found.pair, units=found.units, error=message), reason
+            return MultiFrameResult(pair=found.pair, units=found.units, error=message), reason
 
-    def _first_motion(self, pairs: Sequence[Pair], *, check: bool, measure: bool) -> Found:
+    def _first_motion(
+        self, pairs: Sequence[FramePair], *, check: bool, measure: bool
+    ) -> MultiFrameResult:
         """The motion of the first pair of which there is one. Raises PoseError."""
         *keyframes, last = pairs
         for pair in keyframes:
@@ -221,37 +230,39 @@ class MultiFrameStep:
                 return found
         return self.motion(last, check=check, measure=measure)
 
-    def travel(self, pair: Pair, clock: Stopwatch) -> Found:
+    def travel(self, pair: FramePair, clock: Stopwatch) -> MultiFrameResult:
         """The pose network's motion alone, for the scale; nothing is raised."""
         try:
             with clock("pose"):
                 step = self.motions.refined(pair, self.motions.by_network(pair))
-                return Found(pair=pair, units=self.motions.units_travelled(pair, step))
+                return MultiFrameResult(pair=pair, units=self.motions.units_travelled(pair, step))
         except PoseError:
-            return Found()
+            return MultiFrameResult()
         except Exception as error:
-            return Found(error=self.report(error)[1])
+            return MultiFrameResult(error=self.report(error)[1])
 
-    def report(self, error: Exception) -> tuple[Obstacle, str]:
+    def report(self, error: Exception) -> tuple[Fault, str]:
         """Log a failure and pause the network for it: the reason, and what to say."""
-        reason: Obstacle = "memory" if is_out_of_memory(error) else "model_failed"
+        reason: Fault = "memory" if is_out_of_memory(error) else "model_failed"
         message = f"{type(error).__name__}: {error}"
         self._guard.failed(reason, message)
         _log.warning("multi-frame network left out (%s): %s", reason, message)
         if reason == "memory":
-            let_go(error)
+            release_references(error)
             self._networks.backend.free_memory()
         return reason, message
 
-    def motion(self, pair: Pair, *, check: bool = True, measure: bool = False) -> Found:
-        """The motion to match with; `Found.step` is there.
+    def motion(
+        self, pair: FramePair, *, check: bool = True, measure: bool = False
+    ) -> MultiFrameResult:
+        """The motion to match with; `MultiFrameResult.step` is there.
 
         check: compare the pose network with odometry. measure: tell what the pose network travels
         even where odometry's motion is used. Raises PoseError where nobody knows the motion.
         """
         motions, wanted = self.motions, self.pose_source
         alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
-        network: Step | None = None
+        network: EstimatedMotion | None = None
         units: float | None = None
         lost: PoseError | None = None
         if measure or not alone:
@@ -269,9 +280,11 @@ class MultiFrameStep:
             step = self._better(pair, network or motions.refined(pair, odometry), odometry)
         if step is None:
             raise lost or PoseError("nobody knows the motion")
-        return Found(pair=pair, step=step, units=units)
+        return MultiFrameResult(pair=pair, step=step, units=units)
 
-    def _better(self, pair: Pair, refined: Step, odometry: Step) -> Step:
+    def _better(
+        self, pair: FramePair, refined: EstimatedMotion, odometry: EstimatedMotion
+    ) -> EstimatedMotion:
         """Odometry's motion as it is, unless the picture contradicts it.
 
         The refined one always fits the picture a little better, as it was made to; where odometry's
@@ -280,7 +293,7 @@ class MultiFrameStep:
         told, best = self.motions.explain(pair, odometry, refined)
         return odometry if math.isfinite(told) and told <= ODOMETRY_MARGIN * best else refined
 
-    def _check(self, pair: Pair, units: float) -> None:
+    def _check(self, pair: FramePair, units: float) -> None:
         if pair.metres is None or pair.metres <= 0 or pair.metres_per_unit is None:
             return
         predicted = units * pair.metres_per_unit
@@ -290,18 +303,18 @@ class MultiFrameStep:
                 f"{pair.metres:.3f} m"
             )
 
-    def rehearse(self, shown: Shown, inverse: Native) -> None:
+    def rehearse(self, shown: ObservedFrame, inverse: Native) -> None:
         """Run everything once on one frame as its own predecessor."""
-        pair = Pair(shown, shown, inverse, 1.0, np.eye(4))
+        pair = FramePair(shown, shown, inverse, 1.0, np.eye(4))
         step = self.motions.refined(pair, self.motions.by_network(pair))
         self.motions.explain(pair, step)
         depth, _, _ = self.depth(pair, step)
         self._networks.backend.to_numpy(depth)
 
     def depth(
-        self, pair: Pair, step: Step, clock: Stopwatch | None = None
+        self, pair: FramePair, step: EstimatedMotion, clock: Stopwatch | None = None
     ) -> tuple[Native, Native, Native]:
-        """Depth in units, confidence and parallax, see `Found.output`."""
+        """Depth in units, confidence and parallax, see `MultiFrameResult.output`."""
         clock = clock or Stopwatch(self._networks.backend.synchronize)
         previous, current = pair.previous, pair.current
         with clock("features"):
@@ -319,7 +332,7 @@ class MultiFrameStep:
             )
 
 
-def stretch_of(framed: Framed, trained: Camera) -> float:
+def stretch_of(framed: NetworkInput, trained: Camera) -> float:
     """True depth over the depth that the networks see."""
     camera = framed.camera
     return focal_ratio(camera.fx, camera.fy, trained.fx, trained.fy)

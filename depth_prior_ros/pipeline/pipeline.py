@@ -29,19 +29,19 @@ from depth_prior_ros.motion.gate import (
     Motion,
     MotionGate,
     RecentPictures,
+    RelativeMotion,
     State,
-    Way,
 )
 from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
-from depth_prior_ros.pipeline.guard import MultiFrameGuard, Obstacle, is_out_of_memory
+from depth_prior_ros.pipeline.guard import Fault, MultiFrameGuard, is_out_of_memory
 from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
-    Found,
+    FramePair,
+    MultiFrameResult,
     MultiFrameStep,
-    Pair,
+    ObservedFrame,
     PoseChoice,
-    Shown,
     stretch_of,
     turned,
 )
@@ -248,20 +248,20 @@ class DepthPipeline(PipelineSettings):
             self._update_gate(current, motion.known_speed if motion else None, broken)
         with clock("single"):
             single = self._single(current)
-        obstacle = self.guard.obstacle()
+        fault = self.guard.fault()
         way = self._way(current, motion)
         if broken:
             self._keyframes.clear()
         candidates = self._candidates(current, way)
         pairs = [self._pair(candidate, current, single) for candidate in candidates]
-        reason = self._single_frame_reason(broken, obstacle)
-        detail = self.guard.detail if reason == obstacle else None
+        reason = self._single_frame_reason(broken, fault)
+        detail = self.guard.detail if reason == fault else None
         travel = self.scale.needs_travel
-        found = Found()
+        found = MultiFrameResult()
         if pairs and reason is None:
             forced = self._force_model is not None
             found, reason = self._step.attempt(pairs, clock, forced=forced, measure=travel)
-        elif pairs and travel and self._may_measure(obstacle):
+        elif pairs and travel and self._may_measure(fault):
             found = self._step.travel(pairs[0], clock)
         assert reason is not None
         with clock("postprocess"):
@@ -279,7 +279,7 @@ class DepthPipeline(PipelineSettings):
         self._keyframes.add(current)
         timings = clock.stop()
         if found.output is not None:
-            self.guard.took(timings["total"], self._budget_ms())
+            self.guard.record_duration(timings["total"], self._budget_ms())
         return DepthResult(
             depth=depth,
             model="single_frame" if found.output is None else "multi_frame",
@@ -303,16 +303,16 @@ class DepthPipeline(PipelineSettings):
         stamp_ns: int,
         camera: Camera | None,
         outside: NDArray[np.bool_] | None = None,
-    ) -> Shown:
+    ) -> ObservedFrame:
         framed = frame_image(image, camera, self._trained, self.fit, outside)
         if camera is not None and camera != self._last_camera:
             self._last_camera = camera
             told = self.bundle.manifest.camera_code
             if told is not None and (doubt := told.doubt(camera)) is not None:
                 _log.warning("%s", doubt)
-        return Shown(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+        return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
-    def _single(self, current: Shown) -> Native:
+    def _single(self, current: ObservedFrame) -> Native:
         """Inverse depth; where memory runs out, again with as much as is left."""
         try:
             return self.networks.single(current.native)[0]
@@ -325,7 +325,7 @@ class DepthPipeline(PipelineSettings):
 
     # -- which model ---------------------------------------------------------------------------
 
-    def _broken_sequence(self, current: Shown) -> Reason | None:
+    def _broken_sequence(self, current: ObservedFrame) -> Reason | None:
         """Why earlier frames are of no use; None where they are."""
         previous = self._keyframes.previous
         if previous is None:
@@ -339,7 +339,9 @@ class DepthPipeline(PipelineSettings):
             return "gap"
         return None
 
-    def _update_gate(self, current: Shown, speed: float | None, broken: Reason | None) -> None:
+    def _update_gate(
+        self, current: ObservedFrame, speed: float | None, broken: Reason | None
+    ) -> None:
         flow = None
         # What is too far apart for matching may still tell whether the picture moved.
         if broken not in (None, "gap"):
@@ -351,9 +353,7 @@ class DepthPipeline(PipelineSettings):
             )
         self._gate.update(current.stamp_ns, speed, flow)
 
-    def _single_frame_reason(
-        self, broken: Reason | None, obstacle: Obstacle | None
-    ) -> Reason | None:
+    def _single_frame_reason(self, broken: Reason | None, fault: Fault | None) -> Reason | None:
         """Why multi-frame is not even tried; None where it is to be tried."""
         if self._force_model == "single_frame" or not self.networks.has_multi_frame:
             return "forced"
@@ -364,11 +364,11 @@ class DepthPipeline(PipelineSettings):
         # Unknown counts as standing: multi-frame needs motion that somebody has seen.
         if self._gate.state != "moving":
             return "stationary"
-        return obstacle
+        return fault
 
-    def _may_measure(self, obstacle: Obstacle | None) -> bool:
+    def _may_measure(self, fault: Fault | None) -> bool:
         """Whether the pose network may run for the scale alone."""
-        return self._gate.state == "moving" and obstacle in (None, "budget")
+        return self._gate.state == "moving" and fault in (None, "budget")
 
     def _budget_ms(self) -> float | None:
         if self._budget != "auto":
@@ -378,13 +378,13 @@ class DepthPipeline(PipelineSettings):
 
     # -- two frames ----------------------------------------------------------------------------
 
-    def _way(self, current: Shown, motion: Motion | None) -> Way:
+    def _way(self, current: ObservedFrame, motion: Motion | None) -> RelativeMotion:
         previous = self.previous_stamp_ns
         if motion is None or previous is None:
-            return Way()
+            return RelativeMotion()
         return motion.way(previous, current.stamp_ns)
 
-    def _candidates(self, current: Shown, way: Way) -> list[Candidate]:
+    def _candidates(self, current: ObservedFrame, way: RelativeMotion) -> list[Candidate]:
         """Frames to compare with, the best one first; none where there cannot be any."""
         previous = self._keyframes.previous
         if previous is None or not self.networks.has_multi_frame:
@@ -394,11 +394,11 @@ class DepthPipeline(PipelineSettings):
         camera = current.framed.camera
         return self._keyframes.choose(current.stamp_ns, camera.width, camera.fx)
 
-    def _pair(self, candidate: Candidate, current: Shown, inverse: Native) -> Pair:
+    def _pair(self, candidate: Candidate, current: ObservedFrame, inverse: Native) -> FramePair:
         status = self.scale.status
         factor = None if status.mode == "none" else status.metres_per_unit
         searching = status.state == "searching"
-        return Pair(
+        return FramePair(
             candidate.shown,
             current,
             inverse,
@@ -411,7 +411,9 @@ class DepthPipeline(PipelineSettings):
 
     # -- results -------------------------------------------------------------------------------
 
-    def _units(self, current: Shown, single: Native, found: Found) -> NDArray[np.float32]:
+    def _units(
+        self, current: ObservedFrame, single: Native, found: MultiFrameResult
+    ) -> NDArray[np.float32]:
         """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
         native = single if found.output is None else found.output[0]
         return known_inverse(
@@ -422,20 +424,22 @@ class DepthPipeline(PipelineSettings):
 
     def _observe(
         self,
-        current: Shown,
+        current: ObservedFrame,
         single: Native,
         units: NDArray[np.float32],
-        way: Way,
-        found: Found,
+        way: RelativeMotion,
+        found: MultiFrameResult,
         before: int | None,
     ) -> None:
         """Tell the scale what was seen, of depth what does not rest on the factor itself."""
         inverse: NDArray[np.float32] | None = None
         if self.scale.needs_depth:
-            alone = units if found.output is None else self._units(current, single, Found())
+            alone = (
+                units if found.output is None else self._units(current, single, MultiFrameResult())
+            )
             inverse = alone / np.float32(stretch_of(current.framed, self._trained))
         if found.pair is not None:  # both of the same step
-            way = Way(found.pair.pose, found.pair.metres)
+            way = RelativeMotion(found.pair.pose, found.pair.metres)
         seconds = 0.0 if before is None else (current.stamp_ns - before) * 1e-9
         self.scale.observe(
             ScaleSight(
@@ -450,7 +454,9 @@ class DepthPipeline(PipelineSettings):
             )
         )
 
-    def _parallax(self, current: Shown, found: Found, candidates: list[Candidate]) -> float | None:
+    def _parallax(
+        self, current: ObservedFrame, found: MultiFrameResult, candidates: list[Candidate]
+    ) -> float | None:
         """Median pixels of parallax, of which the choice of keyframes learns, too."""
         if found.output is None or found.pair is None or found.step is None:
             return None
@@ -464,12 +470,16 @@ class DepthPipeline(PipelineSettings):
         return parallax
 
     def _sure(
-        self, current: Shown, single: Native, units: NDArray[np.float32], found: Found
+        self,
+        current: ObservedFrame,
+        single: Native,
+        units: NDArray[np.float32],
+        found: MultiFrameResult,
     ) -> NDArray[np.float32]:
         """Confidence (h, w) of what is published: of single-frame depth where it is just that."""
         if found.output is None:
             return combine(units)
-        alone = self._units(current, single, Found())
+        alone = self._units(current, single, MultiFrameResult())
         matched, threshold = combine(alone, units), self.networks.parallax
         if not threshold:
             return matched

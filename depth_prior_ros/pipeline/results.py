@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.pipeline.framing import Framed, Region
+from depth_prior_ros.pipeline.framing import NetworkInput, Region
 
 if TYPE_CHECKING:
     from depth_prior_ros.scale import ScaleStatus
@@ -105,7 +105,7 @@ def check_output_size(size: OutputSize) -> OutputSize:
 
 
 @dataclass(frozen=True)
-class View:
+class OutputView:
     """The depth image's place: its size, its camera, and the window of the source that it shows.
 
     picture: (x, y, width, height) at which the networks' picture lies in it; it may exceed it.
@@ -122,7 +122,7 @@ class View:
         return self.picture == (0, 0, *self.size)
 
 
-def view_of(framed: Framed, output: OutputSize) -> View:
+def view_of(framed: NetworkInput, output: OutputSize) -> OutputView:
     """Where the depth of a framed image goes for an output size."""
     region = framed.region
     if output == "input":
@@ -130,10 +130,10 @@ def view_of(framed: Framed, output: OutputSize) -> View:
         inner = framed.camera.scaled(region.width, region.height)
         camera = Camera(inner.fx, inner.fy, inner.cx + region.x, inner.cy + region.y, width, height)
         picture = (region.x, region.y, region.width, region.height)
-        return View((width, height), camera, Region(0, 0, width, height), picture)
+        return OutputView((width, height), camera, Region(0, 0, width, height), picture)
     size = framed.camera.size if output == "model" else output
     camera = framed.camera if size == framed.camera.size else framed.camera.scaled(*size)
-    return View(size, camera, region, (0, 0, *size))
+    return OutputView(size, camera, region, (0, 0, *size))
 
 
 def known_inverse(
@@ -158,7 +158,7 @@ def known_inverse(
 
 
 def to_metres(
-    inverse: NDArray[np.float32], factor: float, max_metres: float, view: View
+    inverse: NDArray[np.float32], factor: float, max_metres: float, view: OutputView
 ) -> NDArray[np.float32]:
     """Inverse depth in 1/units (h, w) as depth in metres in its view; a new array.
 
@@ -174,7 +174,7 @@ def to_metres(
 
 
 def to_confidence(
-    values: NDArray[np.float32], depth: NDArray[np.float32], view: View
+    values: NDArray[np.float32], depth: NDArray[np.float32], view: OutputView
 ) -> NDArray[np.float32]:
     """Any confidence (h, w) at the depth's size, within 0..1, and 0 where there is no depth."""
     _, _, width, height = view.picture
@@ -186,7 +186,7 @@ def to_confidence(
     return sure
 
 
-def to_rgb(image: NDArray[Any], framed: Framed, view: View) -> NDArray[np.uint8]:
+def to_rgb(image: NDArray[Any], framed: NetworkInput, view: OutputView) -> NDArray[np.uint8]:
     """The picture (h, w, 3) uint8 that belongs to the depth image."""
     width, height = view.size
     if view.size == framed.camera.size and view.filled:
@@ -213,7 +213,7 @@ def resize_known(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[
     return np.divide(total, share, out=result, where=(nearest > 0) & (share > 0))
 
 
-def _placed(values: NDArray[np.float32], view: View, blank: float) -> NDArray[np.float32]:
+def _placed(values: NDArray[np.float32], view: OutputView, blank: float) -> NDArray[np.float32]:
     """The picture's values (h, w) in the view, `blank` around them."""
     if view.filled:
         return values

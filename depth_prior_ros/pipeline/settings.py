@@ -71,7 +71,7 @@ class PipelineSettings:
         elif budget is not None and not budget > 0:
             raise ValueError(f"time_budget_ms must be positive, got {budget}")
         if budget != self._budget:
-            self.guard.forgive("budget")
+            self.guard.end_pause("budget")
         self._budget = budget
 
     @property

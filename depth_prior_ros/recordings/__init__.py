@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.recordings.bag_file import BAG_SUFFIXES, is_bag
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
@@ -20,6 +21,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     read_frames,
 )
+from depth_prior_ros.recordings.video import VIDEO_SUFFIXES, is_video
 
 __all__ = [
     "CorruptFrameError",
@@ -33,21 +35,14 @@ __all__ = [
     "read_frames",
 ]
 
-_BAG_SUFFIXES = (".mcap", ".db3", ".bag")
-
-
-def is_bag(path: str | Path) -> bool:
-    """Whether a path looks like a bag: by its suffix, or a folder with metadata.yaml."""
-    path = Path(path)
-    return path.suffix.lower() in _BAG_SUFFIXES or (path / "metadata.yaml").is_file()
-
 
 def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     """Open whatever is at `path`; `options` go to the reader of that kind.
 
     Kinds and options: KITTI raw drive (`camera`, `depth`), KITTI odometry sequence (`camera`,
     `poses`), KITTI 2015 folder, Make3D, Cityscapes (`split`), nuScenes (`version`, `camera`,
-    `scenes`), bag (`topics`, `camera`, `rectify`), image folder (`camera`, `rate`, `intrinsics`).
+    `scenes`), bag (`topics`, `camera`, `rectify`), image folder and video (`camera`, `rate`,
+    `intrinsics`, `rectify`).
     Raises RecordingError, naming what was looked for.
     """
     path = Path(path)
@@ -57,10 +52,13 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
         from depth_prior_ros.recordings.bag import open_bag
 
         return open_bag(path, **options)
+    if is_video(path):
+        from depth_prior_ros.recordings.folder import open_image_folder
+
+        return open_image_folder(path, **options)
     if not path.is_dir():
-        raise RecordingError(
-            f"{path}: not a bag ({', '.join(_BAG_SUFFIXES)}) and not a folder of images"
-        )
+        kinds = ", ".join((*BAG_SUFFIXES, *VIDEO_SUFFIXES))
+        raise RecordingError(f"{path}: neither a bag nor a video ({kinds}), nor a folder")
     from depth_prior_ros.recordings.formats import open_folder
 
     return open_folder(path, options)

@@ -1,18 +1,16 @@
-"""A bag as a recording: ROS 2 (.mcap, .db3, bag folder) and ROS 1 (.bag), through `rosbags`.
+"""A bag as a recording: its camera's images with what else is known of their moments.
 
 Opening reads every message once (the stamps are in them) and keeps none; pixels are read again
-when they are asked for.
+when they are asked for. What had to be chosen or assumed is in the recording's notes, in words.
 """
 
 from __future__ import annotations
 
 import bisect
-import itertools
-import statistics
-import threading
+import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-from depth_prior_ros.images.rectification import DistortedCamera, Rectifier, rectification_wanted
+from depth_prior_ros.geometry.lidar import project_points
+from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
+from depth_prior_ros.images.encodings import MessageError, check_image, image_size
+from depth_prior_ros.images.rectification import LensCorrection, Rectifier
+from depth_prior_ros.motion.odometry import Trajectory, read_odometry
+from depth_prior_ros.motion.transforms import TransformBuffer, TransformError
 from depth_prior_ros.recordings import bag_messages as messages
+from depth_prior_ros.recordings.bag_file import BagFile
+from depth_prior_ros.recordings.bag_topics import (
+    POINTS,
+    SOURCE_TOPIC,
+    TRANSFORMS,
+    TRUTH,
+    BagTopics,
+    There,
+    choose_topics,
+    image_topics,
+)
 from depth_prior_ros.recordings.base import (
     DEPTH_SOURCES,
     CorruptFrameError,
@@ -30,131 +44,89 @@ from depth_prior_ros.recordings.base import (
     RecordingError,
     Skipped,
     StoredRecording,
+    name_skipped,
 )
+from depth_prior_ros.recordings.stamps import Logged, StampOrder, number_frames, order_stamps
 
-SOURCE_TOPIC = "/ground_truth/source"
-MOVING_TOPIC = "/ground_truth/moving"
+__all__ = ["BagTopics", "open_bag"]
+
 # Odometry older than this says nothing about a frame.
-_ODOMETRY_AGE_NS = 500_000_000
+_ODOMETRY_AGE = 0.5
+# Seconds over which poses tell a speed.
+_SPEED_SPAN_NS = 200_000_000
 # Share of pixels with depth: projected LiDAR has 3 to 5 %, published stereo about 20 %.
-_LIDAR_SHARE, _STEREO_SHARE = 0.12, 0.4
-# An image of a bag: its stamp, topic, log time, and place among the messages logged at that time.
-_Located = tuple[int, str, int, int]
-_NOT_COLOUR = ("depth", "disparity", "confidence", "mask", "segment", "label")
+_LIDAR_SHARE = 0.12
+# A sweep takes a tenth of a second; the nearest one of an image is at most half of that away.
+_SWEEP_AGE_NS = 60_000_000
+_TRIED = 3  # messages of a topic before it counts as one that cannot be read
+_WORDS_OF_UNIT = {
+    messages.KITTI_UNIT: "metres x 256, as this project writes it",
+    messages.MILLIMETRE: "16 bits are millimetres, 32 bits metres, as in ROS",
+}
+
+
+def _load_image(
+    bag: BagFile, where: _Place, camera: Camera, correction: LensCorrection
+) -> NDArray[np.uint8]:
+    """Read one image; raises CorruptFrameError, also where its size is not the camera's."""
+    image = messages.image_of(bag.message(*where.message), where.words)
+    if image.shape[:2] != (camera.height, camera.width):
+        found = f"{image.shape[1]}x{image.shape[0]}"
+        raise CorruptFrameError(f"{where.words}: {found} instead of {camera.width}x{camera.height}")
+    return correction.apply(image)
+
+
+def _load_depth(bag: BagFile, where: _Place, unit: float) -> NDArray[np.float32]:
+    return messages.depth_of(bag.message(*where.message), where.words, unit)
+
+
+def _load_points(
+    bag: BagFile, where: _Place, camera_from_points: NDArray[np.float64], camera: Camera
+) -> NDArray[np.float32]:
+    points = messages.points_of(bag.message(*where.message), where.words)
+    return project_points(points, camera_from_points, camera)
+
+
+def _load_moving(bag: BagFile, where: _Place) -> NDArray[np.bool_]:
+    return messages.mask_of(bag.message(*where.message), where.words)
 
 
 @dataclass(frozen=True)
-class BagTopics:
-    """Which topic is what; None: found by type and name, or not there."""
+class _Place:
+    """A message in a bag: its stamp, topic, log time, and place among those logged at that time.
 
-    image: str | None = None
-    camera_info: str | None = None
-    odom: str | None = None
-    depth: str | None = None
-    moving: str | None = None
-
-
-class BagFile:
-    """A bag that opens when it is first read, also in another process that it was sent to.
-
-    lens: its images are rectified with it; None: they are as they should be.
+    frame: its frame_id. size: (width, height) of an image.
     """
 
-    def __init__(self, path: Path, lens: DistortedCamera | None = None) -> None:
-        self.path = path
-        self.lens = lens
-        self._reader: Any = None
-        self._rectifier: Rectifier | None = None
-        self._lock = threading.Lock()
+    stamp: int
+    topic: str
+    time: int
+    nth: int
+    frame: str = ""
+    size: tuple[int, int] = (0, 0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "lens": self.lens}
+    @property
+    def message(self) -> tuple[str, int, int]:
+        return self.topic, self.time, self.nth
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def reader(self) -> Any:
-        """The open `AnyReader`; raises RecordingError naming the cause."""
-        if self._reader is None:
-            from rosbags.highlevel import AnyReader
-            from rosbags.typesys import Stores, get_typestore
-
-            try:
-                reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-                reader.open()
-            except Exception as error:  # rosbags raises what its parsers raise on damaged files
-                raise RecordingError(_cannot_open(self.path, error)) from error
-            self._reader = reader
-        return self._reader
-
-    def topics(self) -> dict[str, tuple[str, int]]:
-        """Message type and count by topic."""
-        counts: dict[str, tuple[str, int]] = {}
-        for connection in self.reader().connections:
-            before = counts.get(connection.topic, ("", 0))[1]
-            counts[connection.topic] = (connection.msgtype, before + connection.msgcount)
-        return counts
-
-    def messages(
-        self, topics: set[str], start: int | None = None, stop: int | None = None
-    ) -> Iterator[tuple[str, int, Any]]:
-        """(topic, log time in nanoseconds, message) in order; raises RecordingError on damage."""
-        reader = self.reader()
-        connections = [c for c in reader.connections if c.topic in topics]
-        if not connections:
-            return
-        try:
-            for connection, time, raw in reader.messages(connections, start=start, stop=stop):
-                yield connection.topic, time, reader.deserialize(raw, connection.msgtype)
-        except Exception as error:
-            raise RecordingError(f"{self.path}: damaged ({error})") from error
-
-    def message(self, topic: str, time: int, nth: int) -> Any:
-        """The `nth` message of a topic logged at that time; raises CorruptFrameError."""
-        try:
-            with self._lock:
-                found = list(self.messages({topic}, start=time, stop=time + 1))
-        except RecordingError as error:
-            raise CorruptFrameError(str(error)) from error
-        if nth >= len(found):
-            raise CorruptFrameError(f"{self.path}: a message of {topic} is gone")
-        return found[nth][2]
-
-    def load_image(self, topic: str, time: int, nth: int, camera: Camera) -> NDArray[np.uint8]:
-        """Read one image; raises CorruptFrameError, also where its size is not the camera's."""
-        what = f"{topic} at {time}"
-        image = messages.image_of(self.message(topic, time, nth), what)
-        if image.shape[:2] != (camera.height, camera.width):
-            found = f"{image.shape[1]}x{image.shape[0]}"
-            raise CorruptFrameError(f"{what}: {found} instead of {camera.width}x{camera.height}")
-        rectifier = self.rectifier()
-        return image if rectifier is None else rectifier.apply(image)
-
-    def rectifier(self) -> Rectifier | None:
-        """What rectifies the images, made once; raises InvalidCameraError."""
-        if self._rectifier is None and self.lens is not None:
-            self._rectifier = Rectifier.for_camera(self.lens)
-        return self._rectifier
-
-    def load_depth(self, topic: str, time: int, nth: int) -> NDArray[np.float32]:
-        """Read one depth map; raises CorruptFrameError."""
-        return messages.depth_of(self.message(topic, time, nth), f"{topic} at {time}")
-
-    def load_moving(self, topic: str, time: int, nth: int) -> NDArray[np.bool_]:
-        """Read one mask of what moves by itself; raises CorruptFrameError."""
-        return messages.mask_of(self.message(topic, time, nth), f"{topic} at {time}")
+    @property
+    def words(self) -> str:
+        return f"{self.topic} at {self.time}"
 
 
 @dataclass
 class _Contents:
     """What one pass over a bag found: where images and depth are, and the small messages."""
 
-    images: list[_Located]
-    depths: dict[int, tuple[str, int, int]]
-    cameras: list[tuple[int, Any]]
-    odometry: list[tuple[int, float | None, NDArray[np.float64] | None]]
-    moving: dict[int, tuple[str, int, int]]
+    images: list[_Place] = field(default_factory=list)
+    depths: list[_Place] = field(default_factory=list)
+    moving: list[_Place] = field(default_factory=list)
+    calibrations: list[Calibration] = field(default_factory=list)  # different ones
+    odometry: list[tuple[Logged, Any]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    unstamped: int = 0
     source: str | None = None
+    transforms: TransformBuffer = field(default_factory=lambda: TransformBuffer(math.inf))
 
 
 def open_bag(
@@ -167,171 +139,205 @@ def open_bag(
     """Open a bag's camera; `topics` overrides what is found, `camera` a missing camera_info.
 
     rectify: whether images are rectified where camera_info has distortion; see
-    `rectification.rectification_wanted`. Not with a `camera`, which is that of rectified images.
+    `calibration.rectification_wanted`. Not with a `camera`, which is that of rectified images.
 
     Raises RecordingError for a damaged bag, one without images (naming what is in it), without
     intrinsics, with ones that make no sense, or without the topics asked for.
     """
-    path = Path(path)
-    bag = BagFile(path)
+    bag = BagFile(Path(path))
+    wanted = topics or BagTopics()
     there = bag.topics()
-    chosen = find_topics(there, topics or BagTopics(), path)
-    notes: list[str] = []
+    unreadable = {} if wanted.image else _unreadable(bag, image_topics(there))
+    chosen, notes = choose_topics(there, wanted, bag.path, unreadable)
+    notes += [f"{topic} is left out: {why}" for topic, why in sorted(bag.foreign().items())]
     try:
-        contents = _scan(bag, chosen)
-        if camera is None:
-            camera = _camera(contents, chosen, path)
-            if rectification_wanted(rectify, chosen.image or ""):
-                bag.lens = _lens(contents, chosen, path, notes)
+        contents = _scan(bag, chosen, there)
     except AttributeError as error:  # definitions in the file are not those of their types
-        raise RecordingError(_cannot_open(path, error)) from error
-    skipped: list[Skipped] = []
-    images = _ordered(contents.images, skipped)
-    if not images:
-        raise RecordingError(f"{path}: no image of {chosen.image} is usable")
-    times = [stamp for stamp, *_ in contents.odometry]
-    frames = []
-    for index, image in zip(_indices(images, skipped), images, strict=True):
-        stamp = image[0]
-        depth, moving = contents.depths.get(stamp), contents.moving.get(stamp)
-        speed, pose = _odometry_at(contents.odometry, times, stamp)
-        frames.append(
-            Frame(
-                index=index,
-                stamp_ns=stamp,
-                camera=camera,
-                load_image=partial(bag.load_image, *image[1:], camera),
-                load_depth=partial(bag.load_depth, *depth) if depth else None,
-                pose=pose,
-                speed=speed,
-                load_moving=partial(bag.load_moving, *moving) if moving else None,
-                processing=f"rectified: {bag.lens}" if bag.lens else "",
-            )
+        raise RecordingError(
+            f"{bag.path}: cannot be read as a bag ({error or type(error).__name__})"
+        ) from error
+    images = _of_one_size(contents)
+    order = order_stamps([Logged(image.stamp, image.time) for image in images])
+    if not order.kept:
+        raise RecordingError(f"{bag.path}: no image of {chosen.image} is usable{_why(contents)}")
+    if contents.unstamped:
+        notes.append(
+            f"{contents.unstamped} of {len(contents.images)} images of {chosen.image} have no "
+            "stamp: the time of logging counts"
         )
-    lost = len(contents.depths) - sum(frame.has_depth for frame in frames)
-    if lost:
-        notes.append(f"{lost} depth maps have no image of the same stamp")
-    source = _depth_source(contents, frames, notes)
-    return StoredRecording(path.stem, frames, skipped, depth_source=source, notes=notes)
-
-
-def find_topics(there: dict[str, tuple[str, int]], wanted: BagTopics, path: Path) -> BagTopics:
-    """Which topic is what: as wanted, else by type and name; raises RecordingError."""
-    for item in fields(wanted):
-        topic = getattr(wanted, item.name)
-        if topic is not None and topic not in there:
-            raise RecordingError(f"{path}: no topic {topic}. {_listing(there)}")
-    image = wanted.image or _find_image(there)
-    if image is None:
-        raise RecordingError(f"{path}: no images in this bag. {_listing(there)}")
-    base = image.rsplit("/", 2 if image.endswith("/compressed") else 1)[0]
-    infos = [t for t in _of_type(there, messages.CAMERA_INFO) if not _is_special(t)]
-    info = f"{base}/camera_info" if f"{base}/camera_info" in infos else next(iter(infos), None)
-    odom = _first(_of_type(there, messages.ODOMETRY), "/odom") or _first(
-        _of_type(there, messages.TWIST), "/twist"
+    calibration = _calibration(contents, camera, chosen, images[0].size, bag.path, notes)
+    lens = None
+    try:
+        if camera is None and rectification_wanted(rectify, chosen.image or ""):
+            lens = _lens(calibration, images[0].size, chosen, notes)
+        fitted = calibration.camera(*images[0].size)
+        doubts = calibration.doubts(*images[0].size, chosen.image or "", lens is not None)
+    except (MessageError, InvalidCameraError) as error:
+        text = error.text if isinstance(error, MessageError) else error
+        raise RecordingError(f"{bag.path}: {chosen.camera_info}: {text}") from error
+    notes += [f"{chosen.camera_info}: {doubt}" for doubt in doubts]
+    lidar = None
+    if _is_points(chosen, there):
+        lidar = _Lidar(contents, order, calibration.rectified_from_optical(), notes)
+    frames = _frames(bag, lens, fitted, images, order, contents, chosen, lidar, notes)
+    recording = StoredRecording(
+        bag.path.stem,
+        frames,
+        [*contents.skipped, *order.skipped],
+        notes=[*bag.notes, *notes, *order.notes],
     )
-    depths = [
-        t
-        for t in _of_type(there, messages.COMPRESSED_IMAGE, messages.IMAGE)
-        if t.startswith("/ground_truth/") and "depth" in t
-    ]
-    depth = _first(depths, "/ground_truth/depth")
-    moving = MOVING_TOPIC if _is_picture(there, MOVING_TOPIC) else None
-    found = BagTopics(image, info, odom, depth, moving)
-    return replace(found, **{k: v for k, v in vars(wanted).items() if v is not None})
+    recording.streams = {k: v for k, v in vars(chosen).items() if v is not None}
+    recording.depth_source = _depth_source(contents, frames, lidar is not None, recording.notes)
+    return recording
 
 
-def _of_type(there: dict[str, tuple[str, int]], *types: str) -> list[str]:
-    """Topics of these types that have messages, the fullest first."""
-    found = [t for t, (kind, count) in there.items() if kind in types and count]
-    return sorted(found, key=lambda t: (-there[t][1], t))
+def images_size(path: Path, topics: BagTopics | None = None) -> tuple[int, int]:
+    """(width, height) of a bag's first image; raises RecordingError."""
+    bag = BagFile(Path(path))
+    there = bag.topics()
+    chosen, _ = choose_topics(there, topics or BagTopics(), bag.path)
+    for _, _, message in bag.messages({chosen.image or ""}):
+        try:
+            return image_size(message)
+        except MessageError:
+            continue
+    raise RecordingError(f"{path}: no image of {chosen.image} is usable")
 
 
-def _is_picture(there: dict[str, tuple[str, int]], topic: str) -> bool:
-    return topic in _of_type(there, messages.COMPRESSED_IMAGE, messages.IMAGE)
+def _unreadable(bag: BagFile, topics: Sequence[str]) -> dict[str, str]:
+    """Image topics of which not one of the first messages can be decoded, and why."""
+    found: dict[str, str] = {}
+    for topic in topics:
+        why = ""
+        for number, (_, time, message) in enumerate(bag.messages({topic})):
+            try:
+                messages.image_of(message, f"the message logged at {time}")
+                why = ""
+                break
+            except CorruptFrameError as error:
+                why = why or str(error)
+            if number + 1 >= _TRIED:
+                break
+        if why:
+            found[topic] = why
+    return found
 
 
-def _first(topics: list[str], favourite: str) -> str | None:
-    return favourite if favourite in topics else next(iter(topics), None)
-
-
-def _is_special(topic: str) -> bool:
-    return topic.startswith("/ground_truth/") or any(word in topic for word in _NOT_COLOUR)
-
-
-def _find_image(there: dict[str, tuple[str, int]]) -> str | None:
-    found = [
-        topic
-        for topic in _of_type(there, messages.COMPRESSED_IMAGE, messages.IMAGE)
-        if not _is_special(topic) and not topic.endswith("compressedDepth")
-    ]
-    raw, compressed = "/camera/image_raw", "/camera/image_raw/compressed"
-    return _first(found, compressed if compressed in found else raw)
-
-
-def _listing(there: dict[str, tuple[str, int]]) -> str:
-    if not there:
-        return "It holds no topics at all."
-    rows = ", ".join(f"{t} ({kind}, {n})" for t, (kind, n) in sorted(there.items()))
-    return f"Its topics: {rows}"
-
-
-def _cannot_open(path: Path, error: Exception) -> str:
-    if "end magic" in str(error):
-        return (
-            f"{path}: cut off (its recording was not finished); `mcap recover` saves what is in it"
-        )
-    return f"{path}: cannot be read as a bag ({error or type(error).__name__})"
-
-
-def _scan(bag: BagFile, chosen: BagTopics) -> _Contents:
-    contents = _Contents([], {}, [], [], {})
+def _scan(bag: BagFile, chosen: BagTopics, there: There) -> _Contents:
+    contents = _Contents()
     seen: Counter[tuple[str, int]] = Counter()
     wanted = {t for t in vars(chosen).values() if t is not None} | {SOURCE_TOPIC}
+    frames = {t for t, (kind, _) in there.items() if kind in TRANSFORMS}
+    if _is_points(chosen, there):
+        wanted |= frames
     for topic, time, message in bag.messages(wanted):
         nth = seen[topic, time]
         seen[topic, time] += 1
+        if topic == SOURCE_TOPIC:
+            contents.source = message.data if message.data in DEPTH_SOURCES else contents.source
+            continue
+        if topic in frames:
+            contents.transforms.add_message(message, static=topic.endswith("static"))
+            continue
+        stamp = messages.stamp_of(message)
+        # cameras that never set their clock leave zero: then the time of logging counts
+        place = _Place(stamp or time, topic, time, nth, str(message.header.frame_id))
         if topic == chosen.image:
-            # cameras that never set their clock leave zero: then the time of logging counts
-            contents.images.append((messages.stamp_of(message) or time, topic, time, nth))
+            contents.unstamped += stamp == 0
+            _add_image(contents, place, message)
         elif topic == chosen.depth:
-            contents.depths.setdefault(messages.stamp_of(message) or time, (topic, time, nth))
+            contents.depths.append(place)
         elif topic == chosen.moving:
-            contents.moving.setdefault(messages.stamp_of(message) or time, (topic, time, nth))
+            contents.moving.append(place)
         elif topic == chosen.camera_info:
-            if not contents.cameras:
-                contents.cameras.append((time, message))
+            calibration = Calibration.from_message(message)
+            if calibration not in contents.calibrations:
+                contents.calibrations.append(calibration)
         elif topic == chosen.odom:
-            stamp = messages.stamp_of(message) or time
-            pose = messages.pose_from_odometry(message)
-            contents.odometry.append((stamp, messages.speed_of(message), pose))
-        elif topic == SOURCE_TOPIC and message.data in DEPTH_SOURCES:
-            contents.source = message.data
-    contents.odometry.sort(key=lambda entry: entry[0])
+            contents.odometry.append((Logged(place.stamp, time), read_odometry(message)))
     return contents
 
 
-def _camera(contents: _Contents, chosen: BagTopics, path: Path) -> Camera:
-    if not contents.cameras:
-        raise RecordingError(
-            f"{path}: no camera_info for {chosen.image}; "
-            "name its topic, or give the intrinsics in pixels (fx, fy, cx, cy)"
-        )
+def _add_image(contents: _Contents, place: _Place, message: Any) -> None:
     try:
-        return messages.camera_of(contents.cameras[0][1])
-    except InvalidCameraError as error:
-        raise RecordingError(f"{path}: {chosen.camera_info}: {error}") from error
+        check_image(message)
+        size = image_size(message)
+    except MessageError as error:
+        name_skipped(contents.skipped, f"image logged at {place.time}", error.text)
+        return
+    contents.images.append(replace(place, size=size))
+
+
+def _of_one_size(contents: _Contents) -> list[_Place]:
+    """The images of the most common size; the others are named."""
+    if not contents.images:
+        return []
+    width, height = Counter(i.size for i in contents.images).most_common(1)[0][0]
+    kept = [i for i in contents.images if i.size == (width, height)]
+    for image in contents.images:
+        if image.size != (width, height):
+            why = f"{image.size[0]}x{image.size[1]}, the others are {width}x{height}"
+            contents.skipped.append(Skipped(f"image logged at {image.time}", why))
+    return kept
+
+
+def _why(contents: _Contents) -> str:
+    return f" ({contents.skipped[0]})" if contents.skipped else ""
+
+
+def _calibration(
+    contents: _Contents,
+    camera: Camera | None,
+    chosen: BagTopics,
+    size: tuple[int, int],
+    path: Path,
+    notes: list[str],
+) -> Calibration:
+    """The first one that fits the images, of their very size if there is one."""
+    if camera is not None:
+        return Calibration.from_camera(camera)
+    if not contents.calibrations:
+        raise RecordingError(
+            f"{path}: no camera_info for {chosen.image}; name its topic, or give the intrinsics "
+            f"in pixels (fx, fy, cx, cy){''.join(f'; {note}' for note in notes)}"
+        )
+    usable, refused = [], ""
+    for calibration in contents.calibrations:
+        try:
+            calibration.camera(*size)
+            usable.append(calibration)
+        except MessageError as error:
+            refused = refused or error.text
+    if not usable:
+        raise RecordingError(f"{path}: {chosen.camera_info}: {refused}")
+    if refused:
+        notes.append(f"{chosen.camera_info}: not all are used: {refused}")
+    best = next((c for c in usable if (c.width, c.height) == size), usable[0])
+    if len(usable) > 1:
+        notes.append(
+            f"{chosen.camera_info}: there are {len(usable)} different calibrations that fit; the "
+            "first one counts for all images"
+        )
+    if (best.width, best.height) != size:
+        notes.append(
+            f"{chosen.camera_info} is for {best.width}x{best.height}, the images are "
+            f"{size[0]}x{size[1]}: {_way_to_fit(best)}"
+        )
+    return best
+
+
+def _way_to_fit(calibration: Calibration) -> str:
+    if calibration.roi[2]:
+        return "its region of interest counts"
+    return "binned" if calibration.binning != (1, 1) else "scaled to fit"
 
 
 def _lens(
-    contents: _Contents, chosen: BagTopics, path: Path, notes: list[str]
+    calibration: Calibration, size: tuple[int, int], chosen: BagTopics, notes: list[str]
 ) -> DistortedCamera | None:
     """What the images are rectified with; tried out, so that it fails now or never."""
-    try:
-        lens = messages.lens_of(contents.cameras[0][1])
-        rectifier = None if lens is None else Rectifier.for_camera(lens)
-    except InvalidCameraError as error:
-        raise RecordingError(f"{path}: {chosen.camera_info}: {error}") from error
+    lens = calibration.lens(*size)
+    rectifier = None if lens is None else Rectifier.for_camera(lens)
     if lens is None or rectifier is None:
         return None
     empty = 0.0 if rectifier.outside is None else float(rectifier.outside.mean())
@@ -340,53 +346,185 @@ def _lens(
     return lens
 
 
-def _ordered(images: list[_Located], skipped: list[Skipped]) -> list[_Located]:
-    """Images whose stamps increase; the others are named."""
-    kept: list[_Located] = []
-    for image in images:
-        if kept and image[0] <= kept[-1][0]:
-            how = "stands still" if image[0] == kept[-1][0] else "runs backwards"
-            skipped.append(Skipped(f"image logged at {image[2]}", f"its stamp {image[0]} {how}"))
-        else:
-            kept.append(image)
-    return kept
+def _frames(
+    bag: BagFile,
+    lens: DistortedCamera | None,
+    camera: Camera,
+    images: list[_Place],
+    order: StampOrder,
+    contents: _Contents,
+    chosen: BagTopics,
+    lidar: _Lidar | None,
+    notes: list[str],
+) -> list[Frame]:
+    correction = LensCorrection(lens)
+    motion = _Motion(contents, order)
+    depths, movings = _by_stamp(contents.depths, order), _by_stamp(contents.moving, order)
+    own = contents.source is not None and (chosen.depth or "").startswith(TRUTH)
+    unit = messages.KITTI_UNIT if own else messages.MILLIMETRE
+    frames = []
+    for number, position, stamp in zip(number_frames(order), order.kept, order.stamps, strict=True):
+        load_depth: Callable[[], NDArray[np.float32]] | None = None
+        if lidar is not None:
+            seen = lidar.seen(images[position], stamp)
+            load_depth = partial(_load_points, bag, *seen, camera) if seen else None
+        elif stamp in depths:
+            load_depth = partial(_load_depth, bag, depths[stamp], unit)
+        moving = movings.get(stamp)
+        frames.append(
+            Frame(
+                index=number,
+                stamp_ns=stamp,
+                camera=camera,
+                load_image=partial(_load_image, bag, images[position], camera, correction),
+                load_depth=load_depth,
+                pose=motion.pose(stamp),
+                speed=motion.speed(stamp),
+                load_moving=partial(_load_moving, bag, moving) if moving else None,
+                processing=correction.words,
+            )
+        )
+    if lidar is None:
+        found = sum(frame.has_depth for frame in frames)
+        if found:
+            notes.append(f"depth of {chosen.depth}: {_WORDS_OF_UNIT[unit]}")
+        if lost := len(contents.depths) - found:
+            notes.append(f"{lost} depth maps have no image of the same stamp")
+    if contents.odometry and not any(f.speed is not None or f.pose is not None for f in frames):
+        notes.append(motion.why_nothing(chosen, order))
+    return frames
 
 
-def _indices(images: list[_Located], skipped: list[Skipped]) -> list[int]:
-    """Frame numbers that jump where frames are missing, judged by the usual period."""
-    steps = [b[0] - a[0] for a, b in itertools.pairwise(images)]
-    period = statistics.median(steps) if steps else 1
-    indices = [0]
-    for step in steps:
-        missing = max(0, round(step / period) - 1)
-        if missing:
-            index = indices[-1]
-            skipped.append(Skipped(f"after frame {index}", f"{missing} missing"))
-        indices.append(indices[-1] + 1 + missing)
-    return indices
+def _by_stamp(places: list[_Place], order: StampOrder) -> dict[int, _Place]:
+    found: dict[int, _Place] = {}
+    for place in places:
+        found.setdefault(order.moved(place.stamp, place.time), place)
+    return found
 
 
-def _odometry_at(
-    odometry: list[tuple[int, float | None, NDArray[np.float64] | None]],
-    times: list[int],
-    stamp: int,
-) -> tuple[float | None, NDArray[np.float64] | None]:
-    """Speed of the newest odometry at that moment; its pose only where it is of that moment."""
-    position = bisect.bisect_right(times, stamp) - 1
-    if position < 0 or stamp - times[position] > _ODOMETRY_AGE_NS:
-        return None, None
-    time, speed, pose = odometry[position]
-    return speed, pose if time == stamp else None
+def _is_points(chosen: BagTopics, there: There) -> bool:
+    return there.get(chosen.depth or "", ("", 0))[0] == POINTS
 
 
-def _depth_source(contents: _Contents, frames: list[Frame], notes: list[str]) -> str | None:
+class _Lidar:
+    """Which sweep an image has, and how its points come into the camera's frame.
+
+    rectified: (4, 4) from the frame of the images to that of the rectified camera.
+    """
+
+    def __init__(
+        self,
+        contents: _Contents,
+        order: StampOrder,
+        rectified: NDArray[np.float64],
+        notes: list[str],
+    ) -> None:
+        self._contents = contents
+        self._rectified = rectified
+        self._notes = notes
+        found = sorted(
+            ((order.moved(place.stamp, place.time), place) for place in contents.depths),
+            key=lambda entry: entry[0],
+        )
+        self._stamps = [stamp for stamp, _ in found]
+        self._sweeps = [place for _, place in found]
+        self._said: set[str] = set()
+        notes += [f"tf: {doubt}" for doubt in contents.transforms.doubts]
+
+    def seen(self, image: _Place, stamp: int) -> tuple[_Place, NDArray[np.float64]] | None:
+        """The nearest sweep and camera_from_points (4, 4); None where there is none, said why."""
+        place = bisect.bisect_left(self._stamps, stamp)
+        near = range(max(0, place - 1), min(place + 1, len(self._stamps)))
+        best = min(near, key=lambda i: abs(self._stamps[i] - stamp), default=None)
+        if best is None or abs(self._stamps[best] - stamp) > _SWEEP_AGE_NS:
+            return None
+        sweep = self._sweeps[best]
+        try:
+            optical = self._contents.transforms.lookup(
+                image.frame, sweep.frame, image.stamp, sweep.stamp
+            )
+        except TransformError as error:
+            # The same cause for every frame: its time apart.
+            cause = str(error).partition(", not at")[0]
+            if cause not in self._said:
+                self._said.add(cause)
+                self._notes.append(f"no depth from {sweep.topic}: tf: {error}")
+            return None
+        return sweep, self._rectified @ optical
+
+
+class _Motion:
+    """What odometry says of a frame: the nearest speed, a pose between poses.
+
+    Where the twist is never filled in, as of many a visual odometry, the poses tell the speed.
+    """
+
+    def __init__(self, contents: _Contents, order: StampOrder) -> None:
+        self._trajectory = Trajectory(math.inf)
+        self._speeds: list[tuple[int, float]] = []
+        readings = sorted(
+            ((order.moved(*logged), reading) for logged, reading in contents.odometry),
+            key=lambda entry: entry[0],
+        )
+        for stamp, reading in readings:
+            if reading.position is not None and reading.quaternion is not None:
+                self._trajectory.add(stamp, reading.position, reading.quaternion)
+            if reading.speed is not None and math.isfinite(reading.speed):
+                self._speeds.append((stamp, reading.speed))
+        self._stamps = [stamp for stamp, _ in self._speeds]
+        self._twist_is_filled = any(speed for _, speed in self._speeds)
+
+    def pose(self, stamp: int) -> NDArray[np.float64] | None:
+        """world_from_camera (4, 4)."""
+        pose = self._trajectory.pose(stamp, _ODOMETRY_AGE)
+        return None if pose is None else messages.camera_pose(pose, self._trajectory.is_optical)
+
+    def speed(self, stamp: int) -> float | None:
+        """Metres per second, negative when reversing."""
+        if not self._twist_is_filled and (speed := self._speed_of_poses(stamp)) is not None:
+            return speed
+        place = bisect.bisect_left(self._stamps, stamp)
+        near = self._speeds[max(0, place - 1) : place + 1]
+        time, speed = min(near, key=lambda e: abs(e[0] - stamp), default=(0, 0.0))
+        if not near or abs(time - stamp) > _ODOMETRY_AGE * 1e9:
+            return None
+        return speed
+
+    def _speed_of_poses(self, stamp: int) -> float | None:
+        for first, last in ((stamp - _SPEED_SPAN_NS, stamp), (stamp, stamp + _SPEED_SPAN_NS)):
+            step = self._trajectory.step(first, last, _ODOMETRY_AGE)
+            if step is not None:
+                ahead = step[2, 3] if self._trajectory.is_optical else step[0, 3]
+                metres = float(np.linalg.norm(step[:3, 3]))
+                return math.copysign(metres / (_SPEED_SPAN_NS * 1e-9), ahead)
+        return None
+
+    def why_nothing(self, chosen: BagTopics, order: StampOrder) -> str:
+        """Why no frame has a speed or a pose, in words."""
+        span = self._trajectory.span_ns or tuple(self._stamps[:1] + self._stamps[-1:])
+        if not span:
+            return f"{chosen.odom} has neither a usable pose nor a speed in it"
+        apart = max(span[0] - order.stamps[-1], order.stamps[0] - span[-1]) * 1e-9
+        return (
+            f"{chosen.odom} says nothing about the images: its stamps lie {apart:.4g} s from "
+            "theirs, so the two have different clocks; stamp both with one clock, or name another "
+            "topic of odometry"
+        )
+
+
+def _depth_source(
+    contents: _Contents, frames: list[Frame], lidar: bool, notes: list[str]
+) -> str | None:
     first = next((frame for frame in frames if frame.has_depth), None)
     if first is None:
         return None
     if contents.source:
         return contents.source
+    if lidar:
+        return "lidar"
     depth = first.depth()
     share = float(np.mean(depth > 0)) if depth is not None else 0.0
-    source = "lidar" if share < _LIDAR_SHARE else "stereo" if share < _STEREO_SHARE else "exact"
+    # Whoever measured it, a sensor is never exact.
+    source = "lidar" if share < _LIDAR_SHARE else "stereo"
     notes.append(f"depth taken as {source}: {share:.0%} of the first map's pixels have some")
     return source

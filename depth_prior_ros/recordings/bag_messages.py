@@ -1,34 +1,32 @@
-"""Messages of a bag as plain values: images, intrinsics, odometry. No rclpy, duck-typed messages.
+"""Messages of a bag as plain values: images, depth, points, poses. No rclpy, duck-typed messages.
 
 ROS has the vehicle's x axis forward, y left, z up (REP-103); this package's poses are those of the
-camera's optical frame (x right, y down, z forward). `odometry_from_pose` and `pose_from_odometry`
-turn both the world and the vehicle, the camera sitting at the vehicle's origin and looking ahead.
+camera's optical frame (x right, y down, z forward). `odometry_from_pose` and `camera_pose` turn
+both the world and the vehicle, the camera sitting at the vehicle's origin and looking ahead.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.encodings import MessageError, image_to_rgb
-from depth_prior_ros.images.rectification import NEGLIGIBLE, DistortedCamera, distortion_model
 from depth_prior_ros.recordings.base import CorruptFrameError
 from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth
 
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
-IMAGE = "sensor_msgs/msg/Image"
-CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-ODOMETRY = "nav_msgs/msg/Odometry"
-TWIST = "geometry_msgs/msg/TwistStamped"
-STRING = "std_msgs/msg/String"
+# ROS has depth of 16 bits in millimetres (REP-118), KITTI and this project's own bags x 256.
+_DEPTH_TYPES = {"16UC1": np.uint16, "mono16": np.uint16, "32FC1": np.float32}
+MILLIMETRE, METRE, KITTI_UNIT = 0.001, 1.0, 1 / DEPTH_SCALE
+"""Metres that one step of a stored depth is."""
 
-UNKNOWN = -1.0  # in the first place of a covariance: this half of the odometry is not known
+KITTI_WORDS = "metres x 256"
+"""What the format of this project's own depth says."""
 
-# encoding -> (type, factor to metres)
-_DEPTH = {"16UC1": (np.uint16, 1 / DEPTH_SCALE), "32FC1": (np.float32, 1.0)}
+# compressed_depth_image_transport: an enumeration and the two numbers of its quantisation
+_DEPTH_HEADER = struct.Struct("<iff")
 
 _VEHICLE_FROM_OPTICAL = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -53,20 +51,68 @@ def image_of(message: Any, what: str) -> NDArray[np.uint8]:
     return pixels if pixels.flags.writeable else pixels.copy()
 
 
-def depth_of(message: Any, what: str) -> NDArray[np.float32]:
+def depth_of(message: Any, what: str, unit: float | None = None) -> NDArray[np.float32]:
     """The depth of a message, (H, W) float32 metres, 0 = none; raises CorruptFrameError.
 
-    A 16-bit PNG or a raw 16UC1 image is metres x 256 (this package's bags), 32FC1 is metres.
+    As ROS has it (REP-118): 16 bits are millimetres, 32FC1 is metres, `compressedDepth` what its
+    header says. unit: metres of one step of 16 bits, where the bag says otherwise; a format that
+    names KITTI's is believed in any case.
     """
-    if hasattr(message, "format"):
-        return decode_depth(np.asarray(message.data, np.uint8).tobytes(), what)
-    if message.encoding not in _DEPTH:
-        raise CorruptFrameError(
-            f"{what}: depth encoding {message.encoding!r}; readable are {', '.join(_DEPTH)}"
-        )
-    dtype, factor = _DEPTH[message.encoding]
-    depth = _pixels(message, np.dtype(dtype), 1, what)[..., 0].astype(np.float32) * factor
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    unit = MILLIMETRE if unit is None else unit
+    if not hasattr(message, "format"):
+        if message.encoding not in _DEPTH_TYPES:
+            raise CorruptFrameError(
+                f"{what}: depth encoding {message.encoding!r}; readable are "
+                f"{', '.join(_DEPTH_TYPES)}"
+            )
+        dtype = np.dtype(_DEPTH_TYPES[message.encoding])
+        depth = _pixels(message, dtype, 1, what)[..., 0].astype(np.float32)
+        return _positive(depth * (METRE if dtype == np.float32 else unit))
+    data = np.asarray(message.data, np.uint8).tobytes()
+    if KITTI_WORDS in message.format:
+        unit = KITTI_UNIT
+    if "compressedDepth" not in message.format:
+        return _positive(decode_depth(data, what, unit))
+    if "rvl" in message.format.lower():
+        raise CorruptFrameError(f"{what}: compressedDepth of the kind RVL; readable is PNG")
+    if len(data) <= _DEPTH_HEADER.size:
+        raise CorruptFrameError(f"{what}: {len(data)} bytes are no compressedDepth")
+    _, a, b = _DEPTH_HEADER.unpack_from(data)
+    if message.format.startswith("16UC1"):
+        return _positive(decode_depth(data[_DEPTH_HEADER.size :], what, unit))
+    steps = decode_depth(data[_DEPTH_HEADER.size :], what, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # compressed_depth_image_transport stores inverse depth: step = a / depth + b
+        return _positive(np.where(steps > 0, a / (steps - b), 0).astype(np.float32))
+
+
+def points_of(message: Any, what: str) -> NDArray[np.float64]:
+    """Finite points (N, 3) of a PointCloud2, metres in its frame; raises CorruptFrameError."""
+    fields = {field.name: field for field in message.fields}
+    missing = [name for name in "xyz" if name not in fields]
+    if missing:
+        raise CorruptFrameError(f"{what}: points without {', '.join(missing)}")
+    order = ">" if message.is_bigendian else "<"
+    kinds = {7: f"{order}f4", 8: f"{order}f8"}
+    if any(fields[name].datatype not in kinds for name in "xyz"):
+        raise CorruptFrameError(f"{what}: coordinates that are no floating-point numbers")
+    layout = np.dtype(
+        {
+            "names": list("xyz"),
+            "formats": [kinds[fields[name].datatype] for name in "xyz"],
+            "offsets": [int(fields[name].offset) for name in "xyz"],
+            "itemsize": int(message.point_step),
+        }
+    )
+    height, width, step = int(message.height), int(message.width), int(message.row_step)
+    data = np.asarray(message.data, np.uint8)
+    row = width * layout.itemsize
+    if step < row or data.size < height * step:
+        raise CorruptFrameError(f"{what}: {data.size} bytes instead of {height * max(step, row)}")
+    rows = np.ascontiguousarray(data[: height * step].reshape(height, step)[:, :row])
+    points = rows.reshape(-1).view(layout)
+    xyz = np.stack([points[name].astype(np.float64) for name in "xyz"], axis=-1)
+    return xyz[np.isfinite(xyz).all(axis=-1)]
 
 
 def mask_of(message: Any, what: str) -> NDArray[np.bool_]:
@@ -74,66 +120,12 @@ def mask_of(message: Any, what: str) -> NDArray[np.bool_]:
     return np.asarray(image_of(message, what)[..., 0] > 0)
 
 
-def camera_of(message: Any) -> Camera:
-    """The rectified camera of a CameraInfo: P where it is filled in, K otherwise.
+def camera_pose(pose: NDArray[np.float64], optical: bool) -> NDArray[np.float64]:
+    """world_from_camera (4, 4) of fixed_from_vehicle, whose camera looks ahead from its origin.
 
-    Raises InvalidCameraError.
+    optical: the poses are of an optical frame already (`Trajectory.is_optical`).
     """
-    # ROS 1 names these in capitals
-    P = np.asarray(getattr(message, "p", None) if hasattr(message, "p") else message.P)
-    K = np.asarray(getattr(message, "k", None) if hasattr(message, "k") else message.K)
-    matrix = P.reshape(3, 4) if P[0] > 0 else K.reshape(3, 3)
-    return Camera.from_matrix(matrix, int(message.width), int(message.height))
-
-
-def lens_of(message: Any) -> DistortedCamera | None:
-    """The lens of a CameraInfo; None without distortion. Raises InvalidCameraError."""
-
-    def values(name: str) -> NDArray[np.float64]:
-        # ROS 1 names these in capitals
-        found = getattr(message, name) if hasattr(message, name) else getattr(message, name.upper())
-        return np.asarray(found, np.float64).reshape(-1)
-
-    coefficients = tuple(float(value) for value in values("d"))
-    if all(abs(value) <= NEGLIGIBLE for value in coefficients):
-        return None
-    rotation = values("r") if values("r").any() else np.eye(3).reshape(-1)
-    size = int(message.width), int(message.height)
-    return DistortedCamera(
-        raw=Camera.from_matrix(values("k").reshape(3, 3), *size),
-        model=distortion_model(message.distortion_model, coefficients),
-        coefficients=coefficients,
-        camera=camera_of(message),
-        rotation=tuple(float(value) for value in rotation),
-    )
-
-
-def speed_of(message: Any) -> float | None:
-    """Forward speed in m/s of an Odometry or TwistStamped, negative when reversing."""
-    twist = message.twist
-    if hasattr(twist, "covariance"):
-        if twist.covariance[0] == UNKNOWN:
-            return None
-        twist = twist.twist
-    x, y = float(twist.linear.x), float(twist.linear.y)
-    speed = float(np.copysign(np.hypot(x, y), x))
-    return speed if np.isfinite(speed) else None
-
-
-def pose_from_odometry(message: Any) -> NDArray[np.float64] | None:
-    """world_from_camera (4, 4) of an Odometry; None for a twist or an unknown or broken pose."""
-    if not hasattr(message, "pose") or message.pose.covariance[0] == UNKNOWN:
-        return None
-    position, q = message.pose.pose.position, message.pose.pose.orientation
-    quaternion = np.array([q.x, q.y, q.z, q.w], np.float64)
-    translation = np.array([position.x, position.y, position.z], np.float64)
-    norm = np.linalg.norm(quaternion)
-    if not (np.isfinite(norm) and norm > 0 and np.isfinite(translation).all()):
-        return None
-    pose = np.eye(4)
-    pose[:3, :3] = _rotation(quaternion / norm)
-    pose[:3, 3] = translation
-    return _VEHICLE_FROM_OPTICAL.T @ pose @ _VEHICLE_FROM_OPTICAL
+    return pose if optical else _VEHICLE_FROM_OPTICAL.T @ pose @ _VEHICLE_FROM_OPTICAL
 
 
 def odometry_from_pose(
@@ -160,15 +152,8 @@ def _pixels(message: Any, dtype: np.dtype, channels: int, what: str) -> NDArray:
     return pixels.reshape(height, width, channels).astype(dtype, copy=False)
 
 
-def _rotation(q: NDArray[np.float64]) -> NDArray[np.float64]:
-    x, y, z, w = q
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+def _positive(depth: NDArray) -> NDArray[np.float32]:
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
 def _quaternion(R: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -128,7 +128,8 @@ class StoredRecording:
 
     `depth_source` is one of DEPTH_SOURCES, or None without depth. `consecutive` is False for a set
     of separate scenes, where no frame follows another. `notes` says in words what had to be
-    assumed (a calibration that was not there, stamps that were made up).
+    assumed (a calibration that was not there, stamps that were made up). `streams` names the topics
+    of a bag by what they are used as (image, camera_info, odom, depth, moving).
     """
 
     name: str
@@ -137,6 +138,7 @@ class StoredRecording:
     depth_source: str | None = None
     consecutive: bool = True
     notes: list[str] = field(default_factory=list)
+    streams: dict[str, str] = field(default_factory=dict)
 
     def gap_before(self, i: int) -> bool:
         """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""

@@ -1,18 +1,26 @@
-"""A folder of images with known intrinsics: the smallest thing that is a recording."""
+"""A folder of images, or a video, with known intrinsics: the smallest thing that is a recording."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from depth_prior_ros.geometry.camera import Camera
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.images.calibration import Calibration, rectification_wanted
+from depth_prior_ros.images.encodings import MessageError
+from depth_prior_ros.images.rectification import LensCorrection, Rectifier
 from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
-from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS, scaled_to_images
+from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
 from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
-from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
+from depth_prior_ros.recordings.numbered import images_by_name, probe_all
+from depth_prior_ros.recordings.video import VideoFile, is_video
 
 
 def is_image_folder(path: Path) -> bool:
@@ -25,70 +33,133 @@ def open_image_folder(
     path: Path,
     *,
     camera: Camera | None = None,
-    rate: float = 10.0,
+    rate: float | None = None,
     intrinsics: Path | None = None,
+    rectify: str = "auto",
 ) -> StoredRecording:
-    """Open images recorded at `rate` Hz with `camera` (scaled where the images are resized).
+    """Open a folder of images, or a video file, of `camera` (scaled where images are resized).
 
-    Without a camera, the file `intrinsics` (see `recordings.intrinsics`) is read, or an
-    intrinsics.yaml in the folder. Where every name is a number, missing numbers are gaps; otherwise
-    the names' natural order counts. Raises RecordingError without a camera or a usable image.
+    Without a camera, the file `intrinsics` (see `recordings.intrinsics`) is read, or one that lies
+    in the folder or beside the video; images are rectified where it has distortion, unless the
+    folder is called rectified (`calibration.rectification_wanted`). rate: Hz, where names are no
+    times; default: 10, or the video's own. Names: see `numbered.images_by_name`. Raises
+    RecordingError without a camera or a usable image.
     """
     path = Path(path)
-    if path.is_dir() and intrinsics is None:
-        intrinsics = find_intrinsics(path)
+    folder = path if path.is_dir() else path.parent
+    if intrinsics is None and camera is None and folder.is_dir():
+        intrinsics = find_intrinsics(folder)
     if camera is None and intrinsics is None:
         raise RecordingError(
-            f"{path}: a folder of images has no calibration; give the intrinsics in pixels "
-            "(fx, fy, cx, cy), or write them into an intrinsics.yaml with their units"
+            f"{path}: {'a video' if is_video(path) else 'a folder of images'} has no calibration; "
+            "give the intrinsics in pixels (fx, fy, cx, cy), or write them into an intrinsics.yaml "
+            "with their units, or put the YAML of ROS's camera_calibration there under that name"
         )
-    if not rate > 0:
+    if rate is not None and not rate > 0:
         raise RecordingError(f"a rate of {rate} Hz is no frame rate")
-    if not path.is_dir():
-        raise RecordingError(f"{path}: no such folder")
     skipped: list[Skipped] = []
-    notes: list[str] = []
-    listed = _list_images(path, skipped)
-    images, size = probe_all(listed, skipped)
-    if size is None:
-        raise RecordingError(f"{path}: no usable image in it")
-    if camera is None:
+    pictures = _of_video(path, rate) if is_video(path) else _of_folder(path, rate, skipped)
+    notes = pictures.notes
+    if camera is not None:
+        calibration = Calibration.from_camera(camera)
+    else:
         assert intrinsics is not None
-        camera = read_intrinsics(intrinsics, size)
-    camera = scaled_to_images(camera, size, str(path), notes)
+        calibration = read_intrinsics(intrinsics, pictures.size)
+        notes.append(f"calibration from {intrinsics}")
+    where = str(path if intrinsics is None else intrinsics)
+    fitted, correction = _fit(calibration, pictures.size, where, rectify, path.name, notes)
     frames = [
         Frame(
             index=number,
-            stamp_ns=STAMP_ORIGIN_NS + round(number / rate * 1e9),
-            camera=camera,
-            load_image=partial(read_image, file, size),
-            file=file,
+            stamp_ns=stamp,
+            camera=fitted,
+            load_image=partial(_load_corrected, load, correction) if correction else load,
+            # A file whose picture is not the frame's cannot stand for it.
+            file=None if correction else file,
+            processing=correction.words,
         )
-        for number, file in images.items()
+        for number, stamp, load, file in pictures.frames
     ]
-    return StoredRecording(path.name, frames, skipped, notes=notes)
+    return StoredRecording(path.stem if path.is_file() else path.name, frames, skipped, notes=notes)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) that most images of a folder have; raises RecordingError without any."""
+    """(width, height) of a video, or that most images of a folder have; raises RecordingError."""
+    if is_video(path):
+        return VideoFile(path).size
+    return _of_folder(path, None, []).size
+
+
+@dataclass
+class _Pictures:
+    """Images in order: (frame number, stamp in nanoseconds, how to read it, its file)."""
+
+    size: tuple[int, int]
+    frames: list[tuple[int, int, Callable[[], NDArray[np.uint8]], Path | None]]
+    notes: list[str]
+
+
+def _of_folder(path: Path, rate: float | None, skipped: list[Skipped]) -> _Pictures:
     if not path.is_dir():
-        raise RecordingError(f"{path}: no such folder")
-    _, size = probe_all(_list_images(path, []), [])
+        raise RecordingError(f"{path}: no such folder, and no video file")
+    named = images_by_name(path, skipped)
+    if not named.files:
+        raise RecordingError(
+            f"{path}: no images in it; files of images end in {', '.join(IMAGE_SUFFIXES)}"
+        )
+    images, size = probe_all(named.files, skipped)
     if size is None:
-        raise RecordingError(f"{path}: no usable image in it")
-    return size
+        raise RecordingError(f"{path}: no usable image in it ({skipped[-1]})")
+    stamps = named.stamps or {
+        number: STAMP_ORIGIN_NS + round(number / (rate or 10.0) * 1e9) for number in images
+    }
+    frames = [
+        (number, stamps[number], partial(read_image, file, size), file)
+        for number, file in images.items()
+    ]
+    return _Pictures(size, list(frames), list(named.notes))
 
 
-def _list_images(path: Path, skipped: list[Skipped]) -> dict[int, Path]:
-    files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    if all(p.stem.isascii() and p.stem.isdigit() for p in files):
-        numbered = images_by_number(path, skipped)
-        name_missing(list(numbered), "frame", skipped)
-        return numbered
-    return dict(enumerate(sorted(files, key=_natural)))
+def _of_video(path: Path, rate: float | None) -> _Pictures:
+    video = VideoFile(path)
+    hertz = rate or video.rate
+    frames = [
+        (number, STAMP_ORIGIN_NS + round(number / hertz * 1e9), partial(video.read, number), None)
+        for number in range(video.count)
+    ]
+    notes = [f"stamps are made of the video's {hertz:g} frames a second"]
+    return _Pictures(video.size, list(frames), notes)
 
 
-def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """frame2 before frame10; the full name decides between equals."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", path.name)
-    return [(int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts], path.name
+def _load_corrected(
+    load: Callable[[], NDArray[np.uint8]], correction: LensCorrection
+) -> NDArray[np.uint8]:
+    return correction.apply(load())
+
+
+def _fit(
+    calibration: Calibration,
+    size: tuple[int, int],
+    where: str,
+    rectify: str,
+    name: str,
+    notes: list[str],
+) -> tuple[Camera, LensCorrection]:
+    """The camera of images of that size, and what rectifies them; raises RecordingError."""
+    lens = None
+    try:
+        camera = calibration.camera(*size)
+        if rectification_wanted(rectify, name):
+            lens = calibration.lens(*size)
+        if lens is not None:
+            Rectifier(lens)  # tried out, so that it fails now or never
+    except (MessageError, InvalidCameraError) as error:
+        text = error.text if isinstance(error, MessageError) else str(error)
+        raise RecordingError(f"{where}: {text}") from error
+    own = calibration.width, calibration.height
+    if own != size:
+        notes.append(f"camera scaled from {own[0]}x{own[1]} to {size[0]}x{size[1]}")
+    if lens is not None:
+        notes.append(f"images are rectified ({lens.model} in {where})")
+    notes += calibration.doubts(*size, name, lens is not None)
+    return camera, LensCorrection(lens)

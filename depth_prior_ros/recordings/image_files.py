@@ -10,13 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.images.encodings import decoded_to_rgb
 from depth_prior_ros.recordings.base import CorruptFrameError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"),
+    *(".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".ras", ".sr"),
+)
+"""Of the image files that OpenCV reads; what is in a file, its bytes say."""
+
 DEPTH_SCALE = 256.0  # KITTI's 16-bit depth: metres x 256, 0 = none
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_BMP_START = b"BM"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PROBE_BYTES = 4096
 # A camera may pad its JPEGs; the end marker still has to be near the end.
@@ -32,11 +39,15 @@ def probe_image(path: Path) -> tuple[int, int]:
     try:
         with path.open("rb") as file:
             head = file.read(_PROBE_BYTES)
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            size_in_bytes = path.stat().st_size
+            file.seek(max(0, size_in_bytes - _TAIL_BYTES))
             tail = file.read()
     except OSError as error:
         raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
-    _check_ends(head, tail, str(path))
+    _check_ends(head, tail, size_in_bytes, str(path))
+    if not head.startswith((_JPEG_START, _PNG_START)):
+        height, width = read_image(path).shape[:2]  # only decoding tells
+        return width, height
     size = _header_size(head) or _header_size(path.read_bytes())
     if size is None:
         raise CorruptFrameError(f"{path}: no image size in its header")
@@ -44,7 +55,7 @@ def probe_image(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Read a JPEG or PNG as (H, W, 3) uint8 RGB; grey becomes three equal channels.
+    """Read an image file as (H, W, 3) uint8 RGB; see `decode_image`.
 
     Raises CorruptFrameError, also where the image has not the given (width, height).
     """
@@ -61,23 +72,41 @@ def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.fl
 
 
 def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
-    """Decode JPEG or PNG bytes to (H, W, 3) uint8 RGB; raises CorruptFrameError naming `what`."""
+    """Decode an image file to (H, W, 3) uint8 RGB; raises CorruptFrameError naming `what`.
+
+    As images of a camera's topic: grey becomes three equal channels, 16 bits become 8, and an
+    orientation tag (EXIF) is not followed, as intrinsics describe the sensor.
+    """
     _check_bytes(data, what)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise CorruptFrameError(f"{what}: cannot be decoded")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    decoded = _decode(data, what)
+    channels = 1 if decoded.ndim == 2 else decoded.shape[2]
+    if decoded.dtype not in (np.uint8, np.uint16) or channels not in (1, 3, 4):
+        raise CorruptFrameError(
+            f"{what}: {channels} channels of {decoded.dtype}; images have 1, 3 or 4 of 8 or 16 bits"
+        )
+    return decoded_to_rgb(decoded)
 
 
-def decode_depth(data: bytes, what: str) -> NDArray[np.float32]:
-    """Decode a 16-bit PNG, metres x 256, to (H, W) float32 metres; raises CorruptFrameError."""
+def _decode(data: bytes, what: str) -> NDArray:
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise CorruptFrameError(f"{what}: cannot be decoded ({error.err})") from error
+    if decoded is None:
+        raise CorruptFrameError(f"{what}: cannot be decoded, no image that OpenCV reads")
+    return decoded
+
+
+def decode_depth(data: bytes, what: str, unit: float = 1 / DEPTH_SCALE) -> NDArray[np.float32]:
+    """Decode a 16-bit PNG to (H, W) float32 metres; raises CorruptFrameError.
+
+    unit: metres of one step; KITTI's are 1/256.
+    """
     _check_bytes(data, what)
-    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is None:
-        raise CorruptFrameError(f"{what}: cannot be decoded")
+    raw = _decode(data, what)
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise CorruptFrameError(f"{what}: not a 16-bit, one-channel depth image")
-    return raw.astype(np.float32) / np.float32(DEPTH_SCALE)
+    return raw.astype(np.float32) * np.float32(unit)
 
 
 def encode_depth(depth: NDArray[np.float32], compression: int = 6) -> bytes:
@@ -103,20 +132,22 @@ def _read(path: Path) -> bytes:
 
 
 def _check_bytes(data: bytes, what: str) -> None:
-    _check_ends(data[:_PROBE_BYTES], data[-_TAIL_BYTES:], what)
+    _check_ends(data[:_PROBE_BYTES], data[-_TAIL_BYTES:], len(data), what)
     if data.startswith(_PNG_START):
         _check_png_chunks(data, what)
 
 
-def _check_ends(head: bytes, tail: bytes, what: str) -> None:
+def _check_ends(head: bytes, tail: bytes, size: int, what: str) -> None:
     if not head:
         raise CorruptFrameError(f"{what}: empty")
     if head.startswith(_JPEG_START):
         complete = _JPEG_END in tail
     elif head.startswith(_PNG_START):
         complete = _PNG_END in tail
+    elif head.startswith(_BMP_START) and len(head) >= 6:
+        complete = struct.unpack_from("<I", head, 2)[0] <= size
     else:
-        raise CorruptFrameError(f"{what}: neither a JPEG nor a PNG")
+        complete = True  # left to OpenCV
     if not complete:
         raise CorruptFrameError(f"{what}: truncated")
 

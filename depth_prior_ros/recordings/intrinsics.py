@@ -10,6 +10,9 @@ is checked against the numbers. A file (YAML or JSON) says::
     cy: 172.9
     width: 1242              # of the image that they belong to; not needed where normalised
     height: 375
+
+or is what ROS's ``camera_calibration`` wrote (``image_width``, ``camera_matrix``, ...), with its
+lens.
 """
 
 from __future__ import annotations
@@ -20,12 +23,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.images.calibration import Calibration, is_ros_calibration
 from depth_prior_ros.recordings.base import RecordingError
 
 Units = Literal["pixels", "normalised"]
 
 UNITS = ("pixels", "normalised")
-FILE_NAMES = ("intrinsics.yaml", "intrinsics.yml", "intrinsics.json")
+FILE_NAMES = (
+    "intrinsics.yaml",
+    "intrinsics.yml",
+    "intrinsics.json",
+    "camera_info.yaml",
+    "ost.yaml",  # as camera_calibration calls it
+)
 _VALUES = ("fx", "fy", "cx", "cy")
 _KEYS = ("units", *_VALUES, "width", "height")
 # Focal lengths between half a degree and nearly half a turn of view, as shares of the image.
@@ -74,16 +84,24 @@ def find_intrinsics(folder: Path) -> Path | None:
     return next((folder / name for name in FILE_NAMES if (folder / name).is_file()), None)
 
 
-def read_intrinsics(path: Path, size: tuple[int, int]) -> Camera:
-    """The camera in a file (see the module); `size` (width, height) is that of the images.
+def read_intrinsics(path: Path, size: tuple[int, int]) -> Calibration:
+    """The calibration in a file (see the module); `size` (width, height) is that of the images.
 
     Normalised intrinsics hold for any size, those in pixels for the size that the file gives, or
     for `size` where it gives none. Raises RecordingError.
     """
     content = _read(path)
-    unknown = sorted(set(content) - set(_KEYS))
+    if is_ros_calibration(content):
+        try:
+            return Calibration.from_yaml(content)
+        except InvalidCameraError as error:
+            raise RecordingError(f"{path}: {error}") from error
+    unknown = sorted(str(key) for key in set(content) - set(_KEYS))
     if unknown:
-        raise RecordingError(f"{path}: {unknown[0]!r} is unknown; known are {', '.join(_KEYS)}")
+        raise RecordingError(
+            f"{path}: {unknown[0]!r} is unknown; known are {', '.join(_KEYS)}, or a file of ROS's "
+            "camera_calibration"
+        )
     missing = [name for name in ("units", *_VALUES) if name not in content]
     if missing:
         raise RecordingError(f"{path}: {', '.join(missing)} missing")
@@ -91,7 +109,7 @@ def read_intrinsics(path: Path, size: tuple[int, int]) -> Camera:
     if units == "pixels" and ("width" in content or "height" in content):
         size = _size(content, path)
     values = [content[name] for name in _VALUES]
-    return camera_from_values(values, units, size, str(path))
+    return Calibration.from_camera(camera_from_values(values, units, size, str(path)))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

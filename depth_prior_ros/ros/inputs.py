@@ -17,14 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from depth_prior_ros.images.calibration import Calibration
+from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.motion.gate import Motion, Source
 from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc
-from depth_prior_ros.ros.messages import MessageError, camera_from_info
+from depth_prior_ros.ros.camera_infos import check_calibration
 
 NANOSECONDS = 1_000_000_000
 
 SIZES_KEPT = 8
 """Image sizes whose calibration is kept."""
+
+_PAIRED = 3  # two clocks of different rates meet now and then, but not three times in a row
+_STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
+
+Calibrations = dict[tuple[int, int], Calibration]
+"""By the size (width, height) that they say, the newest last."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class Inputs:
         history: speeds kept; a bag that loops brings old stamps back, so they are kept by arrival,
             not by stamp.
         info_topic: what the topic of ``camera_info`` is called, to be told where none comes.
+        calibrations: known from an earlier activation; what arrives is kept there.
+        rectifies: whether images are rectified, so that distortion has to make sense.
     """
 
     def __init__(
@@ -73,15 +83,19 @@ class Inputs:
         on_overwritten: Callable[[], None],
         history: int = 512,
         info_topic: str = "camera_info",
+        calibrations: Calibrations | None = None,
+        rectifies: Callable[[], bool] = lambda: True,
     ) -> None:
         self._changed = threading.Condition()
         self._on_overwritten = on_overwritten
         self._info_topic = info_topic
         self._image: ImageArrival | None = None
-        self._infos: dict[tuple[int, int], Any] = {}
+        self._calibrations = {} if calibrations is None else calibrations
+        self._rectifies = rectifies
         self._speeds: deque[Speed] = deque(maxlen=history)
         self._trajectory = Trajectory()
         self._odometry_silent = False
+        self._paired = _PAIRED  # frames in a row that had odometry with their very stamp
         self._closed = False
 
     def put_image(self, message: Any) -> None:
@@ -97,18 +111,19 @@ class Inputs:
         """Store a calibration; of every image size the newest is kept, for a few sizes.
 
         Raises:
-            MessageError: ``camera_info_size`` or ``bad_intrinsics`` for one that no image could be
-                used with; it is not stored, so that it does not replace a good one.
+            MessageError: as `camera_infos.check_calibration`, for one that no image could be used
+                with; it is not stored, so that it does not replace a good one.
         """
-        width, height = int(message.width), int(message.height)
-        if width < 1 or height < 1:
-            raise MessageError("camera_info_size", f"camera_info says {width}x{height} pixels")
-        camera_from_info(message, width, height)
+        calibration = Calibration.from_message(message)
+        size = calibration.width, calibration.height
+        if next(reversed(self._calibrations.values()), None) == calibration:
+            return  # a camera says the same with every image
+        check_calibration(calibration, self._rectifies())
         with self._changed:
-            self._infos.pop((width, height), None)  # the newest goes last
-            self._infos[width, height] = message
-            if len(self._infos) > SIZES_KEPT:
-                del self._infos[next(iter(self._infos))]
+            self._calibrations.pop(size, None)  # the newest goes last
+            self._calibrations[size] = calibration
+            if len(self._calibrations) > SIZES_KEPT:
+                del self._calibrations[next(iter(self._calibrations))]
             self._changed.notify_all()
 
     def put_speed(
@@ -162,8 +177,8 @@ class Inputs:
             arrival, self._image = self._image, None
             return arrival
 
-    def camera_info(self, width: int, height: int, wait: float) -> Any:
-        """The newest ``camera_info`` that fits the size, waiting up to ``wait`` seconds for one.
+    def calibration(self, width: int, height: int, wait: float) -> Calibration:
+        """The newest calibration that fits the size, waiting up to ``wait`` seconds for one.
 
         Topics are not ordered among each other: the first image, or the first of a new size, may
         well arrive before its calibration.
@@ -174,12 +189,12 @@ class Inputs:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._fitting(width, height), wait)
-            if not self._infos:
+            if not self._calibrations:
                 raise MessageError(
                     "no_camera_info",
                     f"no calibration on {self._info_topic} yet, and no metres without it",
                 )
-            return self._fitting(width, height) or list(self._infos.values())[-1]
+            return self._fitting(width, height) or list(self._calibrations.values())[-1]
 
     def motion_at(
         self,
@@ -191,9 +206,11 @@ class Inputs:
     ) -> Motion | None:
         """How the vehicle moves at ``stamp``: the nearest speed, and the way since a frame before.
 
-        Topics are not ordered among each other, so up to ``wait`` seconds are given to odometry as
-        new as the image. Once that was in vain nothing is waited for until odometry comes again:
-        a vehicle without odometry pays once, not with every frame.
+        Odometry older than the image is gone on from at once: waiting for newer would cost every
+        frame more than it gains. Only where every image has odometry with its very stamp, up to
+        ``wait`` seconds are given to that, as topics are not ordered among each other; and where
+        there is none within ``max_age``. Once that was in vain nothing is waited for until odometry
+        comes again: a vehicle without odometry pays once, not with every frame.
 
         Args:
             stamp: of the image, nanoseconds.
@@ -205,23 +222,29 @@ class Inputs:
         speed = self._speed_at(stamp, max_age, wait)
         if speed is None:
             return None
-        step = None
-        if previous is not None:
-            step = self._trajectory.step(previous, stamp, max_age)
-            if step is None and speed.course is not None:
-                step = _along(speed.course, (stamp - previous) / NANOSECONDS, max_age)
-        if step is None:
+        if previous is None:
             return Motion(speed.value, speed.source)
-        pose = (mount or CameraMount()).step(step)
+        mount = mount or CameraMount()
+        pose = self._trajectory.camera_step(previous, stamp, mount, max_age)
+        seconds = (stamp - previous) / NANOSECONDS
+        # Odometry of speeds alone may leave its poses at the origin.
+        stands = pose is not None and not np.abs(pose - np.eye(4)).max() > _STILL
+        if speed.course is not None and (pose is None or (stands and speed.value)):
+            along = _along(speed.course, seconds, max_age)
+            pose = None if along is None else mount.step(along)
+        if pose is None:
+            return Motion(speed.value, speed.source)
         return Motion(speed.value, speed.source, pose, previous)
 
     def _speed_at(self, stamp: int, max_age: float, wait: float) -> Speed | None:
         with self._changed:
-            if not self._odometry_silent:
+            if not self._odometry_silent and self._worth_waiting(stamp, max_age):
                 reached = self._changed.wait_for(
                     lambda: self._closed or self._has_reached(stamp, max_age), wait
                 )
                 self._odometry_silent = not reached
+            has_its_own = any(speed.stamp == stamp for speed in self._speeds)
+            self._paired = self._paired + 1 if has_its_own else 0
             nearest = min(
                 # Newest arrivals first: of two equally near ones (a bag that loops) the newer
                 # counts.
@@ -233,12 +256,20 @@ class Inputs:
             return None
         return nearest
 
-    def _fitting(self, width: int, height: int) -> Any:
+    def _worth_waiting(self, stamp: int, max_age: float) -> bool:
+        """Whether odometry that serves is still to come."""
+        if self._paired >= _PAIRED:
+            return True
+        oldest = stamp - int(max_age * NANOSECONDS)
+        return not any(speed.stamp >= oldest for speed in self._speeds)
+
+    def _fitting(self, width: int, height: int) -> Calibration | None:
         """The newest calibration of that size, or else one that can be scaled to it; or None."""
-        exact = self._infos.get((width, height))
+        exact = self._calibrations.get((width, height))
         if exact is not None:
             return exact
-        return next((i for i in reversed(self._infos.values()) if _fits(i, width, height)), None)
+        newest_first = reversed(self._calibrations.values())
+        return next((c for c in newest_first if _fits(c, width, height)), None)
 
     def _has_reached(self, stamp: int, max_age: float) -> bool:
         newest = stamp + int(max_age * NANOSECONDS)
@@ -252,9 +283,9 @@ def _along(
     return arc(*course, seconds) if 0 < seconds <= longest else None
 
 
-def _fits(info: Any, width: int, height: int) -> bool:
+def _fits(calibration: Calibration, width: int, height: int) -> bool:
     try:
-        camera_from_info(info, width, height)
+        calibration.camera(width, height)
     except MessageError:
         return False
     return True

@@ -20,15 +20,16 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.utilities import get_rmw_implementation_identifier
 
+from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
-from depth_prior_ros.ros.inputs import Inputs
+from depth_prior_ros.ros.inputs import Calibrations, Inputs
 from depth_prior_ros.ros.loading import ScaleKeeper
 from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.parameters import node as parameters
 from depth_prior_ros.ros.services import Background, RefusedError, Services, save_snapshot
 from depth_prior_ros.ros.status import remarks_of, state_of
-from depth_prior_ros.ros.subscriptions import Subscriptions
+from depth_prior_ros.ros.subscriptions import Subscriptions, image_topic
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class DepthNode(LifecycleNode):
         self._inputs: Inputs | None = None
         self._worker: FrameWorker | None = None
         self._keeper: ScaleKeeper | None = None
+        self._calibrations: Calibrations = {}  # a camera may send its own once only
         self._listening: Subscriptions | None = None
         self._outputs: Outputs | None = None
         self._background: Background | None = None
@@ -142,8 +144,13 @@ class DepthNode(LifecycleNode):
         pipeline.reset()
         outputs.reconfigure(settings)
         outputs.reset()
-        info_topic = self.resolve_topic_name("camera_info")
-        self._inputs = Inputs(self._statistics.dropped_stale, info_topic=info_topic)
+        topic = image_topic(self, settings)
+        self._inputs = Inputs(
+            self._statistics.dropped_stale,
+            info_topic=self.resolve_topic_name("camera_info"),
+            calibrations=self._calibrations,
+            rectifies=lambda: rectification_wanted(self.settings.rectify, topic),
+        )
         self._keeper = ScaleKeeper(settings.scale_file, self.get_logger())
         self._listening = Subscriptions(
             self, settings, self._inputs, self._statistics, self._refuse, self._saw
@@ -173,8 +180,9 @@ class DepthNode(LifecycleNode):
 
     @_logged
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Give networks and publishers back."""
+        """Give networks, publishers and calibrations back."""
         self._release()
+        self._calibrations.clear()
         self._lifecycle = "unconfigured"
         return super().on_cleanup(state)
 
@@ -326,7 +334,8 @@ class DepthNode(LifecycleNode):
                 self.callback_failed(error)
 
     def _diagnosis(self) -> DiagnosticArray:
-        report = self._statistics.report(self._state(), remarks_of(self._pipeline, self._outputs))
+        remarks = remarks_of(self._pipeline, self._outputs, self._worker)
+        report = self._statistics.report(self._state(), remarks)
         self._health.take(report)
         name = f"{self.get_fully_qualified_name().lstrip('/')}: depth"
         message = to_message(report, name, self.settings.bundle)

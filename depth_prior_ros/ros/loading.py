@@ -24,6 +24,7 @@ from depth_prior_ros.scale import (
     ScaleFileError,
     load_scale,
     make_scale,
+    same_view,
     save_scale,
 )
 
@@ -47,8 +48,17 @@ class ScaleKeeper:
         self._camera: Camera | None = None
 
     def begin(self, pipeline: DepthPipeline, camera: Camera) -> None:
-        """Take the stored factor up; called with the camera of the first frame."""
-        self._camera = camera
+        """Take the stored factor up; called with the camera of the first frame, and with another.
+
+        What was measured belongs to the camera that it was measured with: it is stored as that
+        camera's, and one with another field of view begins anew.
+        """
+        before, self._camera = self._camera, camera
+        if before is not None and not same_view(before, camera):
+            self._store(pipeline, before)
+            if pipeline.scale.status.state in ("measured", "held"):
+                self._log.info("another camera: its scale is measured anew")
+                pipeline.scale.reset()
         if not self._path or pipeline.scale.status.state != "searching":
             return
         try:
@@ -64,13 +74,16 @@ class ScaleKeeper:
 
     def end(self, pipeline: DepthPipeline) -> None:
         """Write the factor, where one was measured, as that of the camera it was measured with."""
-        if not self._path or self._camera is None:
-            return  # no frame since the node became active: the file says all there is to say
-        if pipeline.scale.status.state not in ("measured", "held"):
+        if self._camera is not None:
+            self._store(pipeline, self._camera)
+        # Without a frame since the node became active the file says all there is to say.
+
+    def _store(self, pipeline: DepthPipeline, camera: Camera) -> None:
+        if not self._path or pipeline.scale.status.state not in ("measured", "held"):
             return
         stored = pipeline.scale.store()
         try:
-            save_scale(self._path, stored, bundle=pipeline.bundle.digest, camera=self._camera)
+            save_scale(self._path, stored, bundle=pipeline.bundle.digest, camera=camera)
         except (OSError, ValueError) as error:
             self._log.warning(f"scale not stored: {error}")
 

@@ -31,9 +31,8 @@ from depth_prior_ros.images.encodings import (
 )
 from depth_prior_ros.ros.camera_infos import (
     CameraModels,
-    camera_from_info,
+    camera_info,
     camera_info_of,
-    scaled_camera_info,
 )
 
 __all__ = [
@@ -41,7 +40,7 @@ __all__ = [
     "CameraModels",
     "ImageArray",
     "MessageError",
-    "camera_from_info",
+    "camera_info",
     "camera_info_of",
     "check_image",
     "check_layout",
@@ -50,7 +49,6 @@ __all__ = [
     "image_size",
     "image_to_depth",
     "image_to_rgb",
-    "scaled_camera_info",
     "supported_encodings",
 ]
 

@@ -46,9 +46,17 @@ def state_of(
     }
 
 
-def remarks_of(pipeline: DepthPipeline | None, outputs: Outputs | None) -> list[str]:
+def remarks_of(
+    pipeline: DepthPipeline | None, outputs: Outputs | None, worker: FrameWorker | None = None
+) -> list[str]:
     """What an operator ought to know all the time."""
-    remarks = []
+    remarks = [] if worker is None else [f"camera_info: {doubt}" for doubt in worker.doubts]
+    frame = worker.newest if worker is not None else None
+    if frame is not None and not (frame.header.stamp.sec or frame.header.stamp.nanosec):
+        remarks.append(
+            "images have no stamp (zero), so that frames cannot be compared nor odometry matched: "
+            "the camera's driver has to set header.stamp"
+        )
     if pipeline is not None and pipeline.backend_fell_back:
         remarks.append(f"runs on {pipeline.backend}: {pipeline.backend_reason}")
     if outputs is not None and not outputs.metres:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from geometry_msgs.msg import Twist, TwistStamped, TwistWithCovarianceStamped
+from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSDurabilityPolicy, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from depth_prior_ros.motion.gate import Source
+from depth_prior_ros.motion.odometry import OdometryReading, read_odometry
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import Inputs, stamp_ns
 from depth_prior_ros.ros.messages import MessageError, check_image
@@ -45,14 +48,11 @@ def subscription_callbacks(
     return SubscriptionEventCallbacks(**chosen)
 
 
-UNKNOWN = -1.0
-"""First element of a covariance that says: there is no such value (as in sensor_msgs/Imu)."""
-
-FORWARD = 0.9
-"""Share of a twist's speed that must be along x for a vehicle that drives forward."""
-
 FOLLOW_PERIOD = 0.2
-"""Seconds between two looks at how reliable the camera's publishers are."""
+"""Seconds between two looks at how reliable the camera's publishers are, and whether one keeps its
+calibration for late subscribers."""
+
+_LATCHED = "camera_info (latched)"
 
 _MOTION: tuple[tuple[str, Source, type], ...] = (
     ("odom", "odometry", Odometry),
@@ -101,6 +101,7 @@ class Subscriptions:
         self._settings = settings
         self._reliable: dict[str, bool] = {}  # how image and camera_info are subscribed to
         self._follower: Any = None
+        self._newest_stamp = 0  # of an image, in nanoseconds
         self._twist_is_filled = False  # of odometry: that once it was not zero
         self.image_topic = image_topic(node, settings)
         try:
@@ -114,10 +115,10 @@ class Subscriptions:
             # Without a publisher: reliable, so that the first image of one that is counts, too.
             present = settings.image_reliability == "auto" and self._all_reliable(name) is not False
             self._subscribe_camera(name, present or settings.image_reliability == "reliable")
-        if settings.image_reliability == "auto":
-            # Steady time: publishers come and go while a simulation stands still, too.
-            clock = Clock(clock_type=ClockType.STEADY_TIME)
-            self._follower = self._node.create_timer(FOLLOW_PERIOD, self._follow, clock=clock)
+        self._follow()
+        # Steady time: publishers come and go while a simulation stands still, too.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._follower = self._node.create_timer(FOLLOW_PERIOD, self._follow, clock=clock)
         for topic, source, message in _MOTION:
             if settings.motion_source in ("auto", source):
                 callback = self._on_odometry if source == "odometry" else self._on_twist(source)
@@ -148,7 +149,11 @@ class Subscriptions:
         return all_reliable(self._node, topic)
 
     def _follow(self) -> None:
-        """Be as reliable as the publishers that are there now."""
+        """Be as reliable as the publishers that are there now, and ask for what one has kept."""
+        if _LATCHED not in self._all:
+            self._take_up_latched()
+        if self._settings.image_reliability != "auto":
+            return
         for name, reliable in self._reliable.items():
             present = self._all_reliable(name)
             if present is not None and present != reliable:
@@ -170,6 +175,25 @@ class Subscriptions:
             kind, topic, callback, profile, qos_overriding_options=allowed, **options
         )
 
+    def _take_up_latched(self) -> None:
+        """Ask for the calibration that was sent once, before this node listened.
+
+        Only a subscription of the same durability gets it, which does not fit publishers of the
+        usual one: so it is made beside the other, once such a publisher is there.
+        """
+        topic = self._node.resolve_topic_name("camera_info")
+        latched = [
+            found.qos_profile
+            for found in self._node.get_publishers_info_by_topic(topic)
+            if found.qos_profile.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+        ]
+        if latched:
+            reliable = any(p.reliability == QoSReliabilityPolicy.RELIABLE for p in latched)
+            profile = qos(5, reliable, latched=True)
+            self._all[_LATCHED] = self._node.create_subscription(
+                CameraInfo, "camera_info", self._on_camera_info, profile
+            )
+
     def destroy(self) -> None:
         """End all of them."""
         if self._follower is not None:
@@ -181,7 +205,7 @@ class Subscriptions:
 
     def publishers(self) -> dict[str, int]:
         """How many publishers each input is connected to, by the input's name."""
-        return {name: self._publishers(name) for name in self._all}
+        return {name: self._publishers(name) for name in self._all if name != _LATCHED}
 
     def _publishers(self, name: str) -> int:
         subscription = self._all[name]
@@ -198,7 +222,13 @@ class Subscriptions:
         except MessageError as error:
             self._refuse(error.cause, error.text, True)
             return
-        self._saw(stamp_ns(message.header.stamp))
+        stamp = stamp_ns(message.header.stamp)
+        if stamp == self._newest_stamp != 0:
+            text = f"an image with the stamp of the one before it, {stamp} ns: a copy"
+            self._refuse("copied_stamp", text, True)
+            return
+        self._newest_stamp = stamp
+        self._saw(stamp)
         self._inputs.put_image(message)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
@@ -209,44 +239,31 @@ class Subscriptions:
             self._refuse(error.cause, error.text, False)
 
     def _on_odometry(self, message: Odometry) -> None:
-        stamp = stamp_ns(message.header.stamp)
+        stamp, reading = stamp_ns(message.header.stamp), read_odometry(message)
         # The pose first: storing the speed wakes whoever waits for both.
-        self._on_pose(stamp, message.pose)
-        known = message.twist.covariance[0] != UNKNOWN
-        linear = message.twist.twist.linear
-        self._twist_is_filled |= known and any((linear.x, linear.y, linear.z))
+        if reading.position is not None and reading.quaternion is not None:
+            numbers = reading.position, reading.quaternion
+            # Odometry of speeds only leaves the quaternion at zero, which is no fault.
+            if not self._inputs.put_pose(stamp, *numbers) and not _finite(*numbers):
+                self._refuse("bad_odometry", "odom: the pose is not finite", False)
+        self._twist_is_filled |= bool(reading.speed)
         # Many a visual odometry fills the pose only; a twist of zeros is then no speed.
         speed = None if self._twist_is_filled else self._inputs.speed_of_poses()
         if speed is not None:
-            self._inputs.put_speed(stamp, speed, "odometry")
-        elif known:
-            self._on_speed(stamp, message.twist.twist, "odometry")
-
-    def _on_pose(self, stamp: int, pose: Any) -> None:
-        if pose.covariance[0] == UNKNOWN:
-            return
-        p, q = pose.pose.position, pose.pose.orientation
-        numbers = (p.x, p.y, p.z), (q.x, q.y, q.z, q.w)
-        # Odometry of speeds only leaves the quaternion at zero, which is no fault.
-        if not self._inputs.put_pose(stamp, *numbers) and not _finite(*numbers):
-            text = "odom: the pose is not finite"
-            self._refuse("bad_odometry", text, False)
+            reading = replace(reading, speed=speed, course=None)
+        self._on_speed(stamp, reading, "odometry")
 
     def _on_twist(self, source: Source) -> Callable[[Any], None]:
         def received(message: TwistStamped | TwistWithCovarianceStamped) -> None:
-            twist = message.twist if source == "twist" else message.twist.twist
-            self._on_speed(stamp_ns(message.header.stamp), twist, source)
+            self._on_speed(stamp_ns(message.header.stamp), read_odometry(message), source)
 
         return received
 
-    def _on_speed(self, stamp: int, twist: Twist, source: Source) -> None:
-        linear = twist.linear
-        speed = math.hypot(linear.x, linear.y, linear.z)
-        course = None
-        # Odometry has poses. A twist along another axis than x is of another frame than REP-103's.
-        if source != "odometry" and abs(linear.x) >= FORWARD * speed > 0:
-            course = linear.x, twist.angular.z
-        if not self._inputs.put_speed(stamp, speed, source, course):
+    def _on_speed(self, stamp: int, reading: OdometryReading, source: Source) -> None:
+        if reading.speed is None:
+            return
+        speed = abs(reading.speed)
+        if not self._inputs.put_speed(stamp, speed, source, reading.course):
             self._refuse("bad_odometry", f"the speed of {source} is {speed}", False)
 
 

@@ -12,20 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.images.rectification import rectification_wanted
+from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.motion.odometry import CameraMount
 from depth_prior_ros.pipeline.framing import InvalidFrameError
-from depth_prior_ros.pipeline.guard import is_out_of_memory, let_go
+from depth_prior_ros.pipeline.guard import is_out_of_memory, release_references
 from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
 from depth_prior_ros.ros.messages import (
     ImageArray,
     MessageError,
+    camera_info,
     image_size,
     image_to_rgb,
-    scaled_camera_info,
 )
 from depth_prior_ros.ros.parameters import Settings
 
@@ -75,6 +75,7 @@ class FrameWorker:
 
     Attributes:
         model_error: what went wrong with the multi-frame network last, in words.
+        doubts: what is remarkable of the camera's calibration, in words.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class FrameWorker:
         self._new_settings: Settings | None = None
         self._new_pipeline: tuple[DepthPipeline, Settings] | None = None
         self.model_error = ""
+        self.doubts: list[str] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="depth_worker", daemon=True)
 
@@ -166,7 +168,7 @@ class FrameWorker:
         cause, text = INTERNAL, f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
             cause = MEMORY
-            let_go(error)
+            release_references(error)
             # A device in a bad state fails here, too; without this thread there is no depth ever.
             try:
                 self._pipeline.networks.backend.free_memory()
@@ -190,11 +192,13 @@ class FrameWorker:
     def _handle(self, arrival: ImageArrival) -> None:
         message, settings = arrival.message, self._settings
         width, height = image_size(message)
-        info = self._inputs.camera_info(width, height, settings.sync_wait)
+        calibration = self._inputs.calibration(width, height, settings.sync_wait)
         rectify = rectification_wanted(settings.rectify, self._image_topic)
-        camera, rectifier = self._models.of(info, width, height, rectify)
+        camera, rectifier = self._models.of(calibration, width, height, rectify)
         if camera is not self._camera:
             self._camera = camera
+            rectified = rectifier is not None
+            self.doubts = calibration.doubts(width, height, self._image_topic, rectified)
             self._keeper.begin(self._pipeline, camera)
         motion = self._motion(arrival.stamp)
         taken = time.monotonic()
@@ -217,12 +221,12 @@ class FrameWorker:
             return
         depth_height, depth_width = result.depth.shape
         region = result.region
-        depth_info = scaled_camera_info(
-            info,
+        of_depth = calibration.of_depth(
             (width, height),
             (depth_width, depth_height),
             (region.x, region.y, region.width, region.height),
         )
+        depth_info = camera_info(of_depth, message.header)
         self._outputs.publish(message.header, depth_info, result)
         published = time.monotonic()
         self._newest = Frame(message.header, image, camera, depth_info, result)

@@ -6,7 +6,7 @@ road lies a known height below the camera), `odometry` (the networks' travel aga
 one) or `none`.
 """
 
-from depth_prior_ros.scale.files import ScaleFileError, load_scale, save_scale
+from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
 from depth_prior_ros.scale.filter import FilterSettings
 from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale, make_scale
 from depth_prior_ros.scale.road import RoadSettings
@@ -39,5 +39,6 @@ __all__ = [
     "focal_ratio",
     "load_scale",
     "make_scale",
+    "same_view",
     "save_scale",
 ]

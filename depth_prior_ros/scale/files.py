@@ -75,6 +75,12 @@ def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[
     return data
 
 
+def same_view(one: Camera, other: Camera) -> bool:
+    """Whether a factor measured with one camera holds for the other: as far as calibrations of one
+    camera differ, whatever the image's size."""
+    return _same_view(_view(one), other)
+
+
 def _view(camera: Camera) -> dict[str, float]:
     """What of a camera decides the factor: its field of view, whatever the image's size."""
     return {"fx_per_width": camera.fx / camera.width, "fy_per_height": camera.fy / camera.height}

@@ -18,10 +18,20 @@ from torch import nn
 from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.evaluation.evaluate import evaluate
-from depth_prior_ros.evaluation.frames import EvaluationSet, read_evaluation_frames, shown_positions
-from depth_prior_ros.evaluation.predictors import ImageIndependentMap, NetworkPredictor, StoredDepth
+from depth_prior_ros.evaluation.frames import (
+    EvaluationSet,
+    read_evaluation_frames,
+    shown_positions,
+)
+from depth_prior_ros.evaluation.predictors import (
+    BundlePredictor,
+    ImageIndependentMap,
+    NetworkPredictor,
+    StoredDepth,
+)
 from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
@@ -140,14 +150,18 @@ def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
 
 def test_the_forced_multi_frame_model_is_shown_what_it_may_match() -> None:
     """Two seconds before each judged frame, and its predecessor whatever the rate."""
-    frames = [SimpleNamespace(stamp_ns=i * 100_000_000) for i in range(100)]
-    needed = shown_positions(frames, [30, 33, 80], 2.0)  # type: ignore[arg-type]
-    assert needed == [*range(10, 34), *range(60, 81)]
-    slow = [SimpleNamespace(stamp_ns=i * 5_000_000_000) for i in range(10)]
-    assert shown_positions(slow, [3, 7], 2.0) == [2, 3, 6, 7]  # type: ignore[arg-type]
-    assert shown_positions(slow, [], 2.0) == []  # type: ignore[arg-type]
-    assert shown_positions(slow, [3, 7], 0) == [3, 7]  # type: ignore[arg-type]
-    assert shown_positions(slow, [3], None) == [0, 1, 2, 3]  # type: ignore[arg-type]
+
+    def shown(seconds: float, judged: list[int], memory: float | None) -> list[int]:
+        frames = [SimpleNamespace(stamp_ns=round(i * seconds * 1e9)) for i in range(100)]
+        return shown_positions(frames, judged, memory)  # type: ignore[arg-type]
+
+    memory = BundlePredictor(None, "multi_frame").memory  # type: ignore[arg-type]
+    assert memory == KEYFRAME_SECONDS == 2
+    assert shown(0.1, [30, 33, 80], memory) == [*range(10, 34), *range(60, 81)]
+    assert shown(5, [3, 7], memory) == [2, 3, 6, 7]
+    assert shown(5, [], memory) == []
+    assert shown(5, [3, 7], 0) == [3, 7]
+    assert shown(5, [3], None) == [0, 1, 2, 3]
 
 
 def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):

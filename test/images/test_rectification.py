@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-from depth_prior_ros.images.rectification import DistortedCamera, Rectifier, distortion_model
+from depth_prior_ros.images.calibration import DistortedCamera
+from depth_prior_ros.images.rectification import Rectifier
 
 SIZE = (200, 120)
 RAW = Camera(118.0, 121.0, 97.5, 63.25, *SIZE)
@@ -232,7 +233,7 @@ def test_another_size_is_refused():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"coefficients": (0.1, 0.2, 0.3)}, "4 or 5 coefficients, got 3"),
+        ({"coefficients": (0.1, 0.2, 0.3)}, "plumb_bob with 3 coefficients is no model"),
         ({"coefficients": (math.nan, 0, 0, 0, 0)}, "not finite"),
         ({"coefficients": (math.inf, 0, 0, 0, 0)}, "not finite"),
         ({"rotation": (2.0, 0, 0, 0, 1, 0, 0, 0, 1)}, "not a rotation"),
@@ -255,14 +256,6 @@ def test_what_lies_behind_the_lens_is_outside():
     behind = tuple(turned(0, 3.0, 0).reshape(-1))
     with pytest.raises(InvalidCameraError, match="empty"):
         Rectifier.for_camera(lens("equidistant", rotation=behind))
-
-
-def test_models_by_the_names_that_drivers_use():
-    assert distortion_model("plumb_bob", (0.1,)) == "plumb_bob"
-    assert distortion_model("fisheye", (0.1,)) == "equidistant"
-    assert distortion_model("", (0.0, 0.0)) == "plumb_bob"
-    with pytest.raises(InvalidCameraError, match=r"'ftheta' is not known.*rectify: never"):
-        distortion_model("ftheta", (0.1,))
 
 
 def test_a_tilted_sensor_and_a_thin_prism_are_taken_too():

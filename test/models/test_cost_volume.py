@@ -16,7 +16,7 @@ from depth_prior_ros.models.manydepth import CostVolumeNet, CostVolumeOutput
 from depth_prior_ros.models.matching import (
     Features,
     Lookup,
-    Teacher,
+    MultiFrameNetwork,
     hypothesis_pixels,
     sample_hypotheses,
 )
@@ -269,7 +269,7 @@ def test_float32_depth_under_autocast() -> None:
 def test_shapes_taps_and_interface() -> None:
     net = _net(hypotheses=32)
 
-    def is_teacher(teacher: Teacher) -> Teacher:
+    def is_teacher(teacher: MultiFrameNetwork) -> MultiFrameNetwork:
         return teacher
 
     assert is_teacher(net).scales == (0, 1, 2, 3)

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.poses import rigid_inverse
-from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc
+from depth_prior_ros.motion.odometry import (
+    CameraMount,
+    Trajectory,
+    arc,
+    speed_of_twist,
+)
 
 SECOND = 1_000_000_000
 ANGLES = st.floats(-math.pi, math.pi)
@@ -281,3 +286,69 @@ def test_a_rigid_inverse(x: float, y: float, yaw: float) -> None:
     assume(abs(x) + abs(y) > 0)
     there = pose(x, y, yaw)
     np.testing.assert_allclose(rigid_inverse(there) @ there, np.eye(4), atol=1e-12)
+
+
+def test_poses_that_come_late_and_out_of_order_take_their_place() -> None:
+    """Every third message overtaken by two others: as though they had come in order."""
+    stamps = [100 * SECOND + i * 10_000_000 for i in range(60)]
+    order = sorted(range(60), key=lambda i: i + (2.5 if i % 3 == 0 else 0))
+    assert order != sorted(order)
+    ordered, mixed = Trajectory(), Trajectory()
+    for places, trajectory in ((range(60), ordered), (order, mixed)):
+        for i in places:
+            here = arc(5.0, 0.3, 0.01 * i)
+            assert trajectory.add(stamps[i], here[:3, 3], about_z(0.003 * i))
+    for first, last in ((5, 17), (20, 59), (30, 31)):
+        expected = ordered.step(stamps[first], stamps[last])
+        assert expected is not None
+        np.testing.assert_array_equal(mixed.step(stamps[first], stamps[last]), expected)
+
+
+def test_one_message_25_ms_late_erases_nothing() -> None:
+    trajectory = Trajectory()
+    drive(trajectory)
+    late = 102 * SECOND - 25_000_000
+    assert trajectory.add(late, arc(5.0, 0.3, 1.975)[:3, 3], about_z(0.3 * 1.975))
+    found = trajectory.step(101 * SECOND, 101 * SECOND + 100_000_000)
+    assert found is not None
+    np.testing.assert_allclose(found, arc(5.0, 0.3, 0.1), atol=1e-12)
+
+
+def test_one_pose_far_ahead_is_left_out() -> None:
+    trajectory = Trajectory()
+    drive(trajectory)
+    assert trajectory.add(142 * SECOND, (0, 0, 0), (0, 0, 0, 1))
+    for i in range(1, 11):
+        here = arc(5.0, 0.3, 2 + 0.05 * i)
+        stamp = 102 * SECOND + i * 50_000_000
+        trajectory.add(stamp, here[:3, 3], about_z(0.3 * (2 + 0.05 * i)))
+    found = trajectory.step(102 * SECOND, 102 * SECOND + 500_000_000)
+    assert found is not None
+    np.testing.assert_allclose(found, arc(5.0, 0.3, 0.5), atol=1e-12)
+    # Two that follow each other are another time, not a fault.
+    trajectory.add(200 * SECOND, (0, 0, 0), (0, 0, 0, 1))
+    trajectory.add(200 * SECOND + 50_000_000, (1, 0, 0), (0, 0, 0, 1))
+    assert trajectory.step(200 * SECOND, 200 * SECOND + 50_000_000) is not None
+
+
+def test_poses_of_an_optical_frame_are_told_by_where_they_go() -> None:
+    vehicle, optical = Trajectory(), Trajectory()
+    for i in range(40):
+        vehicle.add(i * SECOND // 20, (0.4 * i, 0, 0), (0, 0, 0, 1))
+        optical.add(i * SECOND // 20, (0, 0, 0.4 * i), (0, 0, 0, 1))
+    assert not vehicle.is_optical
+    assert optical.is_optical
+    for trajectory in (vehicle, optical):
+        found = trajectory.camera_step(SECOND, SECOND + SECOND // 20, CameraMount())
+        assert found is not None
+        np.testing.assert_allclose(found[:3, 3], [0, 0, 0.4], atol=1e-9)
+
+
+def test_a_twist_tells_speed_and_course_along_either_axis() -> None:
+    assert speed_of_twist((3.0, 0.0, 0.0), (0.0, 0.0, 0.2)) == (3.0, (3.0, 0.2))
+    assert speed_of_twist((-2.0, 0.0, 0.0), (0.0, 0.0, 0.0)) == (-2.0, (-2.0, 0.0))
+    # An optical frame: z ahead, y down, so turning left is a negative rate about y.
+    assert speed_of_twist((0.0, 0.0, 4.0), (0.0, -0.3, 0.0)) == (4.0, (4.0, 0.3))
+    speed, course = speed_of_twist((3.0, 0.0, 4.0), (0.0, 0.0, 0.0))
+    assert speed == pytest.approx(5.0)
+    assert course is None

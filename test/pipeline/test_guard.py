@@ -4,24 +4,24 @@ import weakref
 
 import pytest
 
-from depth_prior_ros.pipeline.guard import MultiFrameGuard, is_out_of_memory, let_go
+from depth_prior_ros.pipeline.guard import MultiFrameGuard, is_out_of_memory, release_references
 
 
 def test_obstacles_have_words_while_they_last() -> None:
     guard = MultiFrameGuard(failure_pause=2)
     assert guard.detail is None
     guard.failed("memory", "no room")
-    assert [guard.obstacle(), guard.detail] == ["memory", "no room"]
-    assert [guard.obstacle(), guard.detail] == ["memory", "no room"]
-    assert [guard.obstacle(), guard.detail] == [None, None]
+    assert [guard.fault(), guard.detail] == ["memory", "no room"]
+    assert [guard.fault(), guard.detail] == ["memory", "no room"]
+    assert [guard.fault(), guard.detail] == [None, None]
 
 
 def test_the_budget_in_words() -> None:
     guard = MultiFrameGuard(budget_pause=1)
     for milliseconds in (120, 80, 130, 125, 127):
-        assert guard.obstacle() is None
-        guard.took(milliseconds, 100.0)
-    assert guard.obstacle() == "budget"
+        assert guard.fault() is None
+        guard.record_duration(milliseconds, 100.0)
+    assert guard.fault() == "budget"
     assert guard.detail == "125 ms a frame (median), budget 100 ms"
     assert guard.median_ms is None  # a new attempt is judged by its own frames
 
@@ -29,10 +29,10 @@ def test_the_budget_in_words() -> None:
 def pause_after(guard: MultiFrameGuard, milliseconds: float) -> int:
     """Frames without multi-frame after five with it that took so long."""
     for _ in range(5):
-        assert guard.obstacle() is None
-        guard.took(milliseconds, 100.0)
+        assert guard.fault() is None
+        guard.record_duration(milliseconds, 100.0)
     count = 0
-    while guard.obstacle() is not None:
+    while guard.fault() is not None:
         count += 1
     return count
 
@@ -43,7 +43,7 @@ def test_each_vain_trial_doubles_the_pause() -> None:
     assert found == [10, 20, 40, 80, 160, 160, 160]
     assert pause_after(guard, 80) == 0
     assert [pause_after(guard, 300) for _ in range(2)] == [10, 20]
-    for forget in (guard.reset, lambda: guard.forgive("budget")):
+    for forget in (guard.reset, lambda: guard.end_pause("budget")):
         forget()
         assert pause_after(guard, 300) == 10
 
@@ -51,38 +51,38 @@ def test_each_vain_trial_doubles_the_pause() -> None:
 def test_a_few_slow_frames_do_not_count() -> None:
     guard = MultiFrameGuard()
     for milliseconds in (80, 500, 80, 500, 80, 80):
-        guard.took(milliseconds, 100.0)
-    assert guard.obstacle() is None
+        guard.record_duration(milliseconds, 100.0)
+    assert guard.fault() is None
     assert guard.median_ms == 80
 
 
 def test_no_budget() -> None:
     guard = MultiFrameGuard()
     for _ in range(10):
-        guard.took(1e6, None)
-    assert guard.obstacle() is None
+        guard.record_duration(1e6, None)
+    assert guard.fault() is None
 
 
 @pytest.mark.parametrize(("forgiven", "left"), [("budget", None), ("memory", "budget")])
 def test_forgiving_ends_only_its_own_pause(forgiven: str, left: str | None) -> None:
     guard = MultiFrameGuard()
     guard.failed("budget", "slow")
-    guard.forgive(forgiven)  # type: ignore[arg-type]
-    assert guard.obstacle() == left
+    guard.end_pause(forgiven)  # type: ignore[arg-type]
+    assert guard.fault() == left
 
 
 def test_pauses_may_be_changed() -> None:
     guard = MultiFrameGuard(failure_pause=5)
     guard.failure_pause = 1
     guard.failed("model_failed")
-    assert [guard.obstacle() for _ in range(2)] == ["model_failed", None]
+    assert [guard.fault() for _ in range(2)] == ["model_failed", None]
 
 
 def test_reset() -> None:
     guard = MultiFrameGuard()
     guard.failed("memory", "no room")
     guard.reset()
-    assert guard.obstacle() is None
+    assert guard.fault() is None
     assert guard.detail is None
 
 
@@ -129,6 +129,6 @@ def test_letting_go_of_what_an_exception_holds() -> None:
         convert()
     except RuntimeError as error:
         assert [block() is None for block in held] == [False, False]
-        let_go(error)
+        release_references(error)
         assert [block() is None for block in held] == [True, True]
         assert str(error) == "out of memory"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline_scenes import MOVING, STANDING, TENTH, drive, restart, view
 
 from depth_prior_ros.camera import Camera
-from depth_prior_ros.motion.gate import Motion, Way
+from depth_prior_ros.motion.gate import Motion, RelativeMotion
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.pipeline.keyframes import (
@@ -24,16 +24,16 @@ from depth_prior_ros.pipeline.keyframes import (
     Keyframes,
     scaled_step,
 )
-from depth_prior_ros.pipeline.multi_frame_step import Pair, Shown
+from depth_prior_ros.pipeline.multi_frame_step import FramePair, ObservedFrame
 
 CAMERA = Camera(56.0, 61.0, 48.0, 16.0, 96, 32)
 WIDTH, FX = 96, 56.0
 
 
-def shown(stamp_ns: int) -> Shown:
+def shown(stamp_ns: int) -> ObservedFrame:
     picture = np.zeros((32, 96, 3), np.uint8)
     framed = frame_image(picture, CAMERA, CAMERA)
-    return Shown(stamp_ns, framed, framed.tensor(), (np.zeros(8), np.zeros(8)))
+    return ObservedFrame(stamp_ns, framed, framed.tensor(), (np.zeros(8), np.zeros(8)))
 
 
 def ahead(metres: float, yaw: float = 0.0) -> NDArray[np.float64]:
@@ -45,7 +45,7 @@ def ahead(metres: float, yaw: float = 0.0) -> NDArray[np.float64]:
 
 
 def follow(
-    frames: Keyframes, steps: Iterable[Way], start: int = 0, *, standing: bool = False
+    frames: Keyframes, steps: Iterable[RelativeMotion], start: int = 0, *, standing: bool = False
 ) -> int:
     """Frames at 10 Hz, the first without a step; the next frame's number."""
     i = start
@@ -66,7 +66,7 @@ def chosen(frames: Keyframes, stamp: int) -> list[int]:
 )
 def test_the_nearest_frame_that_is_a_metre_back(metres: float, expected: list[int]) -> None:
     frames = Keyframes()
-    step = Way(ahead(metres), metres)
+    step = RelativeMotion(ahead(metres), metres)
     i = follow(frames, [step] * 9)
     frames.advance(step, 0.1, standing=False)
     found = chosen(frames, i)
@@ -79,7 +79,7 @@ def test_the_nearest_frame_that_is_a_metre_back(metres: float, expected: list[in
 
 
 def test_poses_compose_exactly() -> None:
-    frames, way = Keyframes(), [Way(ahead(0.3, 0.02 * i), 0.3) for i in range(6)]
+    frames, way = Keyframes(), [RelativeMotion(ahead(0.3, 0.02 * i), 0.3) for i in range(6)]
     i = follow(frames, way[:5])
     frames.advance(way[5], 0.1, standing=False)
     best = frames.choose(i * TENTH, WIDTH, FX)[0]
@@ -95,7 +95,7 @@ def test_poses_compose_exactly() -> None:
 
 def test_a_distance_of_zero_is_the_previous_frame() -> None:
     frames = Keyframes(0.0)
-    follow(frames, [Way(ahead(0.2), 0.2)] * 9)
+    follow(frames, [RelativeMotion(ahead(0.2), 0.2)] * 9)
     assert chosen(frames, 9) == [8]
     assert len(frames) <= 2
 
@@ -103,7 +103,7 @@ def test_a_distance_of_zero_is_the_previous_frame() -> None:
 def test_much_parallax_needs_no_metre() -> None:
     """Twenty pixels a metre, as in a car park: a fifth of a metre shows four of them."""
     frames = Keyframes()
-    step = Way(ahead(0.05), 0.05)
+    step = RelativeMotion(ahead(0.05), 0.05)
     for i in range(40):
         if i:
             frames.advance(step, 0.1, standing=False)
@@ -117,11 +117,11 @@ def test_much_parallax_needs_no_metre() -> None:
 
 def test_what_is_too_old_or_too_far_turned_away_is_not_matched() -> None:
     frames = Keyframes()
-    i = follow(frames, [Way(ahead(0.03), 0.03)] * 60)  # 0.3 m/s
+    i = follow(frames, [RelativeMotion(ahead(0.03), 0.03)] * 60)  # 0.3 m/s
     assert i - chosen(frames, i)[0] <= KEYFRAME_SECONDS * 10
     frames.clear()
     # 0.1 m and 10 degrees a frame: a field of view of 81 degrees leaves room for two.
-    turn = Way(ahead(0.1, math.radians(10)), 0.1)
+    turn = RelativeMotion(ahead(0.1, math.radians(10)), 0.1)
     i = follow(frames, [turn] * 9)
     frames.advance(turn, 0.1, standing=False)
     assert i - chosen(frames, i)[0] <= 2
@@ -132,7 +132,7 @@ def test_without_odometry_the_network_s_own_steps_count() -> None:
     frames = Keyframes()
     for i in range(9):
         if i:
-            frames.advance(Way(), 0.1, standing=False)
+            frames.advance(RelativeMotion(), 0.1, standing=False)
             best = frames.choose(i * TENTH, WIDTH, FX)[0]
             steps = i - best.shown.stamp_ns // TENTH
             if i == 1:
@@ -143,19 +143,19 @@ def test_without_odometry_the_network_s_own_steps_count() -> None:
                 np.testing.assert_allclose(guess, ahead(0.03 * steps), atol=1e-9)
             frames.saw(best, i * TENTH, ahead(0.03 * steps), 0.3 * steps, 1.0)
         frames.add(shown(i * TENTH))
-    frames.advance(Way(), 0.1, standing=False)
+    frames.advance(RelativeMotion(), 0.1, standing=False)
     assert chosen(frames, 9) == [5, 8]
     # A frame that was not matched breaks the chain of steps, not the guess of distances.
     frames.add(shown(9 * TENTH))
-    frames.advance(Way(), 0.1, standing=False)
+    frames.advance(RelativeMotion(), 0.1, standing=False)
     best = frames.choose(10 * TENTH, WIDTH, FX)[0]
     assert best.shown.stamp_ns < 9 * TENTH
     assert frames.guess(best, 10 * TENTH) is None
     # A vehicle that stands forgets how fast it was.
     frames.add(shown(10 * TENTH))
-    frames.advance(Way(), 0.1, standing=True)
+    frames.advance(RelativeMotion(), 0.1, standing=True)
     frames.add(shown(11 * TENTH))
-    frames.advance(Way(), 0.1, standing=False)
+    frames.advance(RelativeMotion(), 0.1, standing=False)
     assert chosen(frames, 12) == [11]
 
 
@@ -183,7 +183,7 @@ def test_memory_is_bounded_whatever_comes(
     frames.add(shown(stamp))
     for metres, tenths, standing, matched in frames_of:
         stamp += tenths * TENTH
-        way = Way() if metres is None else Way(ahead(metres), metres)
+        way = RelativeMotion() if metres is None else RelativeMotion(ahead(metres), metres)
         frames.advance(way, tenths * 0.1, standing=standing)
         candidates = frames.choose(stamp, WIDTH, FX)
         assert candidates[-1].shown is frames.previous
@@ -257,7 +257,7 @@ def test_where_the_keyframe_s_motion_is_not_found_the_previous_frame_is_matched(
     matched: list[int] = []
     depth = pipeline._step.depth
 
-    def record(pair: Pair, *further: Any) -> Any:
+    def record(pair: FramePair, *further: Any) -> Any:
         matched.append(pair.previous.stamp_ns)
         return depth(pair, *further)
 

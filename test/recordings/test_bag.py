@@ -14,17 +14,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.recordings import CorruptFrameError, RecordingError, open_recording
-from depth_prior_ros.recordings.bag import BagTopics, find_topics, open_bag
+from depth_prior_ros.recordings.bag import open_bag
 from depth_prior_ros.recordings.bag_messages import (
+    KITTI_UNIT,
+    camera_pose,
+    depth_of,
+    image_of,
+    odometry_from_pose,
+)
+from depth_prior_ros.recordings.bag_topics import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
     IMAGE,
     ODOMETRY,
-    depth_of,
-    image_of,
-    odometry_from_pose,
-    pose_from_odometry,
+    BagTopics,
+    choose_topics,
 )
 from depth_prior_ros.recordings.base import Frame, StoredRecording
 from depth_prior_ros.recordings.image_files import encode_depth, read_image
@@ -316,11 +322,12 @@ def test_camera_info_is_needed_unless_the_camera_is_given(tmp_path: Path) -> Non
     assert open_recording(folder, camera=CAMERA).frames[0].camera == CAMERA
 
 
-def test_image_of_another_size_than_its_camera_is_corrupt(tmp_path: Path) -> None:
+def test_a_camera_is_scaled_to_images_that_were_resized_and_no_further(tmp_path: Path) -> None:
     entries = [(5, raw_image(5, smooth(0, (32, 12)), "rgb8"))]
     folder = write_messages(tmp_path / "bag", {"/front/image_raw": (IMAGE, entries)})
-    with pytest.raises(CorruptFrameError, match="32x12 instead of 64x24"):
-        open_recording(folder, camera=CAMERA).frames[0].image()
+    assert open_recording(folder, camera=CAMERA).frames[0].camera == CAMERA.scaled(32, 12)
+    with pytest.raises(RecordingError, match="64x48 pixels, the image has 32x12"):
+        open_recording(folder, camera=CAMERA.scaled(64, 48))
 
 
 LENS = {
@@ -415,17 +422,17 @@ def test_topics_are_found_by_type_and_name() -> None:
         "/ground_truth/camera_info": (CAMERA_INFO, 80),
         "/wheel/odom": (ODOMETRY, 400),
     }
-    found = find_topics(there, BagTopics(), Path("bag"))
+    found = choose_topics(there, BagTopics(), Path("bag"))[0]
     assert found == BagTopics(
         image="/camera/image_raw/compressed",
         camera_info="/camera/camera_info",
         odom="/wheel/odom",
         depth="/ground_truth/depth",
     )
-    rear = find_topics(there, BagTopics(image="/rear/image_raw"), Path("bag"))
+    rear = choose_topics(there, BagTopics(image="/rear/image_raw"), Path("bag"))[0]
     assert rear.camera_info == "/rear/camera_info"
     with pytest.raises(RecordingError, match=r"no topic /left.*Its topics"):
-        find_topics(there, BagTopics(image="/left"), Path("bag"))
+        choose_topics(there, BagTopics(image="/left"), Path("bag"))
 
 
 @pytest.mark.parametrize(
@@ -486,9 +493,10 @@ def test_depth_encodings() -> None:
     assert depth_of(message, "test").tolist() == [[1.5, 0, 0, 0]]
     raw = np.array([[384, 0]], ">u2")
     message = Message(**raw_image(0, raw, "16UC1", is_bigendian=1))
-    assert depth_of(message, "test").tolist() == [[1.5, 0]]
+    assert depth_of(message, "test").tolist() == [[pytest.approx(0.384), 0]], "millimetres"
+    assert depth_of(message, "test", KITTI_UNIT).tolist() == [[1.5, 0]]
     with pytest.raises(CorruptFrameError, match="encoding"):
-        depth_of(Message(**raw_image(0, raw, "mono16")), "test")
+        depth_of(Message(**raw_image(0, raw, "rgb8")), "test")
 
 
 angle = st.floats(-3.2, 3.2)
@@ -504,7 +512,13 @@ def test_pose_survives_the_odometry_message(
     assert np.linalg.norm(quaternion) == pytest.approx(1)
     # the vehicle's x is the camera's z, y points left, z up (REP-103)
     assert position == pytest.approx([z, -x, -y])
-    assert pose_from_odometry(odometry(position, quaternion)) == pytest.approx(pose, abs=1e-9)
+    trajectory = Trajectory()
+    reading = read_odometry(odometry(position, quaternion))
+    assert reading.position is not None and reading.quaternion is not None
+    assert trajectory.add(7, reading.position, reading.quaternion)
+    found = trajectory.pose(7)
+    assert found is not None
+    assert camera_pose(found, optical=False) == pytest.approx(pose, abs=1e-9)
 
 
 def odometry(position: np.ndarray, quaternion: np.ndarray) -> Message:
@@ -521,7 +535,9 @@ def odometry(position: np.ndarray, quaternion: np.ndarray) -> Message:
 
 @given(hnp.arrays(np.float64, 7, elements=st.sampled_from([0.0, np.nan, np.inf])))
 def test_broken_poses_are_unknown(values: np.ndarray) -> None:
-    assert pose_from_odometry(odometry(values[:3], values[3:])) is None
+    reading = read_odometry(odometry(values[:3], values[3:]))
+    assert reading.position is not None and reading.quaternion is not None
+    assert not Trajectory().add(0, reading.position, reading.quaternion)
 
 
 def test_ros_1_bag(tmp_path: Path) -> None:

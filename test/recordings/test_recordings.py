@@ -398,3 +398,152 @@ def test_real_odometry_has_the_length_of_the_road(data_dir: Path) -> None:
     recording = open_recording(data_dir / "kitti_odometry/sequences/03")
     places = np.array([frame.pose[:3, 3] for frame in recording.frames])
     assert np.linalg.norm(np.diff(places, axis=0), axis=1).sum() == pytest.approx(560.9, abs=0.1)
+
+
+# -- names, kinds and orientations of images, videos, calibration files ----------------------------
+
+FOLDER_CAMERA = Camera(50.0, 50.0, 31.0, 9.5, *SIZE)
+
+
+def write_named(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        write_picture(folder / name, number)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "nanoseconds"),
+    [
+        ([f"{1_700_000_000_000_000_000 + i * 50_000_000}.png" for i in (0, 1, 3)], 1),
+        ([f"{1_700_000_000_000_000 + i * 50_000}.png" for i in (0, 1, 3)], 1),
+        ([f"{1_700_000_000_000 + i * 50}.png" for i in (0, 1, 3)], 1),
+        ([f"1700000000.{i * 50_000:06d}.png" for i in (0, 1, 3)], 1),
+    ],
+    ids=["ns", "us", "ms", "s"],
+)
+def test_names_that_are_times(tmp_path: Path, names: list[str], nanoseconds: int) -> None:
+    more = [names[0], names[1], names[2]]
+    recording = open_image_folder(write_named(tmp_path / "f", more), camera=FOLDER_CAMERA)
+    start = 1_700_000_000 * 10**9
+    assert [f.stamp_ns - start for f in recording.frames] == [0, 50_000_000, 150_000_000]
+    assert any("stamps are taken from the images' names" in note for note in recording.notes)
+
+
+def test_a_gap_among_times_is_a_gap(tmp_path: Path) -> None:
+    names = [f"{1_700_000_000_000_000_000 + i * 50_000_000}.png" for i in (0, 1, 2, 3, 6, 7)]
+    recording = open_image_folder(write_named(tmp_path / "f", names), camera=FOLDER_CAMERA)
+    assert [frame.index for frame in recording.frames] == [0, 1, 2, 3, 6, 7]
+    assert recording.gap_before(4)
+
+
+def test_a_constant_step_is_the_step(tmp_path: Path) -> None:
+    names = [f"{number:06d}.png" for number in (0, 5, 10, 20)]
+    recording = open_image_folder(write_named(tmp_path / "f", names), camera=FOLDER_CAMERA, rate=2)
+    assert [frame.index for frame in recording.frames] == [0, 1, 2, 4]
+    assert [recording.gap_before(i) for i in range(4)] == [False, False, False, True]
+    stamps = [frame.stamp_ns for frame in recording.frames]
+    assert stamps[1] - stamps[0] == 500_000_000
+    assert any("steps of 5" in note for note in recording.notes)
+
+
+def test_dates_and_other_large_numbers_give_an_order_only(tmp_path: Path) -> None:
+    names = [f"202301011230{second}.png" for second in (58, 59)] + ["20230101123100.png"]
+    recording = open_image_folder(write_named(tmp_path / "f", names), camera=FOLDER_CAMERA)
+    assert [frame.index for frame in recording.frames] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".webp", ".ppm"])
+def test_every_kind_of_image(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / "f" / f"0{suffix}"
+    write_picture(file)
+    recording = open_image_folder(tmp_path / "f", camera=FOLDER_CAMERA)
+    difference = recording.frames[0].image()[..., ::-1].astype(int) - picture(0)
+    assert np.abs(difference).mean() < 40  # some lose something
+
+
+def test_16_bits_become_8_as_in_messages(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 255]
+
+
+def turned(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG with an orientation tag."""
+    entry = (0x0112).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
+    tiff = b"II*\0\x08\0\0\0\x01\0" + entry + orientation.to_bytes(4, "little") + b"\0\0\0\0"
+    body = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[2:]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_orientation_tag_is_not_followed(tmp_path: Path, orientation: int) -> None:
+    """Intrinsics describe the sensor, whichever way up a viewer shows its picture."""
+    jpeg = bytes(cv2.imencode(".jpg", picture(0))[1])
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    (tmp_path / "b.jpg").write_bytes(turned(jpeg, orientation))
+    assert probe_image(tmp_path / "b.jpg") == SIZE
+    np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), read_image(tmp_path / "a.jpg"))
+
+
+def test_a_folder_without_images_says_which_there_could_be(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"no images in it; .*\.png.*\.bmp"):
+        open_image_folder(tmp_path, camera=FOLDER_CAMERA)
+
+
+VIDEO_SIZE = (64, 48)
+
+
+def write_video(path: Path, count: int = 12) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 20.0, VIDEO_SIZE)
+    assert writer.isOpened()
+    for number in range(count):
+        writer.write(np.full((*VIDEO_SIZE[::-1], 3), 20 * number, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_is_a_recording(tmp_path: Path) -> None:
+    (tmp_path / "intrinsics.yaml").write_text(
+        "{units: normalised, fx: 0.6, fy: 0.8, cx: 0.5, cy: 0.5}"
+    )
+    recording = open_recording(write_video(tmp_path / "drive.mp4"))
+    assert (recording.name, len(recording.frames)) == ("drive", 12)
+    assert recording.frames[0].camera.fx == pytest.approx(0.6 * 64)
+    assert recording.frames[1].stamp_ns - recording.frames[0].stamp_ns == 50_000_000
+    again = pickle.loads(pickle.dumps(recording))
+    for order in (range(12), (7, 3, 11, 0)):
+        for number in order:
+            assert again.frames[number].image().mean() == pytest.approx(20 * number, abs=8)
+
+
+def test_a_file_that_is_no_video_says_so(tmp_path: Path) -> None:
+    (tmp_path / "drive.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    with pytest.raises(RecordingError, match="cannot be read as a video"):
+        open_image_folder(tmp_path / "drive.mp4", camera=FOLDER_CAMERA)
+    with pytest.raises(RecordingError, match=r"drive\.mp4: a video has no calibration"):
+        open_recording(tmp_path / "drive.mp4")
+
+
+def test_a_calibration_of_ros_in_the_folder_rectifies_the_images(tmp_path: Path) -> None:
+    folder = write_named(tmp_path / "f", ["0.png", "1.png"])
+    (folder / "ost.yaml").write_text(
+        "image_width: 62\nimage_height: 19\ncamera_name: c\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [50, 0, 31, 0, 50, 9.5, 0, 0, 1]}\n"
+        "distortion_model: plumb_bob\n"
+        "distortion_coefficients: {rows: 1, cols: 5, data: [-0.3, 0.1, 0, 0, 0]}\n"
+        "rectification_matrix: {rows: 3, cols: 3, data: [1, 0, 0, 0, 1, 0, 0, 0, 1]}\n"
+        "projection_matrix: {rows: 3, cols: 4, data: [45, 0, 30, 0, 0, 46, 9, 0, 0, 0, 1, 0]}\n"
+    )
+    recording = open_recording(folder)
+    frame = recording.frames[0]
+    assert frame.camera == Camera(45.0, 46.0, 30.0, 9.0, *SIZE)
+    assert "rectified" in frame.processing
+    assert frame.file is None, "the file shows another picture"
+    K, P = np.diag([50.0, 50.0, 1.0]), np.diag([45.0, 46.0, 1.0])
+    K[:2, 2], P[:2, 2] = (31, 9.5), (30, 9)
+    expected = cv2.undistort(picture(0)[..., ::-1], K, np.array([-0.3, 0.1, 0, 0, 0]), None, P)
+    inner = np.s_[4:-4, 8:-8]
+    assert np.abs(frame.image()[inner].astype(int) - expected[inner]).mean() < 2
+    plain = open_recording(folder, rectify="never").frames[0]
+    np.testing.assert_array_equal(plain.image(), picture(0)[..., ::-1])

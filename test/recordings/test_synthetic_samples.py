@@ -71,7 +71,7 @@ def test_interrupted_run_resumes_to_the_same_files(
     monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 4)
     whole = samples._write_shard
 
-    def killed(out: Path, shard: int, pairs: list[samples.Pair]) -> None:
+    def killed(out: Path, shard: int, pairs: list[samples.RenderedPair]) -> None:
         if shard == 1:
             (out / f".shard_{shard:05d}.1.tmp").mkdir()
             raise KeyboardInterrupt

@@ -39,7 +39,8 @@ from ros_helpers import (
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from depth_prior_ros.ros.camera_infos import rectifier_from_info
+from depth_prior_ros.images.calibration import Calibration
+from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.messages import image_to_depth
 
 ECHO = Path(__file__).parents[1].joinpath("pixel_echo.py")
@@ -200,7 +201,7 @@ def bent_info() -> CameraInfo:
 
 
 def test_a_distorted_image_is_rectified(robot):
-    rectifier = rectifier_from_info(bent_info(), *IMAGE_SIZE)
+    rectifier = CameraModels().of(Calibration.from_message(bent_info()), *IMAGE_SIZE)[1]
     assert rectifier is not None
     straight = image_message(rectifier.apply(view()), Header())
     expected = depth_of(robot, straight)
@@ -220,7 +221,7 @@ def test_depth_where_the_lens_saw_nothing_is_unknown(robot):
     info = bent_info()
     info.distortion_model = "rational_polynomial"
     info.d = [0.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    rectifier = rectifier_from_info(info, *IMAGE_SIZE)
+    rectifier = CameraModels().of(Calibration.from_message(info), *IMAGE_SIZE)[1]
     assert rectifier is not None
     assert rectifier.outside is not None
     depth = depth_of(robot, image_message(view(), Header()), info)

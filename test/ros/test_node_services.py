@@ -39,7 +39,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from depth_prior_ros.bundle import load_bundle
-from depth_prior_ros.ros.camera_infos import camera_from_info
+from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.scale import load_scale, save_scale
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
@@ -201,7 +201,11 @@ def check_cloud(path: Path, depth: np.ndarray) -> None:
     vertices = np.frombuffer(body, dtype=columns)
     rows, across = np.nonzero(np.isfinite(depth))
     assert ["element", "vertex", str(len(rows))] in words
-    camera = camera_from_info(camera_info_for(*IMAGE_SIZE), *IMAGE_SIZE).scaled(*BUNDLE_SIZE)
+    camera = (
+        Calibration.from_message(camera_info_for(*IMAGE_SIZE))
+        .camera(*IMAGE_SIZE)
+        .scaled(*BUNDLE_SIZE)
+    )
     z = depth[rows, across]
     np.testing.assert_array_equal(vertices["z"], z)
     np.testing.assert_allclose(vertices["x"], z * (across - camera.cx) / camera.fx, rtol=1e-5)
@@ -258,7 +262,7 @@ def test_an_unconfigured_node_refuses_with_words():
 def test_a_stored_scale_is_taken_up_with_the_first_frame_until_it_is_reset(bundles, tmp_path):
     path = tmp_path / "scale.yaml"
     digest = load_bundle(bundles[0]).digest
-    camera = camera_from_info(camera_info_for(*IMAGE_SIZE), *IMAGE_SIZE)
+    camera = Calibration.from_message(camera_info_for(*IMAGE_SIZE)).camera(*IMAGE_SIZE)
     measured = {"mode": "odometry", "state": "measured", "spread": 0.1, "samples": 50}
     factor = 2 * METRES_PER_UNIT
     save_scale(path, {**measured, "metres_per_unit": factor}, bundle=digest, camera=camera)

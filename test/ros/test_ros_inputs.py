@@ -17,12 +17,14 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 from std_msgs.msg import Header
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.motion.odometry import CameraMount
-from depth_prior_ros.ros.inputs import SIZES_KEPT, Inputs
+from depth_prior_ros.ros.inputs import SIZES_KEPT, Calibrations, Inputs
 from depth_prior_ros.ros.messages import MessageError, camera_info_of
 
 SECOND = 10**9
+read = Calibration.from_message
 
 
 def image(seconds: float) -> SimpleNamespace:
@@ -80,7 +82,7 @@ def test_closing_ends_the_wait_and_drops_what_waited():
 def test_without_camera_info_the_frame_is_refused():
     inputs, _ = make_inputs()
     with pytest.raises(MessageError) as caught:
-        inputs.camera_info(640, 192, wait=0.01)
+        inputs.calibration(640, 192, wait=0.01)
     assert caught.value.cause == "no_camera_info"
     assert "camera_info" in caught.value.text
 
@@ -89,7 +91,7 @@ def test_camera_info_that_comes_after_its_image_is_waited_for():
     inputs, _ = make_inputs()
     late = info(640, 192)
     threading.Timer(0.05, inputs.put_camera_info, [late]).start()
-    assert inputs.camera_info(640, 192, wait=5) is late
+    assert inputs.calibration(640, 192, wait=5) == read(late)
 
 
 def test_camera_info_of_the_new_size_is_waited_for():
@@ -97,31 +99,32 @@ def test_camera_info_of_the_new_size_is_waited_for():
     inputs.put_camera_info(info(640, 480))
     late = info(640, 192)
     threading.Timer(0.05, inputs.put_camera_info, [late]).start()
-    assert inputs.camera_info(640, 192, wait=5) is late
+    assert inputs.calibration(640, 192, wait=5) == read(late)
 
 
 def test_camera_info_that_never_fits_is_returned_for_the_conversion_to_refuse():
     inputs, _ = make_inputs()
     wrong = info(640, 480)
     inputs.put_camera_info(wrong)
-    assert inputs.camera_info(640, 192, wait=0.01) is wrong
+    assert inputs.calibration(640, 192, wait=0.01) == read(wrong)
 
 
 def test_of_every_size_the_newest_calibration_is_kept():
     inputs, _ = make_inputs()
     small, old, new = info(640, 192), info(640, 480), info(640, 480)
+    new.p[0] = 400.0
     for message in (small, old, new):
         inputs.put_camera_info(message)
-    assert inputs.camera_info(640, 192, wait=0) is small
-    assert inputs.camera_info(640, 480, wait=0) is new
-    assert inputs.camera_info(320, 96, wait=0) is small, "the one of the same aspect ratio"
+    assert inputs.calibration(640, 192, wait=0) == read(small)
+    assert inputs.calibration(640, 480, wait=0) == read(new)
+    assert inputs.calibration(320, 96, wait=0) == read(small), "the one of the same aspect ratio"
 
 
 def test_sizes_that_come_and_go_do_not_pile_up():
     inputs, _ = make_inputs()
     for width in range(100, 100 + 3 * SIZES_KEPT):
         inputs.put_camera_info(info(width, 50))
-    assert len(inputs._infos) == SIZES_KEPT
+    assert len(inputs._calibrations) == SIZES_KEPT
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,9 @@ def test_sizes_that_come_and_go_do_not_pile_up():
     [
         ("bad_intrinsics", {"k": [math.nan] * 9, "p": [math.nan] * 12}),
         ("bad_intrinsics", {"k": [0.0] * 9, "p": [0.0] * 12}),
+        ("bad_intrinsics", {"d": [0.1] * 5, "distortion_model": "ftheta"}),
+        ("bad_intrinsics", {"d": [0.1] * 8, "distortion_model": "equidistant"}),
+        ("bad_intrinsics", {"d": [0.1] * 5, "r": [2.0] * 9}),
         ("camera_info_size", {"width": 0}),
         ("camera_info_size", {"width": 0, "height": 0}),
     ],
@@ -142,7 +148,22 @@ def test_a_useless_calibration_does_not_replace_a_good_one(cause, change):
     with pytest.raises(MessageError) as caught:
         inputs.put_camera_info(bad)
     assert caught.value.cause == cause
-    assert inputs.camera_info(640, 192, wait=0) is good
+    assert inputs.calibration(640, 192, wait=0) == read(good)
+
+
+def test_of_rectified_images_the_distortion_does_not_matter():
+    inputs = Inputs(lambda: None, rectifies=lambda: False)
+    strange = info(640, 192)
+    strange.d, strange.distortion_model = [0.1] * 5, "ftheta"
+    inputs.put_camera_info(strange)
+    assert inputs.calibration(640, 192, wait=0) == read(strange)
+
+
+def test_a_calibration_outlives_the_activation_that_it_came_in():
+    known: Calibrations = {}
+    Inputs(lambda: None, calibrations=known).put_camera_info(info(640, 192))
+    again = Inputs(lambda: None, calibrations=known)
+    assert again.calibration(640, 192, wait=0) == read(info(640, 192))
 
 
 speeds = st.lists(
@@ -261,3 +282,42 @@ def test_a_pose_that_is_not_a_number_is_refused(value, place):
     numbers[place] = value
     inputs, _ = make_inputs()
     assert not inputs.put_pose(0, tuple(numbers[:3]), tuple(numbers[3:]))
+
+
+def slow_odometry(inputs: Inputs, until: float) -> None:
+    """Poses and speeds at 20 Hz and stamps of their own, 5 m/s ahead."""
+    for k in range(round(until * 20)):
+        stamp = round((k / 20 + 0.013) * SECOND)
+        inputs.put_pose(stamp, (5.0 * stamp / SECOND, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        inputs.put_speed(stamp, 5.0)
+
+
+def test_odometry_that_is_slower_than_the_camera_is_gone_on_from_without_waiting():
+    inputs, _ = make_inputs()
+    slow_odometry(inputs, 2.0)
+    inputs.motion_at(2 * SECOND, 0.5, wait=0.01)  # a stamp without odometry of its own
+    start = time.monotonic()
+    for k in range(1, 3):
+        stamp = 2 * SECOND + k * SECOND // 30
+        motion = inputs.motion_at(stamp, 0.5, 60, previous=stamp - SECOND // 30)
+        np.testing.assert_allclose(motion.pose[:3, 3], [0, 0, 5 / 30], atol=1e-9)
+    assert time.monotonic() - start < 10
+
+
+def test_odometry_with_the_images_own_stamps_is_waited_for():
+    """As in a replay that waits: the same frames are answered the same way each time."""
+    inputs, _ = make_inputs()
+    for k in range(5):
+        inputs.put_speed(k * SECOND // 10, 1.0)
+        inputs.motion_at(k * SECOND // 10, 0.5, wait=5)
+    threading.Timer(0.05, inputs.put_speed, [SECOND // 2, 2.0]).start()
+    assert inputs.motion_at(SECOND // 2, 0.5, wait=5) == Motion(2.0, "odometry")
+
+
+def test_a_twist_beside_poses_that_never_move_tells_the_way():
+    inputs, _ = make_inputs()
+    for k in range(11):
+        inputs.put_pose(k * SECOND // 10, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+        inputs.put_speed(k * SECOND // 10, 6.0, "odometry", (6.0, 0.0))
+    pose = inputs.motion_at(SECOND, 0.5, 0, previous=SECOND - SECOND // 10).pose
+    np.testing.assert_allclose(pose[:3, 3], [0, 0, 0.6], atol=1e-9)

@@ -145,3 +145,20 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     keeper.begin(driven, CAMERA)
     keeper.end(driven)
     assert "scale not stored" in log.said[0]
+
+
+def test_a_factor_stays_with_the_camera_that_it_was_measured_with(tmp_path):
+    """Another camera comes last: the file is the first one's, and the other begins anew."""
+    path = tmp_path / "scale.yaml"
+    driven = pipeline()
+    keeper = ScaleKeeper(str(path), Log())
+    keeper.begin(driven, CAMERA)
+    drive(driven.scale, 30.0)
+    keeper.begin(driven, CAMERA.scaled(192, 64))
+    assert driven.scale.metres_per_unit == pytest.approx(30.0, rel=0.01), "the same view"
+    keeper.begin(driven, OTHER_CAMERA)
+    assert driven.scale.metres_per_unit == 20.0
+    keeper.end(driven)
+    following = pipeline()
+    ScaleKeeper(str(path), Log()).begin(following, CAMERA)
+    assert following.scale.metres_per_unit == pytest.approx(30.0, rel=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,17 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSReliabilityPolicy
-from ros_helpers import FRAME, PATIENCE, STEP, image_message, stamp_of, wait_until
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from ros_helpers import (
+    FRAME,
+    PATIENCE,
+    STEP,
+    camera_info_for,
+    image_message,
+    stamp_of,
+    wait_until,
+)
+from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from depth_prior_ros.ros.diagnostics import Statistics
@@ -165,6 +175,39 @@ def test_publishers_are_counted_under_the_name_after_remapping(make_node):
     heard._all = {}
 
 
+@pytest.mark.parametrize("latched_first", [True, False])
+def test_a_calibration_that_was_sent_once_is_taken_up(make_node, latched_first):
+    """Latched before the node listened; or its publisher comes later, beside a usual one."""
+    node = make_node()
+    peer = make_node("-r", "__node:=driver")
+    once = QoSProfile(
+        depth=1,
+        reliability=QoSReliabilityPolicy.RELIABLE,
+        durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+    def send() -> None:
+        peer.create_publisher(CameraInfo, "camera_info", once).publish(camera_info_for(64, 32))
+
+    if latched_first:
+        send()
+    else:
+        peer.create_publisher(CameraInfo, "camera_info", 5)
+    heard = Heard(node)
+    if not latched_first:
+        send()
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    deadline = time.monotonic() + 20
+    while not heard.inputs._calibrations and time.monotonic() < deadline:
+        executor.spin_once(timeout_sec=0.05)
+    assert heard.inputs.calibration(64, 32, wait=0).width == 64
+    assert "camera_info" in heard.subscriptions.publishers()
+    heard.subscriptions.destroy()
+    assert not [s for s in node.subscriptions if s.topic_name.endswith("camera_info")]
+    executor.shutdown()
+
+
 def odometry(speed: float, twist_covariance: float, pose_covariance: float = 0.0) -> Odometry:
     message = Odometry(header=Header(stamp=stamp_of(STEP)))
     message.twist = TwistWithCovariance(twist=Twist(linear=Vector3(x=speed)))
@@ -210,6 +253,16 @@ def test_a_vehicle_that_stands_has_no_speed_by_its_poses(make_node):
         heard.subscriptions._on_odometry(message)
         motion = heard.inputs.motion_at((number + 1) * 10**8, 0.01, wait=0)
         assert motion is not None and motion.speed == 0
+
+
+def test_copies_of_a_stamp_are_dropped_and_counted_and_zeros_are_not_copies(make_node):
+    heard = Heard(make_node())
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    for stamp in (0, 0, STEP, STEP, STEP, 2 * STEP, STEP):  # the last: a bag that starts again
+        header = Header(frame_id=FRAME, stamp=stamp_of(stamp))
+        heard.subscriptions._on_image(image_message(pixels, header))
+    assert heard.refused == ["copied_stamp"] * 2
+    assert heard.seen == [0, 0, STEP, 2 * STEP, STEP]
 
 
 def test_malformed_images_do_not_count_for_the_cameras_rate(make_node):

@@ -13,7 +13,8 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 from nav_msgs.msg import Odometry
 from test_bag import make_recording
 
-from depth_prior_ros.recordings.bag_messages import pose_from_odometry
+from depth_prior_ros.motion.odometry import Trajectory, read_odometry
+from depth_prior_ros.recordings.bag_messages import camera_pose
 from rosbag_tools.sending import Sender
 
 
@@ -49,16 +50,16 @@ def test_a_pose_goes_out_as_it_is() -> None:
     pose = np.eye(4)
     pose[:3, 3] = (1.0, 2.0, 3.0)
     (message,) = odometry_of(pose=pose, speed=4.0)
-    found = pose_from_odometry(message)
-    assert found is not None
-    np.testing.assert_allclose(found, pose, atol=1e-12)
+    reading, trajectory = read_odometry(message), Trajectory()
+    assert trajectory.add(0, reading.position, reading.quaternion)
+    np.testing.assert_allclose(camera_pose(trajectory.pose(0), optical=False), pose, atol=1e-12)
     assert message.twist.twist.linear.x == 4.0
 
 
 def test_a_pose_that_is_not_known_is_not_that_of_the_origin() -> None:
     """A new message has a valid pose; nodes would see a vehicle that never moves."""
     (message,) = odometry_of(pose=None, speed=4.0)
-    assert pose_from_odometry(message) is None
+    assert read_odometry(message).position is None
     assert message.twist.twist.linear.x == 4.0
 
 

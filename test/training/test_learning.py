@@ -27,7 +27,7 @@ from training.recipes.files import load_recipe
 from training.runs.run import run_recipe
 from training.stages.system import System
 
-SIZE = (96, 32)
+SIZE = (128, 64)
 PAIRS, UNSEEN = 96, 32
 FALL = 0.30  # of AbsRel, at least
 SECONDS = 60.0  # of a CPU, at most
@@ -67,8 +67,8 @@ def recipe_at(folder: Path) -> Path:
         "data": {"synthetic": {"folder": str(folder / "streets"), "count": PAIRS, "seed": 1}},
         "stages": [
             {
-                "kind": "supervised", "steps": 450, "batch": 8, "multi_batch": 0,
-                "learning_rate": 3e-3, "warm_up": 20,
+                "kind": "supervised", "steps": 300, "batch": 8, "multi_batch": 0,
+                "learning_rate": 2e-3, "warm_up": 20,
             }
         ],
         "output": {"name": "learning", "licence": "Apache-2.0"},
@@ -119,12 +119,12 @@ def test_a_recipe_teaches_depth_of_unseen_streets(
     student = load_bundle(bundle).student()
     found = [inverse_depth(student, image) for image in images]
     after = abs_rel(found, truth)
-    blind = abs_rel([np.mean(found, axis=0)] * len(found), truth)
+    other = abs_rel([*found[8:], *found[:8]], truth)  # of another street
     with capsys.disabled():
         print(
             f"\nAbsRel on {len(truth)} unseen frames: untrained {before:.3f}, trained {after:.3f}, "
-            f"its mean map {blind:.3f}; {seconds:.0f} s of a CPU"
+            f"another street's depth {other:.3f}; {seconds:.0f} s of a CPU"
         )
     assert after < (1 - FALL) * before
-    assert after < blind, "the network does not look at the image"
+    assert after < 0.8 * other, "the network does not look at the image"
     assert seconds < SECONDS

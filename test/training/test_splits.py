@@ -15,7 +15,7 @@ from training_files import SMALL, TEST_NAME, TRAINING_NAMES, write_moving_drive
 
 from training.data.sources import LoadedData, load_data, plan_data, write_zhou_split
 from training.data.splits import (
-    View,
+    CameraView,
     drive_of,
     eigen_test,
     hold_out,
@@ -59,20 +59,20 @@ def kitti(tmp_path: Path) -> Path:
 def test_the_peers_lines_are_read(tmp_path: Path) -> None:
     path = split_file(tmp_path, f"{LINE} 12 l", f"{LINE} 0000000013 r", "", "# note", f"{LINE} 7 l")
     assert read_split(Path(path)) == {
-        View("2011_09_26", "0001", 2): {7, 12},
-        View("2011_09_26", "0001", 3): {13},
+        CameraView("2011_09_26", "0001", 2): {7, 12},
+        CameraView("2011_09_26", "0001", 3): {13},
     }
     assert read_drives(Path(path)) == {("2011_09_26", "0001")}
 
 
 numbers = st.integers(0, 9999).map("{:04d}".format)
-views = st.builds(View, st.just("2011_09_26"), numbers, st.integers(0, 3))
+views = st.builds(CameraView, st.just("2011_09_26"), numbers, st.integers(0, 3))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(views, st.frozensets(st.integers(0, 9999), min_size=1), min_size=1))
 def test_what_is_written_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, frames: dict[View, frozenset[int]]
+    tmp_path_factory: pytest.TempPathFactory, frames: dict[CameraView, frozenset[int]]
 ) -> None:
     path = tmp_path_factory.mktemp("split") / "train.txt"
     assert write_split(path, frames) == sum(map(len, frames.values()))

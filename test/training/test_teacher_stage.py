@@ -22,7 +22,7 @@ from training.recipes.data import Drive
 from training.recipes.recipe import MultiFrame, Recipe
 from training.stages.distil import Distil, DistilStage, teach
 from training.stages.self_supervised import Scene, aligned_views
-from training.stages.system import System, View, held_loss
+from training.stages.system import LookupFrame, System, held_loss
 from training.stages.teacher import Teacher, TeacherStage
 
 __all__ = ["pair_folder", "pairs", "triplets"]
@@ -215,7 +215,7 @@ def test_standing_cameras_teach_matching_to_keep_the_single_frame_depth(
     )
     before = nets.multi_frame.delta.clone()
     for _ in range(5):  # more than a window of the map
-        loss, values = stage.loss(np.random.default_rng(1))
+        loss, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/parallax"] == pytest.approx(0, abs=1e-3)
     assert values["multi/held"] > 0.01
     assert values["synthetic/multi_held"] > 0.01
@@ -229,7 +229,7 @@ def test_standing_cameras_teach_matching_to_keep_the_single_frame_depth(
         assert torch.equal(view.motion.matrix, torch.eye(4).expand_as(view.motion.matrix))
 
 
-def _scene_of(stage: TeacherStage) -> tuple[Scene, list[View]]:
+def _scene_of(stage: TeacherStage) -> tuple[Scene, list[LookupFrame]]:
     batch = stage.triplets.batch(3, np.random.default_rng(0))
     scene = stage._part(stage._student(batch)[0])
     return scene, aligned_views(stage.system, scene)
@@ -239,7 +239,8 @@ def test_the_papers_form_is_held_to_nothing(
     triplets: TripletSource, pairs: PairSource, tmp_path: Path
 ) -> None:
     nets = build(parallax=0.0)
-    _, values = teacher_stage(nets, triplets, pairs, tmp_path).loss(np.random.default_rng(1))
+    stage = teacher_stage(nets, triplets, pairs, tmp_path)
+    _, values = stage.loss(stage.draw_batch(np.random.default_rng(1)))
     assert values["multi/held"] == values["synthetic/multi_held"] == 0
     assert nets.multi_frame.architecture["parallax"] == 0
 

@@ -92,8 +92,8 @@ def test_a_share_of_the_start_is_kept(tmp_path: Path) -> None:
     class Kept(Averaged):
         def __init__(self, stop_before: int | None = None) -> None:
             super().__init__(stop_before)
-            values = self.schedule.model_dump() | {"ema": None, "keep_start": 0.25}
-            self.schedule = TrainingConfig.model_validate(values)
+            values = self.config.model_dump() | {"ema": None, "keep_start": 0.25}
+            self.config = TrainingConfig.model_validate(values)
             self.networks = {"student": self.net}
 
     plain = OneWeight()

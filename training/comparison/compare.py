@@ -176,7 +176,7 @@ def _judge_rows(
 ) -> Iterable[SetResults]:
     groups = list(dict.fromkeys(group for group, _ in work.found))
     figures: dict[str, dict[str, dict[str, dict]]] = {g: {} for g in groups}
-    blind: dict[str, dict[str, dict[str, dict]]] = {g: {} for g in groups}
+    baselines: dict[str, dict[str, dict[str, dict]]] = {g: {} for g in groups}
     notes: dict[str, list[str]] = {g: [] for g in groups}
     jobs = [(bundle, seed) for row in rows for seed, bundle in row.bundles.items()]
     # Each bundle once for all its rows, those of one input size in a row.
@@ -205,10 +205,10 @@ def _judge_rows(
                 if row is reference:
                     found = _judge_baselines(work, bundle, one, data, entry)
                     for name, frames in found.items():
-                        kept = blind[one.group].setdefault(name, {}).setdefault(seed, {})
+                        kept = baselines[one.group].setdefault(name, {}).setdefault(seed, {})
                         kept |= _by_frame(one, frames)
             notes[one.group] += [note for note in one.notes if note not in notes[one.group]]
-    return [SetResults(g, figures[g], blind[g], notes[g]) for g in groups if figures[g]]
+    return [SetResults(g, figures[g], baselines[g], notes[g]) for g in groups if figures[g]]
 
 
 def _by_frame(one: PreparedSet, frames: Sequence[dict[str, Any]]) -> ByFrame:

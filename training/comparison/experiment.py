@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass
-class Plan:
+class ExperimentPlan:
     """All jobs of an experiment, and its table with bundles in place of series."""
 
     jobs: list[Job]
@@ -111,7 +111,7 @@ def read_experiment(path: Path) -> Experiment:
         raise RecipeError(f"experiment {path} is not valid:\n" + "\n".join(lines)) from error
 
 
-def plan(experiment: Experiment, path: Path, out: Path) -> Plan:
+def plan(experiment: Experiment, path: Path, out: Path) -> ExperimentPlan:
     """Jobs and listing of an experiment read from ``path`` with run folders below ``out``.
 
     Raises:
@@ -130,7 +130,7 @@ def plan(experiment: Experiment, path: Path, out: Path) -> Plan:
     if table is not None:
         rows = tuple(_row(text, experiment, out) for text in table.rows)
         table = table.model_copy(update={"rows": rows})
-    return Plan(jobs, table)
+    return ExperimentPlan(jobs, table)
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:

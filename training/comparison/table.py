@@ -20,7 +20,7 @@ ByFrame = Mapping[FrameKey, Errors]
 
 
 @dataclass(frozen=True)
-class View:
+class FrameSubset:
     """A part of a set: which frames, and which of their pixels (None: all)."""
 
     name: str
@@ -29,10 +29,10 @@ class View:
 
 
 VIEWS = (
-    View("all", lambda _: True),
-    View("vehicle moves", lambda frame: bool(frame["moves"])),
-    View("moving pixels", lambda frame: "moving" in frame.get("parts", {}), "moving"),
-    View("static pixels", lambda frame: "static" in frame.get("parts", {}), "static"),
+    FrameSubset("all", lambda _: True),
+    FrameSubset("vehicle moves", lambda frame: bool(frame["moves"])),
+    FrameSubset("moving pixels", lambda frame: "moving" in frame.get("parts", {}), "moving"),
+    FrameSubset("static pixels", lambda frame: "static" in frame.get("parts", {}), "static"),
 )
 
 
@@ -42,7 +42,7 @@ class SetResults:
 
     name: str
     rows: Mapping[str, Mapping[str, ByFrame]]
-    blind: Mapping[str, Mapping[str, ByFrame]]
+    baselines: Mapping[str, Mapping[str, ByFrame]]
     notes: Sequence[str] = ()
 
 
@@ -67,7 +67,7 @@ def set_json(results: SetResults, reference: str, pairs: Sequence[tuple[str, str
 
 def _view_json(
     results: SetResults,
-    view: View,
+    view: FrameSubset,
     keys: set[FrameKey],
     reference: str,
     pairs: Sequence[tuple[str, str]],
@@ -86,10 +86,10 @@ def _view_json(
         ],
     }
     if view.part is None:
-        blind = {name: means(row) for name, row in results.blind.items()}
-        content["baselines"] = {name: _spread(by_seed) for name, by_seed in blind.items()}
-        if reference in rows and blind:
-            content["verdict"] = _verdict(rows[reference], blind, reference)
+        baselines = {name: means(row) for name, row in results.baselines.items()}
+        content["baselines"] = {name: _spread(by_seed) for name, by_seed in baselines.items()}
+        if reference in rows and baselines:
+            content["verdict"] = _verdict(rows[reference], baselines, reference)
     return content
 
 
@@ -132,13 +132,13 @@ def _difference(
 
 def _verdict(
     own: Mapping[str, Mapping[str, float]],
-    blind: Mapping[str, Mapping[str, Mapping[str, float]]],
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]],
     reference: str,
 ) -> dict[str, Any]:
     """Whether the reference row's AbsRel is below that of every image-independent map."""
     figures = {
         name: fmean(means["abs_rel"] for means in by_seed.values())
-        for name, by_seed in blind.items()
+        for name, by_seed in baselines.items()
     }
     best = min(figures, key=lambda name: figures[name])
     mine = [means["abs_rel"] for means in own.values()]

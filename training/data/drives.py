@@ -6,7 +6,7 @@ Intrinsics that cannot be right are refused before anything is trained on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ from torch import Tensor
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings import is_bag, open_recording
+from depth_prior_ros.recordings.bag_topics import BagTopics
 from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
+from depth_prior_ros.recordings.video import is_video
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
-from training.recipes.data import Drive, Intrinsics
+from training.recipes.data import Drive, Intrinsics, Topics
 
 # Focal lengths in image widths: a fisheye's centre has 0.2, a strong telephoto lens 10.
 _SHORTEST, _LONGEST = 0.2, 10.0
@@ -154,15 +156,24 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
     """
     path = drive_path(root, drive.path)
     options: dict[str, object] = {}
-    if is_image_folder(path):
-        options["rate"] = drive.rate
-    if is_bag(path):
+    pictures = is_image_folder(path) or is_video(path)
+    if pictures:
+        options.update(rate=drive.rate, rectify=drive.rectify)
+    bag = is_bag(path)
+    if bag:
         options["rectify"] = drive.rectify
-    if drive.camera is not None and (is_image_folder(path) or is_bag(path)):
-        raise RecipeError(f"drive {drive.path}: camera chooses a folder of KITTI, not of this")
+        topics = BagTopics(**drive.topics.model_dump())
+        options["topics"] = replace(topics, image=topics.image or drive.camera)
+    elif drive.topics != Topics():
+        raise RecipeError(f"drive {drive.path}: topics are those of a bag, which this is not")
+    if drive.camera is not None and pictures:
+        raise RecipeError(
+            f"drive {drive.path}: camera chooses a folder of KITTI or a topic of a bag, and this "
+            "is a folder of images, or a video"
+        )
     if drive.intrinsics is not None:
         options["camera"] = _recipe_camera(path, drive)
-    elif drive.camera is not None:
+    elif not bag and drive.camera is not None:
         options["camera"] = drive.camera
     try:
         recording = open_recording(path, **options)
@@ -178,8 +189,10 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
 
 def _recipe_camera(path: Path, drive: Drive) -> Camera:
     assert drive.intrinsics is not None
-    if not (is_image_folder(path) or is_bag(path)):
-        raise RecipeError(f"drive {drive.path}: intrinsics are for folders of images and bags only")
+    if not (is_image_folder(path) or is_video(path) or is_bag(path)):
+        raise RecipeError(
+            f"drive {drive.path}: intrinsics are for folders of images, videos and bags only"
+        )
     if drive.intrinsics.size is None and is_bag(path):
         raise RecipeError(f"drive {drive.path}: intrinsics of a bag need their size: [W, H]")
     size = drive.intrinsics.size or image_size(path)

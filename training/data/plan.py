@@ -9,9 +9,9 @@ from pathlib import Path
 from depth_prior_ros.recordings import is_bag
 from training.data.drives import drive_path
 from training.data.splits import (
+    CameraView,
     DriveKey,
     Frames,
-    View,
     drive_of,
     eigen_test,
     name_drives,
@@ -37,13 +37,13 @@ class Entry:
     drive: Drive
     group: str
     key: DriveKey | None = None
-    view: View | None = None
+    view: CameraView | None = None
     targets: frozenset[int] | None = None
     named: bool = False  # by the recipe itself; then it has to be readable
 
 
 @dataclass
-class Plan:
+class DataPlan:
     """What a data section comes to, before any image is read."""
 
     training: list[Entry] = field(default_factory=list)
@@ -52,14 +52,14 @@ class Plan:
     by_rule: bool = False  # drives for validation are still to be held out
 
 
-def plan_data(root: Path, data: Data) -> Plan:
+def plan_data(root: Path, data: Data) -> DataPlan:
     """Find the recordings of a data section and check who may see them; reads no image.
 
     Raises:
         RecipeError: a drive is missing, stands on both sides of the split or is a test drive; a
             split file is missing, empty or of another form.
     """
-    plan = Plan()
+    plan = DataPlan()
     test = _test_drives(root, data)
     for place, path in enumerate(data.synthetic.textures if data.synthetic else ()):
         key = drive_of(root / path)
@@ -100,7 +100,7 @@ def _refuse_leak(data: Data, keys: Iterable[DriveKey], test: set[DriveKey], what
 
 
 def _plan_drive(
-    plan: Plan, root: Path, data: Data, drive: Drive, place: str, test: set[DriveKey]
+    plan: DataPlan, root: Path, data: Data, drive: Drive, place: str, test: set[DriveKey]
 ) -> None:
     if not any(sign in drive.path for sign in "*?["):
         path = drive_path(root, drive.path)
@@ -155,7 +155,9 @@ def _nowhere(root: Path, name: str) -> str:
     )
 
 
-def _plan_kitti(plan: Plan, root: Path, data: Data, kitti: KittiRaw, test: set[DriveKey]) -> None:
+def _plan_kitti(
+    plan: DataPlan, root: Path, data: Data, kitti: KittiRaw, test: set[DriveKey]
+) -> None:
     split = data.split
     there = _views(root, kitti)
     listed = split.train != "zhou"
@@ -193,17 +195,17 @@ def _plan_kitti(plan: Plan, root: Path, data: Data, kitti: KittiRaw, test: set[D
         )
 
 
-def _views(root: Path, kitti: KittiRaw) -> dict[View, str]:
+def _views(root: Path, kitti: KittiRaw) -> dict[CameraView, str]:
     """Folder, relative to the root, of every camera of every drive that is there."""
     folder = root / kitti.folder
     if not folder.is_dir():
         raise RecipeError(f"data.kitti_raw.folder: {folder} does not exist")
-    found: dict[View, str] = {}
+    found: dict[CameraView, str] = {}
     for path in find_drives(folder):
         key = drive_key(path)
         for camera in kitti.cameras:
             if key and (path / f"image_{camera:02d}").is_dir():
-                found.setdefault(View(*key, camera), str(path.relative_to(root)))
+                found.setdefault(CameraView(*key, camera), str(path.relative_to(root)))
     if not found:
         raise RecipeError(
             f"data.kitti_raw: no drive below {folder} has images of camera "
@@ -213,7 +215,7 @@ def _views(root: Path, kitti: KittiRaw) -> dict[View, str]:
 
 
 def _entry(
-    kitti: KittiRaw, there: dict[View, str], view: View, targets: frozenset[int] | None
+    kitti: KittiRaw, there: dict[CameraView, str], view: CameraView, targets: frozenset[int] | None
 ) -> Entry:
     drive = Drive(
         path=there[view],
@@ -226,7 +228,7 @@ def _entry(
 
 
 def _listed(
-    plan: Plan, kitti: KittiRaw, there: dict[View, str], frames: Frames, key: str
+    plan: DataPlan, kitti: KittiRaw, there: dict[CameraView, str], frames: Frames, key: str
 ) -> list[Entry]:
     """Entries of a split file's frames; what is not on this disk is counted."""
     missing = [view for view in frames if view not in there]

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
 from training.data.frames import FrameStores, LastImage
-from training.data.plan import Entry, Plan, plan_data
+from training.data.plan import DataPlan, Entry, plan_data
 from training.data.splits import (
+    CameraView,
     DriveKey,
     Frames,
-    View,
     eigen_test,
     hold_out,
     name_drives,
@@ -25,7 +25,7 @@ from training.data.triplets import TripletSource
 from training.recipes.base import RecipeError
 from training.recipes.data import Data
 
-__all__ = ["Entry", "LoadedData", "Plan", "load_data", "plan_data", "write_zhou_split"]
+__all__ = ["DataPlan", "Entry", "LoadedData", "load_data", "plan_data", "write_zhou_split"]
 
 
 class LoadedData(NamedTuple):
@@ -155,7 +155,7 @@ def _share_weights(loaded: _Loaded) -> None:
 
 def _frames(loaded: _Loaded) -> Frames:
     """The middle frames of the triplets that are from KITTI raw."""
-    found: dict[View, set[int]] = {}
+    found: dict[CameraView, set[int]] = {}
     for entry, sequence in loaded:
         if entry.view is not None:
             numbers = {sequence.travel.frames[t[1]].index for t in sequence.triplets}

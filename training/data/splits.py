@@ -41,7 +41,7 @@ _DRIVE_OF_SEQUENCE = {
 _NAMED = 5  # drives that a message lists
 
 
-class View(NamedTuple):
+class CameraView(NamedTuple):
     """One camera of one drive."""
 
     date: str
@@ -54,7 +54,7 @@ class View(NamedTuple):
         return self.date, self.number
 
 
-Frames = dict[View, frozenset[int]]
+Frames = dict[CameraView, frozenset[int]]
 
 
 def read_split(path: Path) -> Frames:
@@ -63,11 +63,11 @@ def read_split(path: Path) -> Frames:
     Raises:
         RecipeError: it is missing or empty, or a line is of another form (the message quotes it).
     """
-    found: dict[View, set[int]] = {}
+    found: dict[CameraView, set[int]] = {}
     for number, line, match in _matches(path):
         if match["frame"] is None:
             raise RecipeError(f"{path}, line {number}: no frame and camera in '{line}'")
-        view = View(match["date"], match["number"], _CAMERA_OF_SIDE[match["side"]])
+        view = CameraView(match["date"], match["number"], _CAMERA_OF_SIDE[match["side"]])
         found.setdefault(view, set()).add(int(match["frame"]))
     return {view: frozenset(frames) for view, frames in found.items()}
 
@@ -100,7 +100,7 @@ def _matches(path: Path) -> list[tuple[int, str, re.Match[str]]]:
     return found
 
 
-def write_split(path: Path, frames: Mapping[View, Iterable[int]]) -> int:
+def write_split(path: Path, frames: Mapping[CameraView, Iterable[int]]) -> int:
     """Write a split file, sorted, whole or not at all; returns the number of its lines.
 
     Raises:
@@ -119,7 +119,7 @@ def write_split(path: Path, frames: Mapping[View, Iterable[int]]) -> int:
 
 def eigen_test() -> Frames:
     """The Eigen test frames, all of image_02."""
-    return {View(*key, 2): frozenset(frames) for key, frames in eigen_test_frames().items()}
+    return {CameraView(*key, 2): frozenset(frames) for key, frames in eigen_test_frames().items()}
 
 
 def drive_of(path: Path) -> DriveKey | None:

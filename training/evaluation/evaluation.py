@@ -83,7 +83,7 @@ class Verdict:
 
 
 @dataclass
-class Report:
+class EvaluationReport:
     """An evaluation: the bundle and what runs it, in words, a report per set and per trajectory."""
 
     bundle: Bundle
@@ -104,7 +104,7 @@ def evaluate_bundle(
     device: str = "auto",
     keep: bool = True,
     progress: Progress = quiet,
-) -> Report:
+) -> EvaluationReport:
     """Judge a bundle.
 
     Args:
@@ -140,7 +140,7 @@ def evaluate_bundle(
             report.notes += notes
             report.baselines = _judge_baselines(report, maps, loaded.manifest.input_size)
     judged = evaluate_poses(pipeline, trajectories, progress) if poses else []
-    return Report(loaded, pipeline.backend, [*reports, *_sums(reports)], judged)
+    return EvaluationReport(loaded, pipeline.backend, [*reports, *_sums(reports)], judged)
 
 
 def _sums(reports: Sequence[SetReport]) -> list[SetReport]:

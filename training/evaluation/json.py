@@ -9,10 +9,10 @@ from depth_prior_ros.evaluation.evaluate import row_entry
 from depth_prior_ros.evaluation.metrics import summary
 
 if TYPE_CHECKING:
-    from training.evaluation.evaluation import Report, SetReport
+    from training.evaluation.evaluation import EvaluationReport, SetReport
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: EvaluationReport) -> dict[str, Any]:
     """`data_sets` by name, each with `depth` as in metrics.json and its `baselines`; `pose`.
 
     With a single data set its `depth` also stands at the top, as it does in metrics.json. Sets of

@@ -22,7 +22,7 @@ from training.evaluation.evaluation import (
     NEEDED,
     SINGLE,
     SINGLE_ALL,
-    Report,
+    EvaluationReport,
     SetReport,
     verdict,
 )
@@ -46,7 +46,7 @@ _LABELS = {
 _ERROR_TOP = 0.5  # relative error that is shown in the brightest colour
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: EvaluationReport, console: Console | None = None) -> None:
     """Print a table per set, the notes, and the verdict where there is one."""
     from rich.console import Console
     from rich.markup import escape
@@ -183,7 +183,7 @@ def _print_verdict(report: SetReport, out: Console) -> None:
     )
 
 
-def write_pictures(report: Report, folder: Path, count: int = 3) -> list[Path]:
+def write_pictures(report: EvaluationReport, folder: Path, count: int = 3) -> list[Path]:
     """Per set and model a PNG of the `count` best and worst frames, and what was written.
 
     Each row shows the image, its depth (turbo, near = red) and the relative error where there is

@@ -43,7 +43,7 @@ def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def save_checkpoint(
     path: Path,
     networks: dict[str, nn.Module],
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     progress: dict[str, Any],
     average: WeightAverage | None = None,
 ) -> None:
@@ -53,7 +53,9 @@ def save_checkpoint(
         CheckpointError: it cannot be written, on a full disk for example; the checkpoint before is
             untouched.
     """
-    tensors = network_tensors(networks) | _optimiser_tensors(optimiser)
+    tensors = network_tensors(networks)
+    if optimiser is not None:
+        tensors |= _optimiser_tensors(optimiser)
     if average is not None:
         tensors |= {f"{_AVERAGE}{k}": t.cpu().contiguous() for k, t in average.tensors().items()}
     try:

@@ -49,6 +49,15 @@ class Intrinsics(Strict):
         return self
 
 
+class Topics(Strict):
+    """Topics of a bag by what they are used as; default: found by type and name."""
+
+    image: str | None = None
+    camera_info: str | None = None
+    odom: str | None = None
+    depth: str | None = None
+
+
 class Drive(Strict):
     """A recording to train on."""
 
@@ -62,10 +71,15 @@ class Drive(Strict):
         "none", description="'depth' keeps frames with ground truth and their neighbours out"
     )
     camera: str | None = Field(
-        None, description="folder of the camera, e.g. image_03; default: the first one there"
+        None,
+        description="folder of the camera, e.g. image_03, or image topic of a bag; default: the "
+        "first one there",
     )
+    topics: Topics = Field(Topics(), description="of a bag, where they are not found by themselves")
     intrinsics: Intrinsics | None = Field(None, description="for a folder of images")
-    rate: float = Field(10.0, gt=0, description="frames per second of a folder of images")
+    rate: float | None = Field(
+        None, gt=0, description="frames per second of a folder of images (10) or a video (its own)"
+    )
     rectify: Literal["auto", "always", "never"] = Field(
         "auto",
         description="images of a bag whose camera_info has distortion; auto: unless their topic "

@@ -69,6 +69,8 @@ _MEANING = {
     "K": "intrinsics in pixels of the input size",
     "single_depth": "network units; 1 / `inverse_depth` of `student`",
     "depth": "network units; metres are metres_per_unit * value",
+    "parallax": "pixels of the input between both ends of the search range; where there are few, "
+    "`depth` is `single_depth`",
 }
 
 

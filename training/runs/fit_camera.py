@@ -16,7 +16,7 @@ from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.bundle.bundle import seal_bundle
 from depth_prior_ros.bundle.files import copy_file, refuse_foreign, staging
 from depth_prior_ros.bundle.manifest import CameraCodeSpec, CameraSpec
-from depth_prior_ros.pipeline.framing import Framed, frame_image
+from depth_prior_ros.pipeline.framing import NetworkInput, frame_image
 from depth_prior_ros.pipeline.multi_frame_step import stretch_of
 from depth_prior_ros.recordings import StoredRecording, open_recording, read_frames
 from training.errors import TrainingError
@@ -114,7 +114,7 @@ def _references(
     return np.stack(images), np.stack(depths).astype(np.float32)
 
 
-def _at_cells(depth: NDArray[np.float32], framed: Framed) -> NDArray[np.float32]:
+def _at_cells(depth: NDArray[np.float32], framed: NetworkInput) -> NDArray[np.float32]:
     """Known depth nearest to the centre of each cell, within a quarter of it; 0 = unknown."""
     height, width = (side // CELL for side in framed.pixels.shape[:2])
     cells = np.zeros((height, width), np.float32)

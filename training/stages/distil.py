@@ -21,7 +21,7 @@ from training.losses.views import Views
 from training.stages.base import NetworkName, Place, StageConfig, stage
 from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
-from training.stages.system import System, View
+from training.stages.system import LookupFrame, System
 
 if TYPE_CHECKING:
     from training.runs.run import Run
@@ -189,7 +189,7 @@ def teach(teacher: System, batch: TripletBatch, sources: Tensor, target: Target)
     now = target.image
     single = teacher.single_depth(now)
     views = [
-        teacher.aligned(now, View(image, Pose(pose)), batch.K, single)
+        teacher.aligned(now, LookupFrame(image, Pose(pose)), batch.K, single)
         for image, pose in zip(sources, teacher.neighbour_motions(batch.images), strict=True)
     ]
     seen = [v for place, v in zip((-1, 1), views, strict=True) if place in teacher.lookup]

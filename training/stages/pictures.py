@@ -9,7 +9,7 @@ from torch import Tensor
 
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth
 from training.data.triplets import TripletBatch, TripletSource
-from training.stages.system import System, View
+from training.stages.system import LookupFrame, System
 
 _ROWS = 4
 
@@ -31,7 +31,7 @@ def multi_depth(system: System, batch: TripletBatch) -> tuple[Tensor, Tensor, Te
     for place in system.lookup:
         other = before if place < 0 else after
         motion = system.motion(other, now).inverse() if place < 0 else system.motion(now, other)
-        views.append(system.aligned(now, View(other, motion), batch.K, single))
+        views.append(system.aligned(now, LookupFrame(other, motion), batch.K, single))
     multi = system.multi(now, views, batch.K, single)
     return single, multi.depth, multi.hypotheses.amin(1, keepdim=True)
 

@@ -19,7 +19,7 @@ from training.data.triplets import TripletSource
 from training.errors import TrainingError
 from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import SelfSupervised
-from training.stages.system import System, View
+from training.stages.system import LookupFrame, System
 
 if TYPE_CHECKING:
     from training.runs.run import Run
@@ -107,7 +107,7 @@ def _reference_pixels(
     known = batch.known[:, None, None]
     single = system.single_depth(now)
     guess = Pose(torch.where(known, batch.poses[:, 0], predicted))
-    pose = system.aligned(now, View(before, guess), batch.K, single).motion
+    pose = system.aligned(now, LookupFrame(before, guess), batch.K, single).motion
     mine = system.multi_frame.features(now)
     theirs = system.multi_frame.features(before)
     output = system.multi_frame(mine, theirs, pose, batch.K, single)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.decoder import DECODERS
-from depth_prior_ros.models.matching import TeacherOutput
+from depth_prior_ros.models.matching import MultiFrameDepth
 from depth_prior_ros.models.search_range import DELTA_RANGE
 from training.data.batch import StepBatch, TripletBatch
 from training.data.pairs import PairSource
@@ -30,8 +30,8 @@ from training.losses.views import Views
 from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
 from training.stages.system import (
+    LookupFrame,
     System,
-    View,
     freeze_trunk,
     held_loss,
     parameter_groups,
@@ -342,7 +342,7 @@ class SelfSupervisedStage:
         loss = error + self.config.smoothness * smooth + held
         return loss, self._multi_logs(multi, error, smooth, still) | logs
 
-    def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
+    def _lookups(self, scene: Scene, views: list[LookupFrame]) -> tuple[list[LookupFrame], Tensor]:
         """What M compares with, and where (B,) it is the current frame itself, without motion."""
         seen = self._seen(scene, views)
         still = self.system.still(self.config.static_camera, len(scene.depth))
@@ -351,7 +351,7 @@ class SelfSupervisedStage:
             seen = [standing(view, now, still) for view in seen]
         return seen, still
 
-    def _held(self, multi: TeacherOutput, scene: Scene) -> tuple[Tensor, Logs]:
+    def _held(self, multi: MultiFrameDepth, scene: Scene) -> tuple[Tensor, Logs]:
         """M's matches held to the student's depth where there is no parallax."""
         if not self.config.held_weight:
             return scene.depth.new_zeros(()), {}
@@ -375,7 +375,7 @@ class SelfSupervisedStage:
             scene.rebuilt[:, n].detach(),
         )
 
-    def _seen(self, scene: Scene, views: list[View]) -> list[View]:
+    def _seen(self, scene: Scene, views: list[LookupFrame]) -> list[LookupFrame]:
         """Of previous and next frame those that M looks up, with their changed images."""
         inputs = scene.batch.inputs
         return [
@@ -384,7 +384,7 @@ class SelfSupervisedStage:
             if place in self.system.lookup
         ]
 
-    def _match(self, scene: Scene, seen: list[View]) -> TeacherOutput:
+    def _match(self, scene: Scene, seen: list[LookupFrame]) -> MultiFrameDepth:
         """M's depth of a part of the batch; its range follows."""
         system, batch = self.system, scene.batch
         scales = self.config.scales
@@ -396,7 +396,7 @@ class SelfSupervisedStage:
         return multi
 
     def _multi_errors(
-        self, scene: Scene, views: list[View], depth: Tensor
+        self, scene: Scene, views: list[LookupFrame], depth: Tensor
     ) -> tuple[Tensor, Tensor]:
         """M against both neighbours over all pixels, motion detached (MISM's code), smoothness."""
         poses = torch.stack([view.motion.matrix for view in views])
@@ -405,7 +405,7 @@ class SelfSupervisedStage:
         return error, edge_aware_smoothness(1 / depth, scene.target.image)
 
     def _multi_logs(
-        self, multi: TeacherOutput, error: Tensor, smooth: Tensor, changed: Tensor | None = None
+        self, multi: MultiFrameDepth, error: Tensor, smooth: Tensor, changed: Tensor | None = None
     ) -> Logs:
         """What to log of M; samples that ``changed`` (B,) names do not count for its range."""
         best, last = multi.best, multi.hypotheses.shape[1] - 1
@@ -442,11 +442,11 @@ def scale_smoothness(disparity: Tensor, image: Tensor, scale: int) -> Tensor:
     return edge_aware_smoothness(inverse, small) / 2**scale
 
 
-def aligned_views(system: System, scene: Scene) -> list[View]:
+def aligned_views(system: System, scene: Scene) -> list[LookupFrame]:
     """Previous and next frame as recorded, their motions refined against the student's depth."""
     now, K = scene.target.image, scene.batch.K
     return [
-        system.aligned(now, View(image, Pose(pose)), K, scene.depth)
+        system.aligned(now, LookupFrame(image, Pose(pose)), K, scene.depth)
         for image, pose in zip(scene.sources, scene.poses, strict=True)
     ]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class View:
+class LookupFrame:
     """Another frame as the multi-frame network sees it.
 
     image: (B, 3, H, W). motion: view_from_current (B, 4, 4), network units. valid: (B,) boolean,
@@ -160,7 +160,9 @@ class System:
         now_from_before, after_from_now = later_from_earlier.matrix.chunk(2)
         return torch.stack([Pose(now_from_before).inverse().matrix, after_from_now])
 
-    def aligned(self, current: Tensor, view: View, K: Tensor, single_depth: Tensor) -> View:
+    def aligned(
+        self, current: Tensor, view: LookupFrame, K: Tensor, single_depth: Tensor
+    ) -> LookupFrame:
         """The view with its motion refined against the single-frame depth; no gradient."""
         if not self.align:
             return replace(view, motion=view.motion.detach())
@@ -170,12 +172,12 @@ class System:
     def multi(
         self,
         current: Tensor,
-        views: Sequence[View],
+        views: Sequence[LookupFrame],
         K: Tensor,
         single_depth: Tensor,
         scales: tuple[int, ...] = (0,),
     ) -> Any:
-        """Multi-frame depth of ``current`` (B, 3, H, W), a TeacherOutput.
+        """Multi-frame depth of ``current`` (B, 3, H, W), a MultiFrameDepth.
 
         The hypotheses lie around ``single_depth``; motions are used as they are given. A cost
         volume network gives its depth at all ``scales``.
@@ -215,7 +217,7 @@ class System:
             return [mine, *(self.multi_frame.features(image) for image in images[1:])]
 
 
-def standing(view: View, current: Tensor, still: Tensor) -> View:
+def standing(view: LookupFrame, current: Tensor, still: Tensor) -> LookupFrame:
     """The view, but where ``still`` (B,) the camera stands: the same picture, no motion.
 
     current: (B, 3, H, W).
@@ -328,10 +330,10 @@ def supervised_loss(
     if multi_batch != 0:
         n = slice(multi_batch)
         single = depth[n].detach()
-        view = View(previous[n], Pose(truth.matrix[n]))
+        view = LookupFrame(previous[n], Pose(truth.matrix[n]))
         if predicted_pose:
             guess = system.aligned(
-                current[n], View(previous[n], Pose(pose.matrix[n])), batch.K[n], single
+                current[n], LookupFrame(previous[n], Pose(pose.matrix[n])), batch.K[n], single
             )
             count = len(single)
             chosen = system.processes.draw(count, lambda k: torch.rand(k)) < predicted_pose

@@ -32,7 +32,7 @@ from training.stages.self_supervised import (
     aligned_views,
     scale_smoothness,
 )
-from training.stages.system import System, View
+from training.stages.system import LookupFrame, System
 
 if TYPE_CHECKING:
     from training.runs.run import Run
@@ -115,7 +115,7 @@ class TeacherStage(SelfSupervisedStage):
         loss = error + self.config.smoothness * smooth + extra
         return loss, self._multi_logs(multi, error, smooth, augmented) | logs
 
-    def _lookups(self, scene: Scene, views: list[View]) -> tuple[list[View], Tensor]:
+    def _lookups(self, scene: Scene, views: list[LookupFrame]) -> tuple[list[LookupFrame], Tensor]:
         """What M compares with, and which samples were changed (B,): ManyDepth, 2.5.
 
         ManyDepth's standing camera keeps the motion of the frame that it hides; with PADS it has
@@ -140,7 +140,7 @@ class TeacherStage(SelfSupervisedStage):
             ]
         return seen, still | missing
 
-    def _hidden(self, scene: Scene, seen: list[View], depth: Tensor) -> tuple[Tensor, Logs]:
+    def _hidden(self, scene: Scene, seen: list[LookupFrame], depth: Tensor) -> tuple[Tensor, Logs]:
         """M's agreement with itself on an image of which a rectangle is hidden (MISM, 4.4)."""
         if not self.config.masked_consistency:
             return depth.new_zeros(()), {}
@@ -153,7 +153,7 @@ class TeacherStage(SelfSupervisedStage):
         return self.config.masked_consistency * loss, {"multi/masked_consistency": loss}
 
     def _many_depth(
-        self, scene: Scene, views: list[View], multi: CostVolumeOutput, augmented: Tensor
+        self, scene: Scene, views: list[LookupFrame], multi: CostVolumeOutput, augmented: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Logs]:
         """Reprojection error where reliable, smoothness, L1 to S elsewhere (ManyDepth, 2.3)."""
         target, size = scene.target, scene.depth.shape[-2:]

@@ -65,7 +65,7 @@ CAMERA_FROM_VEHICLE = np.array(
 
 
 @dataclass(frozen=True)
-class Pair:
+class RenderedPair:
     """Two frames: index 0 is the previous one."""
 
     images: np.ndarray
@@ -224,7 +224,7 @@ def render_pair(
     tones: np.ndarray | None = None,
     fleet: list[Body] | None = None,
     mount: Mount | None = None,
-) -> Pair | None:
+) -> RenderedPair | None:
     """One random pair of frames in a loaded world; None where something blocks the view.
 
     tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
@@ -261,7 +261,7 @@ def render_pair(
         tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
         curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
     frames.reverse()
-    return Pair(
+    return RenderedPair(
         images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
         depth=np.stack([f[1] for f in frames]).astype(np.float16),
         K=shot.camera.matrix().astype(np.float32),
@@ -286,7 +286,7 @@ def iterate(
     texture_images: Sequence[Path] = (),
     dense: float = 0.0,
     cameras: float = 0.0,
-) -> Iterator[Pair]:
+) -> Iterator[RenderedPair]:
     """The `count` pairs of one shard; it loads its own textures into the renderer.
 
     dense: share of the worlds with dense, slow traffic; the other worlds do not depend on it.
@@ -522,7 +522,7 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
     write_json(path, manifest)
 
 
-def _write_shard(out: Path, shard: int, pairs: list[Pair]) -> None:
+def _write_shard(out: Path, shard: int, pairs: list[RenderedPair]) -> None:
     place = _shard_path(out, shard)
     with staging_folder(place) as folder:
         for name in ("images", "depth", "K", "previous_from_current", "moving", "mount"):

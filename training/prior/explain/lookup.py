@@ -18,7 +18,7 @@ from torch import Tensor
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.prior_fusion import FusionConfig
-from depth_prior_ros.pipeline.framing import Framed, InvalidFrameError, frame_image
+from depth_prior_ros.pipeline.framing import InvalidFrameError, NetworkInput, frame_image
 from training.evaluation.sets import EvaluationError
 
 PIXEL_WISE, HINT = "pixel_wise", "hint"
@@ -52,7 +52,7 @@ class Prediction:
         looked_up: (h, w) of the feature map, depth D_c in metres; None without a pixel-wise branch.
     """
 
-    framed: Framed
+    framed: NetworkInput
     queries: Queries
     depth: NDArray[np.float64]
     looked_up: NDArray[np.float64] | None
@@ -217,7 +217,7 @@ def _heads(branch: str, config: FusionConfig) -> slice:
     return slice(int(number), int(number) + 1) if number else slice(None)
 
 
-def _inside(framed: Framed, pixel: tuple[int, int]) -> tuple[float, float]:
+def _inside(framed: NetworkInput, pixel: tuple[int, int]) -> tuple[float, float]:
     """The pixel's centre as shares of the window that the student sees."""
     (x, y), (width, height), region = pixel, framed.source_size, framed.region
     if not (0 <= x < width and 0 <= y < height):

@@ -32,9 +32,9 @@ from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.reference.files import (
     MANIFEST_NAME,
     SHARDS,
+    ExtractionSettings,
     ReferenceManifest,
     ReferenceSetError,
-    Settings,
     ShardEntry,
     file_hash,
     open_shard,
@@ -173,7 +173,7 @@ _CHOICE = 26_000  # separates the choice of triplets from that of pixels
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """Which triplets are looked at.
 
     Attributes:
@@ -192,7 +192,7 @@ class Plan:
         yield from self.reserve[image :: len(self.chosen)]
 
 
-def choose_triplets(source: TripletSource, count: int, seed: int) -> Plan:
+def choose_triplets(source: TripletSource, count: int, seed: int) -> ExtractionPlan:
     """Choose triplets without replacement; a drive's weight counts as in training.
 
     Successive draws with probability proportional to (drive's weight / its triplets), made at once
@@ -202,12 +202,12 @@ def choose_triplets(source: TripletSource, count: int, seed: int) -> Plan:
     keys = source.index
     if count >= len(keys):
         few = f"{count} triplets were asked for, the data have {len(keys)}: all are taken"
-        return Plan(keys, [], [few] if count > len(keys) else [])
+        return ExtractionPlan(keys, [], [few] if count > len(keys) else [])
     weights = np.array([s.weight / len(s.triplets) for s in source.sequences])
     rates = weights[[drive for drive, _ in keys]]
     order = np.argsort(np.random.default_rng([seed, _CHOICE]).exponential(size=len(keys)) / rates)
     picked = [keys[i] for i in order.tolist()]
-    return Plan(sorted(picked[:count]), picked[count:], [])
+    return ExtractionPlan(sorted(picked[:count]), picked[count:], [])
 
 
 def extract_reference_set(
@@ -245,7 +245,7 @@ def extract_reference_set(
     folder = Path(folder)
     _check_sizes(teacher.identity, source, per_image)
     plan = choose_triplets(source, triplets, seed)
-    settings = Settings(
+    settings = ExtractionSettings(
         triplets=triplets,
         per_image=per_image,
         shard_images=shard_images,
@@ -306,8 +306,8 @@ class _Job:
 
     teacher: RichTeacher
     source: TripletSource
-    plan: Plan
-    settings: Settings
+    plan: ExtractionPlan
+    settings: ExtractionSettings
     folder: Path
     key: str
 

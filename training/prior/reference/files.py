@@ -55,7 +55,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Settings(_Strict):
+class ExtractionSettings(_Strict):
     """What, beside the teacher, decides a reference set's contents.
 
     Attributes:
@@ -96,7 +96,7 @@ class ReferenceManifest(_Strict):
     finished: bool
     command: str = Field("", description="what finishes it")
     teacher: dict[str, Any]
-    settings: Settings
+    settings: ExtractionSettings
     shard_count: int = Field(ge=1)
     notes: list[str] = Field(default_factory=list)
     shards: list[ShardEntry] = Field(default_factory=list)

@@ -49,7 +49,7 @@ _ELSEWHERE = "choose the images by --images-from RECORDING"
 
 
 @dataclass(frozen=True)
-class Report:
+class SelectionReport:
     """What `depth_train select` did.
 
     Attributes:
@@ -102,7 +102,7 @@ def select_command(
     images_from: Path | None = None,
     seed: int = 1,
     device: str = "auto",
-) -> Report:
+) -> SelectionReport:
     """Choose a prior for a bundle's student and write a new bundle; no network changes.
 
     Args:
@@ -154,7 +154,9 @@ def select_command(
     written = replace_prior(source, out, prior, spec, sources, note=f"select: {_note(about)}")
     counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
     old = source.manifest.prior
-    return Report(written, about, counts, *usage, old is not None and old.teacher is not None)
+    return SelectionReport(
+        written, about, counts, *usage, old is not None and old.teacher is not None
+    )
 
 
 def _student(bundle: Bundle, references: ReferenceSet) -> Student:

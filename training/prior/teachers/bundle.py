@@ -23,7 +23,7 @@ from training.prior.teachers.base import (
     TeacherView,
     teacher,
 )
-from training.stages.system import System, View
+from training.stages.system import LookupFrame, System
 
 _PLACES = (-1, 1)  # previous and next, in the order of all motions
 _PARTS = ("student", "prior", "multi_frame", "pose")
@@ -198,7 +198,7 @@ class BundleTeacher:
         single: Tensor,
         poses: Tensor | None,
         known: Tensor | None,
-    ) -> list[View]:
+    ) -> list[LookupFrame]:
         """Previous and next with their motions, the bundle's units; empty without pose network."""
         if self._system.pose is None:
             return []
@@ -208,7 +208,7 @@ class BundleTeacher:
             motions = torch.where(known.to(self.device)[:, None, None], recorded, motions)
         before, now, after = images.unbind(1)
         return [
-            self._system.aligned(now, View(image, Pose(motion)), K, single)
+            self._system.aligned(now, LookupFrame(image, Pose(motion)), K, single)
             for image, motion in zip((before, after), motions, strict=True)
         ]
 
