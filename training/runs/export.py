@@ -190,7 +190,7 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
         (motion,) = _run_torch(pose, (before, now))
         matching, context = _run_torch(features, (now,))
         earlier, _ = _run_torch(features, (before,))
-        back = rigid_inverse(motion[0].astype(np.float64)).astype(np.float32)[np.newaxis]
+        back = rigid_inverse(motion.astype(np.float64)).astype(np.float32)
         inputs[on] = (matching, context, earlier, back, K, np.reciprocal(inverse))
     yield _Case("multi_frame", MultiFrameRunner(multi_frame), inputs)
 
