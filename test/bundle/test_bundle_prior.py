@@ -114,7 +114,7 @@ def as_in_schema_1(manifest: dict[str, Any]) -> None:
 
 def test_a_bundle_of_schema_1_still_loads_and_says_nothing_of_a_teacher(tmp_path: Path) -> None:
     shutil.copytree(load_bundle("lite").path, tmp_path / "lite")
-    forge(load_bundle(tmp_path / "lite"), manifest=as_in_schema_1)
+    forge(load_bundle(tmp_path / "lite"), manifest=as_in_schema_1, metadata=dict.clear)
     assert "alignment" not in (tmp_path / "lite" / "bundle.yaml").read_text()
     lite = load_bundle(tmp_path / "lite")
     assert lite.manifest.schema_version == 1

@@ -361,4 +361,4 @@ def test_the_command(bundle: Bundle, data: Path, tmp_path: Path, capsys, monkeyp
 def test_the_shipped_bundle_on_a_real_frame(data_dir: Path, tmp_path: Path) -> None:
     image = next((data_dir / "kitti_2015" / "image_02").glob("*.jpg"))
     words = explain_image("lite", image, tmp_path / "lite.png", pixels=[(600, 300)], data=data_dir)
-    assert "of 8,192" in words and (tmp_path / "lite.png").stat().st_size > 100_000
+    assert "of 2,048" in words and (tmp_path / "lite.png").stat().st_size > 100_000

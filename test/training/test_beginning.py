@@ -73,6 +73,15 @@ def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> Non
                 assert torch.equal(own[key], tensor), key
     assert bool((system.multi_frame.delta == 1).all()), "of another input size"
     assert all(torch.equal(t, before[n]) for n, t in system.student.state_dict().items())
+    # A student of the same trunk and decoder goes on without the bundle's fusion; or is left alone.
+    alike = {"trunk": "hrnet_w18_small", "decoder": "light", "camera_code": True}
+    chosen = Recipe.model_validate(values | {"networks": alike})
+    system = build(chosen)
+    assert initialise(system, chosen).startswith("student, pose, multi_frame begin with")
+    own, given = system.student.state_dict(), bundle.student().state_dict()
+    assert all(torch.equal(own[n], t) for n, t in given.items() if not n.startswith("fusion."))
+    chosen = Recipe.model_validate(values | {"networks": alike, "start_networks": ["pose"]})
+    assert initialise(build(chosen), chosen).startswith("pose begin with")
     with pytest.raises(RecipeError, match="start: nowhere is not a checkpoint"):
         look_for("start", "nowhere")
 

@@ -186,6 +186,11 @@ class Recipe(Strict):
         description="checkpoint of another run (last.safetensors) to begin with, or a bundle by "
         "name or folder: those of its networks that are built alike",
     )
+    start_networks: tuple[Literal["student", "pose", "multi_frame"], ...] = Field(
+        ("student", "pose", "multi_frame"),
+        min_length=1,
+        description="those that begin with the bundle that start names",
+    )
     rich: Rich | None = None
     prior: str | None = Field(
         None, description="bundle whose student and prior to begin with (depth_train fine-tune)"

@@ -143,7 +143,7 @@ def initialise(system: System, recipe: Recipe) -> str:
         RecipeError: a file is missing, damaged, or made for other networks.
     """
     if recipe.start is not None and not Path(recipe.start).is_file():
-        note = _start_with_bundle(system, load_bundle(recipe.start))
+        note = _start_with_bundle(system, load_bundle(recipe.start), recipe.start_networks)
         return "; ".join([note, *_load_files(system, recipe)])
     if recipe.start is not None:
         start_from(Path(recipe.start), system, fresh_fusion=not _selects_at_once(recipe))
@@ -169,10 +169,11 @@ def _load_files(system: System, recipe: Recipe) -> list[str]:
     return [f"weights of {path} for {name}" for name, path in files.items()]
 
 
-def _start_with_bundle(system: System, bundle: Bundle) -> str:
+def _start_with_bundle(system: System, bundle: Bundle, wanted: tuple[str, ...]) -> str:
     """Begin with those of a bundle's networks that are built as the recipe's are.
 
-    A student may lack the camera code, which adds nothing at first. The PADS map belongs to an
+    A student may lack the camera code, which adds nothing at first, or have a prior fusion that the
+    recipe's has not, which is left out. The PADS map belongs to an
     input size, so it begins anew at another one.
 
     Raises:
@@ -180,12 +181,14 @@ def _start_with_bundle(system: System, bundle: Bundle) -> str:
     """
     taken, left = [], []
     for part, network in system.networks.items():
-        if not bundle.has(part):  # type: ignore[arg-type]
+        if part not in wanted or not bundle.has(part):  # type: ignore[arg-type]
             continue
         state = getattr(bundle, part)().state_dict()
         if isinstance(network, PadsMap):
             state = _of_this_size(state, network)
         own = network.state_dict()
+        if not any(name.startswith("fusion.") for name in own):
+            state = {name: t for name, t in state.items() if not name.startswith("fusion.")}
         fits = all(name in own and own[name].shape == t.shape for name, t in state.items())
         new = {name for name, _ in network.named_parameters()} - set(state)
         if fits and all(name.startswith("camera_code.") for name in new):
