@@ -31,6 +31,7 @@ from depth_prior_ros.recordings.base import (
     Skipped,
     StoredRecording,
 )
+from depth_prior_ros.recordings.bounded_bags import check_bag
 
 SOURCE_TOPIC = "/ground_truth/source"
 MOVING_TOPIC = "/ground_truth/moving"
@@ -79,6 +80,7 @@ class BagFile:
             from rosbags.highlevel import AnyReader
             from rosbags.typesys import Stores, get_typestore
 
+            check_bag(self.path)
             try:
                 reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
                 reader.open()

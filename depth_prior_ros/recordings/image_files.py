@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.recordings.base import CorruptFrameError
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import IMAGE_FILE_BYTES, IMAGE_PIXELS, check_regular, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SCALE = 256.0  # KITTI's 16-bit depth: metres x 256, 0 = none
@@ -30,16 +32,17 @@ def probe_image(path: Path) -> tuple[int, int]:
     reading only.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(_PROBE_BYTES)
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             tail = file.read()
     except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
     _check_ends(head, tail, str(path))
-    size = _header_size(head) or _header_size(path.read_bytes())
-    if size is None:
-        raise CorruptFrameError(f"{path}: no image size in its header")
+    size = _header_size(head) or _header_size(_read(path))
+    _check_pixels(size, str(path))
+    assert size is not None
     return size
 
 
@@ -62,19 +65,13 @@ def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.fl
 
 def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
     """Decode JPEG or PNG bytes to (H, W, 3) uint8 RGB; raises CorruptFrameError naming `what`."""
-    _check_bytes(data, what)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise CorruptFrameError(f"{what}: cannot be decoded")
+    image = _decode(data, cv2.IMREAD_COLOR, what)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def decode_depth(data: bytes, what: str) -> NDArray[np.float32]:
     """Decode a 16-bit PNG, metres x 256, to (H, W) float32 metres; raises CorruptFrameError."""
-    _check_bytes(data, what)
-    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is None:
-        raise CorruptFrameError(f"{what}: cannot be decoded")
+    raw = _decode(data, cv2.IMREAD_UNCHANGED, what)
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise CorruptFrameError(f"{what}: not a 16-bit, one-channel depth image")
     return raw.astype(np.float32) / np.float32(DEPTH_SCALE)
@@ -97,9 +94,31 @@ def read_bytes(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, IMAGE_FILE_BYTES)
     except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
+
+
+def _decode(data: bytes, flags: int, what: str) -> NDArray:
+    """OpenCV's array, once the size that the header says is known to be bearable."""
+    _check_bytes(data, what)
+    _check_pixels(_header_size(data), what)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise CorruptFrameError(f"{what}: cannot be decoded ({error.err})") from error
+    if image is None:
+        raise CorruptFrameError(f"{what}: cannot be decoded")
+    return image
+
+
+def _check_pixels(size: tuple[int, int] | None, what: str) -> None:
+    if size is None:
+        raise CorruptFrameError(f"{what}: no image size in its header")
+    if not 0 < size[0] * size[1] <= IMAGE_PIXELS:
+        raise CorruptFrameError(
+            f"{what}: its header says {size[0]}x{size[1]}, {IMAGE_PIXELS:,} pixels are the most"
+        )
 
 
 def _check_bytes(data: bytes, what: str) -> None:
