@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.untrusted import printable_lines
 
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_expected(error):
             raise
-        print(f"depth_bag: {error}", file=sys.stderr)
+        print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
         return 1
     return 0
 
