@@ -83,19 +83,23 @@ def _check_events(text: str, nodes: int) -> None:
         count += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(
-                f"line {event.start_mark.line + 1}: an alias (*{printable(event.anchor)}); "
+                f"{_line(event)}: an alias (*{printable(event.anchor)}); "
                 "write the value out"
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > YAML_DEPTH:
                 raise YamlError(
-                    f"line {event.start_mark.line + 1}: nested more than {YAML_DEPTH} deep"
+                    f"{_line(event)}: nested more than {YAML_DEPTH} deep"
                 )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if count > nodes:
             raise YamlError(f"more than {nodes:,} keys and values")
+
+
+def _line(event: yaml.Event) -> str:
+    return "" if event.start_mark is None else f"line {event.start_mark.line + 1}"
 
 
 def _check_numbers(data: Any) -> None:

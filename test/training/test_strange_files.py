@@ -128,9 +128,9 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         one.folder, one.processes = tmp_path / "run", SimpleNamespace(is_main_process=True)
         return one
 
+    second = run()._alone()
     with run()._alone(), pytest.raises(RecipeError, match="in use by another run"):
-        with run()._alone():
-            pass
+        second.__enter__()
     with run()._alone():
         pass
 
