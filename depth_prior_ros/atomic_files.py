@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEFTOVER = re.compile(r"\..*(\.\d+)+\.partial")
+_LEFTOVER = re.compile(r"\.(?P<name>.+?)\.(?P<process>\d+)(\.\w+)?\.partial")
 _number = itertools.count()  # threads of a process may write the same file
 
 
@@ -85,19 +85,40 @@ def write_safetensors(
         temporary.chmod(0o644)  # safetensors' 0600 locks other users out
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder`."""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in `folder`: of the file `name`, or all.
+
+    What a process that still runs here is writing stays.
+    """
     for file in folder.glob(".*.partial"):
-        if _LEFTOVER.fullmatch(file.name):
+        found = _LEFTOVER.fullmatch(file.name)
+        if found and name in (None, found["name"]) and not _runs(int(found["process"])):
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file, ignore_errors=True)
+                continue
             with suppress(OSError):
                 file.unlink()
+
+
+def _runs(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, removed afterwards unless it was moved; see `move_into_place`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    remove_leftovers(path.parent, path.name)
+    prefix = f".{path.name}.{os.getpid()}."
+    folder = Path(tempfile.mkdtemp(".partial", prefix, dir=path.parent))
     folder.chmod(0o755)  # mkdtemp's 0700 locks other users out
     try:
         yield folder

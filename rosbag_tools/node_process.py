@@ -15,6 +15,19 @@ import depth_prior_ros
 from depth_prior_ros.recordings import RecordingError
 from rosbag_tools.sending import replay_environment
 
+# The kernel tells the node of its parent's death (PR_SET_PDEATHSIG), however sudden that was; set
+# before anything that takes time, and no hook between fork and exec, which threads make unsafe.
+_START = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+del sys.argv[1]
+sys.argv[0] = "depth_prior_ros.ros.node"
+from depth_prior_ros.ros.node import main
+sys.exit(main())
+"""
 _TAIL_LINES = 15
 _STOP_SECONDS = 15.0
 
@@ -24,7 +37,7 @@ class ReplayError(RecordingError):
 
 
 class NodeProcess:
-    """`python -m depth_prior_ros.ros.node` with parameters and remappings, as a context manager.
+    """`depth_prior_ros.ros.node` with parameters and remappings, as a context manager.
 
     `log` is the file that takes what the node prints; `domain_id` its ROS domain.
     """
@@ -37,7 +50,7 @@ class NodeProcess:
         domain_id: int,
         log: Path,
     ) -> None:
-        self._arguments = [sys.executable, "-m", "depth_prior_ros.ros.node", "--ros-args"]
+        self._arguments = [sys.executable, "-c", _START, str(os.getpid()), "--ros-args"]
         for name, topic in remappings.items():
             self._arguments += ["-r", f"{name}:={topic}"]
         for name, value in parameters.items():

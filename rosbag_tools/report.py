@@ -8,6 +8,7 @@ from typing import Any
 
 from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.pages import colours, page
+from depth_prior_ros.recordings import RecordingError
 from rosbag_tools import charts, pictures
 from rosbag_tools.console import number
 from rosbag_tools.results import PICTURES, REPORT, FrameRecord, Results, load
@@ -28,7 +29,14 @@ _ROWS = {
 
 def report(folder: Path) -> Path:
     """Make report.html of a finished replay's folder again; raises RecordingError."""
-    text = render(folder, load(folder))
+    results = load(folder)
+    try:
+        text = render(folder, results)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RecordingError(
+            f"{folder}: figures that no replay writes ({type(error).__name__}: {error}); replay "
+            "the recording again"
+        ) from error
     out = folder / REPORT
     write_text(out, text)
     return out

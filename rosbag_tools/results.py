@@ -19,6 +19,7 @@ from typing import Any
 
 from depth_prior_ros.atomic_files import move_into_place, staging_folder, write_json
 from depth_prior_ros.recordings import RecordingError
+from depth_prior_ros.untrusted import read_file
 
 METRICS, FRAMES, PICTURES, NODE_LOG, REPORT = (
     "metrics.json",
@@ -28,6 +29,7 @@ METRICS, FRAMES, PICTURES, NODE_LOG, REPORT = (
     "report.html",
 )
 _SCHEMA = 1
+_JSON_BYTES = 1 << 27
 
 
 @dataclass
@@ -94,8 +96,8 @@ def save(folder: Path, results: Results) -> None:
 def load(folder: Path) -> Results:
     """Read a finished replay's folder; raises RecordingError where it is none."""
     try:
-        metrics = json.loads((folder / METRICS).read_text())
-        saved = json.loads((folder / FRAMES).read_text())
+        metrics = json.loads(read_file(folder / METRICS, _JSON_BYTES))
+        saved = json.loads(read_file(folder / FRAMES, _JSON_BYTES))
         if saved["schema"] != _SCHEMA:
             raise RecordingError(
                 f"{folder / FRAMES}: written by another version (schema {saved['schema']}); "
@@ -103,7 +105,7 @@ def load(folder: Path) -> Results:
             )
         frames = [FrameRecord(**frame) for frame in saved["frames"]]
         return Results(metrics, frames, saved["run"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordingError(f"{folder}: not the folder of a finished replay ({error})") from error
 
 

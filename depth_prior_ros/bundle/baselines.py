@@ -41,18 +41,13 @@ def read_baselines(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     Raises:
         BundleError: the file cannot be read or holds something else.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if BASELINES_NAME not in bundle.manifest.files:
         return {}
     path = bundle.path / BASELINES_NAME
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BundleError(path, f"not readable as safetensors: {error}") from error
+    tensors = bundle.tensor_file(BASELINES_NAME).tensors
+    arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
     _check(path, arrays, bundle.manifest.input_size)
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+    return arrays
 
 
 def add_baselines(bundle: Bundle, arrays: Mapping[str, NDArray[np.floating]]) -> Bundle:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,15 @@ from pydantic import BaseModel
 
 from depth_prior_ros.atomic_files import move_into_place, replacing
 from depth_prior_ros.bundle.files import (
-    open_tensors,
+    TensorFile,
+    read_verified,
     refuse_foreign,
     sha256_of,
     staging,
-    verify_hash,
     write_tensors,
 )
 from depth_prior_ros.bundle.manifest import (
+    BASELINES_NAME,
     FILE_NAMES,
     MANIFEST_NAME,
     PARTS,
@@ -57,7 +59,6 @@ from depth_prior_ros.bundle.manifest import (
 )
 from depth_prior_ros.bundle.prior import (
     PriorSources,
-    compare_shapes,
     copy_teacher,
     match_prior,
     read_prior,
@@ -66,6 +67,7 @@ from depth_prior_ros.bundle.prior import (
     verify_teacher,
     write_prior,
 )
+from depth_prior_ros.untrusted import TENSOR_NUMBERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,7 +102,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. Networks are built and their weights read on each call."""
+    """A verified bundle. Networks are built and their weights read on each call.
+
+    Each reading compares the hash again: what was verified is what is built from, whatever
+    happened to the files meanwhile.
+    """
 
     path: Path
     manifest: Manifest
@@ -139,7 +145,7 @@ class Bundle:
         """The bundle that the prior came from, verified; None where it is not in here."""
         if TEACHER_NAME not in self.manifest.files:
             return None
-        return load_bundle(self.path / TEACHER_FOLDER)
+        return _load(self.path / TEACHER_FOLDER, self.manifest.files[TEACHER_NAME])
 
     def match_prior(self, student: Student) -> None:
         """Check that the prior is this student's. Raises BundleError, which says what to do."""
@@ -154,16 +160,18 @@ class Bundle:
         return net.eval()
 
     def _tensors(self, part: Part) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
-        tensors = load_file(self._file(part))
+        tensors = self._file(part).tensors
         return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
-    def _file(self, part: Part) -> Path:
-        path = self.path / file_name(part)
+    def _file(self, part: Part) -> TensorFile:
         if not self.has(part):
-            raise BundleError(path, f"this bundle has no {part}")
-        return path
+            raise BundleError(self.path / file_name(part), f"this bundle has no {part}")
+        return self.tensor_file(file_name(part))
+
+    def tensor_file(self, name: str) -> TensorFile:
+        """A file that the manifest lists, read and verified. Raises BundleError."""
+        path = self.path / name
+        return TensorFile.of(path, read_verified(path, self.manifest.files[name], _root(self.path)))
 
 
 def load_bundle(name_or_path: str | Path) -> Bundle:
@@ -180,14 +188,31 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
         path = bundle_path(name_or_path)
     except FileNotFoundError as error:
         raise BundleError(Path(name_or_path), f"missing: {error}") from error
-    manifest = read_manifest(path / MANIFEST_NAME)
+    return _load(path)
+
+
+def _load(path: Path, expected: str | None = None) -> Bundle:
+    """`load_bundle` of a folder; `expected`: sha256 of its manifest."""
+    manifest = read_manifest(path / MANIFEST_NAME, expected, _root(path))
     if file_name("student") not in manifest.files:
         raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
-    for name, expected in manifest.files.items():
-        verify_hash(path / name, expected)
     bundle = Bundle(path, manifest)
     _verify_content(bundle)
     return bundle
+
+
+def _root(path: Path) -> Path | None:
+    """The folder that no link of a bundle may lead out of; None for a shipped bundle.
+
+    `colcon build --symlink-install` installs links to the source's files.
+    """
+    from depth_prior_ros.share import share_dir
+
+    try:
+        shipped = path.is_relative_to(share_dir() / "bundles")
+    except FileNotFoundError:
+        shipped = False
+    return None if shipped else path
 
 
 def save_bundle(
@@ -323,7 +348,14 @@ def build_network(manifest: Manifest, part: Part) -> nn.Module:
                 return build_multi_frame(values)
             if part == "pose" and architecture.pose is not None:
                 return build_pose(architecture.pose)
-    except (TypeError, ValueError, KeyError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise BundleError(name, f"architecture of {part} cannot be built: {error}") from error
     raise BundleError(name, f"architecture has no entry for {part}")
 
@@ -352,43 +384,70 @@ def aligned(spec: PriorSpec, fusion: PriorFusion | None) -> PriorSpec:
 
 
 def _verify_content(bundle: Bundle) -> None:
+    """Hashes, then tensors: a part at a time, so that one file at most is in memory."""
     manifest = bundle.manifest
     fusion: PriorFusion | None = None
+    _check_memory(bundle)
     for part in PARTS:  # the student before the prior that it reads
         if not bundle.has(part):
             continue
-        path = bundle.path / file_name(part)
+        file = bundle._file(part)
         if part != "prior":
-            net = _verify_network(bundle, part)
-            fusion = _read_fusion(path, net) if part == "student" else fusion
+            net = _verify_network(bundle, part, file)
+            fusion = _read_fusion(file, net) if part == "student" else fusion
         elif manifest.prior is None:
             raise BundleError(bundle.path / MANIFEST_NAME, "lists a prior file but has no `prior`")
         else:
-            verify_prior(path, manifest.prior, fusion)
+            verify_prior(file, manifest.prior, fusion)
+    if BASELINES_NAME in manifest.files:
+        bundle.tensor_file(BASELINES_NAME)
     if TEACHER_NAME in manifest.files:
-        verify_teacher(bundle.path, manifest.prior)
+        verify_teacher(
+            bundle.path, manifest.files[TEACHER_NAME], manifest.prior, _root(bundle.path)
+        )
 
 
-def _verify_network(bundle: Bundle, part: Part) -> nn.Module:
-    path = bundle.path / file_name(part)
-    with open_tensors(path) as file:
-        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+def _check_memory(bundle: Bundle) -> None:
+    """Raise BundleError for numbers that, multiplied, ask for more memory than one tensor gets."""
+    manifest = bundle.manifest
+    pixels = math.prod(manifest.input_size)
+    matching = manifest.architecture.multi_frame or {}
+    fusion = manifest.architecture.student.get("fusion") or {}
+    tap = fusion.get("tap", 16) if isinstance(fusion, Mapping) else 16
+    numbers = {"multi_frame": pixels // 16}
+    for key in ("hypotheses", "groups"):
+        value = matching.get(key, 1)
+        numbers["multi_frame"] *= value if isinstance(value, int) else 1
+    if manifest.prior is not None and isinstance(tap, int) and tap > 0:
+        numbers["prior"] = pixels // tap**2 * manifest.prior.pixels
+    for what, found in numbers.items():
+        if found > TENSOR_NUMBERS:
+            raise BundleError(
+                bundle.path / MANIFEST_NAME,
+                f"{what} at this input size needs a tensor of {found:,} numbers, "
+                f"{TENSOR_NUMBERS:,} are the most",
+            )
+
+
+def _verify_network(bundle: Bundle, part: Part, file: TensorFile) -> nn.Module:
+    """The network without weights, if the file's tensors are its own. Raises BundleError."""
+    import torch
+
     try:
-        net = build_network(bundle.manifest, part)
+        with torch.device("meta"):  # names, shapes and types, but no memory
+            net = build_network(bundle.manifest, part)
     except BundleError as error:
         raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
-    expected = {name: list(tensor.shape) for name, tensor in _stored(net).items()}
-    compare_shapes(path, found, expected)
+    file.check(_stored(net))
     return net
 
 
-def _read_fusion(path: Path, student: nn.Module) -> PriorFusion | None:
+def _read_fusion(file: TensorFile, student: nn.Module) -> PriorFusion | None:
     """The fusion of a student just built, with its weights from the file."""
     fusion: PriorFusion | None = getattr(student, "fusion", None)
     if fusion is not None:
-        with open_tensors(path) as file:
-            state = {name: file.get_tensor(f"fusion.{name}") for name in fusion.state_dict()}
-        fusion.load_state_dict(state)
+        state = {name: file.tensors[f"fusion.{name}"].float() for name in fusion.state_dict()}
+        fusion.load_state_dict(state, assign=True)
     return fusion
 
 

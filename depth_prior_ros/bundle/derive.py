@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from depth_prior_ros.bundle.bundle import Bundle, aligned, embed_teacher, seal_bundle
 from depth_prior_ros.bundle.files import (
     copy_file,
-    open_tensors,
     refuse_foreign,
     staging,
     write_tensors,
@@ -134,7 +133,7 @@ def _copy_baselines(bundle: Bundle, folder: Path) -> None:
 
     if BASELINES_NAME not in bundle.manifest.files:
         return
-    with open_tensors(bundle.path / BASELINES_NAME) as file:
-        kept = {n: file.get_tensor(n) for n in file.keys() if n != OWN_MEAN}  # noqa: SIM118
+    tensors = bundle.tensor_file(BASELINES_NAME).tensors
+    kept = {n: t for n, t in tensors.items() if n != OWN_MEAN}
     if kept:
         write_tensors(folder / BASELINES_NAME, kept)

@@ -7,11 +7,14 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.bundle.manifest import MANIFEST_NAME, BundleError
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import HEADER_BYTES, WEIGHTS_BYTES, read_file, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,52 +29,114 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify_hash(path: Path, expected: str) -> None:
-    """Raise BundleError unless a file is there and has the expected hash."""
+def read_verified(path: Path, expected: str, inside: Path | None = None) -> bytes:
+    """The bytes of a file whose hash is the expected one: what is checked is what is used.
+
+    inside: a folder that a link must not lead out of. Raises BundleError.
+    """
     try:
-        found = sha256_of(path)
+        data = read_file(path, WEIGHTS_BYTES, inside=inside)
     except FileNotFoundError:
         raise BundleError(path, "missing: the manifest lists it") from None
     except OSError as error:
-        raise BundleError(path, f"cannot be read: {error}") from error
+        raise BundleError(path, f"cannot be read: {problem_of(error)}") from error
+    found = sha256(data)
     if found == expected:
-        return
-    problem = _truncation(path) or "altered"
+        return data
+    problem = _truncation(path, data) or "altered"
     raise BundleError(
         path, f"{problem}: sha256 is {found[:12]}..., the manifest says {expected[:12]}..."
     )
 
 
-def _truncation(path: Path) -> str | None:
+def _truncation(path: Path, data: bytes) -> str | None:
     """In words, by how much a safetensors file is shorter than its header says."""
     if path.name == MANIFEST_NAME:
         return None
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        if size < 8:
-            return f"truncated ({size} bytes)"
-        header = int.from_bytes(file.read(8), "little")
-        if header > size - 8:
-            return f"truncated (its header alone needs {8 + header} bytes, it has {size})"
-        try:
-            entries = json.loads(file.read(header))
-            tensors = [e for name, e in entries.items() if name != "__metadata__"]
-            needed = 8 + header + max(e["data_offsets"][1] for e in tensors)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return None
+    size = len(data)
+    if size < 8:
+        return f"truncated ({size} bytes)"
+    header = int.from_bytes(data[:8], "little")
+    if header > size - 8:
+        return f"truncated (its header alone needs {8 + header} bytes, it has {size})"
+    try:
+        entries = json.loads(data[8 : 8 + header])
+        tensors = [e for name, e in entries.items() if name != "__metadata__"]
+        needed = 8 + header + max(e["data_offsets"][1] for e in tensors)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
     return f"truncated ({size} of {needed} bytes)" if size < needed else None
 
 
-@contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, mapped: what is not asked for is not read. Raises BundleError."""
-    from safetensors import SafetensorError, safe_open
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file in memory.
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise BundleError(path, f"not readable as safetensors: {error}") from error
+    Attributes:
+        path: where it was read, for messages.
+        tensors: by name, as stored.
+        metadata: the words of its header.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, path: Path, data: bytes) -> TensorFile:
+        """Read it from its bytes. Raises BundleError."""
+        from safetensors.torch import load
+
+        length = int.from_bytes(data[:8], "little")
+        if length > HEADER_BYTES:
+            raise BundleError(path, f"not readable as safetensors: a header of {length:,} bytes")
+        try:
+            metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+            return cls(path, load(data), {str(k): str(v) for k, v in metadata.items()})
+        except Exception as error:  # safetensors' own, and KeyError for a type torch has not
+            raise BundleError(path, f"not readable as safetensors: {error}") from error
+
+    def check(self, expected: Mapping[str, Tensor]) -> None:
+        """Raise BundleError unless names, shapes and kinds are those of a network's state, and
+        all numbers are finite.
+
+        Floating-point weights may be half, bfloat16 or single precision.
+        """
+        shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+        compare_shapes(self.path, shapes, {n: list(t.shape) for n, t in expected.items()})
+        for name, tensor in self.tensors.items():
+            self._check_kind(name, tensor, expected[name])
+            if not tensor.isfinite().all():
+                raise BundleError(self.path, f"tensor {name} holds NaN or infinite values")
+            if name.endswith("running_var") and (tensor < 0).any():
+                raise BundleError(self.path, f"tensor {name} holds variances below zero")
+
+    def _check_kind(self, name: str, tensor: Tensor, expected: Tensor) -> None:
+        import torch
+
+        kinds: tuple[torch.dtype, ...] = (expected.dtype,)
+        if expected.is_floating_point():
+            kinds = (torch.float16, torch.bfloat16, torch.float32)
+        if tensor.dtype not in kinds:
+            found, wanted = (str(k).removeprefix("torch.") for k in (tensor.dtype, kinds[0]))
+            raise BundleError(self.path, f"tensor {name} is stored as {found}, not {wanted}")
+
+
+def compare_shapes(
+    path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]
+) -> None:
+    """Raise BundleError unless a file's tensors have these names and shapes."""
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        parts = [f"lacks {len(missing)} ({missing[0]}, ...)"] if missing else []
+        parts += [f"has {len(unknown)} unknown ({unknown[0]}, ...)"] if unknown else []
+        raise BundleError(path, f"tensors do not fit the architecture: {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise BundleError(
+                path, f"tensor {name} has shape {found[name]}, the architecture asks for {shape}"
+            )
 
 
 def write_tensors(

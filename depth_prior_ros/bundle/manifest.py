@@ -8,10 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.untrusted import (
+    ARCHITECTURE_NUMBER,
+    IMAGE_SIDE,
+    INPUT_PIXELS,
+    MANIFEST_BYTES,
+    PRIOR_ENTRIES,
+    printable,
+    read_file,
+    sha256,
+)
 
 # 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
 # 3: a student may be told its camera, and a bundle hold what it is told.
@@ -34,9 +44,10 @@ class BundleError(ValueError):
     """A bundle that cannot be trusted or used; the message names the file and the cause."""
 
     def __init__(self, path: Path, cause: str) -> None:
-        super().__init__(f"{path}: {cause}")
+        # Both may hold what a stranger wrote: keys, names, the words of a parser.
+        super().__init__(printable(f"{path}: {cause}"))
         self.path = path
-        self.cause = cause
+        self.cause = printable(cause)
 
 
 class _Strict(BaseModel):
@@ -53,6 +64,24 @@ class Architecture(_Strict):
     pose: dict[str, Any] | None = None
     # Motions for the multi-frame network are refined against the single-frame depth.
     align_motion: bool = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Architecture:
+        """Networks are built from these numbers: none that asks for gigabytes, or is no number."""
+        waiting: list[tuple[str, Any]] = list(self.model_dump().items())
+        while waiting:
+            name, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [(f"{name}.{key}", inner) for key, inner in value.items()]
+            elif isinstance(value, list):
+                waiting += [(name, inner) for inner in value]
+            elif isinstance(value, int | float) and not abs(value) <= _largest(name):
+                raise ValueError(f"{name}: {value} does not lie within {_largest(name)}")
+        return self
+
+
+def _largest(name: str) -> int:
+    return IMAGE_SIDE if name.endswith(".size") else ARCHITECTURE_NUMBER
 
 
 class CameraSpec(_Strict):
@@ -199,8 +228,8 @@ class PriorSpec(_Strict):
             many `images`, `seed`.
     """
 
-    pixels: int = Field(gt=0)
-    channels: int = Field(gt=0)
+    pixels: int = Field(gt=0, le=PRIOR_ENTRIES)
+    channels: int = Field(gt=0, le=ARCHITECTURE_NUMBER)
     note: str
     teacher: PriorTeacher | None = None
     alignment: str | None = Field(default=None, pattern=_HEX)
@@ -228,6 +257,11 @@ class Manifest(_Strict):
         width, height = self.input_size
         if width <= 0 or height <= 0 or width % 32 or height % 32:
             raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
+        if max(width, height) > IMAGE_SIDE or width * height > INPUT_PIXELS:
+            raise ValueError(
+                f"input_size {width}x{height}: at most {IMAGE_SIDE} a side and {INPUT_PIXELS:,} "
+                "pixels"
+            )
         camera = self.training_camera
         if (camera.width, camera.height) != self.input_size:
             raise ValueError(
@@ -261,16 +295,25 @@ def file_name(part: Part) -> str:
     return f"{part}.safetensors"
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest: seal, schema, keys and types. Raises BundleError."""
+def read_manifest(path: Path, expected: str | None = None, inside: Path | None = None) -> Manifest:
+    """Read and check a manifest: seal, schema, keys and types. Raises BundleError.
+
+    Args:
+        path: the file.
+        expected: its sha256, where a manifest above it says so.
+        inside: a folder that a link must not lead out of.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        raw = read_file(path, MANIFEST_BYTES, inside=inside)
+        text = raw.decode("utf-8")
     except FileNotFoundError:
         raise BundleError(path, "missing: this folder is no bundle") from None
     except UnicodeDecodeError as error:
         raise BundleError(path, f"altered: not text ({error})") from error
     except OSError as error:
-        raise BundleError(path, f"cannot be read: {error}") from error
+        raise BundleError(path, f"cannot be read: {strict_yaml.problem_of(error)}") from error
+    if expected is not None and sha256(raw) != expected:
+        raise BundleError(path, "altered: sha256 is not what the manifest above it says")
     body, data = _unseal(path, text)
     if not isinstance(data, dict):
         raise BundleError(path, "holds no mapping of keys to values")
@@ -302,8 +345,8 @@ def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
             "depth_prior_ros.bundle.rewrite_manifest)"
         )
     try:
-        return problem, yaml.safe_load(body)
-    except (yaml.YAMLError, ValueError) as error:
+        return problem, strict_yaml.parse(body, MANIFEST_BYTES)
+    except strict_yaml.YamlError as error:
         raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
 
 
@@ -314,7 +357,7 @@ def validate_manifest(path: Path, data: Mapping[str, Any]) -> Manifest:
         return Manifest.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise BundleError(path, "; ".join(_plain(e) for e in error.errors())) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise BundleError(path, f"holds a value that a manifest cannot have: {error}") from error
 
 
@@ -330,6 +373,6 @@ def _plain(error: Any) -> str:
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest with its seal as the last line."""
     data = manifest.model_dump(by_alias=True, mode="json")
-    body = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    body = strict_yaml.dump(data)
     seal = hashlib.sha256(body.encode()).hexdigest()
     path.write_bytes(f"{body}{_SEAL}{seal}\n".encode())

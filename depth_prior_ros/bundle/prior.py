@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.bundle.files import (
+    TensorFile,
+    compare_shapes,
     copy_file,
-    open_tensors,
+    read_verified,
     sha256_of,
-    verify_hash,
     write_tensors,
 )
 from depth_prior_ros.bundle.manifest import (
@@ -126,28 +127,25 @@ def write_prior(path: Path, prior: Prior, spec: PriorSpec, sources: PriorSources
     write_tensors(path, state, metadata)
 
 
-def read_prior(path: Path) -> Prior:
-    """The reference pixels, float32, and nothing else of the file. Raises BundleError."""
+def read_prior(file: TensorFile) -> Prior:
+    """The reference pixels, float32."""
     from depth_prior_ros.models.prior_fusion import Prior
 
-    with open_tensors(path) as file:
-        return Prior(file.get_tensor("features").float(), file.get_tensor("inverse_depth").float())
+    return Prior(file.tensors["features"].float(), file.tensors["inverse_depth"].float())
 
 
-def read_sources(path: Path) -> PriorSources | None:
+def read_sources(file: TensorFile) -> PriorSources | None:
     """Where the pixels come from; None in a file that does not say. Raises BundleError."""
-    with open_tensors(path) as file:
-        if "image" not in file.keys():  # noqa: SIM118
-            return None
-        image, pixel = (file.get_tensor(name).numpy() for name in ("image", "pixel"))
-        text = (file.metadata() or {}).get("images")
+    if "image" not in file.tensors:
+        return None
+    image, pixel = (file.tensors[name].numpy() for name in ("image", "pixel"))
     try:
-        images = json.loads(text or "null")
+        images = json.loads(file.metadata.get("images", "null"))
         if not isinstance(images, list):
             raise ValueError("its list of images is missing")
         return PriorSources(image, pixel, images)
-    except ValueError as error:
-        raise BundleError(path, f"sources cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(file.path, f"sources cannot be read: {error}") from error
 
 
 def _belonging(spec: PriorSpec) -> dict[str, str]:
@@ -163,35 +161,35 @@ def _belonging(spec: PriorSpec) -> dict[str, str]:
 # -- what is refused -------------------------------------------------------------------------------
 
 
-def verify_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None:
+def verify_prior(file: TensorFile, spec: PriorSpec, fusion: PriorFusion | None) -> None:
     """Check a prior's tensors and values, and that it belongs to the manifest and the student.
 
     Args:
-        path: its file.
+        file: of the prior.
         spec: what the manifest says.
         fusion: the student's, with its weights; None for a student that has none.
 
     Raises:
         BundleError: says what does not fit and what to do.
     """
-    import torch
-
-    with open_tensors(path) as file:
-        names = set(file.keys())
-        expected = {"features": [spec.pixels, spec.channels], "inverse_depth": [spec.pixels]}
-        if names & {"image", "pixel"}:
-            expected |= {"image": [spec.pixels], "pixel": [spec.pixels]}
-        compare_shapes(path, {n: list(file.get_slice(n).get_shape()) for n in names}, expected)
-        if not torch.isfinite(file.get_tensor("features")).all():
-            raise BundleError(path, f"features hold NaN or infinite values; {_REMEDY}")
-        inverse = file.get_tensor("inverse_depth")
-        if not (torch.isfinite(inverse) & (inverse > 0)).all():
-            raise BundleError(
-                path,
-                "inverse_depth holds values that are NaN, infinite, or not positive in half "
-                f"precision; {_REMEDY}",
-            )
-    sources = read_sources(path)
+    path, tensors = file.path, file.tensors
+    expected = {"features": [spec.pixels, spec.channels], "inverse_depth": [spec.pixels]}
+    if set(tensors) & {"image", "pixel"}:
+        expected |= {"image": [spec.pixels], "pixel": [spec.pixels]}
+    compare_shapes(path, {n: list(t.shape) for n, t in tensors.items()}, expected)
+    for name in ("features", "inverse_depth"):
+        if not tensors[name].is_floating_point():
+            raise BundleError(path, f"{name} is stored as {str(tensors[name].dtype)[6:]}")
+    if not tensors["features"].isfinite().all():
+        raise BundleError(path, f"features hold NaN or infinite values; {_REMEDY}")
+    inverse = tensors["inverse_depth"]
+    if not (inverse.isfinite() & (inverse > 0)).all():
+        raise BundleError(
+            path,
+            "inverse_depth holds values that are NaN, infinite, or not positive in half "
+            f"precision; {_REMEDY}",
+        )
+    sources = read_sources(file)
     if sources is not None and spec.teacher is not None:
         last = int(sources.pixel.max())
         if last >= spec.teacher.map_pixels:
@@ -199,15 +197,16 @@ def verify_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> Non
                 path,
                 f"pixel {last} is outside the teacher's map of {spec.teacher.map_pixels} pixels",
             )
-    match_prior(path, spec, fusion)
+    match_prior(file, spec, fusion)
 
 
-def match_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None:
+def match_prior(file: TensorFile, spec: PriorSpec, fusion: PriorFusion | None) -> None:
     """Check that a prior's file, the manifest and the student belong together, by header alone.
 
     Raises:
         BundleError: another teacher, tap, channel width or alignment hash.
     """
+    path, found = file.path, file.metadata
     if fusion is None:
         raise BundleError(path, "a prior, but the student has no prior fusion to read it")
     width = fusion.config.reference_channels
@@ -224,8 +223,6 @@ def match_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None
             f"the prior has {spec.channels} channels, its teacher {teacher.name} gives "
             f"{teacher.channels}: {_REMEDY}",
         )
-    with open_tensors(path) as file:
-        found = file.metadata() or {}
     expected = _belonging(spec)
     for key, what in (("teacher", "teacher"), ("tap", "tap"), ("alignment", "alignment hash")):
         if found.get(key) != expected.get(key):
@@ -241,23 +238,6 @@ def match_prior(path: Path, spec: PriorSpec, fusion: PriorFusion | None) -> None
             f"another alignment hash than the student's: {_short(spec.alignment)}, not "
             f"{_short(own[0])}; the layers that read the prior have changed since: {_REMEDY}",
         )
-
-
-def compare_shapes(
-    path: Path, found: Mapping[str, list[int]], expected: Mapping[str, list[int]]
-) -> None:
-    """Raise BundleError unless a file's tensors have these names and shapes."""
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(set(found) - set(expected))
-    if missing or unknown:
-        parts = [f"lacks {len(missing)} ({missing[0]}, ...)"] if missing else []
-        parts += [f"has {len(unknown)} unknown ({unknown[0]}, ...)"] if unknown else []
-        raise BundleError(path, f"tensors do not fit the architecture: {' and '.join(parts)}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise BundleError(
-                path, f"tensor {name} has shape {found[name]}, the architecture asks for {shape}"
-            )
 
 
 def _short(text: str | None) -> str:
@@ -304,14 +284,16 @@ def copy_teacher(
     return sha256_of(target / MANIFEST_NAME)
 
 
-def verify_teacher(folder: Path, spec: PriorSpec | None) -> None:
+def verify_teacher(
+    folder: Path, expected: str, spec: PriorSpec | None, inside: Path | None
+) -> None:
     """Check the hashes of the teacher in a bundle, and that it is the prior's.
 
     Its architecture is checked when it is opened. Raises BundleError.
     """
-    manifest = read_manifest(folder / TEACHER_NAME)
-    for name, expected in manifest.files.items():
-        verify_hash(folder / TEACHER_FOLDER / name, expected)
+    manifest = read_manifest(folder / TEACHER_NAME, expected, inside)
+    for name, digest in manifest.files.items():
+        read_verified(folder / TEACHER_FOLDER / name, digest, inside)
     _check_teacher(folder, manifest, spec)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.bundle.manifest import TEACHER_FOLDER, TEACHER_NAME
+from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle.manifest import Manifest, PriorSpec
@@ -68,7 +69,7 @@ def describe_manifest(
     lines: list[str] = []
     for title, content in sections:
         lines += [title, *_lines(content, 1), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(map(printable, lines)).rstrip() + "\n"
 
 
 def _prior(spec: PriorSpec, sources: PriorSources | None) -> dict[str, Any]:

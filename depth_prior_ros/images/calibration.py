@@ -378,8 +378,7 @@ class Calibration:
         if self.width < 1 or self.height < 1:
             raise MessageError(
                 "camera_info_size",
-                f"calibrated for {self.width}x{self.height} pixels, the image has "
-                f"{width}x{height}",
+                f"calibrated for {self.width}x{self.height} pixels, the image has {width}x{height}",
             )
         x, y, wide, high = self.roi
         inside = wide > 0 and high > 0 and x + wide <= self.width and y + high <= self.height

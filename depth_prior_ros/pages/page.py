@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.untrusted import printable
+
+# What a page does not show but a terminal or reader may act on: control characters, those that turn
+# the direction of writing, and the bytes of file names that are not UTF-8.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -33,7 +39,7 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
     )
     text = environment.get_template(template.name).render(**values)
-    return text.encode("utf-8", "replace").decode()  # file names need not be UTF-8
+    return _INVISIBLE.sub(lambda found: printable(found[0]), text)
 
 
 def png_uri(picture: NDArray[np.uint8]) -> str:

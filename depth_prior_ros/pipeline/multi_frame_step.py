@@ -207,6 +207,8 @@ class MultiFrameStep:
             assert found.pair is not None
             assert found.step is not None
             output = self.depth(found.pair, found.step, clock)
+            if not np.isfinite(self._networks.backend.to_numpy(output[0])).any():
+                raise ValueError("the multi-frame network's answer holds no number")
             return replace(found, output=output), "forced" if forced else "moving"
         except PoseError as error:
             return MultiFrameResult(error=str(error)), "pose"

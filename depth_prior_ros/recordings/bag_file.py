@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
+from depth_prior_ros.recordings.bounded_bags import check_bag
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 _UNFINISHED = ".active"  # what ROS 1's recorder calls a file that it still writes
@@ -115,9 +116,13 @@ class BagFile:
             raise RecordingError(
                 f"{self.path}: its recording was not finished; `rosbag reindex` makes it readable"
             )
+        readable = check_bag(self.path)
         if not self.path.is_dir():
             return _open_files([self.path], self.path)
-        if not (self.path / _METADATA).is_file():
+        if not readable and (self.path / _METADATA).exists():
+            self.notes.append(f"{_METADATA} cannot be read: the bag files beside it are")
+            return _open_files(self._files(), self.path)
+        if not readable:
             self.notes.append(f"there is no {_METADATA}: the bag files in the folder are read")
             return _open_files(self._files(), self.path)
         try:

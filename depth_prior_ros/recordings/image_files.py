@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.images.encodings import decoded_to_rgb
 from depth_prior_ros.recordings.base import CorruptFrameError
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import IMAGE_FILE_BYTES, IMAGE_PIXELS, check_regular, read_file
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"),
@@ -37,20 +39,21 @@ def probe_image(path: Path) -> tuple[int, int]:
     reading only.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(_PROBE_BYTES)
             size_in_bytes = path.stat().st_size
             file.seek(max(0, size_in_bytes - _TAIL_BYTES))
             tail = file.read()
     except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
     _check_ends(head, tail, size_in_bytes, str(path))
     if not head.startswith((_JPEG_START, _PNG_START)):
         height, width = read_image(path).shape[:2]  # only decoding tells
         return width, height
-    size = _header_size(head) or _header_size(path.read_bytes())
-    if size is None:
-        raise CorruptFrameError(f"{path}: no image size in its header")
+    size = _header_size(head) or _header_size(_read(path))
+    _check_pixels(size, str(path))
+    assert size is not None
     return size
 
 
@@ -88,6 +91,9 @@ def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
 
 
 def _decode(data: bytes, what: str) -> NDArray:
+    """OpenCV's array, once the size that a header says is known to be bearable."""
+    if data.startswith((_JPEG_START, _PNG_START)):
+        _check_pixels(_header_size(data), what)
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -126,9 +132,18 @@ def read_bytes(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, IMAGE_FILE_BYTES)
     except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
+
+
+def _check_pixels(size: tuple[int, int] | None, what: str) -> None:
+    if size is None:
+        raise CorruptFrameError(f"{what}: no image size in its header")
+    if not 0 < size[0] * size[1] <= IMAGE_PIXELS:
+        raise CorruptFrameError(
+            f"{what}: its header says {size[0]}x{size[1]}, {IMAGE_PIXELS:,} pixels are the most"
+        )
 
 
 def _check_bytes(data: bytes, what: str) -> None:

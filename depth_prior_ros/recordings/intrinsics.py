@@ -114,11 +114,11 @@ def read_intrinsics(path: Path, size: tuple[int, int]) -> Calibration:
 
 def read_mapping(path: Path, expected: str) -> Mapping[str, Any]:
     """Keys and values of a YAML or JSON file; raises RecordingError naming what was expected."""
-    import yaml
+    from depth_prior_ros import strict_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = strict_yaml.read(path)  # JSON is YAML, too
+    except (OSError, strict_yaml.YamlError) as error:
         raise RecordingError(f"{path}: cannot be read as YAML or JSON ({error})") from error
     if not isinstance(content, Mapping):
         raise RecordingError(f"{path}: {expected} expected")

@@ -43,7 +43,11 @@ class ScaleKeeper:
     """
 
     def __init__(self, path: str, log: Any) -> None:
-        self._path = str(Path(path).expanduser().absolute()) if path else ""
+        self._path = path
+        if path:
+            # A home that does not exist is said where the file is read or written.
+            with contextlib.suppress(RuntimeError):
+                self._path = str(Path(path).expanduser().absolute())
         self._log = log
         self._camera: Camera | None = None
 
@@ -66,7 +70,7 @@ class ScaleKeeper:
             pipeline.scale.restore(stored)
         except FileNotFoundError:
             return
-        except (ScaleFileError, ValueError) as error:
+        except (OSError, ScaleFileError, ValueError) as error:
             self._log.warning(f"stored scale not taken up: {error}")
         else:
             factor = pipeline.scale.metres_per_unit

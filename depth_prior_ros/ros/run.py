@@ -11,6 +11,7 @@ from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
 from depth_prior_ros.ros import interrupts
 from depth_prior_ros.ros.lifecycle_node import DepthNode
+from depth_prior_ros.untrusted import printable_lines
 
 
 def run(args: list[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def run(args: list[str] | None = None) -> int:
     except ExternalShutdownException:
         return 0
     except (ValueError, ParameterException) as error:
-        print(f"depth_node: {error}", file=sys.stderr)
+        print(f"depth_node: {printable_lines(error)}", file=sys.stderr)
         return 1
     finally:
         # A frame is ended and the scale stored now, and then the interpreter takes its time.

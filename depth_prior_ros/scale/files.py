@@ -5,11 +5,12 @@ The file belongs to one bundle and one camera: another network has other units.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from depth_prior_ros.atomic_files import write_text
+from depth_prior_ros.atomic_files import remove_leftovers, write_text
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale.measured import stored_factor
 
@@ -30,7 +31,7 @@ def save_scale(
 
     Raises OSError; ValueError for what `Scale.store` cannot have given.
     """
-    import yaml
+    from depth_prior_ros import strict_yaml
 
     stored_factor(stored)
     data = {
@@ -43,7 +44,9 @@ def save_scale(
         "camera": None if camera is None else _view(camera),
     }
     text = "# Metric factor of a depth bundle, measured by depth_node.\n"
-    write_text(Path(path).expanduser(), text + yaml.safe_dump(data, sort_keys=False))
+    place = _place(path)
+    remove_leftovers(place.parent, place.name)
+    write_text(place, text + strict_yaml.dump(data))
 
 
 def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[str, Any]:
@@ -53,20 +56,22 @@ def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[
 
     Raises ScaleFileError; FileNotFoundError where there is no file, as before the first run.
     """
-    import yaml
+    from depth_prior_ros import strict_yaml
 
-    path = Path(path).expanduser()
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path = _place(path)
+        data = strict_yaml.read(path)
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ScaleFileError(f"{path}: cannot be read: {strict_yaml.problem_of(error)}") from error
+    except strict_yaml.YamlError as error:
         raise ScaleFileError(f"{path}: cannot be read: {error}") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise ScaleFileError(f"{path}: not a scale file of format {_FORMAT}")
     try:
         stored_factor(data)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ScaleFileError(f"{path}: {error}") from error
     if data.get("bundle") != bundle:
         raise ScaleFileError(f"{path}: measured with another bundle")
@@ -79,6 +84,15 @@ def same_view(one: Camera, other: Camera) -> bool:
     """Whether a factor measured with one camera holds for the other: as far as calibrations of one
     camera differ, whatever the image's size."""
     return _same_view(_view(one), other)
+
+
+def _place(path: str | Path) -> Path:
+    """The file with its `~` resolved. Raises OSError for a home that does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        cause = "there is no such home folder; give an absolute path"
+        raise OSError(errno.ENOTDIR, cause, str(path)) from error
 
 
 def _view(camera: Camera) -> dict[str, float]:
@@ -94,5 +108,5 @@ def _same_view(known: Any, camera: Camera) -> bool:
             abs(float(known[key]) / value - 1) <= _SAME_CAMERA
             for key, value in _view(camera).items()
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return False

@@ -121,6 +121,32 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     check(page)
 
 
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else ()
+    return [place, *(leaf for key, part in inner for leaf in leaves(part, (*place, key)))]
+
+
+@pytest.mark.parametrize("strange", ["<script>alert(1)</script>\x1b[2J", [1], 1e300, None])
+def test_figures_that_no_replay_writes(tmp_path: Path, strange: Any) -> None:
+    """Of any kind in any place: a page in which they are words, or one line."""
+    save(tmp_path, results_of([FrameRecord(0, 5, 1.0, 9.0, "multi_frame", "moving", 0.1)]))
+    whole = json.loads((tmp_path / "metrics.json").read_text())
+    for place in leaves(whole)[1:]:
+        metrics = json.loads(json.dumps(whole))
+        last = metrics
+        for key in place[:-1]:
+            last = last[key]
+        last[place[-1]] = strange
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+        try:
+            text = report(tmp_path).read_text()
+        except RecordingError as error:
+            assert str(tmp_path) in str(error)
+        else:
+            assert "<script>alert" not in text
+            assert "\x1b" not in text
+
+
 def test_frames_travel_in_the_page(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     frames = []

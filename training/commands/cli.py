@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
+from depth_prior_ros.untrusted import printable_lines
 from training.commands.prior import add_prior_commands
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_plain(error):
             raise
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"depth_train: error: {error}", file=sys.stderr)
+            print(f"depth_train: error: {printable_lines(error)}", file=sys.stderr)
         return 1
 
 

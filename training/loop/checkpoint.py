@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from depth_prior_ros.atomic_files import write_safetensors
+from depth_prior_ros.untrusted import check_regular, printable
 from training.loop.weight_average import WeightAverage
 
 LAST = "last.safetensors"
@@ -58,8 +60,10 @@ def save_checkpoint(
         tensors |= _optimiser_tensors(optimiser)
     if average is not None:
         tensors |= {f"{_AVERAGE}{k}": t.cpu().contiguous() for k, t in average.tensors().items()}
+    about = {"progress": json.dumps(progress)}
+    about["sha256"] = _digest(tensors, about["progress"])
     try:
-        write_safetensors(path, tensors, {"progress": json.dumps(progress)})
+        write_safetensors(path, tensors, about)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {path} {error.strerror}; once that is mended (a full disk?) the same "
@@ -98,14 +102,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: the file is damaged, or belongs to other networks.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            progress = json.loads((file.metadata() or {}).get("progress", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read: {error}; without it this stage begins again"
-        ) from error
+    tensors, progress = _read(path)
     for name, module in networks.items():
         prefix = f"net.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -113,11 +110,50 @@ def load_checkpoint(
             module.load_state_dict(own)
         except RuntimeError as error:
             raise CheckpointError(f"checkpoint {path} holds another '{name}': {error}") from error
-    if optimiser is not None:
-        _load_optimiser(optimiser, tensors)
-    if average is not None:
-        average.load({k[len(_AVERAGE) :]: t for k, t in tensors.items() if k.startswith(_AVERAGE)})
+    try:
+        if optimiser is not None:
+            _load_optimiser(optimiser, tensors)
+        if average is not None:
+            prefix = _AVERAGE
+            own = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
+            average.load(own)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} holds another optimiser or average: {error}"
+        ) from error
     return progress
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors and the progress, with the hash compared. Raises CheckpointError."""
+    remedy = "without it this stage begins again"
+    try:
+        check_regular(path)
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            about = file.metadata() or {}
+        progress = json.loads(about.get("progress", "{}"))
+    # KeyError: a type of numbers that torch has not
+    except (OSError, SafetensorError, ValueError, RecursionError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint {printable(path)} cannot be read: {printable(error)}; {remedy}"
+        ) from error
+    # Checkpoints of earlier versions have no hash.
+    if "sha256" in about and about["sha256"] != _digest(tensors, about["progress"]):
+        raise CheckpointError(f"checkpoint {path} is damaged: its sha256 does not match; {remedy}")
+    if not isinstance(progress, dict) or not isinstance(progress.get("step", 0), int):
+        raise CheckpointError(f"checkpoint {path} is damaged: its progress is no mapping; {remedy}")
+    return tensors, progress
+
+
+def _digest(tensors: dict[str, Tensor], progress: str) -> str:
+    """sha256 over names, types, shapes and numbers of all tensors, and the progress."""
+    digest = hashlib.sha256(progress.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(numbers.numpy().data)
+    return digest.hexdigest()
 
 
 def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,9 @@ class StageLog:
             kept = [line for line in lines if _step_of(line) <= step]
             with self._writing():
                 write_text(self._path, "".join(line + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        _quieten_writer_threads()
+        with self._writing():
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of figures."""
@@ -69,6 +72,23 @@ class StageLog:
                 f"{self._path.parent} cannot be written: {error}; once that is mended (a full "
                 "disk?) the same command goes on from the last checkpoint"
             ) from error
+
+
+def _quieten_writer_threads() -> None:
+    """Leave out the traceback of TensorBoard's thread on a full disk.
+
+    The thread keeps what it met and raises it at the next write, where it becomes one line.
+    """
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        writer = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (writer and issubclass(failure.exc_type, OSError)):
+            before(failure)
+
+    hook.told = True  # type: ignore[attr-defined]
+    if not hasattr(before, "told"):
+        threading.excepthook = hook
 
 
 class NoLog(StageLog):

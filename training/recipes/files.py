@@ -6,10 +6,11 @@ import difflib
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from depth_prior_ros import strict_yaml
+from depth_prior_ros.untrusted import printable
 from training.recipes.base import RecipeError, Strict
 from training.recipes.recipe import Recipe
 
@@ -71,8 +72,8 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not sign:
         raise RecipeError(f"override '{override}' is not of the form key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = strict_yaml.parse(text)
+    except strict_yaml.YamlError as error:
         raise RecipeError(f"override '{override}': the value is not YAML: {error}") from error
     *parents, last = key.split(".")
     target: Any = values
@@ -95,9 +96,9 @@ def _index(target: list[Any], name: str, override: str) -> int:
 
 
 def _plain(error: Any) -> str:
-    place = ".".join(map(str, error["loc"])) or "recipe"
+    place = printable(".".join(map(str, error["loc"])) or "recipe")
     if error["type"] != "extra_forbidden":
-        return f"{place}: {error['msg']}"
+        return printable(f"{place}: {error['msg']}")
     if (key := str(error["loc"][-1])) in _RENAMED:
         return f"unknown key {place}; it is called {_RENAMED[key]} now"
     allowed = _keys_at(error["loc"][:-1])
@@ -140,10 +141,11 @@ def _kind(path: Path) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = strict_yaml.read(path)
     except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = strict_yaml.problem_of(error)
+        raise RecipeError(f"recipe {path} cannot be read: {problem}") from error
+    except strict_yaml.YamlError as error:
         raise RecipeError(f"recipe {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds no keys")

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.trunk import TRUNKS
+from depth_prior_ros.untrusted import IMAGE_SIDE, INPUT_PIXELS
 from training.recipes.base import RecipeError, Strict
 from training.recipes.data import Data
 from training.stages.base import STAGES, Place, StageConfig
@@ -49,7 +50,9 @@ class Fusion(Strict):
     """How the student reads the prior (RPrDepth, prior depth fusion); the paper names no sizes."""
 
     tap: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
-    width: int = Field(64, ge=1, description="channels of queries, keys and the depth hint")
+    width: int = Field(
+        64, ge=1, le=4096, description="channels of queries, keys and the depth hint"
+    )
     heads: int = Field(4, ge=1, description="of the depth hint; divides width")
     depth_input: Literal["log", "inverse", "none"] = Field(
         "log", description="what the fusion sees of the looked-up inverse depth D_c"
@@ -95,7 +98,7 @@ class MultiFrame(Strict):
     """The multi-frame network: MISM's with PADS, or ManyDepth's cost volume."""
 
     kind: Literal["pads", "cost_volume"] = "pads"
-    hypotheses: int = Field(16, ge=8, description="96 in ManyDepth's cost volume")
+    hypotheses: int = Field(16, ge=8, le=512, description="96 in ManyDepth's cost volume")
     range_mode: Literal["pads", "tracked"] = Field(
         "pads",
         description="pads: around the single-frame depth; tracked: one range for the data set",
@@ -176,7 +179,7 @@ class Output(Strict):
 class Recipe(Strict):
     """One training run: data, networks, stages, and the bundle that comes out."""
 
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**63)
     size: tuple[int, int] = Field((320, 96), description="width and height of the input")
     metres_per_unit: float = Field(10.0, gt=0, description="unit of depth in training")
     networks: Networks = Networks()
@@ -199,7 +202,7 @@ class Recipe(Strict):
     stages: tuple[Stage, ...] = Field(min_length=1)
     output: Output
     device: str = Field("auto", description="cpu, cuda, cuda:N; auto: CUDA where there is one")
-    threads: int = Field(1, ge=1, description="CPU threads; one is often faster than two")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads; one is often faster than two")
     precision: Literal["auto", "f32", "bf16"] = Field(
         "f32", description="of the networks in training; auto: bf16 where it is computed fast"
     )
@@ -229,6 +232,8 @@ class Recipe(Strict):
     def _multiple_of_32(cls, size: tuple[int, int]) -> tuple[int, int]:
         if any(side < 32 or side % 32 for side in size):
             raise ValueError(f"sides must be multiples of 32, got {size[0]}x{size[1]}")
+        if max(size) > IMAGE_SIDE or size[0] * size[1] > INPUT_PIXELS:
+            raise ValueError(f"{size[0]}x{size[1]}: at most {INPUT_PIXELS:,} pixels")
         return size
 
     @model_validator(mode="after")

@@ -8,17 +8,19 @@ precision. A command given again goes on where it was. `torchrun` starts it on s
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
-from depth_prior_ros.atomic_files import write_text
+from depth_prior_ros import strict_yaml
+from depth_prior_ros.atomic_files import remove_leftovers, write_text
 from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from training.data.pairs import PairSource
@@ -80,6 +82,33 @@ class Run:
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
         self._check_folders()
+        with self._alone():
+            return self._carry_out()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """This folder for this run only; the lock ends with the process, however that ends.
+
+        Raises RecipeError where another run has it.
+        """
+        if not self.processes.is_main_process:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RecipeError(
+                    f"{self.folder} is in use by another run; wait for it, or give --out another "
+                    "folder"
+                ) from error
+            remove_leftovers(self.folder)
+            for stage in self.folder.glob("[0-9]*_*/"):
+                remove_leftovers(stage)
+            yield
+
+    def _carry_out(self) -> Path:
         bundle = self.folder / "bundle"
         with self.processes.main_process_first():
             if self.processes.is_main_process:
@@ -240,7 +269,7 @@ def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:
                 "there); give --out another folder, or remove that one"
             )
         return
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(path, strict_yaml.dump(recipe.model_dump(mode="json")))
 
 
 def _read_kept(path: Path) -> Recipe | None:

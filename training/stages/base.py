@@ -93,7 +93,7 @@ class StageConfig(Strict):
 class TrainingConfig(StageConfig):
     """Length, batch and learning rate of a stage that trains. Either ``steps`` or ``epochs``."""
 
-    batch: int = Field(6, ge=1)
+    batch: int = Field(6, ge=1, le=4096)
     steps: int = Field(0, ge=0)
     epochs: int = Field(0, ge=0, description="passes over the triplets, instead of steps")
     learning_rate: float = Field(1e-4, gt=0)

@@ -31,7 +31,7 @@ class Supervised(TrainingConfig):
     kind: Literal["supervised"]
     needs_pairs = True
     needs_triplets = False
-    batch: int = Field(8, ge=1)
+    batch: int = Field(8, ge=1, le=4096)
     multi_batch: int | None = Field(
         None, ge=0, description="samples of a batch the multi-frame network sees; default: all"
     )
