@@ -49,9 +49,12 @@ def add_recording_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def recording_options(path: Path, parsed: argparse.Namespace) -> dict[str, Any]:
-    """What `open_recording(path)` is to be given; raises RecordingError for options that are of
-    another kind of recording."""
+def recording_options(path: Path, parsed: Any) -> dict[str, Any]:
+    """What `open_recording(path)` is to be given.
+
+    parsed: a namespace, or whatever has its names. Raises RecordingError for options that are of
+    another kind of recording.
+    """
     from depth_prior_ros.recordings import RecordingError, is_bag
     from depth_prior_ros.recordings.bag_topics import BagTopics
     from depth_prior_ros.recordings.video import is_video

@@ -62,6 +62,7 @@ class TinyTeacher:
             "pose": self.pose.to(dtype),
             "multi": self.multi.to(dtype),
         }
+        self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for network in self.networks.values():
             share_batch_statistics(network, processes)
         self.trained = [p for network in self.networks.values() for p in network.parameters()]

@@ -378,7 +378,7 @@ class Calibration:
         if self.width < 1 or self.height < 1:
             raise MessageError(
                 "camera_info_size",
-                f"camera_info says {self.width}x{self.height} pixels, the image has "
+                f"calibrated for {self.width}x{self.height} pixels, the image has "
                 f"{width}x{height}",
             )
         x, y, wide, high = self.roi
@@ -388,7 +388,7 @@ class Calibration:
         if not _same_aspect(self.width, self.height, width, height):
             raise MessageError(
                 "camera_info_size",
-                f"camera_info is for {self.width}x{self.height} pixels, the image has "
+                f"calibrated for {self.width}x{self.height} pixels, the image has "
                 f"{width}x{height}: another aspect ratio, so it cannot be scaled to fit",
             )
         return self._scaled(width, height)

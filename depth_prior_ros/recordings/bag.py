@@ -46,9 +46,14 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     name_skipped,
 )
+from depth_prior_ros.recordings.intrinsics import read_mapping
 from depth_prior_ros.recordings.stamps import Logged, StampOrder, number_frames, order_stamps
 
-__all__ = ["BagTopics", "open_bag"]
+__all__ = ["TOPICS_FILE", "BagTopics", "open_bag"]
+
+TOPICS_FILE = "topics.yaml"
+"""In a bag's folder, or as BAG.topics.yaml beside it: `image: /front/image_raw`, and so on by the
+names of `BagTopics`; it holds for every tool that opens the bag."""
 
 # Odometry older than this says nothing about a frame.
 _ODOMETRY_AGE = 0.5
@@ -140,12 +145,13 @@ def open_bag(
 
     rectify: whether images are rectified where camera_info has distortion; see
     `calibration.rectification_wanted`. Not with a `camera`, which is that of rectified images.
+    What `topics` leaves open, a file beside the bag may say for every tool (see `TOPICS_FILE`).
 
     Raises RecordingError for a damaged bag, one without images (naming what is in it), without
     intrinsics, with ones that make no sense, or without the topics asked for.
     """
     bag = BagFile(Path(path))
-    wanted = topics or BagTopics()
+    wanted = _with_kept(bag, topics or BagTopics())
     there = bag.topics()
     unreadable = {} if wanted.image else _unreadable(bag, image_topics(there))
     chosen, notes = choose_topics(there, wanted, bag.path, unreadable)
@@ -191,11 +197,27 @@ def open_bag(
     return recording
 
 
+def _with_kept(bag: BagFile, wanted: BagTopics) -> BagTopics:
+    """What was wanted, and for the rest what the file of topics says; raises RecordingError."""
+    inside, beside = bag.path / TOPICS_FILE, bag.path.with_name(f"{bag.path.name}.{TOPICS_FILE}")
+    file = next((f for f in (inside, beside) if f.is_file()), None)
+    if file is None:
+        return wanted
+    names = tuple(vars(wanted))
+    content = read_mapping(file, ", ".join(names))
+    wrong = [k for k, v in content.items() if k not in names or not isinstance(v, str)]
+    if wrong:
+        raise RecordingError(f"{file}: {wrong[0]!r}: one of {', '.join(names)}, and a topic")
+    bag.notes.append(f"topics by {file}: {', '.join(content.values())}")
+    open_ones = {name: topic for name, topic in content.items() if getattr(wanted, name) is None}
+    return replace(wanted, **open_ones)
+
+
 def images_size(path: Path, topics: BagTopics | None = None) -> tuple[int, int]:
     """(width, height) of a bag's first image; raises RecordingError."""
     bag = BagFile(Path(path))
     there = bag.topics()
-    chosen, _ = choose_topics(there, topics or BagTopics(), bag.path)
+    chosen, _ = choose_topics(there, _with_kept(bag, topics or BagTopics()), bag.path)
     for _, _, message in bag.messages({chosen.image or ""}):
         try:
             return image_size(message)

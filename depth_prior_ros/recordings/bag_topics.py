@@ -151,7 +151,7 @@ def _find_image(there: There, unreadable: Mapping[str, str], path: Path, notes: 
         )
         notes.append(
             f"of {len(others) + 1} cameras {best} is taken, as {why}; there are also {names}: "
-            "name one as the image topic"
+            "name one as the image topic (--image-topic, camera of a recipe's drive, topics.yaml)"
         )
     return best
 

@@ -90,7 +90,7 @@ def read_intrinsics(path: Path, size: tuple[int, int]) -> Calibration:
     Normalised intrinsics hold for any size, those in pixels for the size that the file gives, or
     for `size` where it gives none. Raises RecordingError.
     """
-    content = _read(path)
+    content = read_mapping(path, "units, fx, fy, cx and cy")
     if is_ros_calibration(content):
         try:
             return Calibration.from_yaml(content)
@@ -112,7 +112,8 @@ def read_intrinsics(path: Path, size: tuple[int, int]) -> Calibration:
     return Calibration.from_camera(camera_from_values(values, units, size, str(path)))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_mapping(path: Path, expected: str) -> Mapping[str, Any]:
+    """Keys and values of a YAML or JSON file; raises RecordingError naming what was expected."""
     import yaml
 
     try:
@@ -120,7 +121,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecordingError(f"{path}: cannot be read as YAML or JSON ({error})") from error
     if not isinstance(content, Mapping):
-        raise RecordingError(f"{path}: units, fx, fy, cx and cy expected")
+        raise RecordingError(f"{path}: {expected} expected")
     return content
 
 

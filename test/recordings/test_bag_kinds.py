@@ -142,6 +142,21 @@ def test_of_two_cameras_one_is_taken_with_a_reason_and_the_other_on_request(tmp_
         assert not [n for n in chosen.notes if "cameras" in n]
 
 
+def test_a_file_beside_the_bag_names_its_topics_for_every_tool(tmp_path):
+    folder = write(tmp_path / "bag", {**camera("/front"), **camera("/back")})
+    (folder / "topics.yaml").write_text("image: /front/image_raw\n")
+    assert open_recording(folder).streams["image"] == "/front/image_raw"
+    named = open_bag(folder, topics=BagTopics(image="/back"))
+    assert named.streams["image"] == "/back/image_raw", "what is said goes before what is kept"
+    file = tmp_path / "one.mcap"
+    shutil.copy(folder / "bag.mcap", file)
+    (tmp_path / "one.mcap.topics.yaml").write_text("image: /front\n")
+    assert open_recording(file).streams["image"] == "/front/image_raw"
+    (folder / "topics.yaml").write_text("picture: /front/image_raw\n")
+    with pytest.raises(RecordingError, match=r"topics\.yaml: 'picture': one of image"):
+        open_recording(folder)
+
+
 def test_the_fuller_camera_and_the_calibrated_one_go_first(tmp_path):
     fuller = {**camera("/a", 3), **camera("/b", 5)}
     recording = open_recording(write(tmp_path / "fuller", fuller))

@@ -270,7 +270,7 @@ def test_intrinsics_as_json_elsewhere(tmp_path: Path):
         (NORMALISED.replace("0.58", "wide"), "'wide' is not a number"),
         (NORMALISED.replace("0.58", "-0.58"), "focal lengths must be positive"),
         (PIXELS.replace("width: 100\n", ""), "width and height"),
-        (PIXELS.replace("height: 30", "height: 90"), "no resized version"),
+        (PIXELS.replace("height: 30", "height: 90"), "another aspect ratio"),
         ("[1, 2", "cannot be read as YAML or JSON"),
         ("just words", "expected"),
     ],

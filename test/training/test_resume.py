@@ -134,6 +134,30 @@ def test_checkpoint_restores_networks_and_optimiser_exactly(tmp_path: Path) -> N
     assert [first.step(s) for s in (7, 8)] == [second.step(s) for s in (7, 8)]
 
 
+def test_an_optimiser_goes_on_whatever_the_order_of_the_weights_in_memory(tmp_path: Path) -> None:
+    """Channels last, as the student's convolutions are; a fused step does not look at strides."""
+
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net, torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
+
+    def step(net: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        optimiser.zero_grad()
+        net(x).square().mean().backward()
+        optimiser.step()
+
+    (whole, first), (rest, second) = made(), made()
+    step(whole, first, 0)
+    save_checkpoint(tmp_path / "c", {"net": whole}, first, {})
+    load_checkpoint(tmp_path / "c", {"net": rest}, second)
+    for seed in (1, 2):
+        step(whole, first, seed)
+        step(rest, second, seed)
+    assert all(map(torch.equal, whole.state_dict().values(), rest.state_dict().values()))
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
     nets, path = _Nets(0), tmp_path / "last.safetensors"

@@ -168,7 +168,7 @@ def test_intrinsics_of_another_image_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="lies outside the image"):
         camera_of(Intrinsics(fx=721.5, fy=721.5, cx=609.6, cy=172.9), (600, 181), "here")
     images(tmp_path)
-    with pytest.raises(RecipeError, match="no resized version"):
+    with pytest.raises(RecipeError, match="another aspect ratio"):
         given = {"fx": 72.0, "fy": 72.0, "cx": 61.0, "cy": 17.0, "size": [124, 76]}
         load(tmp_path, intrinsics=given)
 
@@ -194,7 +194,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load(tmp_path, camera="image_03")
     drive = write_moving_drive(tmp_path)
     given = {"fx": 72.0, "fy": 72.0, "cx": 61.0, "cy": 17.0}
-    with pytest.raises(RecipeError, match="folders of images and bags only"):
+    with pytest.raises(RecipeError, match="folders of images, videos and bags only"):
         load(tmp_path, path=str(drive.relative_to(tmp_path)), intrinsics=given)
     with pytest.raises(ValidationError, match="leave a tenth"):
         load(tmp_path, crop=(0.5, 0, 0.5, 0))

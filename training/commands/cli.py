@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.recording_options import add_recording_options, recording_options
 from training.commands.prior import add_prior_commands
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
+    add_recording_options(evaluate)
     evaluate.set_defaults(handler=_evaluate)
 
 
@@ -237,6 +239,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from training.evaluation.report import print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
+    read_as = None
+    if arguments.protocol == "drive" and arguments.data is not None:
+        read_as = recording_options(arguments.data, arguments)
     with ProgressBar() as progress:
         report = evaluate_bundle(
             arguments.bundle,
@@ -247,6 +252,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             backend=arguments.backend,
             device=arguments.device,
             poses=arguments.pose,
+            read_as=read_as,
             keep=arguments.pictures is not None,
             progress=progress,
         )

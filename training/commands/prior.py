@@ -9,6 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
+from depth_prior_ros.recording_options import add_recording_options
+
 # Kept here as plain words, so that --help needs no import; a test compares them.
 SELECTION_METHODS = ("attention", "random", "k_means", "all")
 
@@ -170,6 +172,7 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--stride", type=int, default=1, help="frames between neighbours (default: 1)")
     add("--seed", type=int, default=1, help="decides frames and pixels (default: 1)")
     add("--device", default="auto", help="where the networks run (default: auto)")
+    add_recording_options(parser)
     parser.set_defaults(handler=_adapt)
 
 

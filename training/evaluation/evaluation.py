@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,6 +100,7 @@ def evaluate_bundle(
     models: Sequence[Model] = MODELS,
     baselines: bool = False,
     poses: bool = False,
+    read_as: Mapping[str, Any] | None = None,
     backend: str = "auto",
     device: str = "auto",
     keep: bool = True,
@@ -115,6 +116,7 @@ def evaluate_bundle(
         models: which forced models to judge; with both, also what is published.
         baselines: also judge predictors that do not look at the image.
         poses: judge ego-motion on the drives with poses; without a protocol, nothing else.
+        read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
         backend, device: what runs the networks.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
@@ -126,7 +128,7 @@ def evaluate_bundle(
     from depth_prior_ros.pipeline import DepthPipeline
 
     folder = data_folder(data)
-    sets = [] if poses and protocol is None else choose_sets(folder, protocol)
+    sets = [] if poses and protocol is None else choose_sets(folder, protocol, read_as)
     trajectories = pose_recordings(folder) if poses else []
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     pipeline = DepthPipeline(loaded, backend, device)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
@@ -74,12 +75,14 @@ class EvaluationError(Exception):
     """An evaluation cannot be carried out; the message says what is missing."""
 
 
-def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
+def choose_sets(
+    data: Path, protocol: str | None, read_as: Mapping[str, Any] | None = None
+) -> list[EvaluationSet]:
     """The sets that a protocol (of PROTOCOL_SETS) means below `data`.
 
     eigen and eigen_improved: the listed test frames of every drive; drive: all frames with depth of
     the recording `data`, or of every Eigen test drive below it. None: kitti2015, and drive, as far
-    as they are there.
+    as they are there. read_as: options of `open_recording`, for the one recording of drive.
 
     Raises:
         EvaluationError: none is there, or the protocol is unknown.
@@ -90,6 +93,8 @@ def choose_sets(data: Path, protocol: str | None) -> list[EvaluationSet]:
     if protocol is None:
         looks_for = "kitti_2015 or KITTI raw drives of the Eigen test list with depth"
         found = _scenes(data) + eigen_drive_sets(data, listed_only=False)
+    elif protocol == "drive" and read_as:
+        looks_for, found = PROTOCOL_SETS[protocol][0], [drive_set(data, read_as)]
     else:
         looks_for, finder = PROTOCOL_SETS[protocol]
         found = finder(data)
@@ -209,13 +214,13 @@ def kitti_2015_set(data: Path) -> EvaluationSet | None:
     )
 
 
-def drive_set(path: Path) -> EvaluationSet:
+def drive_set(path: Path, read_as: Mapping[str, Any] | None = None) -> EvaluationSet:
     """Every frame with depth of one recording (a drive, a bag, a data set), as a sequence.
 
     Depth from LiDAR is judged with Garg's crop up to 80 m, from stereo and exact depth everywhere
-    up to 80 m.
+    up to 80 m. read_as: options of `open_recording`.
     """
-    recording = open_recording(path)
+    recording = open_recording(path, **(read_as or {}))
     protocol = protocol_for(recording) or PROTOCOLS["eigen"]
     return EvaluationSet(recording.name, protocol, recording, frames_with_depth(recording))
 

@@ -128,3 +128,8 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]
             state.setdefault(int(index), {})[entry] = value
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict({"state": state, "param_groups": groups})
+    # A fused step goes through memory without asking for strides; files hold plain ones.
+    for parameter, entries in optimiser.state.items():
+        for entry, value in entries.items():
+            if value.shape == parameter.shape and parameter.dim():
+                entries[entry] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -30,6 +30,7 @@ from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.progress import Progress, ProgressBar
+from depth_prior_ros.recording_options import recording_options
 from training.errors import TrainingError
 from training.prior.own_drive import OwnDrive, depth_errors, notes, photometric, table
 from training.prior.reference.extraction import extract_reference_set
@@ -197,6 +198,8 @@ class Request:
         stride: frames between neighbours; above 1 for cameras faster than those of training.
         seed: decides triplets and pixels.
         device: where the networks run.
+        image_topic, camera_info_topic, odom_topic, depth_topic, rectify, intrinsics: how the
+            recording is read, as `recording_options` has it.
     """
 
     bundle: str | Path
@@ -212,6 +215,12 @@ class Request:
     stride: int = 1
     seed: int = 1
     device: str = "auto"
+    image_topic: str | None = None
+    camera_info_topic: str | None = None
+    odom_topic: str | None = None
+    depth_topic: str | None = None
+    rectify: str = "auto"
+    intrinsics: str | None = None
 
     @property
     def command(self) -> str:
@@ -239,6 +248,8 @@ class Request:
             "images": self.images,
             "stride": self.stride,
             "seed": self.seed,
+            # Another camera of the same bag is another drive.
+            **({"image_topic": self.image_topic} if self.image_topic else {}),
         }
 
 
@@ -282,7 +293,8 @@ def adapt(request: Request) -> Adapted:
         )
     device = str(choose_device(request.device))
     with ProgressBar() as progress:
-        drive = OwnDrive.open(request.bag, request.share, request.stride, progress)
+        read_as = recording_options(request.bag, request)
+        drive = OwnDrive.open(request.bag, request.share, request.stride, progress, read_as)
         teacher = open_adapt_teacher(bundle, request.teacher, device)
         folder = request.out or Path("runs/adapt") / f"{bundle.manifest.name}_{drive.name}"
         work = _Work(request, bundle, drive, teacher, folder, device)

@@ -70,9 +70,14 @@ class OwnDrive:
 
     @classmethod
     def open(
-        cls, path: Path, share: float, stride: int = 1, progress: Progress = quiet
+        cls,
+        path: Path,
+        share: float,
+        stride: int = 1,
+        progress: Progress = quiet,
+        options: Mapping[str, Any] | None = None,
     ) -> OwnDrive:
-        """Open any recording.
+        """Open any recording; `options` are those of `open_recording`.
 
         Raises:
             RecordingError: it cannot be opened.
@@ -82,7 +87,7 @@ class OwnDrive:
             raise TrainingError(f"share {share:g}: above 0, and 1 at most (then none is held out)")
         if stride < 1:
             raise TrainingError(f"stride {stride}: at least 1")
-        drive = cls(path, open_recording(path), share, stride, progress)
+        drive = cls(path, open_recording(path, **(options or {})), share, stride, progress)
         needed, has = 2 * stride + 1, drive.first
         if not drive.recording.consecutive:
             raise TrainingError(f"{path}: separate scenes; a prior needs frames that follow others")

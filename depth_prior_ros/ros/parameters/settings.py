@@ -284,9 +284,9 @@ class Settings:
     )
     sync_wait: float = parameter(
         0.02,
-        "Time that an image waits for odometry as new as it is, and for camera_info where none "
-        "fits its size. Topics are not ordered among each other; a lockstep replay sets this to "
-        "seconds.",
+        "Time that an image waits for odometry where that comes with the images' own stamps, or "
+        "where there is none yet, and for camera_info where none fits its size. Topics are not "
+        "ordered among each other; a lockstep replay sets this to seconds.",
         limits=(0.0, 60.0),
         unit="s",
     )
