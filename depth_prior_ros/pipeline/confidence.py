@@ -43,10 +43,10 @@ class Weights:
 
 # Printed by `python benchmarks/confidence.py --fit`; by what there is: (multi-frame, entropy).
 WEIGHTS: dict[tuple[bool, bool], Weights] = {
-    (False, False): Weights(-2.08, -0.32, -0.34, -0.28),
-    (False, True): Weights(-1.37, -0.33, -0.29, -0.24, entropy=-0.86),
-    (True, False): Weights(-2.79, -0.45, -0.36, -0.17, disagreement=-0.39),
-    (True, True): Weights(-2.41, -0.46, -0.34, -0.16, disagreement=-0.35, entropy=-0.43),
+    (False, False): Weights(-2.45, -0.53, -0.48, -0.26),
+    (False, True): Weights(-2.08, -0.55, -0.49, -0.27, entropy=-0.76),
+    (True, False): Weights(-3.71, -0.79, -0.48, -0.27, disagreement=-0.13),
+    (True, True): Weights(-3.25, -0.81, -0.49, -0.28, disagreement=-0.13, entropy=-0.85),
 }
 
 
