@@ -86,7 +86,8 @@ def test_camera_info_comes_with_every_depth_image_scaled_to_its_size(robot):
     sx, sy = BUNDLE_SIZE[0] / IMAGE_SIZE[0], BUNDLE_SIZE[1] / IMAGE_SIZE[1]
     expected = np.array(sent.p).reshape(3, 4) * [[sx], [sy], [1]]
     np.testing.assert_allclose(np.array(info.p).reshape(3, 4), expected)
-    assert list(info.d) == list(sent.d)
+    assert (info.distortion_model, list(info.d)) == ("plumb_bob", [0.0] * 5), "of what is rectified"
+    assert list(info.r) == np.eye(3).ravel().tolist()
 
 
 def test_camera_info_of_a_wider_view_belongs_to_the_window_that_depth_shows(robot):

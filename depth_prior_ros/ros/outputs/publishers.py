@@ -155,6 +155,7 @@ class Outputs:
         """
         self._tell_model(result.active_model)
         self._tell_scale(getattr(result, "scale", None))
+        info.header = header
         self._send("info", info)
         self._send("depth", depth_to_image(result.depth, header))
         for output in ON_DEMAND:
