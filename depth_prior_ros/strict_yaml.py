@@ -83,15 +83,12 @@ def _check_events(text: str, nodes: int) -> None:
         count += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(
-                f"{_line(event)}: an alias (*{printable(event.anchor)}); "
-                "write the value out"
+                f"{_line(event)}: an alias (*{printable(event.anchor)}); write the value out"
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > YAML_DEPTH:
-                raise YamlError(
-                    f"{_line(event)}: nested more than {YAML_DEPTH} deep"
-                )
+                raise YamlError(f"{_line(event)}: nested more than {YAML_DEPTH} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if count > nodes:
