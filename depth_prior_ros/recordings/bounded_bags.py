@@ -45,6 +45,7 @@ def check_bag(path: Path) -> None:
         content = strict_yaml.read(metadata) if metadata.exists() else None
         about = content.get("rosbag2_bagfile_information") if isinstance(content, dict) else None
         names = about.get("relative_file_paths") if isinstance(about, dict) else None
+        _check_topics(about)
         for name in names if isinstance(names, list) else ():
             file = path / str(name)
             if not file.resolve().is_relative_to(path.resolve()):
@@ -55,6 +56,21 @@ def check_bag(path: Path) -> None:
     except (OSError, ValueError) as error:
         problem = strict_yaml.problem_of(error) if isinstance(error, OSError) else error
         raise RecordingError(f"{printable(path)}: cannot be opened: {problem}") from error
+
+
+def _check_topics(about: Any) -> None:
+    """Raise ValueError where a topic's name or type is no text, or its count no number."""
+    topics = about.get("topics_with_message_count") if isinstance(about, dict) else None
+    for topic in topics if isinstance(topics, list) else ():
+        entry = topic.get("topic_metadata") if isinstance(topic, dict) else None
+        if not isinstance(entry, dict):
+            raise ValueError("metadata.yaml holds a topic that is no mapping")
+        words = [entry.get("name"), entry.get("type")]
+        if (
+            not all(isinstance(w, str) for w in words)
+            or type(topic.get("message_count")) is not int
+        ):
+            raise ValueError(f"metadata.yaml: topic {printable(words[0], 80)} is not readable")
 
 
 @cache
@@ -68,7 +84,7 @@ def bound_decompression() -> None:
     storage_mcap.DECOMPRESSORS.update(
         lz4=lambda data, size: _lz4(data, size), zstd=lambda data, size: _zstd(data, size)
     )
-    rosbag2.zstd = _BoundedZstd  # type: ignore[assignment]
+    rosbag2.zstd = _BoundedZstd
 
 
 def _bz2(data: bytes, size: int = CHUNK_BYTES) -> bytes:
@@ -76,7 +92,7 @@ def _bz2(data: bytes, size: int = CHUNK_BYTES) -> bytes:
 
 
 def _lz4(data: bytes, size: int = CHUNK_BYTES) -> bytes:
-    import lz4.frame
+    import lz4.frame  # type: ignore[import-untyped]
 
     return _read(lz4.frame.LZ4FrameFile(io.BytesIO(data)), size)
 
