@@ -31,7 +31,7 @@ from depth_prior_ros.recordings.base import (
     Skipped,
     StoredRecording,
 )
-from depth_prior_ros.recordings.bounded_bags import check_bag
+from depth_prior_ros.recordings.bounded_bags import check_bag, check_topics
 
 SOURCE_TOPIC = "/ground_truth/source"
 MOVING_TOPIC = "/ground_truth/moving"
@@ -86,6 +86,7 @@ class BagFile:
                 reader.open()
             except Exception as error:  # rosbags raises what its parsers raise on damaged files
                 raise RecordingError(_cannot_open(self.path, error)) from error
+            check_topics(self.path, reader.connections)
             self._reader = reader
         return self._reader
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import io
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -45,7 +46,6 @@ def check_bag(path: Path) -> None:
         content = strict_yaml.read(metadata) if metadata.exists() else None
         about = content.get("rosbag2_bagfile_information") if isinstance(content, dict) else None
         names = about.get("relative_file_paths") if isinstance(about, dict) else None
-        _check_topics(about)
         for name in names if isinstance(names, list) else ():
             file = path / str(name)
             if not file.resolve().is_relative_to(path.resolve()):
@@ -58,19 +58,12 @@ def check_bag(path: Path) -> None:
         raise RecordingError(f"{printable(path)}: cannot be opened: {problem}") from error
 
 
-def _check_topics(about: Any) -> None:
-    """Raise ValueError where a topic's name or type is no text, or its count no number."""
-    topics = about.get("topics_with_message_count") if isinstance(about, dict) else None
-    for topic in topics if isinstance(topics, list) else ():
-        entry = topic.get("topic_metadata") if isinstance(topic, dict) else None
-        if not isinstance(entry, dict):
-            raise ValueError("metadata.yaml holds a topic that is no mapping")
-        words = [entry.get("name"), entry.get("type")]
-        if (
-            not all(isinstance(w, str) for w in words)
-            or type(topic.get("message_count")) is not int
-        ):
-            raise ValueError(f"metadata.yaml: topic {printable(words[0], 80)} is not readable")
+def check_topics(path: Path, connections: Iterable[Any]) -> None:
+    """Raise RecordingError where a topic's name or type is no text, or its count no number."""
+    for one in connections:
+        words = isinstance(one.topic, str) and isinstance(one.msgtype, str)
+        if not words or type(one.msgcount) is not int:
+            raise RecordingError(f"{path}: damaged (topic {printable(one.topic, 80)} is no topic)")
 
 
 @cache
