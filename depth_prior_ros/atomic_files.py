@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.untrusted import UntrustedFileError, check_regular
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,6 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_number)}.partial")
     try:
+        check_regular(path)  # a rename would put a file in the place of a device
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
@@ -39,7 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # some network file systems cannot
             _sync(path.parent)
     except OSError as error:
-        cause = f"cannot be written: {error.strerror or error}"
+        reason = "not a regular file" if isinstance(error, UntrustedFileError) else error.strerror
+        cause = f"cannot be written: {reason or error}"
         raise OSError(error.errno, cause, str(path)) from error
     finally:
         with suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
-from depth_prior_ros.recordings.bounded_bags import check_bag
+from depth_prior_ros.recordings.bounded_bags import check_bag, check_topics
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 _UNFINISHED = ".active"  # what ROS 1's recorder calls a file that it still writes
@@ -171,6 +171,7 @@ def _open_files(paths: list[Path], name: Path) -> Any:
         reader.typestore.register({k: v for k, v in usual.fielddefs.items() if k not in known})
     except Exception as error:  # rosbags raises what its parsers raise on damaged files
         raise RecordingError(_cannot_open(name, error)) from error
+    check_topics(name, reader.connections)
     return reader
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import io
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +60,14 @@ def check_bag(path: Path) -> bool:
     except (OSError, ValueError) as error:
         problem = strict_yaml.problem_of(error) if isinstance(error, OSError) else error
         raise RecordingError(f"{printable(path)}: cannot be opened: {problem}") from error
+
+
+def check_topics(path: Path, connections: Iterable[Any]) -> None:
+    """Raise RecordingError where a topic's name or type is no text, or its count no number."""
+    for one in connections:
+        words = isinstance(one.topic, str) and isinstance(one.msgtype, str)
+        if not words or type(one.msgcount) is not int:
+            raise RecordingError(f"{path}: damaged (topic {printable(one.topic, 80)} is no topic)")
 
 
 @cache

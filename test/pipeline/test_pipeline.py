@@ -174,6 +174,22 @@ def test_a_failing_network_costs_the_refinement_only(
     np.testing.assert_array_equal(failed.depth, single.depth)
 
 
+def test_an_answer_without_a_number_is_a_failure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a moving frame without any depth: the single-frame network's takes its place."""
+    pipeline = DepthPipeline(bundle, "torch", "cpu")
+    multi = pipeline.networks.multi
+    monkeypatch.setattr(
+        pipeline.networks, "multi", lambda *args: tuple(part * math.nan for part in multi(*args))
+    )
+    results = drive(pipeline, [MOVING] * 3)
+    assert models(results)[1:] == ["single_frame model_failed"] * 2
+    assert results[1].error is not None
+    assert "holds no number" in results[1].error
+    assert np.isfinite(results[1].depth).any()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_pose_that_is_not_finite(
     pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch, value: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +94,34 @@ def test_a_damaged_file_is_named_and_does_no_harm(tmp_path):
     ScaleKeeper(str(path), log).begin(following, CAMERA)
     assert following.scale.metres_per_unit == 20.0
     assert str(path) in log.said[0]
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/scale.yaml", "/proc/none/x.yaml", "fifo"])
+def test_a_place_for_no_file_costs_a_warning(path, tmp_path):
+    if path == "fifo":
+        path = str(tmp_path / "fifo")
+        os.mkfifo(path)
+    log, measured = Log(), pipeline()
+    keeper = ScaleKeeper(path, log)
+    keeper.begin(measured, CAMERA)
+    drive(measured.scale, 30.0)
+    keeper.end(measured)
+    assert measured.scale.metres_per_unit == pytest.approx(30.0, rel=0.01)
+    assert path in log.said[-1]
+    assert "not stored" in log.said[-1]
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "x: 2001-99-99", "a: &a 1\nb: *a", "GOOD9"])
+def test_a_file_that_is_odd_does_no_harm(tmp_path, text):
+    path = tmp_path / "scale.yaml"
+    kept(path)
+    good = path.read_text()
+    digits = re.sub("metres_per_unit: .*", "metres_per_unit: " + "9" * 400, good)
+    path.write_text(digits if text == "GOOD9" else good + text)
+    log, following = Log(), pipeline()
+    ScaleKeeper(str(path), log).begin(following, CAMERA)
+    assert following.scale.metres_per_unit == 20.0
+    assert "not taken up" in log.said[0]
 
 
 def test_nothing_is_written_before_something_was_measured(tmp_path):

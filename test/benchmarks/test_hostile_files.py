@@ -1,0 +1,42 @@
+"""A small fixed part of benchmarks/hostile_files.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import hostile_files
+
+
+def test_mutated_files_of_every_kind_are_read_or_refused() -> None:
+    counts = hostile_files.run(cases=3, seed=2011, minutes=1)
+    assert {name.split()[-1] for name in counts} <= {"accepted", "refused"}
+    assert sum(counts.values()) == 3 * 9
+
+
+def test_what_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError
+
+    def lines(_: Path) -> None:
+        raise ValueError("\x1b")
+
+    monkeypatch.setattr(hostile_files, "SECONDS", 0.5)
+    for what, read in (
+        ("crash", lambda _: os.kill(os.getpid(), signal.SIGKILL)),
+        ("traceback", fail),
+        ("several lines", lines),
+        ("hang", lambda _: time.sleep(60)),
+        ("memory", lambda _: len(os.urandom(1) * (hostile_files.MEMORY + (1 << 28)))),
+    ):
+        kind = hostile_files.Kind("x", tmp_path, read, (ValueError,))
+        seconds = 20 if what == "memory" else 0.5
+        monkeypatch.setattr(hostile_files, "SECONDS", seconds)
+        assert hostile_files.outcome(kind, tmp_path) == what
