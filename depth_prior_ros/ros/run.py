@@ -11,7 +11,7 @@ from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
 from depth_prior_ros.ros import interrupts
 from depth_prior_ros.ros.lifecycle_node import DepthNode
-from depth_prior_ros.untrusted import printable_lines
+from depth_prior_ros.untrusted import printable, printable_lines
 
 
 def run(args: list[str] | None = None) -> int:
@@ -38,6 +38,14 @@ def run(args: list[str] | None = None) -> int:
         _spin(executor, node)
     except ExternalShutdownException:
         return 0
+    except UnicodeEncodeError as error:
+        odd = [a for a in (sys.argv[1:] if args is None else args) if not _is_utf8(a)]
+        where = printable(", ".join(odd) or error.object, 300)
+        print(
+            f"depth_node: {where}: not UTF-8 in the locale of this process; set LC_ALL=C.UTF-8",
+            file=sys.stderr,
+        )
+        return 1
     except (ValueError, ParameterException) as error:
         print(f"depth_node: {printable_lines(error)}", file=sys.stderr)
         return 1
@@ -50,6 +58,14 @@ def run(args: list[str] | None = None) -> int:
         rclpy.try_shutdown()
         interrupts.ignore()  # rclpy has put back what it found
     return 0
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _init(args: list[str] | None) -> None:

@@ -111,7 +111,7 @@ def test_a_checkpoint_of_other_tensors(
 ) -> None:
     path, net, optimiser = saved
     tensors = load_file(path)
-    save_file({**tensors, "optim.x.y": torch.ones(1)}, path)
+    save_file({**tensors, "optim.x.y": torch.ones(1)}, path, {"progress": "{}"})
     with pytest.raises(CheckpointError, match="another optimiser"):
         load_checkpoint(path, {"n": net}, optimiser)
 

@@ -139,7 +139,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"checkpoint {printable(path)} cannot be read: {printable(error)}; {remedy}"
         ) from error
     # Checkpoints of earlier versions have no hash.
-    if "sha256" in about and about["sha256"] != _digest(tensors, about["progress"]):
+    found = _digest(tensors, about.get("progress", "{}"))
+    if set(about) - {"format"} != {"progress"} and about.get("sha256") != found:
         raise CheckpointError(f"checkpoint {path} is damaged: its sha256 does not match; {remedy}")
     if not isinstance(progress, dict) or not isinstance(progress.get("step", 0), int):
         raise CheckpointError(f"checkpoint {path} is damaged: its progress is no mapping; {remedy}")

@@ -16,7 +16,6 @@ from rclpy.parameter import Parameter
 
 from depth_prior_ros.ros.parameters.declaration import Declaration
 from depth_prior_ros.ros.parameters.settings import PARAMETERS, Settings, nearest
-from depth_prior_ros.untrusted import printable
 
 _BY_NAME = {declared.name: declared for declared in PARAMETERS}
 _OF_EVERY_NODE = ("use_sim_time", "qos_overrides.", "start_type_description_service")
@@ -49,15 +48,7 @@ def declare(node: LifecycleNode) -> Settings:
         said = given.get(declared.name)
         integer = said is not None and _is_integer_for_float(said)
         value = float(said.value) if said is not None and integer else declared.default
-        words = descriptor(declared)
-        try:
-            node.declare_parameter(declared.name, value, words, ignore_override=integer)
-        except UnicodeEncodeError as error:
-            given_value = printable(said.value) if said is not None else ""
-            raise ValueError(
-                f"parameter {declared.name}: {given_value} cannot be read as UTF-8, the locale of "
-                "this process is another; set LC_ALL=C.UTF-8"
-            ) from error
+        node.declare_parameter(declared.name, value, descriptor(declared), ignore_override=integer)
     return Settings.from_values(current_values(node))
 
 
