@@ -102,8 +102,14 @@ class Scene:
         self.until(lambda: model in self.witness.models[since:], f"the active model {model!r}")
 
     def begin_again(self) -> None:
-        """Deactivate and activate: what the node has seen is forgotten, what it counted is not."""
-        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+        """Down to unconfigured and up again: what the node has seen is forgotten, the camera's
+        calibration as well; what it counted is not."""
+        for transition in (
+            Transition.TRANSITION_DEACTIVATE,
+            Transition.TRANSITION_CLEANUP,
+            Transition.TRANSITION_CONFIGURE,
+            Transition.TRANSITION_ACTIVATE,
+        ):
             request = ChangeState.Request(transition=Transition(id=transition))
             answer = self.witness.call(ChangeState, "depth_node/change_state", request, PATIENCE)
             assert answer.success, self.told()

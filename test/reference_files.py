@@ -18,8 +18,8 @@ from training.data.frames import MemoryFrames
 from training.data.static import Travel
 from training.data.triplets import TripletSource
 from training.prior.reference.files import (
+    ExtractionSettings,
     ReferenceManifest,
-    Settings,
     ShardEntry,
     file_hash,
     shard_name,
@@ -102,7 +102,7 @@ def write_random_set(
 ) -> None:
     """A finished set of random numbers, for speed and memory; one image a shard."""
     identity = TeacherIdentity("random", "bundle", "r" * 64, 4, channels, (1024, 320), "Apache-2.0")
-    settings = Settings(
+    settings = ExtractionSettings(
         triplets=shards, per_image=max(rows, 1), shard_images=1, seed=0, metres_per_unit=10
     )
     manifest = ReferenceManifest(

@@ -99,10 +99,8 @@ def _zstd(data: bytes, size: int = CHUNK_BYTES) -> bytes:
 
 
 def _open_zstd(file: IO[bytes]) -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        from backports import zstd
+    from backports import zstd
+
     return zstd.open(file, "rb")
 
 

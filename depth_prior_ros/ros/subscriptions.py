@@ -111,7 +111,7 @@ class Subscriptions:
             raise
 
     def _subscribe_all(self, settings: Settings) -> None:
-        for name in ("image", "camera_info"):
+        for name in ("camera_info", "image"):  # served in this order where both have arrived
             # Without a publisher: reliable, so that the first image of one that is counts, too.
             present = settings.image_reliability == "auto" and self._all_reliable(name) is not False
             self._subscribe_camera(name, present or settings.image_reliability == "reliable")

@@ -25,6 +25,7 @@ EXECUTABLES = {
 
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {
+    "backports": "backports.zstd",
     "cv2": "opencv-python-headless",
     "jinja2": "Jinja2",
     "sklearn": "scikit-learn",
@@ -42,6 +43,8 @@ ROSDEP_KEYS = {
     "moderngl": None,
     "tflite": None,
     "threadpoolctl": None,  # comes with python3-sklearn
+    "lz4": None,  # these two come with python3-rosbags-pip
+    "backports": None,
     "transformers": None,
 }
 # Used where it is installed, and reported by name where it is not.
@@ -131,7 +134,7 @@ def test_one_version_everywhere(manifest: ET.Element, wheel: zipfile.ZipFile) ->
 def test_every_import_is_declared_for_pip() -> None:
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     declared = (ROOT / "requirements.txt").read_text(encoding="utf-8") + setup
-    names = {name.lower() for name in re.findall(r"[\w-]+", declared)}
+    names = {name.lower() for name in re.findall(r"[\w.-]+", declared)}
     needed = third_party(SOURCES) - ROS_PACKAGES
     missing = {name for name in needed if DISTRIBUTIONS.get(name, name).lower() not in names}
     assert not missing
