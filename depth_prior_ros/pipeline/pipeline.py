@@ -35,7 +35,7 @@ from depth_prior_ros.motion.gate import (
 from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
 from depth_prior_ros.pipeline.guard import Fault, MultiFrameGuard, is_out_of_memory
-from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, Candidate, Keyframes
+from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, KEYFRAME_UNIT, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
     FramePair,
     MultiFrameResult,
@@ -463,8 +463,7 @@ class DepthPipeline(PipelineSettings):
         parallax = float(np.median(self.networks.backend.to_numpy(found.output[2])))
         metres = found.pair.metres
         if metres is None and found.units is not None:
-            factor = found.pair.metres_per_unit or self.bundle.manifest.depth.metres_per_unit
-            metres = found.units * factor
+            metres = found.units * KEYFRAME_UNIT
         chosen = next(c for c in candidates if c.shown is found.pair.previous)
         self._keyframes.saw(chosen, current.stamp_ns, found.step.matrix, metres, parallax)
         return parallax

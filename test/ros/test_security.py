@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,17 +58,9 @@ def used(graph: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 def launch_remappings() -> list[str]:
     """Where depth.launch.py sends the inputs, with its defaults."""
-    tree = ast.parse((ROOT / "launch" / "depth.launch.py").read_text(encoding="utf-8"))
-    (table,) = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "ARGUMENTS"  # type: ignore[attr-defined]
-    ]
-    defaults = {
-        entry.elts[0].value: entry.elts[1].value  # type: ignore[attr-defined]
-        for entry in table.elts  # type: ignore[attr-defined]
-        if isinstance(entry.elts[1], ast.Constant)
-    }
+    from depth_prior_ros.ros.launch_arguments import depth_arguments
+
+    defaults = {name: default for name, default, _ in depth_arguments()}
     camera = defaults["camera"]
     topics = {"image": f"{camera}/image_raw", "camera_info": f"{camera}/camera_info"}
     topics |= {name: defaults[name] for name in ("odom", "twist", "twist_with_covariance")}
