@@ -26,8 +26,8 @@ ENOUGH_PARALLAX = 4.0
 """Median pixels of parallax that make a nearer frame far enough (indoors, in a car park)."""
 
 KEYFRAME_UNIT = 10.0
-"""Metres that a unit counts as where nobody else knows how far it went: about what bundles are trained
-to, whatever their metric factor, which must not decide what is matched."""
+"""Metres that a unit counts as where nobody else knows how far it went: about what bundles are
+trained to, whatever their metric factor, which must not decide what is matched."""
 
 LIMIT = 6
 """Frames that are kept, the previous one among them."""
