@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from depth_prior_ros.untrusted import IMAGE_PIXELS
+
 
 class MessageError(ValueError):
     """A message that cannot be used.
@@ -39,9 +41,6 @@ class MessageError(ValueError):
         self.cause = cause
         self.text = text
 
-
-MAX_PIXELS = 1 << 26
-"""Headers that promise more (67 million pixels) are refused before memory is taken for them."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -75,7 +74,7 @@ def compressed_size(message: Any) -> tuple[int, int]:
             "unknown_encoding",
             f"compressed image of format {message.format!r} is neither JPEG nor PNG",
         )
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+    if width < 1 or height < 1 or width * height > IMAGE_PIXELS:
         raise _broken(f"the header says {width}x{height} pixels")
     return width, height
 
