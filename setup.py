@@ -46,6 +46,9 @@ EXTRAS = {
         *TEST,
         "scikit-learn>=0.23",
         "import-linter>=2.1,<3",
+        # examples/depth.ipynb is run as a notebook where both are installed.
+        "ipykernel",
+        "nbclient>=0.7",
         "mypy==2.4.1",
         "pillow",  # benchmarks/loader.py compares with it
         "ruff==0.17.6",

@@ -1,5 +1,11 @@
 """Public names of this room."""
 
+from depth_prior_ros.geometry.points import (
+    to_points as to_points,
+)
+from depth_prior_ros.pipeline.pictures import (
+    colourise as colourise,
+)
 from depth_prior_ros.pipeline.pipeline import (
     BUDGET_SHARE as BUDGET_SHARE,
 )

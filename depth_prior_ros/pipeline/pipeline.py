@@ -45,10 +45,12 @@ from depth_prior_ros.pipeline.multi_frame_step import (
     stretch_of,
     turned,
 )
+from depth_prior_ros.pipeline.pictures import ChannelOrder, read_picture
 from depth_prior_ros.pipeline.results import (
     DepthResult,
     Model,
     OutputSize,
+    OutputView,
     Reason,
     known_inverse,
     to_confidence,
@@ -216,6 +218,53 @@ class DepthPipeline(PipelineSettings):
             elapsed = (time.perf_counter() - start) * 1e3
         return elapsed
 
+    # -- a picture -----------------------------------------------------------------------------
+
+    def infer(
+        self,
+        image: Any,
+        *,
+        order: ChannelOrder | None = None,
+        camera: Camera | None = None,
+        confidence: bool = False,
+    ) -> DepthResult:
+        """Depth of one picture on its own, by the single-frame network.
+
+        Nothing is remembered of it, and a scale that measures learns nothing: the metric factor is
+        the one in use. For the frames of a drive there is `process`.
+
+        image, order: see `read_picture`. camera: of the image; without one, the training camera's
+        field of view is assumed, and metres are as right as that is. confidence: whether it is
+        wanted. The result's reason is `first_frame`, its stamp 0.
+
+        Raises as `read_picture`, and InvalidFrameError.
+        """
+        clock = Stopwatch(self.networks.backend.synchronize)
+        with clock("preprocess"):
+            rgb = read_picture(image, order)
+            current = self._show(rgb, 0, camera)
+        with clock("single"):
+            single = self._single(current)
+        with clock("postprocess"):
+            view = view_of(current.framed, self._output_size)
+            status = self.scale.status
+            units = self._units(current, single, MultiFrameResult())
+            depth = self._metres(units, status.metres_per_unit, current, view)
+            sure = to_confidence(combine(units), depth, view) if confidence else None
+            shown = to_rgb(rgb, current.framed, view)
+        return DepthResult(
+            depth=depth,
+            model="single_frame",
+            reason="first_frame",
+            timings=clock.stop(),
+            camera=view.camera,
+            stamp_ns=0,
+            region=view.region,
+            confidence=sure,
+            rgb=shown,
+            scale=status,
+        )
+
     # -- a frame -------------------------------------------------------------------------------
 
     def process(
@@ -270,8 +319,7 @@ class DepthPipeline(PipelineSettings):
             parallax = self._parallax(current, found, candidates)
             view = view_of(current.framed, self._output_size)
             scale = self.scale.status  # once: another thread may reset the scale
-            factor = scale.metres_per_unit * stretch_of(current.framed, self._trained)
-            depth = to_metres(units, factor, self.max_metres, view)
+            depth = self._metres(units, scale.metres_per_unit, current, view)
             sure = None
             if confidence:
                 sure = to_confidence(self._sure(current, single, units, found), depth, view)
@@ -421,6 +469,16 @@ class DepthPipeline(PipelineSettings):
             current.framed.outside,
             inverse=found.output is None,
         )
+
+    def _metres(
+        self,
+        units: NDArray[np.float32],
+        metres_per_unit: float,
+        current: ObservedFrame,
+        view: OutputView,
+    ) -> NDArray[np.float32]:
+        factor = metres_per_unit * stretch_of(current.framed, self._trained)
+        return to_metres(units, factor, self.max_metres, view)
 
     def _observe(
         self,

@@ -13,6 +13,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.points import check_size, rays
 
 FIELD_BYTES = 4
 
@@ -73,17 +74,10 @@ class CloudMaker:
         self, depth: NDArray[np.float32], camera: Camera, stride: int, fields: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(h, w, fields) float32 with x, y and z filled in, and where (h, w) depth is known."""
-        if camera.size != (depth.shape[1], depth.shape[0]):
-            raise ValueError(
-                f"the camera is for {camera.width}x{camera.height}, the depth image has "
-                f"{depth.shape[1]}x{depth.shape[0]}"
-            )
+        check_size(depth, camera)
         if self._key != (camera, stride):
             self._key = (camera, stride)
-            columns = np.arange(0, camera.width, stride, dtype=np.float64)
-            rows = np.arange(0, camera.height, stride, dtype=np.float64)
-            self._x = ((columns - camera.cx) / camera.fx).astype(np.float32)
-            self._y = ((rows - camera.cy) / camera.fy).astype(np.float32)[:, np.newaxis]
+            self._x, self._y = rays(camera, stride)
         z = depth[::stride, ::stride]
         known = np.isfinite(z)
         values = np.empty((*z.shape, fields), dtype=np.float32)
