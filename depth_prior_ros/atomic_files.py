@@ -23,11 +23,13 @@ _number = itertools.count()  # threads of a process may write the same file
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name beside `path` to write a file under; then it takes the place of `path`.
 
     What was written is on the disk before it is renamed, so that a power cut leaves the old file
     or the new one. Folders above it are made. Where anything fails, the old file is as it was.
+    durable: False leaves out the waiting for the disk: for one of many files, of which a power cut
+    may take the last ones.
 
     Raises:
         OSError: it cannot be written; names `path`, not the temporary file.
@@ -37,10 +39,12 @@ def replacing(path: Path) -> Iterator[Path]:
         check_regular(path)  # a rename would put a file in the place of a device
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
-        with suppress(OSError):  # some network file systems cannot
-            _sync(path.parent)
+        if durable:
+            with suppress(OSError):  # some network file systems cannot
+                _sync(path.parent)
     except OSError as error:
         reason = "not a regular file" if isinstance(error, UntrustedFileError) else error.strerror
         cause = f"cannot be written: {reason or error}"
@@ -58,9 +62,9 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file; see `replacing`."""
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), durable) as temporary:
         temporary.write_bytes(data)
 
 

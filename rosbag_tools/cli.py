@@ -19,6 +19,7 @@ from depth_prior_ros.recording_options import (
     recording_options,
 )
 from depth_prior_ros.untrusted import printable_lines
+from rosbag_tools.recording_commands import add_process, count
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -30,14 +31,6 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
 
 
@@ -74,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if not _is_expected(error):
+        if not is_expected(error):
             raise
         print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
         return 1
@@ -98,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_make(commands)
     _add_render(commands)
+    add_process(commands)
     _add_replay(commands)
     _add_play(commands)
     _add_report(commands)
@@ -105,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_expected(error: Exception) -> bool:
+def is_expected(error: Exception) -> bool:
     """Whether an error is one whose message says all there is to say."""
     if isinstance(error, OSError):
         return True
@@ -249,8 +243,9 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _replay(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.account import command_line
     from rosbag_tools.demo import show_results
-    from rosbag_tools.session import command_line, replay
+    from rosbag_tools.session import replay
 
     results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
     show_results(results, parsed.out)
@@ -316,8 +311,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.account import command_line
     from rosbag_tools.demo import demo
-    from rosbag_tools.session import command_line
 
     demo(parsed.out, _options(parsed), command_line(parsed.arguments))
 

@@ -49,6 +49,7 @@ from depth_prior_ros.recordings.base import (
     name_skipped,
 )
 from depth_prior_ros.recordings.image_files import encode_depth
+from rosbag_tools.bag_messages import CAMERA_FRAME, Messages
 from rosbag_tools.console import progress, show, show_skipped
 from rosbag_tools.info import summary
 
@@ -57,7 +58,6 @@ CAMERA_INFO_TOPIC = "/camera/camera_info"
 ODOMETRY_TOPIC = "/odom"
 DEPTH_TOPIC = "/ground_truth/depth"
 DEPTH_INFO_TOPIC = "/ground_truth/camera_info"
-CAMERA_FRAME = "camera_optical_frame"
 
 DEFAULT_QUALITY = 95
 
@@ -100,7 +100,12 @@ def write_bag(
         # the writer names the file after its folder
         folder = Path(temporary) / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            counts = _Messages(writer, quality, moving).write_all(recording, progress)
+            messages = FrameMessages(writer, quality, moving)
+            for done, frame in enumerate(recording.frames, start=1):
+                messages.write(recording, frame)
+                if progress is not None:
+                    progress(done, len(recording.frames))
+        counts = messages.counts
         if not counts["images"]:
             raise RecordingError(f"{recording.name}: not one frame could be read")
         if out.suffix == ".mcap":
@@ -112,44 +117,42 @@ def write_bag(
     return Written(out, size=size, **counts)
 
 
-class _Messages:
-    """Builds and writes the messages of one bag."""
+class FrameMessages:
+    """Builds and writes the messages of one bag, frame by frame.
+
+    Attributes:
+        counts: how many of each kind were written.
+    """
 
     def __init__(self, writer: Any, quality: int, moving: bool) -> None:
-        from rosbags.typesys import Stores, get_typestore
-
-        self._store = get_typestore(Stores.ROS2_HUMBLE)
+        self._messages = Messages()
         self._writer = writer
         self._quality = quality
         self._moving = moving
         self._connections: dict[str, Any] = {}
+        self.counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
 
-    def write_all(
-        self, recording: Recording, progress: Callable[[int, int], None] | None
-    ) -> dict[str, int]:
-        counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
-        for done, frame in enumerate(recording.frames, start=1):
-            try:
-                image, depth = self._encode(frame), frame.depth()
-                moving = frame.moving() if self._moving else None
-            except CorruptFrameError as error:
-                name_skipped(recording.skipped, f"frame {frame.index}", str(error))
-                continue
-            if depth is not None and not counts["depths"]:
-                source = recording.depth_source
-                self._send(SOURCE_TOPIC, STRING, frame.stamp_ns, data=source)
-            counts["odometry"] += self._write_odometry(frame)
-            self._write_image(frame, image)
-            counts["images"] += 1
-            if depth is not None:
-                self._write_depth(frame, depth)
-                counts["depths"] += 1
-            if moving is not None:
-                self._write_moving(frame, moving)
-                counts["movings"] += 1
-            if progress is not None:
-                progress(done, len(recording.frames))
-        return counts
+    def write(self, recording: Recording, frame: Frame) -> None:
+        """Write a frame; one that cannot be read is named in `recording.skipped`."""
+        counts = self.counts
+        try:
+            image, depth = self._encode(frame), frame.depth()
+            moving = frame.moving() if self._moving else None
+        except CorruptFrameError as error:
+            name_skipped(recording.skipped, f"frame {frame.index}", str(error))
+            return
+        if depth is not None and not counts["depths"]:
+            source = recording.depth_source
+            self._send(SOURCE_TOPIC, STRING, frame.stamp_ns, data=source)
+        counts["odometry"] += self._write_odometry(frame)
+        self._write_image(frame, image)
+        counts["images"] += 1
+        if depth is not None:
+            self._write_depth(frame, depth)
+            counts["depths"] += 1
+        if moving is not None:
+            self._write_moving(frame, moving)
+            counts["movings"] += 1
 
     def _encode(self, frame: Frame) -> bytes:
         image = frame.image()  # also where the file is copied: it has to be readable
@@ -164,14 +167,14 @@ class _Messages:
             CAMERA_INFO_TOPIC,
             CAMERA_INFO,
             stamp,
-            header=self._header(stamp, CAMERA_FRAME),
+            header=self._messages.header(stamp, CAMERA_FRAME),
             **self._camera_info(frame.camera),
         )
         self._send(
             IMAGE_TOPIC,
             COMPRESSED_IMAGE,
             stamp,
-            header=self._header(stamp, CAMERA_FRAME),
+            header=self._messages.header(stamp, CAMERA_FRAME),
             format="rgb8; jpeg compressed bgr8",
             data=np.frombuffer(jpeg, np.uint8),
         )
@@ -183,14 +186,14 @@ class _Messages:
             DEPTH_INFO_TOPIC,
             CAMERA_INFO,
             stamp,
-            header=self._header(stamp, CAMERA_FRAME),
+            header=self._messages.header(stamp, CAMERA_FRAME),
             **self._camera_info(camera),
         )
         self._send(
             DEPTH_TOPIC,
             COMPRESSED_IMAGE,
             stamp,
-            header=self._header(stamp, CAMERA_FRAME),
+            header=self._messages.header(stamp, CAMERA_FRAME),
             format=f"16UC1; png compressed; {KITTI_WORDS}",
             data=np.frombuffer(encode_depth(depth), np.uint8),
         )
@@ -201,7 +204,7 @@ class _Messages:
             MOVING_TOPIC,
             COMPRESSED_IMAGE,
             frame.stamp_ns,
-            header=self._header(frame.stamp_ns, CAMERA_FRAME),
+            header=self._messages.header(frame.stamp_ns, CAMERA_FRAME),
             format="8UC1; png compressed",
             data=np.frombuffer(bytes(coded), np.uint8),
         )
@@ -216,7 +219,7 @@ class _Messages:
             pose_covariance[0] = UNKNOWN
         else:
             position, quaternion = odometry_from_pose(frame.pose)
-        make = self._make
+        make = self._messages.make
         pose = make(
             "geometry_msgs/msg/Pose",
             position=make("geometry_msgs/msg/Point", **_named("xyz", position)),
@@ -229,7 +232,7 @@ class _Messages:
             ODOMETRY_TOPIC,
             ODOMETRY,
             frame.stamp_ns,
-            header=self._header(frame.stamp_ns, "odom"),
+            header=self._messages.header(frame.stamp_ns, "odom"),
             child_frame_id="base_link",
             pose=make(
                 "geometry_msgs/msg/PoseWithCovariance", pose=pose, covariance=pose_covariance
@@ -241,45 +244,14 @@ class _Messages:
         return 1
 
     def _camera_info(self, camera: Camera) -> dict[str, Any]:
-        calibration = Calibration.from_camera(camera)
-        roi = self._make(
-            "sensor_msgs/msg/RegionOfInterest",
-            x_offset=0,
-            y_offset=0,
-            height=0,
-            width=0,
-            do_rectify=False,
-        )
-        return {
-            "height": camera.height,
-            "width": camera.width,
-            "distortion_model": calibration.model,
-            "d": np.array(calibration.D),
-            "k": np.array(calibration.K),
-            "r": np.array(calibration.R),
-            "p": np.array(calibration.P),
-            "binning_x": 0,
-            "binning_y": 0,
-            "roi": roi,
-        }
-
-    def _header(self, stamp_ns: int, frame_id: str) -> Any:
-        stamp = self._make(
-            "builtin_interfaces/msg/Time",
-            sec=stamp_ns // 1_000_000_000,
-            nanosec=stamp_ns % 1_000_000_000,
-        )
-        return self._make("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
-
-    def _make(self, kind: str, **values: Any) -> Any:
-        return self._store.types[kind](**values)
+        return self._messages.camera_info(Calibration.from_camera(camera))
 
     def _send(self, topic: str, kind: str, time: int, **values: Any) -> None:
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(
-                topic, kind, typestore=self._store
+                topic, kind, typestore=self._messages.store
             )
-        raw = self._store.serialize_cdr(self._make(kind, **values), kind)
+        _, _, raw = self._messages.entry(topic, kind, **values)
         self._writer.write(self._connections[topic], time, raw)
 
 

@@ -51,7 +51,7 @@ def render(folder: Path, results: Results) -> str:
     return page.render(
         _TEMPLATE,
         title=f"depth_prior_ros · {run['recording']}",
-        subtitle=f"{metrics['frames_in']} frames through the depth node, bundle "
+        subtitle=f"{metrics['frames_in']} frames through the {_way(metrics)}, bundle "
         f"{run['bundle']['name']}, {metrics['mode']}",
         figures=_figures(metrics),
         views=views,
@@ -66,6 +66,10 @@ def render(folder: Path, results: Results) -> str:
         latency=charts.histogram(answered, metrics["latency_ms"]),
         details=_details(metrics, run),
     )
+
+
+def _way(metrics: dict[str, Any]) -> str:
+    return "pipeline" if metrics["mode"] == "offline" else "depth node"
 
 
 def _picture(folder: Path, frame: FrameRecord, kind: str) -> Path:
@@ -194,7 +198,7 @@ def _details(metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
         "trained on": ", ".join(bundle["data_sources"]) or "not stated",
         "metric factor": bundle["metres_per_unit_source"],
         "frames by model": models or "none",
-        "latency": "from publishing an image to holding its depth, in the replay's process",
+        "latency": run.get("latency", "from publishing an image to holding its depth"),
         "left out": "; ".join(metrics["skipped"]) or "nothing",
         "notes": "; ".join(run["notes"]) or "none",
         "node": ", ".join(f"{k}: {v}" for k, v in run["node"].items() if v),

@@ -7,7 +7,7 @@ too. The image-independent predictors say what a fixed map would have reached on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,15 @@ class Judge:
         self.taken += int(np.isposinf(depth).sum())
         self.pixels += depth.size
         return found[0]
+
+    def state(self) -> dict[str, Any]:
+        """All but the results, as plain data and arrays."""
+        return {"mean": self.mean.state(), "taken": self.taken, "pixels": self.pixels}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; the results are given back one by one."""
+        self.mean = MeanDepth.from_state(state["mean"])
+        self.taken, self.pixels = state["taken"], state["pixels"]
 
     def frames(self, positions: Sequence[int], size: tuple[int, int]) -> Iterator[EvaluationFrame]:
         """Truth without images, for depth images of `size` (width, height)."""

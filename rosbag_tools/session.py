@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import random
-import shlex
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from depth_prior_ros.evaluation.metrics import DepthErrors, summary
-from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
-from depth_prior_ros.recordings import Frame, StoredRecording
-from rosbag_tools import pictures
+from depth_prior_ros.recordings import StoredRecording
+from rosbag_tools.account import Account
 from rosbag_tools.console import progress
 from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.results import (
-    NODE_LOG,
-    PICTURES,
-    REPORT,
-    FrameRecord,
-    Results,
-    latency_percentiles,
-    result_folder,
-    save,
-    switches,
-)
-from rosbag_tools.scoring import (
-    Judge,
-    in_view,
-    judge_forced,
-    protocol_entry,
-)
+from rosbag_tools.results import NODE_LOG, REPORT, Results, result_folder, save
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from rosbag_tools.replay import Answer, Played, Player
-
-# Pictures of more frames than this would make the report too heavy to open.
-_MOST_PICTURES = 120
-_VERSIONS_OF = ("numpy", "torch", "openvino", "onnxruntime", "rosbags", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -103,15 +73,11 @@ class _Session:
         self, recording: StoredRecording, folder: Path, options: ReplayOptions, bundle: Bundle
     ) -> None:
         self.recording, self.folder, self.options, self.bundle = recording, folder, options, bundle
-        self.protocol: Protocol | None = protocol_for(recording)
-        self.judge = Judge(recording, self.protocol)
-        self.records: dict[int, FrameRecord] = {}
-        self.fell_back = 0
+        self.account = Account(recording, bundle, folder)
         self._answered_at: dict[int, int] = {}
-        self._stride = -(-len(recording.frames) // _MOST_PICTURES)
 
     def play(self) -> Played:
-        """Run the node and the player; fills `records`."""
+        """Run the node and the player; fills the account."""
         from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
 
         options = self.options
@@ -132,42 +98,19 @@ class _Session:
 
     def results(self, played: Played, command: str) -> Results:
         """Everything measured; runs the forced models and the baselines."""
-        recording, options = self.recording, self.options
-        records = [self.records[i] for i in sorted(self.records)]
-        out = sum(record.latency_ms is not None for record in records)
-        metrics: dict[str, Any] = {
-            "frames_in": played.sent,
-            "frames_out": out,
-            "dropped": played.sent - out,
-            "switches": switches(records),
-            "latency_ms": latency_percentiles(records),
-            "depth": self._depth_entries(),
-            "protocol": protocol_entry(self.protocol, recording),
-            "absolute": summary([result.metric for result in self.judge.results]),
-            "baselines": self._baselines(),
-            "models": dict(Counter(f"{r.model} {r.reason}" for r in records if r.model)),
-            "multi_frame_fell_back": self.fell_back,
-            "mode": "lockstep" if options.rate is None else f"rate {options.rate:g}",
-            "repeated": played.repeated,
-            "skipped": [str(entry) for entry in recording.skipped],
-        }
-        manifest = self.bundle.manifest
-        run = {
-            "command": command,
-            "recording": recording.name,
-            "notes": [*recording.notes, *self.judge.notes()],
-            "bundle": {
-                "name": manifest.name,
-                "licence": manifest.licence,
-                "data_sources": list(manifest.provenance.data_sources),
-                "metres_per_unit_source": manifest.depth.metres_per_unit_source,
-                "digest": self.bundle.digest[:16],
-            },
-            "camera": asdict(recording.frames[0].camera),
-            "node": played.diagnostics or {},
-            "versions": versions(),
-        }
-        return Results(metrics, records, run)
+        options, pipeline = self.options, None
+        if options.forced and self.account.protocol is not None:
+            from depth_prior_ros.pipeline import DepthPipeline
+
+            pipeline = DepthPipeline(self.bundle, backend=options.backend, device=options.device)
+        return self.account.results(
+            mode="lockstep" if options.rate is None else f"rate {options.rate:g}",
+            command=command,
+            pipeline=pipeline,
+            repeated=played.repeated,
+            node=played.diagnostics,
+            latency="from publishing an image to holding its depth, in the replay's process",
+        )
 
     def _node_parameters(self) -> dict[str, bool | int | float | str]:
         options = self.options
@@ -193,7 +136,7 @@ class _Session:
         with progress(f"replaying {self.recording.name}") as update:
 
             def sent(done: int, total: int) -> None:
-                self._record(done - 1)
+                self.account.record(done - 1)
                 update(done, total)
 
             arguments = (self.recording, process, self._answered, sent)
@@ -201,73 +144,14 @@ class _Session:
                 return player.lockstep(*arguments, options.answer_timeout)
             return player.real_time(*arguments, options.rate, options.answer_timeout)
 
-    def _record(self, position: int) -> FrameRecord:
-        frame = self.recording.frames[position]
-        new = FrameRecord(frame.index, frame.stamp_ns, frame.speed)
-        return self.records.setdefault(position, new)
-
     def _answered(self, answer: Answer) -> None:
-        """Judge one depth image and keep small pictures of it."""
-        record = self._record(answer.position)
-        record.latency_ms = round(answer.latency_ms, 3)
         self._answered_at[answer.position] = answer.source_ns
-        frame = self.recording.frames[answer.position]
-        depth = answer.depth
-        result = self.judge.add(answer.position, depth)
-        if result is not None:
-            record.abs_rel, record.ratio = result.errors.abs_rel, result.errors.ratio
-        if answer.position % self._stride == 0:
-            self._draw(record, frame, depth, None if result is None else result.errors)
-
-    def _draw(
-        self,
-        record: FrameRecord,
-        frame: Frame,
-        depth: NDArray[np.float32],
-        errors: DepthErrors | None,
-    ) -> None:
-        view = in_view(frame.image(), depth)
-        size = pictures.thumbnail_size(view.shape[1], view.shape[0])
-        scaled = depth * np.float32(errors.ratio) if errors is not None else depth
-        drawn = {
-            "image": pictures.resized(view, size),
-            "depth": pictures.resized(pictures.colour_depth(scaled), size),
-        }
-        if errors is not None:
-            whole = frame.depth()
-            assert whole is not None  # there are errors
-            truth = in_view(whole, depth)
-            error = pictures.relative_error(depth, truth, errors.ratio)
-            drawn["truth"] = pictures.colour_truth(truth, size)
-            drawn["error"] = pictures.colour_error(error, view, size)
-        for name, picture in drawn.items():
-            file = self.folder / PICTURES / f"{record.index:06d}_{name}.jpg"
-            file.write_bytes(pictures.jpeg(picture))
-        record.pictures = True
+        self.account.answered(answer.position, answer.depth, answer.latency_ms)
 
     def _name_models(self, player: Player) -> None:
         for position, source_ns in self._answered_at.items():
-            record = self.records[position]
+            record = self.account.records[position]
             record.model, record.reason = player.model_at(source_ns)
-
-    def _depth_entries(self) -> dict[str, Any]:
-        entries: dict[str, Any] = {"all": self.judge.entry()}
-        if self.protocol is None or not self.options.forced:
-            return entries | {"single_frame": summary([]), "multi_frame": summary([])}
-        from depth_prior_ros.pipeline import DepthPipeline
-
-        with progress("judging each model") as update:
-            pipeline = DepthPipeline(
-                self.bundle, backend=self.options.backend, device=self.options.device
-            )
-            forced, self.fell_back = judge_forced(self.recording, pipeline, self.protocol, update)
-        return entries | forced
-
-    def _baselines(self) -> dict[str, Any]:
-        if not self.judge.results:
-            return {}
-        with progress("judging image-independent maps") as update:
-            return self.judge.baselines(self.bundle, update)
 
 
 def check_rclpy() -> None:
@@ -279,19 +163,3 @@ def check_rclpy() -> None:
             f"a replay needs rclpy ({error}): source a ROS 2 installation, or install this "
             "package with its extra `ros`"
         ) from error
-
-
-def versions() -> dict[str, str]:
-    """What ran, for the report."""
-    found = {"python": platform.python_version(), "system": platform.system()}
-    for name in ("depth-prior-ros", "ros-rclpy", *_VERSIONS_OF):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command as it was typed, for the report."""
-    return shlex.join(["depth_bag", *arguments])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -186,6 +186,17 @@ class MeanDepth:
         known = depth > 0  # False for NaN, True for +inf
         self._total[known] += 1 / depth[known]
         self._count += known
+
+    def state(self) -> list[NDArray[np.float64]]:
+        """What `from_state` goes on from."""
+        return [self._total, self._count]
+
+    @classmethod
+    def from_state(cls, state: Sequence[NDArray[np.float64]]) -> MeanDepth:
+        """Go on from a `state`."""
+        mean = cls()
+        mean._total, mean._count = (array.copy() for array in state)
+        return mean
 
     def depth(self) -> NDArray[np.float64]:
         """(h, w); NaN where nothing was known, or all was infinite."""

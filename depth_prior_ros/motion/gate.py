@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -208,6 +209,14 @@ class MotionGate:
         """Forget everything: unknown, as at the start."""
         self._state, self._last_ns, self._since_ns = "unknown", None, None
 
+    def snapshot(self) -> list[Any]:
+        """The state with what leads to the next one, as plain data."""
+        return [self._state, self._last_ns, self._since_ns]
+
+    def restore(self, snapshot: Sequence[Any]) -> None:
+        """Go on from a `snapshot`."""
+        self._state, self._last_ns, self._since_ns = snapshot
+
     def update(
         self, stamp_ns: int, speed: float | None = None, image_motion: float | None = None
     ) -> State:
@@ -313,6 +322,15 @@ class RecentPictures:
     def clear(self) -> None:
         """Forget the pictures."""
         self._kept.clear()
+
+    def snapshot(self) -> list[Any]:
+        """The pictures with their stamps."""
+        return [list(entry) for entry in self._kept]
+
+    def restore(self, snapshot: Sequence[Any]) -> None:
+        """Go on from a `snapshot`."""
+        self._kept.clear()
+        self._kept.extend((stamp, picture) for stamp, picture in snapshot)
 
     def motion(
         self,

@@ -46,6 +46,11 @@ def depth_gradient(near: float, far: float) -> str:
     return _gradient(colour_depth(np.geomspace(near, far, _STEPS), near, far))
 
 
+def depth_gradient_pixels(near: float, far: float, steps: int = 120) -> NDArray[np.uint8]:
+    """The colours of `colour_depth` from near to far, (steps, 3) RGB."""
+    return colour_depth(np.geomspace(near, far, steps), near, far)
+
+
 def heat_gradient() -> str:
     """The colours of `colour_heat` from 0 to 1, as a CSS background."""
     return _gradient(colour_heat(np.linspace(0, 1, _STEPS)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -70,6 +71,23 @@ class NetworkInput:
         """(1, 3, h, w) float32 in [0, 1]."""
         planes = np.ascontiguousarray(self.pixels.transpose(2, 0, 1))[np.newaxis]
         return np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
+
+    def state(self) -> dict[str, Any]:
+        """The same as plain data and arrays, for `from_state`."""
+        return {
+            "pixels": self.pixels,
+            "camera": list(astuple(self.camera)),
+            "region": list(astuple(self.region)),
+            "source_size": list(self.source_size),
+            "outside": self.outside,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> NetworkInput:
+        """From what `state` gave."""
+        width, height = state["source_size"]
+        camera, region = Camera(*state["camera"]), Region(*state["region"])
+        return cls(state["pixels"], camera, region, (width, height), state["outside"])
 
 
 def frame_image(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 Fault = Literal["model_failed", "memory", "budget"]
 
@@ -77,6 +78,17 @@ class MultiFrameGuard:
     def median_ms(self) -> float | None:
         """The median over the recent multi-frame frames; None before there are any."""
         return median(self._times) if self._times else None
+
+    def state(self) -> dict[str, Any]:
+        """The pause, as plain data; measured times are left out."""
+        names = ("fault", "detail", "remaining", "patience")
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.reset()
+        for name, value in state.items():
+            setattr(self, f"_{name}", value)
 
     def reset(self) -> None:
         """Forget failures and times."""

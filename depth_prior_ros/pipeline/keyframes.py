@@ -7,13 +7,16 @@ about a metre back, some of them later, is the same to the network and shows wha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.motion.gate import RelativeMotion
+from depth_prior_ros.pipeline.framing import NetworkInput
 from depth_prior_ros.pipeline.multi_frame_step import ObservedFrame, turned
 
 KEYFRAME_METRES = 1.0
@@ -91,6 +94,35 @@ class Keyframes:
         """Give the kept features back; they are computed again where they are needed."""
         for frame in self._frames:
             frame.shown.features = None
+
+    def state(self) -> dict[str, Any]:
+        """What is kept, as plain data and arrays; what networks made of the frames is left out."""
+        frames = [
+            {
+                "stamp_ns": frame.shown.stamp_ns,
+                "framed": frame.shown.framed.state(),
+                "pose": frame.pose,
+                "step": frame.step,
+                "told": frame.told,
+                "metres": frame.metres,
+            }
+            for frame in self._frames
+        ]
+        latest = list(self._latest) if self._latest else None
+        rest = {"speed": self._speed, "density": self._density, "latest": latest}
+        return {"frames": frames, **rest}
+
+    def restore(
+        self, state: Mapping[str, Any], show: Callable[[int, NetworkInput], ObservedFrame]
+    ) -> None:
+        """Go on from a `state`; show: gives a frame of (stamp, input) to the networks."""
+        self.clear()
+        self._speed, self._density = state["speed"], state["density"]
+        self._latest = tuple(state["latest"]) if state["latest"] else None
+        for entry in state["frames"]:
+            shown = show(entry["stamp_ns"], NetworkInput.from_state(entry["framed"]))
+            way = (entry[name] for name in ("pose", "step", "told", "metres"))
+            self._frames.append(Candidate(shown, *way))
 
     def advance(self, way: RelativeMotion, seconds: float, *, standing: bool) -> None:
         """Tell the way from the newest frame to the one that is about to be processed.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -33,7 +34,7 @@ from depth_prior_ros.motion.gate import (
     State,
 )
 from depth_prior_ros.pipeline.confidence import combine
-from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, frame_image
+from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, NetworkInput, frame_image
 from depth_prior_ros.pipeline.guard import Fault, MultiFrameGuard, is_out_of_memory
 from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, KEYFRAME_UNIT, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
@@ -194,6 +195,31 @@ class DepthPipeline(PipelineSettings):
         self._gate.reset()
         self.guard.reset()
         self.frame_rate.reset()
+
+    def state(self) -> dict[str, Any]:
+        """All that earlier frames leave to later ones, as plain data and arrays, for `restore`.
+
+        Not among it: a measured scale (see `Scale.store`), and the times behind a time budget.
+        """
+        return {
+            "keyframes": self._keyframes.state(),
+            "pictures": self._pictures.snapshot(),
+            "gate": self._gate.snapshot(),
+            "guard": self.guard.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another pipeline of the same bundle and settings was; see `state`."""
+        backend = self.networks.backend
+
+        def show(stamp_ns: int, framed: NetworkInput) -> ObservedFrame:
+            return ObservedFrame(stamp_ns, framed, backend.to_native(framed.tensor()))
+
+        self.reset()
+        self._keyframes.restore(state["keyframes"], show)
+        self._pictures.restore(state["pictures"])
+        self._gate.restore(state["gate"])
+        self.guard.restore(state["guard"])
 
     def warm_up(self) -> float:
         """Run every network twice on noise; the milliseconds of the second round.

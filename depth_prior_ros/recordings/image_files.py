@@ -115,10 +115,15 @@ def decode_depth(data: bytes, what: str, unit: float = 1 / DEPTH_SCALE) -> NDArr
     return raw.astype(np.float32) * np.float32(unit)
 
 
-def encode_depth(depth: NDArray[np.float32], compression: int = 6) -> bytes:
-    """Encode metres as a 16-bit PNG; 0, negative and not finite = none, above 255.99 m = none."""
+def encode_depth(
+    depth: NDArray[np.float32], compression: int = 6, steps: float = DEPTH_SCALE
+) -> bytes:
+    """Encode metres as a 16-bit PNG; 0, negative, not finite, or too much for 16 bits = none.
+
+    steps: of a metre; KITTI has 256, which end at 255.99 m, millimetres are 1000.
+    """
     finite = np.isfinite(depth) & (depth > 0)
-    scaled = np.rint(np.where(finite, depth, 0.0) * DEPTH_SCALE)
+    scaled = np.rint(np.where(finite, depth, 0.0) * steps)
     raw = np.where(scaled <= np.iinfo(np.uint16).max, scaled, 0).astype(np.uint16)
     return bytes(cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, compression])[1])
 

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.motion.gate import Motion, Source
-from depth_prior_ros.motion.odometry import CameraMount, Trajectory, arc
+from depth_prior_ros.motion.history import (
+    Speed,
+    motion_with,
+    nearest_speed,
+    with_speed_of_poses,
+)
+from depth_prior_ros.motion.odometry import CameraMount, OdometryReading, Trajectory
 from depth_prior_ros.ros.camera_infos import check_calibration
 
 NANOSECONDS = 1_000_000_000
@@ -29,23 +32,9 @@ SIZES_KEPT = 8
 """Image sizes whose calibration is kept."""
 
 _PAIRED = 3  # two clocks of different rates meet now and then, but not three times in a row
-_STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
 
 Calibrations = dict[tuple[int, int], Calibration]
 """By the size (width, height) that they say, the newest last."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """A speed in m/s, the header stamp in nanoseconds that it belongs to, and who said so.
-
-    course: (speed along the vehicle's x axis, yaw rate in rad/s) where both are known.
-    """
-
-    stamp: int
-    value: float
-    source: Source
-    course: tuple[float, float] | None = None
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -159,9 +148,11 @@ class Inputs:
         """Store a pose of the vehicle: metres, and x, y, z, w; False when it is none."""
         return self._trajectory.add(stamp, position, quaternion)
 
-    def speed_of_poses(self) -> float | None:
-        """The speed in m/s that the newest poses show; None where they are too few."""
-        return self._trajectory.speed()
+    def with_speed_of_poses(
+        self, reading: OdometryReading, twist_is_filled: bool
+    ) -> OdometryReading:
+        """The reading with the speed of the newest poses, where no twist was ever filled in."""
+        return with_speed_of_poses(reading, twist_is_filled, self._trajectory)
 
     def close(self) -> None:
         """Wake everybody who waits; from now on :meth:`take_image` returns None."""
@@ -222,19 +213,9 @@ class Inputs:
         speed = self._speed_at(stamp, max_age, wait)
         if speed is None:
             return None
-        if previous is None:
-            return Motion(speed.value, speed.source)
-        mount = mount or CameraMount()
-        pose = self._trajectory.camera_step(previous, stamp, mount, max_age)
-        seconds = (stamp - previous) / NANOSECONDS
-        # Odometry of speeds alone may leave its poses at the origin.
-        stands = pose is not None and not np.abs(pose - np.eye(4)).max() > _STILL
-        if speed.course is not None and (pose is None or (stands and speed.value)):
-            along = _along(speed.course, seconds, max_age)
-            pose = None if along is None else mount.step(along)
-        if pose is None:
-            return Motion(speed.value, speed.source)
-        return Motion(speed.value, speed.source, pose, previous)
+        return motion_with(
+            speed, self._trajectory, stamp, previous, mount or CameraMount(), max_age
+        )
 
     def _speed_at(self, stamp: int, max_age: float, wait: float) -> Speed | None:
         with self._changed:
@@ -245,16 +226,7 @@ class Inputs:
                 self._odometry_silent = not reached
             has_its_own = any(speed.stamp == stamp for speed in self._speeds)
             self._paired = self._paired + 1 if has_its_own else 0
-            nearest = min(
-                # Newest arrivals first: of two equally near ones (a bag that loops) the newer
-                # counts.
-                reversed(self._speeds),
-                key=lambda s: abs(s.stamp - stamp),
-                default=None,
-            )
-        if nearest is None or abs(nearest.stamp - stamp) > max_age * NANOSECONDS:
-            return None
-        return nearest
+            return nearest_speed(reversed(self._speeds), stamp, max_age)
 
     def _worth_waiting(self, stamp: int, max_age: float) -> bool:
         """Whether odometry that serves is still to come."""
@@ -274,13 +246,6 @@ class Inputs:
     def _has_reached(self, stamp: int, max_age: float) -> bool:
         newest = stamp + int(max_age * NANOSECONDS)
         return any(stamp <= speed.stamp <= newest for speed in self._speeds)
-
-
-def _along(
-    course: tuple[float, float], seconds: float, longest: float
-) -> npt.NDArray[np.float64] | None:
-    """The way (4, 4) at constant speed and yaw rate; None over more than ``longest`` seconds."""
-    return arc(*course, seconds) if 0 < seconds <= longest else None
 
 
 def _fits(calibration: Calibration, width: int, height: int) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from geometry_msgs.msg import TwistStamped, TwistWithCovarianceStamped
@@ -247,10 +246,7 @@ class Subscriptions:
             if not self._inputs.put_pose(stamp, *numbers) and not _finite(*numbers):
                 self._refuse("bad_odometry", "odom: the pose is not finite", False)
         self._twist_is_filled |= bool(reading.speed)
-        # Many a visual odometry fills the pose only; a twist of zeros is then no speed.
-        speed = None if self._twist_is_filled else self._inputs.speed_of_poses()
-        if speed is not None:
-            reading = replace(reading, speed=speed, course=None)
+        reading = self._inputs.with_speed_of_poses(reading, self._twist_is_filled)
         self._on_speed(stamp, reading, "odometry")
 
     def _on_twist(self, source: Source) -> Callable[[Any], None]:

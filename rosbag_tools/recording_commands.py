@@ -1,0 +1,194 @@
+"""Commands of `depth_bag` that go through whole recordings: what their arguments may be.
+
+Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.recording_options import add_recording_options, recording_options
+
+if TYPE_CHECKING:
+    from depth_prior_ros.recordings import StoredRecording
+    from rosbag_tools.process import Processed
+
+Commands = argparse._SubParsersAction
+
+_OUTPUTS = {
+    "npy": "float32 metres, a file a frame (default)",
+    "png": "16-bit PNG in millimetres, a file a frame",
+    "kitti-png": "16-bit PNG in metres x 256 as KITTI has it, a file a frame",
+    "ply": "coloured points, a file a frame",
+    "bag": "depth.mcap: the input's topics beside depth, confidence, model and scale",
+    "video": "depth.mp4: image beside coloured depth, model and scale written in",
+}
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def add_process(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`depth_bag process`."""
+    parser = commands.add_parser(
+        "process",
+        help="depth of whole recordings, offline, without ROS",
+        description="Depth of every frame of a recording, the same as a replay in lockstep gives. "
+        "A run that was killed goes on where it was when the command is given again.",
+    )
+    _add_recordings(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the results; of several recordings each gets a folder in it",
+    )
+    for name, words in _OUTPUTS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=words)
+    _add_network(parser)
+    parser.add_argument(
+        "--force-model", choices=("single_frame", "multi_frame"), help="force a model"
+    )
+    parser.add_argument(
+        "--no-forced",
+        action="store_true",
+        help="judge only the depth that is written, not each model on its own",
+    )
+    parser.set_defaults(run=_process)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A recording to open, and what to do with it; goes to other processes."""
+
+    source: Path
+    out: Path
+    reading: argparse.Namespace
+    options: Any
+    command: str
+
+    def open(self) -> StoredRecording:
+        """The recording, read as the options say."""
+        from depth_prior_ros.recordings import open_recording
+
+        return open_recording(self.source, **recording_options(self.source, self.reading))
+
+
+def _process(parsed: argparse.Namespace) -> None:
+    from depth_prior_ros.recordings import RecordingError
+    from rosbag_tools.account import command_line
+    from rosbag_tools.console import show, show_skipped
+    from rosbag_tools.process import ProcessOptions
+    from rosbag_tools.results import METRICS, REPORT
+
+    outputs = tuple(n for n in _OUTPUTS if getattr(parsed, n.replace("-", "_"))) or ("npy",)
+    options = ProcessOptions(
+        outputs,
+        parsed.bundle,
+        parsed.backend,
+        parsed.device,
+        parsed.force_model or "",
+        forced=not parsed.no_forced,
+    )
+    command = command_line(parsed.arguments)
+    places = _places(parsed.recordings, parsed.out)
+    jobs = [
+        _Job(path, out, parsed, options, command)
+        for path, out in zip(parsed.recordings, places, strict=True)
+    ]
+    failed = []
+    for outcome in _run(process_job, jobs, parsed.jobs):
+        found: Processed | None = outcome.result
+        if found is None:
+            failed.append(f"{outcome.name}: {outcome.error}" if len(jobs) > 1 else outcome.error)
+            continue
+        if found.finished_before:
+            show(f"{found.out}: finished before, nothing to do")
+            continue
+        show(_rate(found), f"{found.out / REPORT}", f"{found.out / METRICS}")
+        show_skipped(found.skipped)
+    if failed:
+        raise RecordingError("\n".join(failed))
+
+
+def process_job(job: _Job, told: Any) -> Processed:
+    """Open a job's recording and make its depth."""
+    from rosbag_tools.process import process
+
+    return process(job.source, job.open(), job.out, job.options, job.command, told)
+
+
+def _rate(found: Processed) -> str:
+    if not found.new:
+        return f"{found.out}: depth of {found.frames} frames was there"
+    rate = found.new / max(found.seconds, 1e-9)
+    alone = found.new / max(found.network_seconds, 1e-9)
+    before = found.frames - found.new
+    rest = f", {before} were there" if before else ""
+    return (
+        f"{found.out}: depth of {found.new} frames{rest}; {rate:.1f} frames/s, the networks' part "
+        f"of it {alone:.1f} frames/s"
+    )
+
+
+# -- shared ---------------------------------------------------------------------------------------
+
+
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recordings",
+        type=Path,
+        nargs="+",
+        metavar="RECORDING",
+        help="bags, videos, folders of images, of KITTI or another data set",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        help="recordings at a time (default: one for every two processors)",
+    )
+    add_recording_options(parser)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", default="lite", help="name or path (default: lite)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="what runs the networks (default: auto)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _places(recordings: Sequence[Path], out: Path) -> list[Path]:
+    """Where the results go: `out` itself for one recording, else folders by the names."""
+    if len(recordings) == 1:
+        return [out]
+    names: list[str] = []
+    for path in recordings:
+        name = path.resolve().stem if path.is_file() else path.resolve().name
+        if name in names:
+            name = f"{path.resolve().parent.name}_{name}"
+        while name in names:
+            name = f"{name}_2"
+        names.append(name)
+    return [out / name for name in names]
+
+
+def _run(do: Any, jobs: list[_Job], side_by_side: int | None) -> list[Any]:
+    from rosbag_tools.cli import is_expected
+    from rosbag_tools.units import Unit, run_units, usual_jobs
+
+    units = [Unit(job.out.name, job) for job in jobs]
+    return run_units(do, units, side_by_side or usual_jobs(len(jobs)), is_expected)

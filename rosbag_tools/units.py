@@ -1,0 +1,171 @@
+"""Work on many recordings: each is a unit, several are done side by side by processes.
+
+A unit must be able to go on where it was (`work`), since what a lost process had in hand is given
+to another one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from depth_prior_ros.progress import ProgressBar, duration
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_TRIES = 3  # of a unit whose process was lost
+_BETWEEN_TELLING = 0.2  # seconds
+_BETWEEN_LINES = 30.0  # seconds, where the output is a file or a pipe
+
+Told = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Unit(Generic[T]):
+    """A piece of work with a name that people know."""
+
+    name: str
+    work: T
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """What came of a unit: its result, or why there is none, in words."""
+
+    name: str
+    result: R | None = None
+    error: str = ""
+
+
+def run_units(
+    do: Callable[[T, Told], R],
+    units: Sequence[Unit[T]],
+    jobs: int = 1,
+    expected: Callable[[Exception], bool] = lambda error: isinstance(error, OSError),
+) -> list[Outcome[R]]:
+    """Do all units, `jobs` at a time, and give back what came of each, in their order.
+
+    Args:
+        do: a function of a module, given the work and whom to tell of (done, total) steps.
+        units: what to do.
+        jobs: processes; with 1, or with one unit, all is done in this one.
+        expected: errors whose words say all; others of a unit end everything.
+    """
+    if jobs <= 1 or len(units) <= 1:
+        return [_here(do, unit, expected) for unit in units]
+    outcomes: dict[str, Outcome[R]] = {}
+    with _progress_bars([unit.name for unit in units]) as told:
+        for _ in range(_TRIES):
+            left = [unit for unit in units if unit.name not in outcomes]
+            if left:
+                outcomes |= _side_by_side(do, left, jobs, told, expected)
+    lost = "its process was lost three times (out of memory?)"
+    return [outcomes.get(unit.name, Outcome(unit.name, error=lost)) for unit in units]
+
+
+def usual_jobs(units: int) -> int:
+    """Two processors a process: one for the networks, one for decoding and encoding."""
+    return max(1, min(units, (os.cpu_count() or 2) // 2))
+
+
+def _here(
+    do: Callable[[T, Told], R], unit: Unit[T], expected: Callable[[Exception], bool]
+) -> Outcome[R]:
+    with ProgressBar() as bar:
+        try:
+            return Outcome(unit.name, do(unit.work, lambda i, n: bar(unit.name, i, n)))
+        except Exception as error:
+            if not expected(error):
+                raise
+            return Outcome(unit.name, error=str(error))
+
+
+def _side_by_side(
+    do: Callable[[T, Told], R],
+    units: Sequence[Unit[T]],
+    jobs: int,
+    told: Any,
+    expected: Callable[[Exception], bool],
+) -> dict[str, Outcome[R]]:
+    """The outcomes by name; of units whose process was lost there is none."""
+    found: dict[str, Outcome[R]] = {}
+    context = multiprocessing.get_context("spawn")  # a fork would share OpenVINO's threads
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = {pool.submit(_there, do, unit, told): unit.name for unit in units}
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                found[name] = Outcome(name, future.result())
+            except BrokenProcessPool:
+                continue
+            except Exception as error:
+                if not expected(error):
+                    pool.shutdown(cancel_futures=True)
+                    raise
+                found[name] = Outcome(name, error=str(error))
+    return found
+
+
+def _there(do: Callable[[T, Told], R], unit: Unit[T], told: Any) -> R:
+    last = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last > _BETWEEN_TELLING:
+            last = now
+            told.put((unit.name, done, total))
+
+    return do(unit.work, tell)
+
+
+@contextmanager
+def _progress_bars(names: Sequence[str]) -> Iterator[Any]:
+    """A queue of (name, done, total), shown as a bar for each name, or as lines of a log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    console, stop = Console(stderr=True), threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    with (
+        multiprocessing.Manager() as manager,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bars,
+    ):
+        told = manager.Queue()
+        tasks = {name: bars.add_task(name, total=None) for name in names}
+
+        def show() -> None:
+            began = spoken = time.monotonic()
+            latest: dict[str, tuple[int, int]] = {}
+            while not stop.is_set():
+                try:
+                    name, done, total = told.get(timeout=0.2)
+                except queue.Empty:
+                    pass
+                else:
+                    latest[name] = done, total
+                    bars.update(tasks[name], completed=done, total=total)
+                if not console.is_terminal and time.monotonic() - spoken > _BETWEEN_LINES:
+                    spoken = time.monotonic()
+                    words = ", ".join(f"{k} {i} of {n}" for k, (i, n) in latest.items() if i < n)
+                    text = f"{words or 'working'} after {duration(spoken - began)}"
+                    console.print(text, markup=False, highlight=False)
+
+        thread = threading.Thread(target=show, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield told
+        finally:
+            stop.set()
+            thread.join(5)

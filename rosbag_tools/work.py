@@ -1,0 +1,130 @@
+"""Long work that goes on after a kill to the same bytes: a journal, spools, and a checkpoint.
+
+What is appended (a line a frame, the messages of a bag to be) counts up to the length that the
+newest checkpoint names; the rest is cut off when the work goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depth_prior_ros.atomic_files import write_bytes
+from depth_prior_ros.recordings import RecordingError
+from depth_prior_ros.untrusted import read_file
+
+_LENGTH = struct.Struct("<Q")
+_CHECKPOINT_BYTES = 1 << 28
+
+
+class Workbook:
+    """The files of unfinished work in a folder of its own, which is made.
+
+    Attributes:
+        done: units of work that the checkpoint has; 0 at the beginning.
+        state: what was kept with it; empty at the beginning.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        """names: of the spools. Raises RecordingError for a checkpoint that cannot be read."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done = 0
+        self.state: dict[str, Any] = {}
+        lengths: dict[str, int] = {}
+        checkpoint = folder / "checkpoint"
+        if checkpoint.is_file():
+            self.done, self.state, lengths = _read_checkpoint(checkpoint)
+        self._files = {name: _opened(folder / name, lengths.get(name, 0)) for name in names}
+
+    def append(self, name: str, data: bytes) -> None:
+        """Append an entry to a spool."""
+        self._files[name].write(_LENGTH.pack(len(data)))
+        self._files[name].write(data)
+
+    def entries(self, name: str) -> Iterator[bytes]:
+        """All entries of a spool, in order."""
+        self._files[name].flush()
+        with (self.folder / name).open("rb") as file:
+            while head := file.read(_LENGTH.size):
+                yield file.read(_LENGTH.unpack(head)[0])
+
+    def checkpoint(self, done: int, state: Mapping[str, Any]) -> None:
+        """Keep what was appended, and a state of plain data and arrays; on the disk before it
+        returns."""
+        lengths = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            lengths[name] = file.tell()
+        write_bytes(self.folder / "checkpoint", pack({"done": done, "lengths": lengths}, state))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def _opened(path: Path, length: int) -> io.BufferedRandom:
+    if not path.exists():
+        path.touch()
+    file = path.open("r+b")
+    if path.stat().st_size < length:
+        file.close()
+        raise RecordingError(f"{path}: shorter than its checkpoint says; remove its folder")
+    file.truncate(length)
+    file.seek(length)
+    return file
+
+
+def _read_checkpoint(path: Path) -> tuple[int, Any, dict[str, int]]:
+    try:
+        head, state = unpack(read_file(path, _CHECKPOINT_BYTES))
+        return head["done"], state, head["lengths"]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RecordingError(f"{path}: damaged ({error}); remove its folder") from error
+
+
+def pack(*trees: Any) -> bytes:
+    """Nested dictionaries and lists of numbers, words and arrays as bytes, for `unpack`."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def flat(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[f"a{len(arrays)}"] = value
+            return {"array": f"a{len(arrays) - 1}"}
+        if isinstance(value, Mapping):
+            return {"map": [[key, flat(entry)] for key, entry in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [flat(entry) for entry in value]
+        return value.item() if isinstance(value, np.generic) else value
+
+    text = json.dumps([flat(tree) for tree in trees])
+    stream = io.BytesIO()
+    arrays["tree"] = np.frombuffer(text.encode(), np.uint8)
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def unpack(data: bytes) -> list[Any]:
+    """What `pack` was given. Raises ValueError, KeyError, zipfile.BadZipFile."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+
+        def whole(value: Any) -> Any:
+            if isinstance(value, list):
+                return [whole(entry) for entry in value]
+            if isinstance(value, dict):
+                if "array" in value:
+                    return arrays[value["array"]]
+                return {key: whole(entry) for key, entry in value["map"]}
+            return value
+
+        return [whole(tree) for tree in json.loads(arrays["tree"].tobytes())]
