@@ -85,6 +85,8 @@ class Account:
         result = self.judge.add(position, depth)
         if result is not None:
             record.abs_rel, record.ratio = result.errors.abs_rel, result.errors.ratio
+            record.metric_abs_rel, record.flicker = result.metric.abs_rel, result.flicker
+            record.parts = {name: part.abs_rel for name, part in result.parts.items()}
         if position % self._stride == 0:
             errors = None if result is None else result.errors
             self._draw(record, frame, frame.image() if image is None else image, depth, errors)

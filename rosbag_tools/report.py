@@ -19,7 +19,7 @@ _KINDS = {"image": "image", "depth": "depth", "truth": "true depth", "error": "r
 # Bytes of pictures, before base64: with it, the page stays below 8 MB.
 _PICTURE_BUDGET = 5_500_000
 _STRIP = 8
-_COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
+_COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3", "flicker")
 _ROWS = {
     "all": "as published",
     "single_frame": "single-frame, forced",
@@ -174,7 +174,7 @@ def _depth_rows(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     baselines = metrics["baselines"].items()
     entries += [("other", BASELINE_LABELS.get(name, name), entry) for name, entry in baselines]
     return [
-        (kind, name, [*(number(entry[column]) for column in _COLUMNS), str(entry["frames"])])
+        (kind, name, [*(number(entry.get(column)) for column in _COLUMNS), str(entry["frames"])])
         for kind, name, entry in entries
     ]
 

@@ -37,7 +37,8 @@ class FrameRecord:
     """One frame that was sent. `latency_ms` None: no depth came back.
 
     `abs_rel` is after the protocol's scaling, `ratio` that scaling: median of the truth over
-    median of the prediction.
+    median of the prediction. `flicker` is from the frame before, `metric_abs_rel` without scaling,
+    `parts` has abs_rel by range and by what moves (see `metrics.part_errors`).
     """
 
     index: int
@@ -49,6 +50,9 @@ class FrameRecord:
     abs_rel: float | None = None
     ratio: float | None = None
     pictures: bool = False
+    flicker: float | None = None
+    metric_abs_rel: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -21,13 +21,14 @@ from depth_prior_ros.evaluation.evaluate import (
     evaluate_beside,
     evaluate_model,
 )
+from depth_prior_ros.evaluation.flicker import FlickerMeter, mean_flicker
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
     count,
     read_evaluation_frames,
 )
-from depth_prior_ros.evaluation.metrics import DepthErrors, summary
+from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.evaluation.predictors import ImageIndependentMap, Map, MeanDepth, StoredDepth
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.pipeline.framing import fit_region
@@ -70,6 +71,7 @@ class Judge:
     protocol: Protocol | None
     results: list[FrameResult] = field(default_factory=list)
     mean: MeanDepth = field(default_factory=MeanDepth)
+    meter: FlickerMeter = field(default_factory=FlickerMeter)
     taken: int = 0
     pixels: int = 0
 
@@ -80,7 +82,8 @@ class Judge:
             return None
         size, skipped = (depth.shape[1], depth.shape[0]), self.recording.skipped
         frames = self.frames([position], size)
-        found = evaluate(StoredDepth({position: depth}), frames, self.protocol, skipped=skipped)
+        stored = StoredDepth({position: depth})
+        found = evaluate(stored, frames, self.protocol, skipped=skipped, meter=self.meter)
         if not found:
             return None
         self.results += found
@@ -90,11 +93,13 @@ class Judge:
 
     def state(self) -> dict[str, Any]:
         """All but the results, as plain data and arrays."""
-        return {"mean": self.mean.state(), "taken": self.taken, "pixels": self.pixels}
+        counts = {"taken": self.taken, "pixels": self.pixels}
+        return {"mean": self.mean.state(), "meter": self.meter.state(), **counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`; the results are given back one by one."""
         self.mean = MeanDepth.from_state(state["mean"])
+        self.meter.restore(state["meter"])
         self.taken, self.pixels = state["taken"], state["pixels"]
 
     def frames(self, positions: Sequence[int], size: tuple[int, int]) -> Iterator[EvaluationFrame]:
@@ -105,6 +110,7 @@ class Judge:
     def entry(self) -> dict[str, Any]:
         """`depth.all` of metrics.json."""
         entry: dict[str, Any] = dict(summary([result.errors for result in self.results]))
+        entry |= mean_flicker([result.flicker for result in self.results])
         return entry | {"pixels": self.pixels, "pixels_beyond_range": self.taken}
 
     def notes(self) -> list[str]:
@@ -145,7 +151,7 @@ def judge_forced(
     judged = tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
     chosen = EvaluationSet(recording.name, protocol, recording, judged)
     models = [m for m in MODELS if m != "multi_frame" or pipeline.networks.has_multi_frame]
-    found: dict[str, dict[int, DepthErrors]] = {}
+    found: dict[str, dict[int, FrameResult]] = {}
     fell_back = 0
     for number, model in enumerate(models):
 
@@ -153,13 +159,14 @@ def judge_forced(
             told(before * total + done + 1, len(models) * total)
 
         results = evaluate_model(pipeline, chosen, model, chosen.followed(), shown)
-        found[model] = {r.position: r.errors for r in results if r.model == model}
+        found[model] = {r.position: r for r in results if r.model == model}
         fell_back += len(results) - len(found[model])
     both = set.intersection(*map(set, found.values()))
-    entries: dict[str, Any] = {
-        model: summary([e for position, e in found.get(model, {}).items() if position in both])
-        for model in MODELS
-    }
+    entries: dict[str, Any] = {}
+    for model in MODELS:
+        shared = [r for position, r in found.get(model, {}).items() if position in both]
+        entries[model] = summary([r.errors for r in shared])
+        entries[model] |= mean_flicker([r.flicker for r in shared])
     return entries, fell_back
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.evaluation.flicker import FlickerMeter, mean_flicker
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
@@ -53,7 +54,8 @@ class FrameResult:
     range as the protocol's farthest. `parts` are the errors by range and of what moves (see
     :func:`metrics.part_errors`). `depth` is the prediction (h, w) for the `region` of the image,
     empty where it was not kept; `position` counts in the recording's frames, `index` is the number
-    that the recording gives the frame.
+    that the recording gives the frame. `flicker`: from the frame before (see `flicker`); None where
+    that was not judged, or no pose is known.
     """
 
     position: int
@@ -65,6 +67,7 @@ class FrameResult:
     region: Window
     depth: NDArray[np.floating[Any]] = field(default_factory=_NO_DEPTH.copy, repr=False)
     parts: dict[str, DepthErrors] = field(default_factory=dict)
+    flicker: float | None = None
 
 
 def evaluate(
@@ -74,6 +77,7 @@ def evaluate(
     *,
     keep_depth: bool = False,
     skipped: list[Skipped] | None = None,
+    meter: FlickerMeter | None = None,
 ) -> list[FrameResult]:
     """Judge a predictor on the frames that have truth.
 
@@ -86,11 +90,15 @@ def evaluate(
         protocol: how depth is scaled.
         keep_depth: keep every depth image in memory.
         skipped: told of frames on which nothing can be compared.
+        meter: of flicker, for frames that come in several calls.
     """
     results = []
+    meter = meter or FlickerMeter()
     for frame, prediction in predictor.predict(frames):
         try:
-            results.append(evaluate_frame(frame, prediction, protocol, keep_depth=keep_depth))
+            found = evaluate_frame(frame, prediction, protocol, keep_depth=keep_depth)
+            shake = meter.add(frame, prediction.depth, found.errors.ratio)
+            results.append(replace(found, flicker=shake))
         except NoValidPixelsError as error:
             if skipped is not None:
                 name_skipped(skipped, f"depth of frame {frame.index}", str(error))
@@ -168,6 +176,7 @@ def row_entry(frames: Sequence[FrameResult], protocol: Protocol | None = None) -
 
     `parts` has an entry for each range of metres ("0-10" ...) and, where it is known what moves,
     for "moving" and "static": the mean over the images that have enough of it, and how many.
+    `flicker` is the mean over pairs of frames, `flicker_pairs` their number.
     `rmse_log10` is there where the protocol is quoted by it.
     """
     entry: dict[str, Any] = dict(summary([frame.errors for frame in frames]))
@@ -176,7 +185,7 @@ def row_entry(frames: Sequence[FrameResult], protocol: Protocol | None = None) -
         entry["rmse_log10"] = fmean(values) if values else None
     entry["metric"] = summary([frame.metric for frame in frames])
     entry["parts"] = part_entries([frame.parts for frame in frames])
-    return entry
+    return entry | mean_flicker([frame.flicker for frame in frames])
 
 
 def part_entries(frames: Sequence[dict[str, DepthErrors]]) -> dict[str, dict[str, Any]]:

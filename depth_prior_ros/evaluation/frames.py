@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -29,6 +29,8 @@ class EvaluationFrame:
     truth was read; `camera` is its own. It shows the `window` of the recorded image.
     `truth`: the pixels of that window that count; None where the frame is only a predecessor.
     `moving`: what of the window moves by itself, at the truth's size; None where nobody knows.
+    `pose`: world_from_camera (4, 4); None where unknown. `view`: the camera of the window, in
+    pixels of the recorded image.
     """
 
     position: int
@@ -40,6 +42,8 @@ class EvaluationFrame:
     image: NDArray[np.uint8] = field(repr=False)
     truth: TruthPixels | None = field(default=None, repr=False)
     moving: NDArray[np.bool_] | None = field(default=None, repr=False)
+    pose: NDArray[np.float64] | None = field(default=None, repr=False)
+    view: Camera | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,23 @@ def read_evaluation_frame(
             what = f"depth of frame {frame.index}"
             name_skipped(recording.skipped, what, "nothing to compare: no pixel of it counts")
     return EvaluationFrame(
-        position, frame.index, frame.stamp_ns, frame.speed, camera, window, image, pixels, moving
+        position,
+        frame.index,
+        frame.stamp_ns,
+        frame.speed,
+        camera,
+        window,
+        image,
+        pixels,
+        moving,
+        frame.pose,
+        _camera_of_window(frame.camera, window),
     )
+
+
+def _camera_of_window(camera: Camera, window: Window) -> Camera:
+    x, y, width, height = window
+    return replace(camera, cx=camera.cx - x, cy=camera.cy - y, width=width, height=height)
 
 
 def _shown(

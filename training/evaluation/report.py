@@ -63,6 +63,8 @@ def print_report(report: EvaluationReport, console: Console | None = None) -> No
         parts = _part_table(one)
         if parts is not None:
             out.print(parts)
+        for words in _flicker_words(one):
+            out.print(f"  {words}", highlight=False)
         for note in [*one.notes, *map(str, one.judged.recording.skipped)]:
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
         _print_verdict(one, out)
@@ -77,6 +79,16 @@ def _style() -> dict[str, Any]:
 
     left = {"title_justify": "left", "caption_justify": "left"}
     return {**left, "box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+
+
+def _flicker_words(report: SetReport) -> list[str]:
+    """Flicker of each row, in words; none where no two frames with poses follow each other."""
+    entries = {name: row_entry(frames) for name, frames in report.rows.items() if frames}
+    return [
+        f"flicker, {name}: {entry['flicker']:.2%} over {entry['flicker_pairs']} pairs of frames"
+        for name, entry in entries.items()
+        if entry["flicker"] is not None
+    ]
 
 
 def _part_table(report: SetReport) -> Table | None:
