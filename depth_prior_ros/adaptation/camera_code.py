@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH, disparity_to_depth
 from depth_prior_ros.models.camera_code import NUMBERS
+from depth_prior_ros.models.prior_fusion import Prior, ProjectedPrior
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.models.trunk import Features
+from depth_prior_ros.progress import Progress, quiet
 
 STEPS = 30
 _RATE, _LAST_RATE = 0.2, 0.01
@@ -20,114 +22,109 @@ _WEIGHT = 0.01
 _BATCH = 8
 
 
-@dataclass(frozen=True)
-class FittedCode:
-    """Numbers for a student, and the mean absolute relative error in metres, per frame.
+class StoppedError(Exception):
+    """Somebody asked for an end."""
 
-    `before` and `after` are of frames that the fit has not seen; of all where there is one only.
-    """
 
-    numbers: tuple[float, ...]
-    before: float
-    after: float
-    frames: int
-
-    @property
-    def better(self) -> bool:
-        """Whether the fit is to be kept: references of another camera make it worse than none."""
-        return self.after < self.before
+def never() -> bool:
+    """Go on."""
+    return False
 
 
 def fit_camera_code(
     student: Student,
-    images: Tensor,
-    depth: Tensor,
-    metres_per_unit: float,
+    images: Sequence[Tensor],
+    depth: Sequence[Tensor],
+    prior: Prior | None = None,
+    *,
+    depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
     steps: int = STEPS,
-) -> FittedCode:
-    """Fit the numbers by gradient, on every second frame; the others judge them.
-
-    Then, where that helped, once more on all frames. The trunk runs once an image.
+    progress: Progress = quiet,
+    stop: Callable[[], bool] = never,
+) -> tuple[float, ...]:
+    """Fit the numbers by gradient; no weight changes. The trunk runs once an image.
 
     Args:
-        student: told its camera, in eval mode; its weights stay.
-        images: (N, 3, H, W), RGB in [0, 1], as the student sees them.
-        depth: (N, 1, h, w) metres, 0 = unknown; (h, w) may be a fraction of (H, W).
-        metres_per_unit: of the bundle.
+        student: told its camera, in eval mode.
+        images: each (3, H, W), RGB in [0, 1], as the student sees them.
+        depth: of each, (h, w) in the student's units, 0 = unknown; (h, w) may be a fraction of
+            (H, W).
+        prior: of the student, where it has a fusion.
+        depth_range: smallest and largest depth of the student, units.
         steps: of Adam.
+        progress: told of images and steps.
+        stop: asked between them.
 
     Raises:
         ValueError: a student that is not told its camera, no image, or no known depth.
+        StoppedError: `stop` said so.
     """
     if student.camera_code is None:
         raise ValueError("this student is not told its camera, so nothing can be fitted")
-    if not len(images) or not bool((depth > 0).any()):
+    if not any(bool((one > 0).any()) for one in depth):
         raise ValueError("fitting what a student is told of its camera needs depth in metres")
+    features = []
     with torch.no_grad():
-        features = [student.trunk(images[i : i + 1]) for i in range(len(images))]
-    frames = _Frames(student, features, depth, metres_per_unit)
-    everything = range(len(images))
-    fitted_on = everything[::2] if len(images) > 1 else everything
-    judged_on = everything[1::2] if len(images) > 1 else everything
-    zero = images.new_zeros(1, NUMBERS)
-    before = frames.abs_rel(judged_on, zero)
-    code = frames.fit(fitted_on, steps)
-    after = frames.abs_rel(judged_on, code)
-    if after < before and len(images) > 1:
-        code = frames.fit(everything, steps)
-    numbers = tuple(round(float(value), 4) for value in code[0])
-    return FittedCode(numbers, before, after, len(images))
+        for done, image in enumerate(images):
+            progress("looking at keyframes", done, len(images))
+            _ask(stop)
+            features.append(student.trunk(image[None]))
+        projected = (
+            None if prior is None or student.fusion is None else student.fusion.project(prior)
+        )
+    frames = _Frames(student, projected, depth_range, features, [one[None, None] for one in depth])
+    code = frames.fit(steps, progress, stop)
+    return tuple(round(float(value), 4) for value in code[0])
+
+
+def _ask(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise StoppedError
 
 
 @dataclass(frozen=True)
 class _Frames:
     student: Student
+    prior: ProjectedPrior | None
+    depth_range: tuple[float, float]
     features: list[Features]
-    depth: Tensor
-    metres_per_unit: float
+    depth: list[Tensor]
 
-    def fit(self, which: Sequence[int], steps: int) -> Tensor:
-        """The numbers (1, 5) that explain these frames' depth best."""
+    def fit(self, steps: int, progress: Progress, stop: Callable[[], bool]) -> Tensor:
+        """The numbers (1, 5) that explain the frames' depth best."""
         parameters = list(self.student.parameters())
         learning = [p.requires_grad for p in parameters]
-        code = self.depth.new_zeros(1, NUMBERS, requires_grad=True)
+        code = self.depth[0].new_zeros(1, NUMBERS, requires_grad=True)
         optimiser = torch.optim.Adam([code], lr=_RATE)
         rate = (_LAST_RATE / _RATE) ** (1 / max(steps - 1, 1))
         generator = torch.Generator().manual_seed(0)
+        known = [i for i, depth in enumerate(self.depth) if bool((depth > 0).any())]
         try:
             self.student.requires_grad_(False)
             for step in range(steps):
-                drawn = torch.randperm(len(which), generator=generator)[:_BATCH].tolist()
+                progress("fitting", step, steps)
                 optimiser.param_groups[0]["lr"] = _RATE * rate**step
                 optimiser.zero_grad()
-                error = torch.stack([self._log_error(which[i], code) for i in drawn]).nanmean()
-                (error + _WEIGHT * code.square().sum()).backward()
+                drawn = torch.randperm(len(known), generator=generator)[:_BATCH].tolist()
+                for i in drawn:  # one at a time, so that memory stays small and `stop` is heard
+                    _ask(stop)
+                    (self._log_error(known[i], code) / len(drawn)).backward()
+                (_WEIGHT * code.square().sum()).backward()
                 optimiser.step()
         finally:
             for parameter, before in zip(parameters, learning, strict=True):
                 parameter.requires_grad_(before)
         return code.detach()
 
-    def _predicted(self, frame: int, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted and known depth in metres at the pixels where it is known."""
-        features = self.student.camera_code(self.features[frame], code)  # type: ignore[misc]
-        disparity = self.student.decoder(features, (0,))[0]
-        truth = self.depth[frame : frame + 1]
-        small = torch.nn.functional.interpolate(
-            disparity_to_depth(disparity)[1], truth.shape[2:], mode="nearest"
+    def _log_error(self, frame: int, code: Tensor) -> Tensor:
+        assert self.student.camera_code is not None
+        features = self.student.camera_code(self.features[frame], code)
+        seen = self.student.decode(features, self.prior, scales=(0,), depth_range=self.depth_range)
+        truth = self.depth[frame]
+        predicted = torch.nn.functional.interpolate(
+            disparity_to_depth(seen.disparity[0], *self.depth_range)[1],
+            truth.shape[2:],
+            mode="nearest",
         )
         known = truth > 0
-        return small[known] * self.metres_per_unit, truth[known]
-
-    def _log_error(self, frame: int, code: Tensor) -> Tensor:
-        predicted, truth = self._predicted(frame, code)
-        return (predicted.log() - truth.log()).abs().mean()
-
-    @torch.no_grad()
-    def abs_rel(self, which: Sequence[int], code: Tensor) -> float:
-        """Mean over the frames of the mean of |predicted - known| / known."""
-        errors = []
-        for frame in which:
-            predicted, truth = self._predicted(frame, code)
-            errors.append(((predicted - truth).abs() / truth).mean())
-        return float(torch.stack(errors).nanmean())
+        return (predicted[known].log() - truth[known].log()).abs().mean()

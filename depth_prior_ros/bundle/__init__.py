@@ -16,6 +16,9 @@ from depth_prior_ros.bundle.bundle import (
     BundleError as BundleError,
 )
 from depth_prior_ros.bundle.bundle import (
+    CameraCodeSpec as CameraCodeSpec,
+)
+from depth_prior_ros.bundle.bundle import (
     CameraSpec as CameraSpec,
 )
 from depth_prior_ros.bundle.bundle import (

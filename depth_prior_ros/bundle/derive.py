@@ -1,4 +1,4 @@
-"""A new bundle with the same networks and another prior, as `select` and `adapt` write it."""
+"""A new bundle with the same networks: another prior (`select`), another camera (`adapt`)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from depth_prior_ros.bundle.manifest import (
     TEACHER_FOLDER,
     TEACHER_NAME,
     BundleError,
+    CameraCodeSpec,
     Manifest,
     PriorSpec,
     file_name,
@@ -30,6 +31,46 @@ if TYPE_CHECKING:
     from depth_prior_ros.models.prior_fusion import Prior
 
 _NETWORKS = tuple(file_name(part) for part in ("student", "multi_frame", "pose"))
+
+
+def tell_camera(
+    bundle: Bundle,
+    out: str | Path,
+    told: CameraCodeSpec,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write a bundle with the networks and the prior of another, whose student is told its camera.
+
+    What was measured with the old numbers does not travel: metrics, and the mean of the student's
+    own depth.
+
+    Args:
+        bundle: where all else comes from.
+        out: folder of the new bundle; an existing bundle is replaced, it may be `bundle` itself.
+        told: the numbers, their camera, and where they are from.
+        metrics: of the new bundle; default: none.
+
+    Raises:
+        BundleError: a student that is not told its camera, a foreign folder, a full disk.
+    """
+    out = Path(out)
+    refuse_foreign(out)
+    data = bundle.manifest.data()
+    data["camera_code"] = told.model_dump(mode="json")
+    data["metrics"] = dict(metrics or {})
+    provenance = data["provenance"]
+    note = f"adapted to its camera, no weight changed: {told.source}"
+    provenance["note"] = "; ".join(filter(None, (provenance["note"], note)))
+    manifest = validate_manifest(out / MANIFEST_NAME, data)
+    with staging(out) as folder:
+        for file in (*_NETWORKS, file_name("prior")):
+            if file in bundle.manifest.files:
+                copy_file(bundle.path / file, folder / file)
+        _copy_baselines(bundle, folder)
+        if TEACHER_NAME in bundle.manifest.files:
+            embed_teacher(folder, bundle.path / TEACHER_FOLDER, bundle.manifest.prior)
+        return seal_bundle(folder, out, manifest)
 
 
 def replace_prior(

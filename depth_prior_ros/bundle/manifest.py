@@ -166,7 +166,7 @@ class CameraCodeSpec(_Strict):
         return (
             f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth "
             "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
-            "fit-camera)"
+            "adapt, or the node's service ~/adapt)"
         )
 
 

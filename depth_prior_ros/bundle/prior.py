@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
 
 _REMEDY = (
-    "select a prior for this student (depth_train select, or adapt for a recording of your own), "
+    "select a prior for this student (depth_train select), "
     "or let the student settle on this one (depth_train fine-tune)"
 )
 _IMAGE_KEYS = ("drive", "frame", "stamp", "stamp_ns")

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.evaluation.frames import EvaluationFrame
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.scale import focal_ratio
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +102,10 @@ class BundlePredictor:
 class NetworkPredictor:
     """A student in training, with its prior if there is one; its training mode is left as it was.
 
-    metres_per_unit: of its depth. batch: frames at a time.
+    metres_per_unit: of its depth. batch: frames at a time. code: the five numbers that it is told
+    of its camera; None: nothing. trained: the camera that it takes every image for, whose focal
+    length depth is corrected from; None: that of the frames. depth_range: smallest and largest
+    depth, units; None: as networks are built.
     """
 
     student: nn.Module
@@ -108,6 +113,9 @@ class NetworkPredictor:
     prior: Prior | None = None
     metres_per_unit: float = 1.0
     batch: int = 8
+    code: Sequence[float] | None = None
+    trained: Camera | None = None
+    depth_range: tuple[float, float] | None = None
 
     def predict(
         self, frames: Iterable[EvaluationFrame]
@@ -117,7 +125,14 @@ class NetworkPredictor:
         while group := list(itertools.islice(judged, self.batch)):
             inverse = self.inverse_depth(np.stack([frame.image for frame in group]))
             for frame, depth in zip(group, self.metres_per_unit / inverse, strict=True):
-                yield frame, Prediction(depth, model="single_frame")
+                yield frame, Prediction(depth * self._stretch(frame), model="single_frame")
+
+    def _stretch(self, frame: EvaluationFrame) -> np.float32:
+        """True depth over the depth that the network sees."""
+        seen, trained = frame.camera, self.trained
+        if trained is None:
+            return np.float32(1)
+        return np.float32(focal_ratio(seen.fx, seen.fy, trained.fx, trained.fy))
 
     def inverse_depth(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Inverse depth (N, h, w) in 1/units of images (N, h, w, 3) uint8 RGB at input size."""
@@ -132,8 +147,14 @@ class NetworkPredictor:
                 pixels = torch.from_numpy(images).to(self.device)
                 image = pixels.permute(0, 3, 1, 2).float().div(255)
                 prior = () if self.prior is None else (self.prior,)
-                output = self.student(image, *prior)
-                inverse, _ = disparity_to_depth(output.disparity[0].float())
+                told: dict[str, Any] = {}
+                if self.code is not None:
+                    told["code"] = image.new_tensor([list(self.code)] * len(image))
+                if self.depth_range is not None and prior:
+                    told["depth_range"] = self.depth_range
+                output = self.student(image, *prior, **told)
+                limits = self.depth_range or ()
+                inverse, _ = disparity_to_depth(output.disparity[0].float(), *limits)
                 found: NDArray[np.float32] = inverse[:, 0].cpu().numpy()
                 return found
         finally:

@@ -133,6 +133,18 @@ class Student(nn.Module):
                 that the decoder has not.
         """
         features = self.features(image, code)
+        return self.decode(features, prior, scales=scales, entropy=entropy, depth_range=depth_range)
+
+    def decode(
+        self,
+        features: Features,
+        prior: Prior | ProjectedPrior | None = None,
+        *,
+        scales: Sequence[int] | None = None,
+        entropy: bool = False,
+        depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
+    ) -> StudentOutput:
+        """Disparity of features that are told the camera already; see `forward`."""
         if prior is None:
             return StudentOutput(self.decoder(features, scales))
         fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.backends.base import Precision
-from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle import Bundle, CameraCodeSpec, load_bundle
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.motion.gate import (
     FrameRate,
@@ -49,6 +49,7 @@ from depth_prior_ros.pipeline.multi_frame_step import (
 from depth_prior_ros.pipeline.pictures import ChannelOrder, read_picture
 from depth_prior_ros.pipeline.results import (
     DepthResult,
+    MatchedFrame,
     Model,
     OutputSize,
     OutputView,
@@ -105,6 +106,7 @@ class DepthPipeline(PipelineSettings):
     one.
     output_size: of the depth image: `model`, `input`, or (width, height).
     fit: of images of another aspect ratio, see `framing`.
+    witness: shown every frame that was matched.
 
     Raises BundleError, BackendError, ValueError.
     """
@@ -148,7 +150,9 @@ class DepthPipeline(PipelineSettings):
         self.max_gap = max_gap
         self.frame_rate = FrameRate()
         self.guard = guard or MultiFrameGuard()
+        self.witness: Callable[[MatchedFrame], None] | None = None
         self._trained = self.bundle.manifest.camera
+        self._told = self.bundle.manifest.camera_code
         self._last_camera: Camera | None = None
         self._gate = MotionGate(gate)
         self._pictures = RecentPictures()
@@ -184,6 +188,20 @@ class DepthPipeline(PipelineSettings):
         """Stamp of the frame before, to which `Motion.pose` has to lead back."""
         previous = self._keyframes.previous
         return previous.stamp_ns if previous else None
+
+    @property
+    def camera_code(self) -> CameraCodeSpec | None:
+        """What the student is told of its camera, and where that is from; None: nothing."""
+        return self._told
+
+    def tell_camera(self, told: CameraCodeSpec | None) -> None:
+        """Tell the student its camera from the next frame on; None: the training camera.
+
+        A measured factor is left as it is, though it was that of other numbers. Raises ValueError
+        for a student that is not told its camera.
+        """
+        self.networks.tell_camera((0.0,) * 5 if told is None else told.numbers)
+        self._told, self._last_camera = told, None
 
     def reset(self) -> None:
         """Forget the frames, the motion and all pauses, as before the first frame.
@@ -343,6 +361,7 @@ class DepthPipeline(PipelineSettings):
             units = self._units(current, single, found)
             self._observe(current, single, units, way, found, before)
             parallax = self._parallax(current, found, candidates)
+            self._show_witness(current, units, way, found)
             view = view_of(current.framed, self._output_size)
             scale = self.scale.status  # once: another thread may reset the scale
             depth = self._metres(units, scale.metres_per_unit, current, view)
@@ -381,7 +400,7 @@ class DepthPipeline(PipelineSettings):
         framed = frame_image(image, camera, self._trained, self.fit, outside)
         if camera is not None and camera != self._last_camera:
             self._last_camera = camera
-            told = self.bundle.manifest.camera_code
+            told = self._told
             if told is not None and (doubt := told.doubt(camera)) is not None:
                 _log.warning("%s", doubt)
         return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
@@ -551,6 +570,28 @@ class DepthPipeline(PipelineSettings):
         chosen = next(c for c in candidates if c.shown is found.pair.previous)
         self._keyframes.saw(chosen, current.stamp_ns, found.step.matrix, metres, parallax)
         return parallax
+
+    def _show_witness(
+        self,
+        current: ObservedFrame,
+        units: NDArray[np.float32],
+        way: RelativeMotion,
+        found: MultiFrameResult,
+    ) -> None:
+        if self.witness is None or found.output is None or not (found.pair and found.step):
+            return
+        self.witness(
+            MatchedFrame(
+                current.stamp_ns,
+                current.framed,
+                units,
+                self.networks.backend.to_numpy(found.output[2])[0, 0],
+                stretch_of(current.framed, self._trained),
+                way.metres,
+                found.pair.metres,
+                self._step.motions.units_travelled(found.pair, found.step),
+            )
+        )
 
     def _sure(
         self,

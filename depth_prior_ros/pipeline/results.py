@@ -81,6 +81,27 @@ class DepthResult:
         return f"{self.model} {self.reason}"
 
 
+@dataclass(frozen=True)
+class MatchedFrame:
+    """What the multi-frame network found of a frame, before anything is made metres.
+
+    framed: as the networks saw it. inverse: (h, w) in 1/units of the networks' world, NaN unknown;
+    divided by `stretch` that of the real one. parallax: (h / 4, w / 4) pixels that the search range
+    spans. travelled: metres since the frame before by odometry or speed. metres, units: length of
+    the step that was matched with, as odometry or the speed says and as it was matched with, in the
+    real world's units. None where unknown.
+    """
+
+    stamp_ns: int
+    framed: NetworkInput
+    inverse: NDArray[np.float32]
+    parallax: NDArray[np.float32]
+    stretch: float
+    travelled: float | None
+    metres: float | None
+    units: float
+
+
 def parse_output_size(text: str) -> OutputSize:
     """`model`, `input`, or a size such as `640x192`. Raises ValueError."""
     if text == "model":

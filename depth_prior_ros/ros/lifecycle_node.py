@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 from rclpy.utilities import get_rmw_implementation_identifier
 
 from depth_prior_ros.images.calibration import rectification_wanted
+from depth_prior_ros.ros.adapting import Adapter
 from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
 from depth_prior_ros.ros.inputs import Calibrations, Inputs
 from depth_prior_ros.ros.loading import ScaleKeeper
@@ -81,6 +82,7 @@ class DepthNode(LifecycleNode):
         self._background: Background | None = None
         self._lifecycle = "unconfigured"
         self._health = HealthLog(self.get_logger)
+        self._adapter = Adapter(self.get_logger)
         super().__init__(name, **options)
         self.settings = parameters.declare(self)
         for remark in parameters.unknown(getattr(self, "_parameter_overrides", {})):
@@ -99,6 +101,7 @@ class DepthNode(LifecycleNode):
             "~/reload_bundle": self._reload_bundle,
             "~/save_snapshot": self._save_snapshot,
             "~/reset_scale": self._reset_scale,
+            "~/adapt": self._adapt,
         }
         self._triggers = Services(self, actions)
 
@@ -115,6 +118,7 @@ class DepthNode(LifecycleNode):
             self._pipeline = load_pipeline(self.settings)
             self._applied = self.settings
             self._outputs = self._make_outputs(self._pipeline)
+            self._adapter.watch(self._pipeline, self.settings)
         except Exception as error:
             self.get_logger().error(f"cannot configure: {type(error).__name__}: {error}")
             self._release()
@@ -133,6 +137,7 @@ class DepthNode(LifecycleNode):
 
         apply_settings(pipeline, settings, self._applied)
         self._applied = settings
+        self._adapter.watch(pipeline, settings)
         if outputs.metres == (settings.scale_mode == "none"):
             # Changed while inactive: whether depth is metres decides what topics are called.
             outputs.destroy()
@@ -165,6 +170,7 @@ class DepthNode(LifecycleNode):
             self._refuse,
             apply_settings,
             self._keeper,
+            self._adapter,
         )
         self._worker.start()
         self._lifecycle = "active"
@@ -229,6 +235,7 @@ class DepthNode(LifecycleNode):
     def _stop(self) -> None:
         if self._listening is not None:
             self._listening.destroy()
+        self._adapter.cancel("the node was deactivated")
         if self._worker is not None:
             if not self._worker.stop():
                 self.get_logger().warning("a frame is still being inferred and was left behind")
@@ -239,6 +246,7 @@ class DepthNode(LifecycleNode):
 
     def _release(self) -> None:
         self._stop()
+        self._adapter.forget("the node was cleaned up")
         if self._outputs is not None:
             self._outputs.destroy()
         self._outputs = self._pipeline = None
@@ -292,6 +300,7 @@ class DepthNode(LifecycleNode):
         if reason := _unforceable(self.settings, pipeline):
             raise RefusedError(reason)  # force_model was set meanwhile
         carry_scale(before, pipeline)
+        self._adapter.watch(pipeline, self.settings)
         self._pipeline, self._applied = pipeline, settings
         if self._worker is not None:
             self._worker.replace(pipeline, settings)
@@ -314,6 +323,12 @@ class DepthNode(LifecycleNode):
         self._pipeline.scale.reset()
         return self._pipeline.scale.status.text
 
+    async def _adapt(self) -> str:
+        pipeline, worker = self._pipeline, self._worker
+        if pipeline is None or worker is None:
+            raise RefusedError("the node is not active")
+        return self._adapter.begin(pipeline, worker.camera, self.settings)
+
     # -- diagnostics ---------------------------------------------------------------------------
 
     def _state(self) -> dict[str, str]:
@@ -324,6 +339,7 @@ class DepthNode(LifecycleNode):
             self._outputs,
             self._listening,
             self._worker,
+            self._adapter,
         )
 
     def _publish_diagnostics(self) -> None:

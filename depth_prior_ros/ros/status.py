@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
+    from depth_prior_ros.ros.adapting import Adapter
     from depth_prior_ros.ros.outputs.publishers import Outputs
     from depth_prior_ros.ros.subscriptions import Subscriptions
     from depth_prior_ros.ros.worker import FrameWorker
@@ -21,6 +22,7 @@ def state_of(
     outputs: Outputs | None,
     subscriptions: Subscriptions | None,
     worker: FrameWorker | None,
+    adapter: Adapter,
 ) -> dict[str, str]:
     """Keys and values of the diagnostics that are not counted; empty where there is nothing to say.
 
@@ -28,6 +30,7 @@ def state_of(
         lifecycle: state of the node. bundle: that was asked for.
         pipeline, outputs: None before the node is configured.
         subscriptions, worker: None while it is not active.
+        adapter: of the node.
     """
     frame = worker.newest if worker is not None else None
     return {
@@ -37,6 +40,7 @@ def state_of(
         **_model(outputs.active_model if outputs else "", frame.result if frame else None),
         "model_error": worker.model_error if worker is not None else "",
         **_scale(pipeline),
+        **adapter.status(),
         "known_share": known_share(frame.result.depth) if frame else "",
         **_camera(worker),
         "image_topic": subscriptions.image_topic if subscriptions is not None else "",

@@ -32,6 +32,7 @@ from depth_prior_ros.ros.parameters import Settings
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
+    from depth_prior_ros.ros.adapting import Adapter
     from depth_prior_ros.ros.loading import ScaleKeeper
     from depth_prior_ros.ros.outputs.publishers import Outputs
 
@@ -72,6 +73,7 @@ class FrameWorker:
         refuse: called in this thread with cause and text for every frame that failed.
         apply: called between two frames with the pipeline, new settings and those it has.
         keeper: told of the first camera.
+        adapter: likewise; asked between two frames what to tell the student.
 
     Attributes:
         model_error: what went wrong with the multi-frame network last, in words.
@@ -89,6 +91,7 @@ class FrameWorker:
         refuse: Callable[[str, str], None],
         apply: Apply,
         keeper: ScaleKeeper,
+        adapter: Adapter,
     ) -> None:
         self._inputs = inputs
         self._pipeline = pipeline
@@ -99,6 +102,7 @@ class FrameWorker:
         self._refuse = refuse
         self._apply = apply
         self._keeper = keeper
+        self._adapter = adapter
         self._models = CameraModels()
         self._camera: Camera | None = None
         self._newest: Frame | None = None
@@ -183,11 +187,13 @@ class FrameWorker:
         if pipeline is not None:
             self._pipeline, self._settings = pipeline
             if self._camera is not None:
+                self._adapter.meet(self._pipeline, self._camera)
                 self._keeper.begin(self._pipeline, self._camera)
         if settings is not None:
             before, self._settings = self._settings, settings
             self._apply(self._pipeline, settings, before)
             self._outputs.reconfigure(settings)
+        self._adapter.take_up(self._pipeline)
 
     def _handle(self, arrival: ImageArrival) -> None:
         message, settings = arrival.message, self._settings
@@ -199,6 +205,7 @@ class FrameWorker:
             self._camera = camera
             rectified = rectifier is not None
             self.doubts = calibration.doubts(width, height, self._image_topic, rectified)
+            self._adapter.meet(self._pipeline, camera)
             self._keeper.begin(self._pipeline, camera)
         motion = self._motion(arrival.stamp)
         taken = time.monotonic()

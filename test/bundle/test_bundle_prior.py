@@ -211,7 +211,7 @@ def test_a_prior_of_something_else_is_refused(
     with pytest.raises(BundleError, match=cause) as caught:
         load_bundle(bundle.path)
     assert caught.value.path == bundle.path / "prior.safetensors"
-    for command in ("depth_train select", "adapt", "depth_train fine-tune"):
+    for command in ("depth_train select", "depth_train fine-tune"):
         assert command in caught.value.cause
 
 

@@ -47,6 +47,7 @@ def working(pipeline: Any) -> Iterator[tuple[Inputs, list[tuple[str, str]]]]:
     inputs = Inputs(lambda: None)
     inputs.put_camera_info(camera_info_for(*SIZE))
     keeper: Any = SimpleNamespace(begin=lambda pipeline, camera: None)
+    adapter: Any = SimpleNamespace(meet=lambda *_: None, take_up=lambda _: None)
     outputs: Any = SimpleNamespace(wanted=frozenset)
     worker = FrameWorker(
         inputs,
@@ -58,6 +59,7 @@ def working(pipeline: Any) -> Iterator[tuple[Inputs, list[tuple[str, str]]]]:
         lambda cause, text: refused.append((cause, text)),
         lambda *_: None,
         keeper,
+        adapter,
     )
     worker.start()
     try:

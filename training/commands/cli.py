@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Kept here as plain words, so that --help needs no import; a test compares them.
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
+REFERENCES = ("auto", "recorded", "multi_frame")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_experiment(commands)
     _add_inspect(commands)
     _add_import(commands)
-    _add_fit_camera(commands)
+    _add_adapt(commands)
     add_prior_commands(commands)
     return parser
 
@@ -190,30 +191,68 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     importer.set_defaults(handler=_import)
 
 
-def _add_fit_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fit = commands.add_parser(
-        "fit-camera",
-        help="tell a bundle's student the camera of a recording with known depth",
-        description="Fit the five numbers that a bundle's student is told of its camera on frames "
-        "with depth in metres, judge them on other frames, and write a bundle with them.",
+def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "adapt",
+        help="fit a bundle to the camera of your own drive",
+        description="Fit what a bundle's student is told of its camera on every second stretch "
+        "of a drive, judge it in metres on those between, and write a new bundle where it is "
+        "better; no weight changes. Depth to fit on is the recording's own (LiDAR, exact), or the "
+        "multi-frame network's, with metres by odometry or by the camera's height.",
     )
-    fit.add_argument("bundle", help="name of a shipped bundle, or its folder")
-    fit.add_argument("--bag", type=Path, required=True, help="a recording with depth")
-    fit.add_argument("--out", type=Path, required=True, help="folder of the new bundle")
-    fit.add_argument("--frames", type=int, default=12, help="evenly spaced (default: 12)")
-    fit.set_defaults(handler=_fit_camera)
-
-
-def _fit_camera(arguments: argparse.Namespace) -> int:
-    from training.runs.fit_camera import fit_camera
-
-    bundle, found = fit_camera(arguments.bundle, arguments.bag, arguments.out, arguments.frames)
-    numbers = ", ".join(f"{number:.2f}" for number in found.numbers)
-    print(
-        f"numbers: {numbers}\nAbsRel in metres on frames kept out: {found.before:.3f} before, "
-        f"{found.after:.3f} after\nbundle: {bundle.path}"
+    add = parser.add_argument
+    add("bundle", help="name of a shipped bundle, or its folder")
+    add("--bag", type=Path, required=True, metavar="RECORDING", help="bag, drive or image folder")
+    add(
+        "--out",
+        type=Path,
+        metavar="BUNDLE",
+        help="folder of the new bundle; page and figures lie beside it, with .html and .json "
+        "(default: runs/adapt/NAME_RECORDING)",
     )
-    return 0
+    add(
+        "--references",
+        choices=REFERENCES,
+        default="auto",
+        help="depth to fit on; recorded: the recording's own; multi_frame: the bundle's; auto: "
+        "the former where there is enough of it (default: auto)",
+    )
+    add(
+        "--camera-height",
+        type=float,
+        metavar="METRES",
+        help="of the camera above the road: gives metres in place of odometry",
+    )
+    add(
+        "--camera-pitch-deg",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="by which the camera looks down, for --camera-height (default: 0)",
+    )
+    add(
+        "--ignore-bottom",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the picture that shows the vehicle itself, for --camera-height (default: 0)",
+    )
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    add_recording_options(parser)
+    parser.set_defaults(handler=_adapt)
+
+
+def _adapt(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.progress import ProgressBar
+    from training.runs.adapt import Request, adapt_bundle
+
+    ignored = ("command", "handler")
+    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    with ProgressBar() as progress:
+        outcome = adapt_bundle(Request(**asked), progress)
+    print(outcome)
+    return 0 if outcome.bundle is not None else 1
 
 
 def _import(arguments: argparse.Namespace) -> int:

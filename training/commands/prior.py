@@ -9,18 +9,15 @@ import argparse
 import os
 from pathlib import Path
 
-from depth_prior_ros.recording_options import add_recording_options
-
 # Kept here as plain words, so that --help needs no import; a test compares them.
 SELECTION_METHODS = ("attention", "random", "k_means", "all")
 
 
 def add_prior_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add reference, select, fine-tune, adapt, explain and export."""
+    """Add reference, select, fine-tune, explain and export."""
     _add_reference(commands)
     _add_select(commands)
     _add_fine_tune(commands)
-    _add_adapt(commands)
     _add_explain(commands)
     _add_export(commands)
 
@@ -125,63 +122,6 @@ def _fine_tune(arguments: argparse.Namespace) -> int:
 
     path = fine_tune(arguments.bundle, arguments.recipe, arguments.overrides, arguments.out)
     print(f"bundle: {path}")
-    return 0
-
-
-def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "adapt",
-        help="a prior from your own drive",
-        description="Extract reference pixels of the first part of a recording with the teacher "
-        "of a bundle's prior, select by the student's attention, and write a new bundle; no "
-        "network weight changes. What it changes is measured on the rest of the recording. The "
-        "same command again resumes.",
-    )
-    add = parser.add_argument
-    add("bundle", help="a bundle with a prior: its folder or name")
-    add("--bag", type=Path, required=True, metavar="RECORDING", help="bag, drive or image folder")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for the new bundle, the reference set and the figures (default: "
-        "runs/adapt/NAME_RECORDING)",
-    )
-    add(
-        "--share",
-        type=float,
-        default=0.5,
-        help="of the frames, the first ones, that the prior is made of; the rest is held out "
-        "(default: 0.5)",
-    )
-    add("--keep", type=int, help="reference pixels (default: as many as the prior has now)")
-    add("--keep-old", action="store_true", help="choose among the pixels of the old prior, too")
-    add(
-        "--teacher",
-        metavar="BUNDLE",
-        help="where the prior's teacher lies (default: in the bundle); another one is refused",
-    )
-    add("--triplets", type=int, default=2000, help="frames extracted at most (default: 2000)")
-    add(
-        "--per-image",
-        type=int,
-        metavar="N",
-        help="reference pixels of a frame (default: 1300, or all where the teacher's map is small)",
-    )
-    add("--images", type=int, default=64, metavar="N", help="frames that select (default: 64)")
-    add("--stride", type=int, default=1, help="frames between neighbours (default: 1)")
-    add("--seed", type=int, default=1, help="decides frames and pixels (default: 1)")
-    add("--device", default="auto", help="where the networks run (default: auto)")
-    add_recording_options(parser)
-    parser.set_defaults(handler=_adapt)
-
-
-def _adapt(arguments: argparse.Namespace) -> int:
-    from training.prior.adapt import Request, adapt
-
-    ignored = ("command", "handler")
-    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    print(adapt(Request(**asked)))
     return 0
 
 

@@ -21,7 +21,7 @@ MotionSource = Literal["auto", "odometry", "twist", "twist_with_covariance", "im
 FIRST_RATE_RATIO = 6.0
 """How much faster the scale may change until it has been measured for the first time."""
 
-_GROUPS = ("scale", "motion", "mount", "points", "colour", "compressed_depth")
+_GROUPS = ("scale", "adapt", "motion", "mount", "points", "colour", "compressed_depth")
 _GATE = GateSettings()
 _FILTER = FilterSettings()
 _BASE = "in the frame that odometry describes (x forward, y left, z up)."
@@ -164,6 +164,22 @@ class Settings:
         "File in which the measured factor is kept: taken up with the first frame, if it was "
         "measured with this bundle and camera, and written when the node is deactivated or ends; "
         "empty: not kept.",
+        "activate",
+    )
+
+    adapt_seconds: float = parameter(
+        300.0,
+        "How far back the keyframes go that ~/adapt fits the student to its camera on: at most 128 "
+        "and 100 MB of them are kept; 0: none, and ~/adapt is refused.",
+        "activate",
+        section="Adaptation to the camera",
+        limits=(0.0, 36_000.0),
+        unit="s",
+    )
+    adapt_file: str = parameter(
+        "",
+        "File in which what ~/adapt found is kept: taken up with the first frame, if it was found "
+        "with this bundle and camera; empty: beside scale.file, or not kept where that is empty.",
         "activate",
     )
 

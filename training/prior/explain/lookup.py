@@ -109,7 +109,7 @@ class PriorReader:
         if not bundle.has("prior"):
             raise ExplainError(
                 f"{bundle.path}: this bundle has no prior, so its student looks nothing up; "
-                "`depth_train select` and `depth_train adapt` write bundles with one"
+                "`depth_train select` writes bundles with one"
             )
         self.bundle = bundle
         self.student = bundle.student()

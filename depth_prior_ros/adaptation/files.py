@@ -1,0 +1,87 @@
+"""What a running node was adapted to, on disk, with the bundle and camera that it belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from depth_prior_ros.adaptation.keyframes import AdaptationError
+from depth_prior_ros.atomic_files import remove_leftovers, write_text
+from depth_prior_ros.bundle import CameraCodeSpec
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.scale import same_view
+
+_FORMAT = 1
+_SAME_FACTOR = 1e-3
+
+
+def save_adaptation(
+    path: Path, told: CameraCodeSpec, *, bundle: str, metres_per_unit: float
+) -> None:
+    """Write the numbers; a reader sees the old file or the new one, never a part.
+
+    bundle: `Bundle.digest`. metres_per_unit: that they were fitted with. Raises OSError.
+    """
+    from depth_prior_ros import strict_yaml
+
+    data = {
+        "format": _FORMAT,
+        "bundle": bundle,
+        "metres_per_unit": metres_per_unit,
+        "camera_code": told.model_dump(mode="json"),
+    }
+    text = "# What a depth bundle was adapted to, by ~/adapt of depth_node.\n"
+    remove_leftovers(path.parent, path.name)
+    write_text(path, text + strict_yaml.dump(data))
+
+
+def load_adaptation(
+    path: Path, *, bundle: str, camera: Camera, metres_per_unit: float
+) -> CameraCodeSpec:
+    """The numbers of a file of this bundle, camera and factor.
+
+    Raises AdaptationError, which says what is wrong with it or what it belongs to;
+    FileNotFoundError where there is no file, as before the first adaptation.
+    """
+    from pydantic import ValidationError
+
+    from depth_prior_ros import strict_yaml
+
+    try:
+        data: Any = strict_yaml.read(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise AdaptationError(f"{path}: cannot be read: {strict_yaml.problem_of(error)}") from error
+    except strict_yaml.YamlError as error:
+        raise AdaptationError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise AdaptationError(f"{path}: not an adaptation of format {_FORMAT}")
+    try:
+        told = CameraCodeSpec.model_validate_json(json.dumps(data.get("camera_code")))
+        fitted = told.camera.camera()
+        factor = float(data["metres_per_unit"])
+    except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise AdaptationError(f"{path}: damaged: {_first_line(error)}") from error
+    if data.get("bundle") != bundle:
+        raise AdaptationError(f"{path}: made with another bundle")
+    if abs(factor / metres_per_unit - 1) > _SAME_FACTOR:
+        raise AdaptationError(
+            f"{path}: made with {factor:.4g} m per unit, and depth is multiplied with "
+            f"{metres_per_unit:.4g} now"
+        )
+    if not same_view(fitted, camera):
+        raise AdaptationError(f"{path}: made with a camera of another field of view")
+    if (doubt := told.doubt(camera)) is not None:
+        raise AdaptationError(f"{path}: {doubt}")
+    return told
+
+
+def _first_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'camera_code'}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,371 @@
+"""`~/adapt`: the running node fits its student to its camera, on what it has just seen.
+
+The pipeline shows every matched frame to a bounded memory of keyframes. The service starts a thread
+of low priority that fits and judges (`depth_prior_ros.adaptation`); what is better is told to the
+student between two frames. The lifecycle: deactivating cancels a fit under way, and what was fitted
+but not yet told waits for the next frame; keyframes and numbers stay until the node is cleaned up,
+the outcome in words until it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depth_prior_ros.adaptation.keyframes import (
+    AdaptationError,
+    DriveMemory,
+    Keyframe,
+    in_metres,
+)
+from depth_prior_ros.ros.services import RefusedError
+from depth_prior_ros.scale import RoadSettings, same_view
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle, CameraCodeSpec
+    from depth_prior_ros.geometry.camera import Camera
+    from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.ros.parameters import Settings
+
+_NICE = 19
+_PATIENCE = 30.0  # seconds to wait for a thread that was told to end
+
+KEPT_BESIDE = ".adapted.yaml"
+"""Added to the name of scale.file where adapt.file is empty."""
+
+
+@dataclass
+class _Fit:
+    """One adaptation under way."""
+
+    bundle: Bundle
+    keyframes: list[Keyframe]
+    camera: Camera
+    source: str
+    told: CameraCodeSpec | None
+    metres_per_unit: float
+    file: Path | None
+    stop: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    progress: str = ""
+
+    def tell(self, what: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        """A `Progress`."""
+        del note
+        self.progress = f"{what}, {done} of {total}" if total else what
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is to be told to the student of a bundle."""
+
+    digest: str
+    told: CameraCodeSpec
+
+
+class Adapter:
+    """Keyframes, the fit and its outcome; one for the life of a node.
+
+    Args:
+        get_logger: of the node.
+    """
+
+    def __init__(self, get_logger: Callable[[], Any]) -> None:
+        self._get_logger = get_logger
+        self._lock = threading.Lock()
+        self._memory: DriveMemory | None = None
+        self._remembers = ""  # digest of the bundle that the memory's frames were shown to
+        self._unable = "the node is not configured"
+        self._file: Path | None = None
+        self._metres_per_unit = 1.0
+        self._fit: _Fit | None = None
+        self._pending: _Found | None = None
+        self._using: _Found | None = None
+        self._camera: Camera | None = None
+        self._outcome = ""
+
+    # -- the executor's thread -----------------------------------------------------------------
+
+    def watch(self, pipeline: DepthPipeline, settings: Settings) -> None:
+        """Keep keyframes of what a pipeline sees from now on."""
+        self._unable = _unable(pipeline, settings)
+        self._file = _file(settings)
+        depth = pipeline.bundle.manifest.depth
+        self._metres_per_unit = settings.scale_metres_per_unit or depth.metres_per_unit
+        if self._unable:
+            self._memory, pipeline.witness = None, None
+            return
+        road = None
+        if settings.scale_camera_height > 0:
+            road = RoadSettings(
+                pitch=math.radians(settings.scale_camera_pitch_deg),
+                ignore_bottom=settings.scale_ignore_bottom,
+            )
+        digest, seconds = pipeline.bundle.digest, settings.adapt_seconds
+        memory = self._memory
+        same = memory is not None and (digest, road) == (self._remembers, memory.road)
+        if memory is None or not same:
+            memory = DriveMemory(seconds, pipeline.networks.parallax, road)
+        memory.seconds = seconds
+        self._memory, self._remembers = memory, digest
+        pipeline.witness = memory.saw
+
+    def begin(self, pipeline: DepthPipeline, camera: Camera | None, settings: Settings) -> str:
+        """Start a fit on the keyframes of the last minutes; what the service answers.
+
+        Raises RefusedError, which says why not.
+        """
+        fit = self._fit
+        if fit is not None:
+            raise RefusedError(f"an adaptation is under way: {fit.progress}")
+        memory = self._memory
+        if self._unable or memory is None:
+            raise RefusedError(self._unable)
+        if camera is None:
+            raise RefusedError("there is no frame yet")
+        keyframes, words = _known(memory, settings)
+        fit = _Fit(
+            pipeline.bundle,
+            keyframes,
+            camera,
+            f"the last {_span(keyframes)} of driving, own multi-frame depth, metres by {words}",
+            pipeline.camera_code,
+            self._metres_per_unit,
+            self._file,
+        )
+        fit.thread = threading.Thread(
+            target=self._run, args=(fit,), name="depth_adapt", daemon=True
+        )
+        self._fit = fit
+        fit.thread.start()
+        return (
+            f"fitting on {len(keyframes)} keyframes with {words}; the outcome will be in the log "
+            "and in the diagnostics (adapt.outcome)"
+        )
+
+    def cancel(self, why: str) -> None:
+        """End a fit under way; nothing of it is kept."""
+        fit = self._fit
+        if fit is None or fit.thread is None:
+            return
+        fit.stop.set()
+        fit.thread.join(_PATIENCE)
+        self._end(fit, f"cancelled: {why}")
+
+    def forget(self, why: str) -> None:
+        """Cancel, and forget keyframes, numbers and camera: the pipeline goes."""
+        self.cancel(why)
+        with self._lock:
+            self._pending = self._using = None
+        self._memory = self._camera = None
+        self._unable = "the node is not configured"
+
+    def status(self) -> dict[str, str]:
+        """Keys and values for the diagnostics."""
+        fit, memory, using = self._fit, self._memory, self._using
+        state = "running" if fit is not None else "off" if memory is None else "idle"
+        return {
+            "adapt.state": state,
+            "adapt.keyframes": "" if memory is None else str(len(memory)),
+            "adapt.progress": fit.progress if fit is not None else "",
+            "adapt.outcome": self._outcome,
+            "adapt.told": using.told.source if using is not None else "",
+        }
+
+    # -- the worker's thread -------------------------------------------------------------------
+
+    def meet(self, pipeline: DepthPipeline, camera: Camera) -> None:
+        """With the first frame, and with another camera or pipeline: tell what belongs to both."""
+        before, self._camera = self._camera, camera
+        if before is not None and not same_view(before, camera) and self._memory is not None:
+            self._memory.clear()
+        if not pipeline.networks.takes_code:
+            return
+        digest, using = pipeline.bundle.digest, self._using
+        if using is not None and not _fits(using, digest, camera):
+            self._get_logger().info("another camera or bundle: what was adapted is left out")
+            using = None
+        if using is None:
+            using = self._stored(pipeline, camera)
+        with self._lock:
+            self._using = using
+        told = pipeline.bundle.manifest.camera_code if using is None else using.told
+        if pipeline.camera_code is not told:
+            pipeline.tell_camera(told)
+
+    def take_up(self, pipeline: DepthPipeline) -> None:
+        """Between two frames: tell the student what was found, if anything was."""
+        if self._pending is None or self._camera is None:
+            return
+        with self._lock:
+            found, self._pending = self._pending, None
+        if found is None:
+            return
+        if not _fits(found, pipeline.bundle.digest, self._camera):
+            self._outcome = "dropped: camera or bundle changed meanwhile"
+            self._get_logger().warning(f"~/adapt: {self._outcome}")
+            return
+        pipeline.tell_camera(found.told)
+        pipeline.scale.reset()  # what was measured was of other numbers
+        self._using = found
+        self._get_logger().info("~/adapt: told to the student, from this frame on")
+
+    def _stored(self, pipeline: DepthPipeline, camera: Camera) -> _Found | None:
+        """What an earlier run was adapted to, where that is this camera."""
+        if self._file is None:
+            return None
+        from depth_prior_ros.adaptation.files import load_adaptation
+
+        digest = pipeline.bundle.digest
+        try:
+            told = load_adaptation(
+                self._file, bundle=digest, camera=camera, metres_per_unit=self._metres_per_unit
+            )
+        except FileNotFoundError:
+            return None
+        except AdaptationError as error:
+            self._get_logger().warning(f"stored adaptation not taken up: {error}")
+            return None
+        self._get_logger().info(f"adaptation taken up from {self._file}: {told.source}")
+        return _Found(digest, told)
+
+    # -- the fit's own thread ------------------------------------------------------------------
+
+    def _run(self, fit: _Fit) -> None:
+        outcome = "failed"
+        try:
+            # Of this thread alone, on Linux; frames go before.
+            with contextlib.suppress(OSError, AttributeError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            with _one_thread():
+                outcome = self._fitted(fit)
+        except Exception as error:
+            from depth_prior_ros.adaptation.camera_code import StoppedError
+
+            if not isinstance(error, StoppedError):
+                outcome = f"failed: {type(error).__name__}: {error}"
+                self._get_logger().warning(f"~/adapt: {outcome}")
+        finally:
+            if not fit.stop.is_set():
+                self._end(fit, outcome)
+
+    def _fitted(self, fit: _Fit) -> str:
+        """Fit, judge, and hand on what is better; the outcome in words."""
+        from depth_prior_ros.adaptation.adapt import adapt
+
+        found = adapt(
+            fit.bundle,
+            fit.keyframes,
+            fit.camera,
+            fit.source,
+            told=fit.told,
+            metres_per_unit=fit.metres_per_unit,
+            progress=fit.tell,
+            stop=fit.stop.is_set,
+        )
+        if not found.better:
+            outcome = f"not better, so all stays as it was: {found.text}"
+            self._get_logger().warning(f"~/adapt: {outcome}")
+            return outcome
+        stored = self._store(fit, found.told)
+        with self._lock:
+            if fit.stop.is_set():
+                return ""
+            self._pending = _Found(fit.bundle.digest, found.told)
+        outcome = f"better, and kept: {found.text}; {stored}"
+        self._get_logger().info(f"~/adapt: {outcome}")
+        return outcome
+
+    def _store(self, fit: _Fit, told: CameraCodeSpec) -> str:
+        if fit.file is None:
+            return "not stored for the next run, as adapt.file is empty"
+        from depth_prior_ros.adaptation.files import save_adaptation
+
+        try:
+            save_adaptation(
+                fit.file, told, bundle=fit.bundle.digest, metres_per_unit=fit.metres_per_unit
+            )
+        except OSError as error:
+            self._get_logger().warning(f"adaptation not stored: {error}")
+            return f"not stored for the next run: {error}"
+        return f"stored in {fit.file}"
+
+    def _end(self, fit: _Fit, outcome: str) -> None:
+        with self._lock:
+            if self._fit is fit:
+                self._fit, self._outcome = None, outcome
+
+
+@contextlib.contextmanager
+def _one_thread() -> Any:
+    """PyTorch keeps to this thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fits(found: _Found, digest: str, camera: Camera) -> bool:
+    """Whether numbers belong to a bundle and a camera."""
+    fitted = found.told.camera.camera()
+    return found.digest == digest and same_view(fitted, camera) and not found.told.doubt(camera)
+
+
+def _unable(pipeline: DepthPipeline, settings: Settings) -> str:
+    """Why a pipeline cannot be adapted; empty where it can."""
+    if not settings.adapt_seconds:
+        return "adapt.seconds is 0, so no keyframes are kept"
+    if not pipeline.networks.takes_code:
+        return f"the student of bundle {pipeline.bundle.path} is not told its camera"
+    if not pipeline.networks.has_multi_frame:
+        return f"bundle {pipeline.bundle.path} has no multi-frame network to learn depth from"
+    return ""
+
+
+def _file(settings: Settings) -> Path | None:
+    """Where numbers are kept; None: nowhere."""
+    path = settings.adapt_file
+    if not path and settings.scale_file:
+        path = f"{settings.scale_file}{KEPT_BESIDE}"
+    if not path:
+        return None
+    found = Path(path)
+    with contextlib.suppress(RuntimeError):  # a home that does not exist: said when it is used
+        found = found.expanduser()
+    return found.absolute()
+
+
+def _known(memory: DriveMemory, settings: Settings) -> tuple[list[Keyframe], str]:
+    """Keyframes in metres, and by what. Raises RefusedError."""
+    from depth_prior_ros.adaptation.adapt import LEAST
+
+    kept = memory.keyframes()
+    height = settings.scale_camera_height or None
+    travelled = any(frame.metres is not None for frame in kept)
+    if settings.scale_mode != "camera_height" and (travelled or height is None):
+        height = None
+    words = "odometry" if height is None else f"the camera's height of {height:g} m"
+    try:
+        known = in_metres(kept, height)
+    except AdaptationError as error:
+        raise RefusedError(str(error)) from error
+    if len(known) < LEAST:
+        raise RefusedError(
+            f"{len(known)} keyframes with depth in metres, and {LEAST} are needed: drive on"
+        )
+    return known, words
+
+
+def _span(keyframes: list[Keyframe]) -> str:
+    seconds = (keyframes[-1].stamp_ns - keyframes[0].stamp_ns) * 1e-9
+    return f"{seconds:.0f} s"

@@ -1,0 +1,264 @@
+"""`depth_train adapt`: fit a bundle to the camera of a drive, and keep it where that is better.
+
+The mechanism is the node's, `depth_prior_ros.adaptation`; here the drive is a recording.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+
+from depth_prior_ros.atomic_files import write_json, write_text
+from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle.files import refuse_foreign
+from depth_prior_ros.pages import colours, page
+from depth_prior_ros.progress import Progress, quiet
+from depth_prior_ros.recording_options import recording_options
+from depth_prior_ros.recordings import Recording, StoredRecording, open_recording
+from depth_prior_ros.scale import RoadSettings
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from depth_prior_ros.adaptation.adapt import Adapted
+    from depth_prior_ros.adaptation.keyframes import Keyframe
+    from depth_prior_ros.evaluation.evaluate import FrameResult
+
+References = Literal["auto", "recorded", "multi_frame"]
+REFERENCES: tuple[References, ...] = ("auto", "recorded", "multi_frame")
+
+_TEMPLATE = Path(__file__).parent / "templates" / "adapt.html"
+_PICTURED = 4
+_NEAR, _FAR = 2.0, 80.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        bundle: name or folder, of a student that is told its camera.
+        bag: any recording.
+        out: folder of the new bundle; page and figures lie beside it, with .html and .json.
+        references: `recorded`: the recording's own depth (LiDAR, exact); `multi_frame`: the
+            bundle's multi-frame network; `auto`: the former where there is enough of it.
+        camera_height: metres above the road: gives metres in place of odometry.
+        camera_pitch_deg: by which the camera looks down, for `camera_height`.
+        ignore_bottom: share of the picture that shows the vehicle, for `camera_height`.
+        backend, device: what runs the multi-frame network.
+        image_topic, camera_info_topic, odom_topic, depth_topic, rectify, intrinsics: how the
+            recording is read, as `recording_options` has it.
+    """
+
+    bundle: str | Path
+    bag: Path
+    out: Path | None = None
+    references: References = "auto"
+    camera_height: float | None = None
+    camera_pitch_deg: float = 0.0
+    ignore_bottom: float = 0.0
+    backend: str = "auto"
+    device: str = "auto"
+    image_topic: str | None = None
+    camera_info_topic: str | None = None
+    odom_topic: str | None = None
+    depth_topic: str | None = None
+    rectify: str = "auto"
+    intrinsics: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: errors before and after, and the bundle, where it is better."""
+
+    adapted: Adapted
+    bundle: Bundle | None
+    page: Path
+    figures: Path
+
+    def __str__(self) -> str:
+        found = self.adapted
+        before, after = found.metric_before, found.metric_after
+        rows = [
+            f"{name:<18} {getattr(before, key):8.3f} {getattr(after, key):8.3f}"
+            for name, key in (("AbsRel", "abs_rel"), ("RMSE", "rmse"), ("d1", "d1"))
+        ]
+        numbers = ", ".join(f"{number:.2f}" for number in found.told.numbers)
+        kept = (
+            f"bundle: {self.bundle.path}"
+            if self.bundle is not None
+            else "not better, so the bundle stays as it was and none is written"
+        )
+        return "\n".join(
+            [
+                found.told.source,
+                f"{'in metres':<18} {'before':>8} {'after':>8}",
+                *rows,
+                f"numbers: {numbers}",
+                f"page: {self.page}",
+                kept,
+            ]
+        )
+
+
+def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
+    """Fit a bundle to a recording's camera, judge it between, write it where it is better.
+
+    Raises:
+        BundleError, RecordingError: one of them cannot be opened, or ``out`` not be written.
+        TrainingError: a student that takes no numbers, too few keyframes, no metres.
+    """
+    from depth_prior_ros.adaptation.adapt import adapt, check_student
+    from depth_prior_ros.adaptation.keyframes import AdaptationError
+
+    _check(request)
+    bundle = load_bundle(request.bundle)
+    recording = open_recording(request.bag, **recording_options(request.bag, request))
+    out = request.out or Path("runs/adapt") / f"{bundle.manifest.name}_{recording.name}"
+    refuse_foreign(out)
+    try:
+        check_student(bundle)
+        keyframes, source = _keyframes(request, bundle, recording, progress)
+        camera = recording.frames[0].camera
+        found = adapt(bundle, keyframes, camera, source, progress=progress)
+    except AdaptationError as error:
+        raise TrainingError(f"{recording.name}: {error}") from error
+    figures = _figures(found, bundle, recording, request)
+    written = None
+    if found.better:
+        from depth_prior_ros.bundle.derive import tell_camera
+
+        written = tell_camera(bundle, out, found.told, metrics={"adapt": figures})
+    place = out.with_name(f"{out.name}.html")
+    write_json(place.with_suffix(".json"), figures)
+    write_text(place, _page(found, bundle, recording))
+    return Outcome(found, written, place, place.with_suffix(".json"))
+
+
+def _check(request: Request) -> None:
+    """Numbers that make no sense are told before anything is opened."""
+    height = request.camera_height
+    if height is not None and not 0 < height <= 20:
+        raise TrainingError(f"camera-height {height:g}: metres above the road, at most 20")
+    if not abs(request.camera_pitch_deg) <= 30:
+        raise TrainingError(f"camera-pitch-deg {request.camera_pitch_deg:g}: within 30 degrees")
+    if not 0 <= request.ignore_bottom <= 0.45:
+        raise TrainingError(f"ignore-bottom {request.ignore_bottom:g}: from 0 to 0.45")
+
+
+def _keyframes(
+    request: Request, bundle: Bundle, recording: StoredRecording, progress: Progress
+) -> tuple[list[Keyframe], str]:
+    """Keyframes in metres, and where their depth is from, in words."""
+    from depth_prior_ros.adaptation.adapt import LEAST
+    from depth_prior_ros.adaptation.drives import (
+        knows_metres,
+        matched_keyframes,
+        measured_keyframes,
+    )
+    from depth_prior_ros.adaptation.keyframes import AdaptationError, in_metres
+    from depth_prior_ros.pipeline import DepthPipeline
+
+    name = recording.name
+    if not recording.frames:
+        raise TrainingError(f"{name}: no frame can be used")
+    if request.references != "multi_frame":
+        found = measured_keyframes(recording, bundle.manifest.camera, progress=progress)
+        if len(found) >= LEAST or request.references == "recorded":
+            return found, f"{name}, recorded depth ({recording.depth_source})"
+    height = request.camera_height
+    if height is None and not knows_metres(recording.frames):
+        raise AdaptationError(
+            "nothing says how far the vehicle went: metres need odometry or a speed in the "
+            "recording, depth, or the camera's height above the road (--camera-height)"
+        )
+    if not recording.consecutive:
+        raise AdaptationError("separate scenes; multi-frame depth needs frames that follow others")
+    pipeline = DepthPipeline(bundle, request.backend, request.device)
+    if not pipeline.networks.has_multi_frame:
+        raise AdaptationError(
+            f"{bundle.path} has no multi-frame network, and the recording no depth"
+        )
+    road = RoadSettings(
+        pitch=math.radians(request.camera_pitch_deg), ignore_bottom=request.ignore_bottom
+    )
+    matched = matched_keyframes(
+        recording, pipeline, None if height is None else road, progress=progress
+    )
+    words = "odometry" if height is None else f"the camera's height of {height:g} m"
+    return in_metres(matched, height), f"{name}, own multi-frame depth, metres by {words}"
+
+
+def _figures(
+    found: Adapted, bundle: Bundle, recording: Recording, request: Request
+) -> dict[str, Any]:
+    """What adapt.json and the manifest say."""
+    return {
+        "recording": {
+            "name": recording.name,
+            "path": str(request.bag),
+            "frames": len(recording.frames),
+        },
+        "bundle": {"name": bundle.manifest.name, "digest": bundle.digest},
+        "source": found.told.source,
+        "numbers": list(found.told.numbers),
+        "fitted": found.fitted,
+        "judged": len(found.judged),
+        "better": found.better,
+        "before": asdict(found.metric_before),
+        "after": asdict(found.metric_after),
+    }
+
+
+def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
+    before, after = found.metric_before, found.metric_after
+    places = np.linspace(0, len(found.judged) - 1, min(_PICTURED, len(found.judged))).astype(int)
+    rows = [
+        (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}")
+        for words, key in (
+            ("AbsRel in metres", "abs_rel"),
+            ("RMSE, metres", "rmse"),
+            ("share within a factor of 1.25", "d1"),
+            ("median of true over predicted depth", "ratio"),
+        )
+    ]
+    return page.render(
+        _TEMPLATE,
+        title=f"{bundle.manifest.name}, adapted to {recording.name}",
+        subtitle=found.told.source,
+        figures=[
+            (f"{before.abs_rel:.3f}", "AbsRel in metres before"),
+            (f"{after.abs_rel:.3f}", "after"),
+            (str(found.fitted), "keyframes fitted on"),
+            (str(len(found.judged)), "keyframes kept out, which judge"),
+        ],
+        better=found.better,
+        rows=rows,
+        pictures=[
+            _pictures(found.judged[i], found.before[i], found.after[i]) for i in map(int, places)
+        ],
+        scale=(colours.depth_gradient(_NEAR, _FAR), (f"{_NEAR:g} m", f"{_FAR:g} m")),
+        numbers=", ".join(f"{number:.2f}" for number in found.told.numbers),
+    )
+
+
+def _pictures(frame: Keyframe, before: FrameResult, after: FrameResult) -> list[tuple[str, str]]:
+    """URI and words of a keyframe: image, reference, depth before and after."""
+    size = (frame.pixels.shape[1], frame.pixels.shape[0])
+    reference = cv2.resize(frame.depth, size, interpolation=cv2.INTER_NEAREST)
+    return [
+        (page.png_uri(frame.pixels), "image"),
+        (_coloured(reference), "reference"),
+        (_coloured(before.depth), f"before: AbsRel {before.metric.abs_rel:.3f}"),
+        (_coloured(after.depth), f"after: AbsRel {after.metric.abs_rel:.3f}"),
+    ]
+
+
+def _coloured(depth: NDArray[Any]) -> str:
+    return page.png_uri(colours.colour_depth(depth, _NEAR, _FAR))
