@@ -55,6 +55,29 @@ def tiny_manifest(size: tuple[int, int] = TINY_SIZE) -> Manifest:
     )
 
 
+TOLD = (1.0, -0.5, 0.3, 0.8, -0.4)
+"""A camera for `make_told_bundle`."""
+
+
+def make_told_bundle(path: Path, size: tuple[int, int] = TINY_SIZE) -> Bundle:
+    """Write a bundle of small random networks whose student is told its camera, and hears it."""
+    import torch
+
+    manifest = tiny_manifest(size)
+    student = {"trunk": "mobilenet_v2", "decoder": "convex", "camera_code": True, "far_bias": -2.0}
+    architecture = manifest.architecture.model_copy(update={"student": student})
+    manifest = manifest.model_copy(update={"architecture": architecture, "prior": None})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets: dict[str, Any] = {
+            part: build_network(manifest, part)  # type: ignore[arg-type]
+            for part in ("student", "multi_frame", "pose")
+        }
+        for layer in nets["student"].camera_code.added.values():
+            torch.nn.init.normal_(layer.weight, 0, 30)
+    return save_bundle(path, manifest, **nets)
+
+
 def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 0) -> Bundle:
     """Write a bundle of small random networks to `path`; the depths are nonsense, but legal.
 

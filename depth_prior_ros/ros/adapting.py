@@ -53,7 +53,7 @@ class _Fit:
     file: Path | None
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
-    progress: str = ""
+    progress: str = "starting"
 
     def tell(self, what: str, done: int = 0, total: int = 0, note: str = "") -> None:
         """A `Progress`."""

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from depth_prior_ros.adaptation.camera_code import fit_camera_code
-from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.camera_code import MIRROR, NUMBERS, camera_code
 from depth_prior_ros.models.student import Student, build_student
 from depth_prior_ros.recordings.synthetic.samples import Mount, random_camera
@@ -99,30 +97,3 @@ def test_it_adds_nothing_at_first_and_then_what_it_is_told() -> None:
     assert not torch.allclose(changed[1], silent[1], rtol=1e-3)
     with pytest.raises(ValueError, match="not told its camera"):
         plain(image, code=code)
-
-
-def test_numbers_are_fitted_and_judged_on_other_frames() -> None:
-    """References made by the student itself, told another camera: the fit finds their depth."""
-    torch.manual_seed(0)
-    student = Student("mobilenet_v2", "convex", camera_code=True, far_bias=-2.0).eval()
-    assert student.camera_code is not None
-    for layer in student.camera_code.added.values():
-        torch.nn.init.normal_(layer.weight, 0, 3)
-    images, told = torch.rand(4, 3, 64, 96), torch.tensor([[1.0, -0.5, 0.2, 0.8, -0.3]])
-    with torch.no_grad():
-        truth = [student(i[None], scales=(0,), code=told).disparity[0] for i in images]
-        depth = 10 * disparity_to_depth(torch.cat(truth))[1]
-    depth[:, :, :8] = 0  # unknown
-    weights = {n: t.clone() for n, t in student.state_dict().items()}
-    learning = [p.requires_grad for p in student.parameters()]
-    found = fit_camera_code(student, images, depth, 10.0, steps=60)
-    assert found.better and found.after < 0.5 * found.before, found
-    assert found.frames == 4 and len(found.numbers) == NUMBERS
-    assert all(torch.equal(t, weights[n]) for n, t in student.state_dict().items())
-    assert [p.requires_grad for p in student.parameters()] == learning
-    again = fit_camera_code(student, images, depth, 10.0, steps=60)
-    assert again == found
-    with pytest.raises(ValueError, match="needs depth"):
-        fit_camera_code(student, images, torch.zeros_like(depth), 10.0)
-    with pytest.raises(ValueError, match="not told its camera"):
-        fit_camera_code(Student("mobilenet_v2", "convex"), images, depth, 10.0)

@@ -45,7 +45,8 @@ _VIEW = 200.0  # metres of street that must lie ahead
 class DriveSpec:
     """When the car drives and stands. Times in seconds from the first frame, speeds in m/s.
 
-    Without a `stop` it goes on at `cruise`.
+    Without a `stop` it goes on at `cruise`. camera_height: metres above the road; camera_pitch_deg:
+    degrees by which the camera looks down.
     """
 
     frames: int = 80
@@ -58,6 +59,7 @@ class DriveSpec:
     pick_up: float = 2.4
     camera_height: float = 1.6
     stop: bool = True
+    camera_pitch_deg: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.brake_at < self.stop_at <= self.go_at:
@@ -347,7 +349,8 @@ class SyntheticDrive:
         standing = self.spec.stands(time)
         s = START + self.spec.travel(time)
         frame = self.world.course.frame(s, self.world.lane_offset(0), self.spec.camera_height)
-        return frame @ turned(0.0, 0.0 if standing else nod, 0.0) @ CAMERA_FROM_VEHICLE
+        pitch = (0.0 if standing else nod) - np.deg2rad(self.spec.camera_pitch_deg)
+        return frame @ turned(0.0, pitch, 0.0) @ CAMERA_FROM_VEHICLE
 
     def _frame(self, i: int) -> Frame:
         time = self.time(i)

@@ -1,0 +1,244 @@
+"""~/adapt: the thread that fits beside the one that infers, and the service over DDS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
+
+import torch
+from helpers import TOLD, make_told_bundle, texture
+from ros_helpers import (
+    BUNDLE_SIZE,
+    PATIENCE,
+    Robot,
+    camera_info_of,
+    node_and_peer,
+    view,
+    wait_until,
+)
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.pipeline import DepthPipeline
+from depth_prior_ros.pipeline.framing import frame_image
+from depth_prior_ros.pipeline.results import MatchedFrame
+from depth_prior_ros.ros.adapting import Adapter
+from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.ros.services import RefusedError
+
+pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
+
+OTHER = 1.5
+
+
+class Log:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.said.append(text)
+
+    warning = info
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_told_bundle(tmp_path_factory.mktemp("bundles") / "told", BUNDLE_SIZE)
+
+
+@pytest.fixture
+def pipeline(bundle: Bundle) -> DepthPipeline:
+    return DepthPipeline(bundle, "torch")
+
+
+def drive(pipeline: DepthPipeline, told: tuple[float, ...], metres: float | None = 2.0) -> None:
+    """Show the pipeline's witness frames whose depth the student makes, told a camera."""
+    assert pipeline.witness is not None
+    student, trained = pipeline.bundle.student(), pipeline.bundle.manifest.camera
+    unit = pipeline.bundle.manifest.depth.metres_per_unit
+    for n in range(12):
+        picture = texture(trained.width, trained.height, seed=n, margin=0)
+        framed = frame_image(picture, trained, trained)
+        with torch.no_grad():
+            code = torch.tensor([told])
+            disparity = student(torch.from_numpy(framed.tensor()), code=code).disparity[0]
+        inverse = disparity_to_depth(disparity)[0][0, 0].numpy()
+        parallax = np.full((trained.height // 4, trained.width // 4), 9.0, np.float32)
+        step = None if metres is None else metres
+        pipeline.witness(
+            MatchedFrame(n * 10**9, framed, inverse, parallax, 1.0, 5.0, step, 2.0 / unit)
+        )
+
+
+def watched(pipeline: DepthPipeline, **settings: Any) -> tuple[Adapter, Log, Settings]:
+    log = Log()
+    adapter = Adapter(lambda: log)
+    values = Settings(**settings)
+    adapter.watch(pipeline, values)
+    adapter.meet(pipeline, pipeline.bundle.manifest.camera)
+    return adapter, log, values
+
+
+def finished(adapter: Adapter) -> str:
+    wait_until(lambda: adapter.status()["adapt.state"] != "running", "the fit to end")
+    return adapter.status()["adapt.outcome"]
+
+
+def test_what_is_better_is_told_between_frames_and_the_next_run_knows_it(
+    pipeline: DepthPipeline, bundle: Bundle, tmp_path: Path
+) -> None:
+    file, camera = tmp_path / "adapted.yaml", bundle.manifest.camera
+    adapter, log, settings = watched(pipeline, adapt_file=str(file))
+    drive(pipeline, TOLD)
+    assert "12 keyframes" in adapter.begin(pipeline, camera, settings)
+    with pytest.raises(RefusedError, match="under way"):
+        adapter.begin(pipeline, camera, settings)
+    assert finished(adapter).startswith("better, and kept"), adapter.status()
+    assert pipeline.camera_code is None, "not before a frame"
+    adapter.take_up(pipeline)
+    told = pipeline.camera_code
+    assert told is not None and "metres by odometry" in told.source
+    assert np.linalg.norm(np.subtract(told.numbers, TOLD)) < np.linalg.norm(TOLD)
+    assert adapter.status()["adapt.told"] == told.source
+    # The next run, and one with another camera.
+    again, log, _ = watched(DepthPipeline(bundle, "torch"), adapt_file=str(file))
+    assert again.status()["adapt.told"] == told.source
+    assert str(file) in log.said[0]
+    strange = replace(camera, fx=OTHER * camera.fx, fy=OTHER * camera.fy)
+    further = DepthPipeline(bundle, "torch")
+    third, log = Adapter(lambda: log), log
+    third.watch(further, settings)
+    third.meet(further, strange)
+    assert further.camera_code is None and "another field of view" in log.said[-1]
+
+
+def test_what_was_told_goes_with_the_bundle_and_not_to_another_camera(
+    pipeline: DepthPipeline, bundle: Bundle
+) -> None:
+    adapter, _, settings = watched(pipeline)
+    camera = bundle.manifest.camera
+    drive(pipeline, TOLD)
+    adapter.begin(pipeline, camera, settings)
+    assert "adapt.file is empty" in finished(adapter)
+    adapter.take_up(pipeline)
+    reloaded = DepthPipeline(bundle, "torch")
+    adapter.watch(reloaded, settings)
+    adapter.meet(reloaded, camera)
+    assert reloaded.camera_code == pipeline.camera_code is not None
+    assert adapter.status()["adapt.keyframes"] == "12"
+    adapter.meet(reloaded, replace(camera, fx=OTHER * camera.fx, fy=OTHER * camera.fy))
+    assert reloaded.camera_code is None and adapter.status()["adapt.keyframes"] == "0"
+
+
+def test_what_is_not_better_changes_nothing(pipeline: DepthPipeline, tmp_path: Path) -> None:
+    file = tmp_path / "adapted.yaml"
+    adapter, _, settings = watched(pipeline, adapt_file=str(file))
+    drive(pipeline, (0.0,) * 5)
+    adapter.begin(pipeline, pipeline.bundle.manifest.camera, settings)
+    assert finished(adapter).startswith("not better")
+    adapter.take_up(pipeline)
+    assert pipeline.camera_code is None and not file.exists()
+
+
+def test_deactivating_cancels_and_the_outcome_is_remembered(pipeline: DepthPipeline) -> None:
+    adapter, _, settings = watched(pipeline)
+    drive(pipeline, TOLD)
+    adapter.begin(pipeline, pipeline.bundle.manifest.camera, settings)
+    adapter.cancel("the node was deactivated")
+    assert adapter.status()["adapt.outcome"] == "cancelled: the node was deactivated"
+    assert adapter.status()["adapt.keyframes"] == "12"
+    adapter.take_up(pipeline)
+    assert pipeline.camera_code is None
+    adapter.forget("the node was cleaned up")
+    assert adapter.status()["adapt.outcome"] == "cancelled: the node was deactivated"
+    assert adapter.status()["adapt.state"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("settings", "metres", "words"),
+    [
+        ({"adapt_seconds": 0.0}, 2.0, "adapt.seconds is 0"),
+        ({}, None, "metres need odometry or a speed, or the camera's height"),
+        ({"scale_camera_height": 1.5}, None, "no flat road"),
+    ],
+)
+def test_what_is_missing_is_said(
+    pipeline: DepthPipeline, settings: dict[str, Any], metres: float | None, words: str
+) -> None:
+    adapter, _, values = watched(pipeline, **settings)
+    if pipeline.witness is not None:
+        drive(pipeline, TOLD, metres)
+    with pytest.raises(RefusedError, match=words):
+        adapter.begin(pipeline, pipeline.bundle.manifest.camera, values)
+
+
+def test_a_refused_call_leaves_depth_as_it_is_to_the_bit(bundle: Bundle) -> None:
+    running = node_and_peer(bundle=bundle.path, backend="torch", force_model="single_frame")
+    with running as (process, peer):
+        peer.wait_for_node(process)
+        robot = Robot(process=process, peer=peer, stamp=10**12)
+        before = robot.answered(view())
+        answer = peer.call(Trigger, "depth_node/adapt", Trigger.Request(), PATIENCE)
+        assert not answer.success and "no keyframe" in answer.message
+        np.testing.assert_array_equal(robot.answered(view()), before)
+        wait_until(lambda: peer.status().get("adapt.state") == "idle", "the diagnostics")
+        assert process.interrupt() == 0
+
+
+@pytest.mark.slow
+def test_a_drive_with_another_mount_gives_metres() -> None:
+    """1.1 m above the road, 4 degrees downwards, a known speed: rendered, over DDS, with `lite`."""
+    from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
+
+    spec = DriveSpec(frames=110, stop=False, camera_height=1.1, camera_pitch_deg=4.0)
+    drive = SyntheticDrive(21, (416, 128), spec, supersample=1, street="town")
+    protocol = PROTOCOLS["synthetic"]
+    try:
+        frames = [(f.image(), f.depth(), f.speed) for f in drive.frames]
+    except Exception as error:
+        pytest.skip(f"needs OpenGL: {error}")
+    finally:
+        drive.close()
+    camera: Camera = drive.camera
+
+    def info() -> Any:
+        return camera_info_of(camera, Header(frame_id="camera"))
+
+    with node_and_peer(bundle="lite", diagnostics_period=0.1) as (process, peer):
+        peer.wait_for_node(process)
+        robot = Robot(process=process, peer=peer, stamp=10**12)
+
+        def errors() -> float:
+            assert robot.set(force_model="single_frame")[0].successful
+            found = []
+            for image, truth, speed in frames[95::5]:
+                depth = robot.answered(image, info=info(), speed=speed)
+                found.append(protocol.pixels(depth, truth).errors("none").abs_rel)
+            assert robot.set(force_model="")[0].successful
+            return float(np.mean(found))
+
+        before = errors()
+        robot.after_a_gap()
+        for image, _, speed in frames[:95]:
+            robot.answered(image, info=info(), speed=speed)
+        answer = peer.call(Trigger, "depth_node/adapt", Trigger.Request(), PATIENCE)
+        assert answer.success, answer.message
+        wait_until(
+            lambda: peer.status().get("adapt.outcome", "").startswith("better"), "the outcome"
+        )
+        robot.after_a_gap()
+        after = errors()
+        assert after < 0.6 * before, (before, after)
+        assert process.interrupt() == 0
