@@ -1,7 +1,8 @@
 """The running node's ~/adapt on a rendered drive with another mount: metres before and after.
 
     python benchmarks/adapt_service.py [--bundle lite] [--frames 300] [--judged 60] [--seed 21]
-        [--street town] [--height 1.1] [--pitch 4] [--rate 1.0] [--poses] [--camera-height]
+        [--street town] [--height 1.1] [--pitch 4] [--rate 1.0] [--time-budget -1]
+        [--poses] [--camera-height]
 
 A drive is rendered with a camera that is mounted otherwise than that of training. Its last `judged`
 frames are played in lockstep to a depth_node that is to use the single-frame network, and what it
@@ -174,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--height", type=float, default=1.1)
     add("--pitch", type=float, default=4.0, help="degrees downwards")
     add("--rate", type=float, default=1.0)
+    add("--time-budget", type=float, default=-1.0, help="the node's; 0: multi-frame at any cost")
     add("--poses", action="store_true")
     add("--camera-height", action="store_true")
     options = parser.parse_args(arguments)
@@ -200,6 +202,7 @@ def run(options: argparse.Namespace, recording: StoredRecording, known: str, fol
         "image_reliability": "reliable",
         "odom_reliability": "reliable",
         "diagnostics_period": 0.1,
+        "time_budget": options.time_budget,
         "adapt.file": str(folder / "adapted.yaml"),
     }
     if known == "height":

@@ -129,7 +129,14 @@ class Adapter:
             raise RefusedError(self._unable)
         if camera is None:
             raise RefusedError("there is no frame yet")
-        keyframes, words = _known(memory, settings)
+        try:
+            keyframes, words = _known(memory, settings)
+        except RefusedError as error:
+            paused = pipeline.guard.detail
+            if paused is None:
+                raise
+            why = f"{error} (multi-frame depth, which gives keyframes, is paused: {paused})"
+            raise RefusedError(why) from error
         fit = _Fit(
             pipeline.bundle,
             keyframes,
@@ -273,12 +280,12 @@ class Adapter:
             outcome = f"not better, so all stays as it was: {found.text}"
             self._get_logger().warning(f"~/adapt: {outcome}")
             return outcome
-        stored = self._store(fit, found.told)
-        with self._lock:
+        with self._lock:  # cancelled before all of this, or not at all
             if fit.stop.is_set():
                 return ""
+            outcome = f"better, and kept: {found.text}; {self._store(fit, found.told)}"
             self._pending = _Found(fit.bundle.digest, found.told)
-        outcome = f"better, and kept: {found.text}; {stored}"
+            self._fit, self._outcome = None, outcome
         self._get_logger().info(f"~/adapt: {outcome}")
         return outcome
 
