@@ -1,4 +1,4 @@
-"""One replay from beginning to end: node, playing, judging, metrics.json, report.html."""
+"""One replay from beginning to end: node, playing, evaluation, metrics.json, report.html."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from rosbag_tools.results import (
     switches,
 )
 from rosbag_tools.scoring import (
-    Judge,
+    ReplayErrors,
+    evaluate_forced,
     in_view,
-    judge_forced,
     protocol_entry,
 )
 
@@ -53,8 +53,8 @@ class ReplayOptions:
     """How to replay.
 
     rate: None for lockstep, otherwise the speed in multiples of real time. forced: whether to
-    judge each model forced as well. force_model: what the node itself is forced to. start_timeout
-    and answer_timeout: seconds. domain_id: a ROS domain, None for a random one.
+    evaluate each model forced as well. force_model: what the node itself is forced to.
+    start_timeout and answer_timeout: seconds. domain_id: a ROS domain, None for a random one.
     """
 
     bundle: str = "lite"
@@ -104,7 +104,7 @@ class _Session:
     ) -> None:
         self.recording, self.folder, self.options, self.bundle = recording, folder, options, bundle
         self.protocol: Protocol | None = protocol_for(recording)
-        self.judge = Judge(recording, self.protocol)
+        self.errors = ReplayErrors(recording, self.protocol)
         self.records: dict[int, FrameRecord] = {}
         self.fell_back = 0
         self._answered_at: dict[int, int] = {}
@@ -143,7 +143,7 @@ class _Session:
             "latency_ms": latency_percentiles(records),
             "depth": self._depth_entries(),
             "protocol": protocol_entry(self.protocol, recording),
-            "absolute": summary([result.metric for result in self.judge.results]),
+            "absolute": summary([result.metric for result in self.errors.results]),
             "baselines": self._baselines(),
             "models": dict(Counter(f"{r.model} {r.reason}" for r in records if r.model)),
             "multi_frame_fell_back": self.fell_back,
@@ -155,7 +155,7 @@ class _Session:
         run = {
             "command": command,
             "recording": recording.name,
-            "notes": [*recording.notes, *self.judge.notes()],
+            "notes": [*recording.notes, *self.errors.notes()],
             "bundle": {
                 "name": manifest.name,
                 "licence": manifest.licence,
@@ -180,7 +180,7 @@ class _Session:
         }
         if options.force_model:
             parameters["force_model"] = options.force_model
-        # In lockstep time costs nothing: no model is left out for being slow, no frame is judged
+        # In lockstep time costs nothing: no model is left out for being slow, no frame is evaluated
         # without its odometry. Without any, waiting for it would only measure the waiting.
         if options.rate is None:
             parameters["time_budget"] = 0.0
@@ -207,13 +207,13 @@ class _Session:
         return self.records.setdefault(position, new)
 
     def _answered(self, answer: Answer) -> None:
-        """Judge one depth image and keep small pictures of it."""
+        """Evaluate one depth image and keep small pictures of it."""
         record = self._record(answer.position)
         record.latency_ms = round(answer.latency_ms, 3)
         self._answered_at[answer.position] = answer.source_ns
         frame = self.recording.frames[answer.position]
         depth = answer.depth
-        result = self.judge.add(answer.position, depth)
+        result = self.errors.add(answer.position, depth)
         if result is not None:
             record.abs_rel, record.ratio = result.errors.abs_rel, result.errors.ratio
         if answer.position % self._stride == 0:
@@ -251,23 +251,25 @@ class _Session:
             record.model, record.reason = player.model_at(source_ns)
 
     def _depth_entries(self) -> dict[str, Any]:
-        entries: dict[str, Any] = {"all": self.judge.entry()}
+        entries: dict[str, Any] = {"all": self.errors.entry()}
         if self.protocol is None or not self.options.forced:
             return entries | {"single_frame": summary([]), "multi_frame": summary([])}
         from depth_prior_ros.pipeline import DepthPipeline
 
-        with progress("judging each model") as update:
+        with progress("evaluating each model") as update:
             pipeline = DepthPipeline(
                 self.bundle, backend=self.options.backend, device=self.options.device
             )
-            forced, self.fell_back = judge_forced(self.recording, pipeline, self.protocol, update)
+            forced, self.fell_back = evaluate_forced(
+                self.recording, pipeline, self.protocol, update
+            )
         return entries | forced
 
     def _baselines(self) -> dict[str, Any]:
-        if not self.judge.results:
+        if not self.errors.results:
             return {}
-        with progress("judging image-independent maps") as update:
-            return self.judge.baselines(self.bundle, update)
+        with progress("evaluating image-independent maps") as update:
+            return self.errors.baselines(self.bundle, update)
 
 
 def check_rclpy() -> None:

@@ -45,7 +45,7 @@ def fit_camera_code(
     metres_per_unit: float,
     steps: int = STEPS,
 ) -> FittedCode:
-    """Fit the numbers by gradient, on every second frame; the others judge them.
+    """Fit the numbers by gradient, on every second frame; they are validated on the others.
 
     Then, where that helped, once more on all frames. The trunk runs once an image.
 
@@ -68,11 +68,11 @@ def fit_camera_code(
     frames = _Frames(student, features, depth, metres_per_unit)
     everything = range(len(images))
     fitted_on = everything[::2] if len(images) > 1 else everything
-    judged_on = everything[1::2] if len(images) > 1 else everything
+    validation = everything[1::2] if len(images) > 1 else everything
     zero = images.new_zeros(1, NUMBERS)
-    before = frames.abs_rel(judged_on, zero)
+    before = frames.abs_rel(validation, zero)
     code = frames.fit(fitted_on, steps)
-    after = frames.abs_rel(judged_on, code)
+    after = frames.abs_rel(validation, code)
     if after < before and len(images) > 1:
         code = frames.fit(everything, steps)
     numbers = tuple(round(float(value), 4) for value in code[0])

@@ -101,7 +101,7 @@ def test_it_adds_nothing_at_first_and_then_what_it_is_told() -> None:
         plain(image, code=code)
 
 
-def test_numbers_are_fitted_and_judged_on_other_frames() -> None:
+def test_numbers_are_fitted_and_validated_on_other_frames() -> None:
     """References made by the student itself, told another camera: the fit finds their depth."""
     torch.manual_seed(0)
     student = Student("mobilenet_v2", "convex", camera_code=True, far_bias=-2.0).eval()

@@ -18,8 +18,8 @@ from depth_prior_ros.bundle import (
     Bundle,
     PriorSources,
     PriorSpec,
-    PriorTeacher,
     Provenance,
+    TeacherIdentity,
     load_bundle,
     rewrite_manifest,
     save_bundle,
@@ -34,7 +34,6 @@ from training.errors import TrainingError
 from training.prior.adapt import FIGURES, Adapted, Request, _Pool, adapt, open_adapt_teacher
 from training.prior.own_drive import OwnDrive, spaced
 from training.prior.reference.set import ReferenceSet
-from training.prior.teachers.base import TeacherIdentity
 from training.prior.teachers.bundle import open_bundle_teacher
 
 SIZE = (124, 38)
@@ -85,7 +84,7 @@ def student_bundle(
         pixels=count,
         channels=32,
         note="random numbers",
-        teacher=PriorTeacher.of(identity.to_dict()) if named else None,
+        teacher=identity if named else None,
     )
     manifest = tiny_manifest().model_copy(update={"prior": spec})
     if not pose:
@@ -168,8 +167,8 @@ def test_depth_errors_are_those_of_the_pipeline(bundle: Bundle, bag: Path, done:
     from depth_prior_ros.recordings import open_recording
 
     frames = open_recording(bag).frames
-    for which, judged in (("before", bundle), ("after", done.bundle)):
-        pipeline = DepthPipeline(judged, "torch", "cpu", force_model="single_frame")
+    for which, one in (("before", bundle), ("after", done.bundle)):
+        pipeline = DepthPipeline(one, "torch", "cpu", force_model="single_frame")
         errors = []
         for frame in frames[8:]:
             result = pipeline.process(frame.image(), frame.stamp_ns, None, frame.camera)
@@ -192,12 +191,12 @@ def test_photometric_error_by_the_plain_way(bundle: Bundle, bag: Path, done: Ada
     from training.losses.photometric import Target, photometric_error
 
     drive = OwnDrive.open(bag, 0.5)
-    source = drive.source(drive.held_out, bundle.manifest.camera, 20.0)
+    source = drive.source(drive.validation, bundle.manifest.camera, 20.0)
     pose = bundle.pose()
-    for which, judged in (("before", bundle), ("after", done.bundle)):
-        student, prior = judged.student(), judged.prior()
+    for which, one in (("before", bundle), ("after", done.bundle)):
+        student, prior = one.student(), one.prior()
         values = []
-        for number in range(len(drive.held_out)):
+        for number in range(len(drive.validation)):
             batch = source.triplet(0, number)
             before, now, after = batch.images.unbind(1)
             with torch.no_grad():
@@ -286,8 +285,8 @@ def test_a_kitti_drive_and_everything_for_the_prior(bundle: Bundle, tmp_path: Pa
     found = adapt(request(bundle, drive, tmp_path / "out", share=1.0, keep=None))
     assert found.figures["prior"]["kept"] == 16  # as many as there were
     assert found.figures["photometric"] is None and found.figures["depth"] is None
-    assert found.figures["notes"] == ["nothing is held out, so nothing was judged"]
-    assert "nothing to judge" in str(found)
+    assert found.figures["notes"] == ["nothing is held out, so nothing was evaluated"]
+    assert "nothing to evaluate" in str(found)
 
 
 def test_without_true_depth(bundle: Bundle, tmp_path: Path) -> None:
@@ -297,7 +296,7 @@ def test_without_true_depth(bundle: Bundle, tmp_path: Path) -> None:
     assert found.figures["notes"] == ["no depth error: no held-out frame has true depth"]
 
 
-def test_a_student_alone_is_judged_with_its_teachers_motions(
+def test_a_student_alone_is_evaluated_with_its_teachers_motions(
     teacher: Path, bag: Path, tmp_path: Path
 ) -> None:
     bundle = student_bundle(tmp_path, teacher, pose=False)
@@ -323,7 +322,7 @@ def test_a_teacher_that_is_not_in_the_bundle(teacher: Path, bag: Path, tmp_path:
     found = open_adapt_teacher(bundle, str(teacher), "cpu")
     assert found.identity.sha256 == bundle.manifest.prior.teacher.sha256  # type: ignore[union-attr]
     # What it was trained with, where that still lies there.
-    recipe = Provenance(recipe={"rich": {"teacher": str(teacher), "lookup": [-1, 1]}})
+    recipe = Provenance(recipe={"teacher": {"model": str(teacher), "lookup": [-1, 1]}})
     trained = rewrite_manifest(bundle, provenance=recipe.model_dump(mode="json"))
     assert open_adapt_teacher(trained, None, "cpu").identity == found.identity
 
@@ -334,7 +333,7 @@ def test_a_teacher_is_opened_as_in_training(teacher: Path, tmp_path: Path) -> No
     identity = open_bundle_teacher(str(teacher), **options).identity
     assert identity != open_bundle_teacher(str(teacher)).identity
     bundle = student_bundle(tmp_path, teacher, inside=False, identity=identity)
-    recipe = {"metres_per_unit": 10.0, "rich": {"teacher": str(teacher), "lookup": [-1]}}
+    recipe = {"metres_per_unit": 10.0, "teacher": {"model": str(teacher), "lookup": [-1]}}
     for known in (recipe, {"metres_per_unit": 10.0}):
         provenance = Provenance(recipe=known).model_dump(mode="json")
         trained = rewrite_manifest(bundle, provenance=provenance)
@@ -469,5 +468,5 @@ def test_places_are_spread() -> None:
 
 
 def test_identity_survives_the_manifest(bundle: Bundle, done: Adapted) -> None:
-    identity = TeacherIdentity.from_dict(done.figures["teacher"])
+    identity = TeacherIdentity.of(done.figures["teacher"])
     ReferenceSet.open(done.folder / "reference").require(identity)

@@ -1,4 +1,4 @@
-"""`depth_train`: run recipes, judge bundles, show what is in them.
+"""`depth_train`: run recipes, evaluate bundles, show what is in them.
 
 Only the parser lives at import time: `depth_train --help` loads none of the libraries.
 """
@@ -28,7 +28,7 @@ MODEL_NAMES = ("both", "single_frame", "multi_frame")
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `depth_train`."""
     parser = argparse.ArgumentParser(
-        prog="depth_train", description="Train, judge and inspect depth bundles."
+        prog="depth_train", description="Train, evaluate and inspect depth bundles."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -81,14 +81,14 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add(
         "--pose",
         action="store_true",
-        help="judge ego-motion on the recordings with poses (KITTI odometry's sequences below "
+        help="evaluate ego-motion on the recordings with poses (KITTI odometry's sequences below "
         "--data, or the one there); with --protocol, depth as well",
     )
-    add("--model", choices=MODEL_NAMES, default="both", help="models to judge (default: both)")
+    add("--model", choices=MODEL_NAMES, default="both", help="models to evaluate (default: both)")
     add(
         "--baselines",
         action="store_true",
-        help="also judge predictors that do not look at the image",
+        help="also evaluate predictors that do not look at the image",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
@@ -102,10 +102,10 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare = commands.add_parser(
         "compare",
         help="one table of many bundles: spread over seeds, paired differences",
-        description="Judge bundles on the same frames of KITTI 2015, the Eigen test drives and "
+        description="Evaluate bundles on the same frames of KITTI 2015, the Eigen test drives and "
         "synthetic drives, and write a table with the spread over seeds and the differences "
         "paired by seed, beside predictors that do not look at the image. The same command again "
-        "judges only what is new.",
+        "evaluates only what is new.",
     )
     add = compare.add_argument
     add(
@@ -125,7 +125,12 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--against", metavar="NAME", help="row that the others are compared with (default: first)")
     add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
     add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
-    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
+    add(
+        "--sets",
+        nargs="+",
+        choices=SET_NAMES,
+        help="sets to evaluate on (default: all but kept_out)",
+    )
     add("--cost", action="store_true", help="also time and size of every row")
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
@@ -133,7 +138,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         default=Path("runs/comparison"),
         metavar="DIR",
-        help="folder of comparison.md, comparison.json and what was judged already "
+        help="folder of comparison.md, comparison.json and what was evaluated already "
         "(default: runs/comparison)",
     )
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
@@ -195,7 +200,7 @@ def _add_fit_camera(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "fit-camera",
         help="tell a bundle's student the camera of a recording with known depth",
         description="Fit the five numbers that a bundle's student is told of its camera on frames "
-        "with depth in metres, judge them on other frames, and write a bundle with them.",
+        "with depth in metres, evaluate them on other frames, and write a bundle with them.",
     )
     fit.add_argument("bundle", help="name of a shipped bundle, or its folder")
     fit.add_argument("--bag", type=Path, required=True, help="a recording with depth")

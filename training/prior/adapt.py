@@ -25,7 +25,7 @@ from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.backends.devices import choose_device
 from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle, rewrite_manifest
 from depth_prior_ros.bundle.derive import replace_prior
-from depth_prior_ros.bundle.manifest import MANIFEST_NAME, TEACHER_FOLDER, PriorTeacher
+from depth_prior_ros.bundle.manifest import MANIFEST_NAME, TEACHER_FOLDER, TeacherIdentity
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
@@ -37,7 +37,7 @@ from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.selection import SelectionError, select
 from training.prior.selection.sweep import split
-from training.prior.teachers.base import TEACHERS, RichTeacher, TeacherIdentity, open_teacher
+from training.prior.teachers.base import TEACHERS, FrozenTeacher, open_teacher
 from training.prior.teachers.bundle import BundleTeacher
 
 
@@ -52,7 +52,7 @@ class AdaptTeacher:
         notes: what is to be said.
     """
 
-    teacher: RichTeacher
+    teacher: FrozenTeacher
     camera: Camera
     metres_per_unit: float
     notes: list[str] = field(default_factory=list)
@@ -95,11 +95,11 @@ def open_adapt_teacher(bundle: Bundle, spec: str | None, device: str) -> AdaptTe
         f"teacher {where} ({opened.identity.name}, {opened.identity.sha256[:12]}...) is not the "
         f"one that the student's prior came from ({known.name}, {known.sha256[:12]}...): its "
         "features mean nothing to this student. Give that teacher, or train a student on this one "
-        "(depth_train run with rich.teacher)"
+        "(depth_train run with teacher.model)"
     )
 
 
-def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
+def _place(bundle: Bundle, known: TeacherIdentity | None) -> str:
     if bundle.teacher() is not None:
         return str(bundle.path / TEACHER_FOLDER)
     if known is None:
@@ -107,8 +107,7 @@ def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
             f"{bundle.path}: its prior names no teacher; say which one it was by "
             "--teacher (for lite: --teacher lite, which is its own)"
         )
-    recipe = bundle.manifest.provenance.recipe
-    trained = str((recipe.get("rich") or {}).get("teacher") or "")
+    trained = str(_trained_with(bundle).get("model") or "")
     if prefix := TEACHERS[known.kind].prefix:
         return trained if trained.startswith(prefix) else prefix + known.name
     if trained and Path(trained).is_dir():
@@ -119,25 +118,32 @@ def _place(bundle: Bundle, known: PriorTeacher | None) -> str:
     )
 
 
-def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator[dict[str, Any]]:
-    """How it may have been opened: as the bundle's recipe says, else every likely way."""
+def _trained_with(bundle: Bundle) -> dict[str, Any]:
+    """What the bundle's recipe says of its teacher, whose keys had other names up to schema 3."""
     recipe = bundle.manifest.provenance.recipe
-    rich = recipe.get("rich") or {}
-    tap = known.tap if known else rich.get("tap")
-    units = [recipe.get("metres_per_unit"), None]
-    lookups = [tuple(rich["lookup"])] if rich.get("lookup") else [(-1, 1), (-1,)]
+    names = {"teacher": "model", "tap": "stride"}
+    before = {names.get(key, key): value for key, value in (recipe.get("rich") or {}).items()}
+    return recipe.get("teacher") or before
+
+
+def _options(bundle: Bundle, known: TeacherIdentity | None, where: str) -> Iterator[dict[str, Any]]:
+    """How it may have been opened: as the bundle's recipe says, else every likely way."""
+    trained = _trained_with(bundle)
+    stride = known.stride if known else trained.get("stride")
+    units = [bundle.manifest.provenance.recipe.get("metres_per_unit"), None]
+    lookups = [tuple(trained["lookup"])] if trained.get("lookup") else [(-1, 1), (-1,)]
     foundation = where.startswith(TEACHERS["foundation"].prefix)
     more: dict[str, Any] = {}
     if foundation:
-        more["size"] = known.size if known else rich.get("size")
-        more |= {key: rich[key] for key in ("fetch", "metric") if key in rich}
+        more["size"] = known.size if known else trained.get("size")
+        more |= {key: trained[key] for key in ("fetch", "metric") if key in trained}
         lookups = lookups[:1]
-    kinds = [rich["features"]] if rich.get("features") else ["encoder", "decoder"]
+    kinds = [trained["features"]] if trained.get("features") else ["encoder", "decoder"]
     tried = []
     for unit in units:
         for lookup, kind in product(lookups, kinds[:1] if foundation else kinds):
             options = {
-                "tap": tap,
+                "stride": stride,
                 "metres_per_unit": unit,
                 "lookup": lookup,
                 "features": kind,
@@ -148,7 +154,7 @@ def _options(bundle: Bundle, known: PriorTeacher | None, where: str) -> Iterator
                 yield options
 
 
-def _check_width(bundle: Bundle, teacher: RichTeacher) -> None:
+def _check_width(bundle: Bundle, teacher: FrozenTeacher) -> None:
     fusion = FusionConfig.from_dict(bundle.manifest.architecture.student.get("fusion") or {})
     if teacher.identity.channels != fusion.reference_channels:
         raise TrainingError(
@@ -157,19 +163,19 @@ def _check_width(bundle: Bundle, teacher: RichTeacher) -> None:
         )
 
 
-def _camera(bundle: Bundle, teacher: RichTeacher) -> Camera:
+def _camera(bundle: Bundle, teacher: FrozenTeacher) -> Camera:
     """A bundle's own training camera; the student's at the teacher's size otherwise."""
     if isinstance(teacher, BundleTeacher):
         return teacher.bundle.manifest.camera
     return bundle.manifest.camera.scaled(*teacher.identity.size)
 
 
-def _own_unit(bundle: Bundle, teacher: RichTeacher) -> float:
+def _own_unit(bundle: Bundle, teacher: FrozenTeacher) -> float:
     source = teacher.bundle if isinstance(teacher, BundleTeacher) else bundle
     return source.manifest.depth.metres_per_unit
 
 
-def _unnamed(bundle: Bundle, teacher: RichTeacher) -> list[str]:
+def _unnamed(bundle: Bundle, teacher: FrozenTeacher) -> list[str]:
     return [
         f"the prior of {bundle.manifest.name} names no teacher; that it was "
         f"{teacher.identity.name} is taken on trust"
@@ -302,7 +308,7 @@ def adapt(request: Request) -> Adapted:
         if found is not None:
             return found
         references = work.extract(progress)
-    return work.judge(work.select(references))
+    return work.evaluate(work.select(references))
 
 
 @dataclass(frozen=True)
@@ -355,7 +361,7 @@ class _Work:
         """The reference set of the recording's first part."""
         teacher, request = self.teacher, self.request
         width, height = teacher.identity.size
-        pixels = (width // teacher.identity.tap) * (height // teacher.identity.tap)
+        pixels = (width // teacher.identity.stride) * (height // teacher.identity.stride)
         source = self.drive.source(self.drive.moving, teacher.camera, teacher.metres_per_unit)
         return extract_reference_set(
             teacher.teacher,
@@ -398,7 +404,7 @@ class _Work:
             pixels=keep,
             channels=references.channels,
             note=what,
-            teacher=PriorTeacher.of(references.identity.to_dict()),
+            teacher=references.identity,
             selection=about,
         )
         return replace_prior(
@@ -423,7 +429,7 @@ class _Work:
             )
         return self.request.keep
 
-    def judge(self, after: Bundle) -> Adapted:
+    def evaluate(self, after: Bundle) -> Adapted:
         """Measure before and after on what was held out, and finish the bundle."""
         drive, teacher = self.drive, self.teacher
         light = depth = None

@@ -38,7 +38,7 @@ from training.data.triplets import TripletSource
 from training.errors import TrainingError
 from training.losses.photometric import Target, minimum_error
 from training.losses.views import Views
-from training.prior.teachers.base import RichTeacher
+from training.prior.teachers.base import FrozenTeacher
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -110,7 +110,7 @@ class OwnDrive:
         return int(len(self.recording) * self.share + 1e-9)
 
     @property
-    def held_out_depth(self) -> tuple[int, ...]:
+    def validation_depth(self) -> tuple[int, ...]:
         """Positions of the rest's frames with true depth."""
         frames = self.recording.frames
         return tuple(i for i in range(self.first, len(frames)) if frames[i].has_depth)
@@ -136,7 +136,7 @@ class OwnDrive:
         return kept
 
     @cached_property
-    def held_out(self) -> list[Triplet]:
+    def validation(self) -> list[Triplet]:
         """Triplets of the rest in which the camera moves."""
         rest = range(self.first, len(self.recording))
         return self._moving(rest, "held out: looking for motion")[1]
@@ -247,7 +247,7 @@ def photometric(
     before: Bundle,
     after: Bundle,
     drive: OwnDrive,
-    teacher: RichTeacher,
+    teacher: FrozenTeacher,
     camera: Camera,
     metres_per_unit: float,
     device: str,
@@ -256,13 +256,13 @@ def photometric(
     """Minimum reprojection error of both neighbours (monodepth2, eq. 4), no auto-mask.
 
     Motions are those of the bundle's own pose network, in the unit of its depth. A student alone is
-    judged with its teacher's motions; its depth is then scaled to the teacher's by medians. Where
-    neither knows a motion, recorded poses serve.
+    evaluated with its teacher's motions; its depth is then scaled to the teacher's by medians.
+    Where neither knows a motion, recorded poses serve.
 
     Args:
         before: with the old prior.
         after: with the new one; the networks are the same.
-        drive: whose held-out triplets are judged.
+        drive: whose held-out triplets are evaluated.
         teacher: of the prior.
         camera: the teacher's, at its input size.
         metres_per_unit: unit of what the teacher sees and says.
@@ -276,8 +276,8 @@ def photometric(
     assert student.fusion is not None
     priors = [student.fusion.project(b.prior().to(device)) for b in (before, after)]
     limits = before.manifest.depth.min_units, before.manifest.depth.max_units
-    places = spaced(len(drive.held_out), PHOTOMETRIC)
-    triplets = [drive.held_out[place] for place in places]
+    places = spaced(len(drive.validation), PHOTOMETRIC)
+    triplets = [drive.validation[place] for place in places]
     trained = before.manifest.camera
     source = drive.source(triplets, trained, metres_per_unit)
     motions = _Motions(before, drive.source(triplets, camera, metres_per_unit), teacher, device)
@@ -310,7 +310,7 @@ def photometric(
 class _Motions:
     """Motions to previous and next from current (2, 1, 4, 4), and the depth they belong to."""
 
-    def __init__(self, bundle: Bundle, source: Any, teacher: RichTeacher, device: str) -> None:
+    def __init__(self, bundle: Bundle, source: Any, teacher: FrozenTeacher, device: str) -> None:
         self._pose = bundle.pose().to(device) if bundle.has("pose") else None
         self._source, self._teacher, self._device = source, teacher, device
 
@@ -347,17 +347,17 @@ def depth_errors(
     """
     from depth_prior_ros.pipeline import DepthPipeline
 
-    judged = drive.held_out_depth
-    if not judged:
+    positions = drive.validation_depth
+    if not positions:
         return None
     recording = drive.recording
     protocol = protocol_for(recording) or PROTOCOLS["eigen"]
-    chosen = EvaluationSet(recording.name, protocol, recording, judged)
+    chosen = EvaluationSet(recording.name, protocol, recording, positions)
     rows = []
     for what, bundle in (("old prior", before), ("new prior", after)):
         pipeline = DepthPipeline(bundle, backend, device)
         told = partial(progress, f"held out: depth, {what}")
-        rows.append(evaluate_model(pipeline, chosen, "single_frame", judged, told))
+        rows.append(evaluate_model(pipeline, chosen, "single_frame", positions, told))
     common = {f.position for f in rows[0]} & {f.position for f in rows[1]}
     old, new = ([f for f in row if f.position in common] for row in rows)
     if not old:
@@ -383,16 +383,16 @@ def table(content: Mapping[str, Any]) -> str:
         share = f"{row['better']} of {frames}"
         numbers = f"{row['before']:9.4f} {row['after']:9.4f} {row['difference']:+11.4f}"
         lines.append(f"{name:<12} {numbers} {share:>14}")
-    return "\n".join(lines) if rows else "held out: nothing to judge"
+    return "\n".join(lines) if rows else "held out: nothing to evaluate"
 
 
 def notes(drive: OwnDrive, light: object, depth: object) -> Sequence[str]:
-    """What could not be judged, and why."""
+    """What could not be evaluated, and why."""
     said = []
     if drive.first == len(drive.recording):
-        return ["nothing is held out, so nothing was judged"]
+        return ["nothing is held out, so nothing was evaluated"]
     if light is None:
-        why = "the camera stands" if not drive.held_out else "no motion is known"
+        why = "the camera stands" if not drive.validation else "no motion is known"
         said.append(f"no photometric error: {why} in the held-out frames")
     if depth is None:
         said.append("no depth error: no held-out frame has true depth")

@@ -36,7 +36,7 @@ def fit_camera(
 
     Args:
         name_or_path: bundle whose student takes the numbers.
-        bag: a recording with depth (LiDAR, another sensor, rendered); half of the frames judge.
+        bag: a recording with depth (LiDAR, another sensor, rendered); half of the frames validate.
         out: folder of the new bundle.
         frames: how many, at least 2.
 
@@ -50,7 +50,7 @@ def fit_camera(
     from depth_prior_ros.adaptation.camera_code import fit_camera_code
 
     if frames < 2:
-        raise TrainingError(f"frames {frames}: at least 2, as every second one judges the fit")
+        raise TrainingError(f"frames {frames}: at least 2, as every second one validates the fit")
     bundle = load_bundle(name_or_path)
     refuse_foreign(out)
     student = bundle.student()
