@@ -115,12 +115,12 @@ def time_rows(rows: list[Row], images: list[NDArray[np.uint8]], camera: Any, rou
                     row.milliseconds[model].append(result.timings["total"])
 
 
-def judge_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int) -> int:
+def evaluate_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int) -> int:
     """Errors and disagreement on pairs of frames; how many."""
     from depth_prior_ros.evaluation.metrics import NoValidPixelsError
     from rosbag_tools.scoring import in_view
 
-    judged = 0
+    count = 0
     for position in range(1, len(drive.frames), every):
         before, frame = drive.frames[position - 1], drive.frames[position]
         truth = frame.depth()
@@ -144,8 +144,8 @@ def judge_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int
                 except NoValidPixelsError:
                     continue
                 row.abs_rel[model].append(errors.abs_rel)
-        judged += 1
-    return judged
+        count += 1
+    return count
 
 
 def report(rows: list[Row]) -> None:
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="lite", help="name or path")
     parser.add_argument("--rounds", type=int, default=30, help="for the latency")
-    parser.add_argument("--every", type=int, default=3, help="judge every Nth frame")
+    parser.add_argument("--every", type=int, default=3, help="evaluate every Nth frame")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="these rows, beside torch_f32")
     arguments = parser.parse_args()
@@ -201,8 +201,8 @@ def main() -> None:
     start = len(drive.frames) // 2
     images = [drive.frames[start + i].image() for i in range(2)]
     time_rows(rows, images, drive.frames[start].camera, arguments.rounds)
-    judged = judge_rows(rows, drive, protocol, max(1, arguments.every))
-    print(f"latency: {arguments.rounds} rounds; accuracy: {judged} frames of {drive.name}")
+    count = evaluate_rows(rows, drive, protocol, max(1, arguments.every))
+    print(f"latency: {arguments.rounds} rounds; accuracy: {count} frames of {drive.name}")
     report(rows)
 
 

@@ -140,12 +140,14 @@ class Robot:
 
     def reload(self) -> tuple[float, dict[str, list[float]]]:
         """Load the bundle anew: how many milliseconds that took, and other calls meanwhile."""
-        took: list[float | None] = []
-        thread = threading.Thread(target=lambda: took.append(self.call("reload_bundle", 300)))
+        milliseconds: list[float | None] = []
+        thread = threading.Thread(
+            target=lambda: milliseconds.append(self.call("reload_bundle", 300))
+        )
         thread.start()
         calls = self.call_in_turn(thread.is_alive)
         thread.join()
-        return (took[0] if took and took[0] else float("nan")), calls
+        return (milliseconds[0] if milliseconds and milliseconds[0] else float("nan")), calls
 
 
 class Reader:

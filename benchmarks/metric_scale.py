@@ -163,7 +163,7 @@ class SeveralScales:
 
 
 @dataclass
-class Judged:
+class ScaleErrors:
     """A drive under every mode: factors by frame, and errors against the truth."""
 
     scales: SeveralScales
@@ -172,7 +172,7 @@ class Judged:
     scaled: list[DepthErrors] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
 
-    def judge(self, depth: NDArray[np.float32], truth: NDArray[Any], protocol: str) -> None:
+    def add(self, depth: NDArray[np.float32], truth: NDArray[Any], protocol: str) -> None:
         """Compare a depth image with the truth, under the factor of each mode."""
         try:
             pixels = PROTOCOLS[protocol].pixels(depth, truth)
@@ -191,24 +191,24 @@ def run_pipeline(
     height: float,
     protocol: str | None,
     stored: Mapping[str, Any] | None = None,
-) -> Judged:
+) -> ScaleErrors:
     """All frames through a pipeline, with their poses as odometry where they have some."""
     pipeline = DepthPipeline(bundle, max_metres=ENDLESS)
     scales = SeveralScales(pipeline.scale.metres_per_unit, height, stored)
     pipeline.scale = scales
-    judged = Judged(scales)
+    found = ScaleErrors(scales)
     before: Frame | None = None
     for frame in frames:
         result = pipeline.process(
             frame.image(), frame.stamp_ns, _motion(before, frame), frame.camera
         )
         for mode, scale in scales.by_mode.items():
-            judged.factors[mode].append(scale.metres_per_unit)
-        judged.models.append(result.model)
+            found.factors[mode].append(scale.metres_per_unit)
+        found.models.append(result.model)
         if protocol and frame.has_depth:
-            judged.judge(result.depth, frame.depth(), protocol)
+            found.add(result.depth, frame.depth(), protocol)
         before = frame
-    return judged
+    return found
 
 
 def _motion(before: Frame | None, frame: Frame) -> Motion | None:
@@ -231,43 +231,43 @@ def _distance(before: NDArray[np.float64], now: NDArray[np.float64]) -> float:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def print_errors(judged: Judged) -> None:
+def print_errors(found: ScaleErrors) -> None:
     """AbsRel by mode, as published and median-scaled."""
     print(
         f"{'mode':14} {'factor':>7} {'spread':>7} {'state':10} {'AbsRel':>7} {'d1':>6} "
         f"{'truth/depth':>12}"
     )
     for mode in MODES:
-        status, errors = judged.scales.by_mode[mode].status, mean_errors(judged.metric[mode])
+        status, errors = found.scales.by_mode[mode].status, mean_errors(found.metric[mode])
         spread = "" if status.spread is None else f"{status.spread:.1%}"
-        ratio = float(np.median([e.ratio for e in judged.metric[mode]]))
+        ratio = float(np.median([e.ratio for e in found.metric[mode]]))
         print(
             f"{mode:14} {status.metres_per_unit:7.3f} {spread:>7} {status.state:10} "
             f"{errors.abs_rel:7.3f} {errors.d1:6.3f} {ratio:12.3f}"
         )
-    best = mean_errors(judged.scaled)
+    best = mean_errors(found.scaled)
     print(f"{'median-scaled':14} {'':7} {'':7} {'':10} {best.abs_rel:7.3f} {best.d1:6.3f}")
-    multi = judged.models.count("multi_frame")
-    print(f"{len(judged.models)} frames, {multi} multi-frame, {len(judged.scaled)} with truth")
+    multi = found.models.count("multi_frame")
+    print(f"{len(found.models)} frames, {multi} multi-frame, {len(found.scaled)} with truth")
 
 
-def factor_error(judged: Judged, mode: str) -> float:
+def factor_error(found: ScaleErrors, mode: str) -> float:
     """Relative error of the last factor, against the one that fits the truth (median of frames)."""
-    fixed = judged.scales.metres_per_unit
-    right = fixed * float(np.median([e.ratio for e in judged.metric["fixed"]]))
-    return judged.factors[mode][-1] / right - 1
+    fixed = found.scales.metres_per_unit
+    right = fixed * float(np.median([e.ratio for e in found.metric["fixed"]]))
+    return found.factors[mode][-1] / right - 1
 
 
-def print_drive(name: str, judged: Judged, figures: dict[str, float], figure: str) -> None:
+def print_drive(name: str, found: ScaleErrors, figures: dict[str, float], figure: str) -> None:
     """How the factors of a drive with poses compare with its length and with the camera's height.
 
     The mean length and the median height over the drive are the references.
     """
-    metres, units = np.array(judged.scales.travel).T
+    metres, units = np.array(found.scales.travel).T
     whole = float(metres.sum() / units.sum())
-    unit_height = float(np.median(judged.scales.heights))
+    unit_height = float(np.median(found.scales.heights))
     print(
-        f"\n{name}: {len(judged.models)} frames, {metres.sum():.0f} m measured; the drive's length "
+        f"\n{name}: {len(found.models)} frames, {metres.sum():.0f} m measured; the drive's length "
         f"gives {whole:.3f} m per unit, single steps differ by {_spread(metres / units):.1%}"
     )
     print(
@@ -275,8 +275,8 @@ def print_drive(name: str, judged: Judged, figures: dict[str, float], figure: st
         f"{'camera at':>10}"
     )
     for mode in MODES:
-        factors = np.array(judged.factors[mode])
-        status = judged.scales.by_mode[mode].status
+        factors = np.array(found.factors[mode])
+        status = found.scales.by_mode[mode].status
         spread = "" if status.spread is None else f"{status.spread:.1%}"
         later = factors[min(50, len(factors) - 1) :]
         rms = float(np.sqrt(np.mean((later / whole - 1) ** 2)))
@@ -303,15 +303,15 @@ def run_synthetic(options: argparse.Namespace, figures: dict[str, float]) -> Non
     """The bundle on the drive of the package."""
     drive = street_drive(frames=min(80, options.frames or 80))
     print(f"\n{options.bundle} on a synthetic drive, exact poses as odometry")
-    judged = run_pipeline(options.bundle, drive.frames, SYNTHETIC_HEIGHT, "synthetic")
+    found = run_pipeline(options.bundle, drive.frames, SYNTHETIC_HEIGHT, "synthetic")
     drive.close()
-    print_errors(judged)
+    print_errors(found)
     for mode in MODES:
-        error = 100 * factor_error(judged, mode)
+        error = 100 * factor_error(found, mode)
         print(f"factor of {mode}: {error:+.1f} % of the one that fits the exact depth")
         figures[f"metric_scale_synthetic_{mode}_error_percent"] = abs(error)
-        figures[f"metric_scale_synthetic_{mode}_abs_rel"] = mean_errors(judged.metric[mode]).abs_rel
-    figures["metric_scale_synthetic_median_scaled_abs_rel"] = mean_errors(judged.scaled).abs_rel
+        figures[f"metric_scale_synthetic_{mode}_abs_rel"] = mean_errors(found.metric[mode]).abs_rel
+    figures["metric_scale_synthetic_median_scaled_abs_rel"] = mean_errors(found.scaled).abs_rel
 
 
 def run_odometry(options: argparse.Namespace, figures: dict[str, float]) -> dict[str, Any]:
@@ -320,13 +320,13 @@ def run_odometry(options: argparse.Namespace, figures: dict[str, float]) -> dict
     for number in ("03", "06", "01"):
         path = options.data / "kitti_odometry" / "sequences" / number
         frames = open_recording(path).frames[: options.frames]
-        judged = run_pipeline(options.bundle, frames, KITTI_HEIGHT, None)
-        if not judged.scales.travel:
+        found = run_pipeline(options.bundle, frames, KITTI_HEIGHT, None)
+        if not found.scales.travel:
             print(f"\nodometry {number}: nothing measured in {len(frames)} frames")
             continue
-        print_drive(f"KITTI odometry {number}", judged, figures, f"kitti{number}")
+        print_drive(f"KITTI odometry {number}", found, figures, f"kitti{number}")
         if number == "03":
-            stored = judged.scales.by_mode["odometry"].store()
+            stored = found.scales.by_mode["odometry"].store()
     return stored
 
 
@@ -340,11 +340,11 @@ def run_lidar(
     known = {"odometry": stored} if stored else None
     if known is None:
         print("odometry: no factor from 03 in this run, so it stays the bundle's")
-    judged = run_pipeline(options.bundle, frames, KITTI_HEIGHT, "eigen", known)
-    print_errors(judged)
+    found = run_pipeline(options.bundle, frames, KITTI_HEIGHT, "eigen", known)
+    print_errors(found)
     for mode in MODES:
-        figures[f"metric_scale_0052_{mode}_abs_rel"] = mean_errors(judged.metric[mode]).abs_rel
-    figures["metric_scale_0052_median_scaled_abs_rel"] = mean_errors(judged.scaled).abs_rel
+        figures[f"metric_scale_0052_{mode}_abs_rel"] = mean_errors(found.metric[mode]).abs_rel
+    figures["metric_scale_0052_median_scaled_abs_rel"] = mean_errors(found.scaled).abs_rel
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

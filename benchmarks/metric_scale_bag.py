@@ -75,8 +75,8 @@ def played(recording: Recording, bundle: str, mode: str, folder: Path) -> Told:
 
 def length_factor(recording: StoredRecording, bundle: str) -> float:
     """Metres per unit that make the networks' travel as long as the measured one."""
-    judged = run_pipeline(bundle, recording.frames, KITTI_HEIGHT, None)
-    return sum(m for m, _ in judged.scales.travel) / sum(u for _, u in judged.scales.travel)
+    found = run_pipeline(bundle, recording.frames, KITTI_HEIGHT, None)
+    return sum(m for m, _ in found.scales.travel) / sum(u for _, u in found.scales.travel)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -55,14 +55,14 @@ def measure(rate: float, late: float, shuffled: bool, seconds: float) -> tuple[f
     begin = time.perf_counter() + 1.5  # odometry runs before the camera does
     thread = threading.Thread(target=feed, args=(inputs, sent, begin), daemon=True)
     thread.start()
-    took, errors, previous, frames = [], [], None, 0
+    milliseconds, errors, previous, frames = [], [], None, 0
     for number in range(int(seconds * CAMERA_HZ)):
         due = number / CAMERA_HZ
         time.sleep(max(0.0, begin + due - time.perf_counter()))
         stamp = START_NS + round(due * 1e9)
         before = time.perf_counter()
         motion = inputs.motion_at(stamp, MAX_AGE, WAIT, previous, CameraMount())
-        took.append(1e3 * (time.perf_counter() - before))
+        milliseconds.append(1e3 * (time.perf_counter() - before))
         if previous is not None:
             frames += 1
             if motion is not None and motion.pose is not None:
@@ -70,7 +70,7 @@ def measure(rate: float, late: float, shuffled: bool, seconds: float) -> tuple[f
                 errors.append(abs(metres - SPEED / CAMERA_HZ))
         previous = stamp
     thread.join()
-    p50, p95 = np.percentile(took, [50, 95])
+    p50, p95 = np.percentile(milliseconds, [50, 95])
     return float(p50), float(p95), len(errors) / frames, max(errors, default=math.nan)
 
 

@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The judged pixels of a frame: parallax, and relative errors by row, each (N,)."""
+    """The compared pixels of a frame: parallax, and relative errors by row, each (N,)."""
 
     parallax: Array
     errors: dict[str, Array]
@@ -98,17 +98,17 @@ class Listener:
         networks.multi = listen  # type: ignore[method-assign, assignment]
 
     def follow(
-        self, frames: Sequence[Frame], judged: Sequence[int], metres: float, *, recorded: bool
+        self, frames: Sequence[Frame], positions: Sequence[int], metres: float, *, recorded: bool
     ) -> Iterator[tuple[int, Answer]]:
-        """Positions and answers of judged frames; frames before them are shown as on a vehicle."""
+        """Positions and answers of those frames; frames before them are shown as on a vehicle."""
         from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 
         self.pipeline.reset()
         self.pipeline.keyframe_metres = metres
         self.pipeline.pose_source = "odometry" if recorded else "network"
-        stamps, wanted, before = [f.stamp_ns for f in frames], set(judged), None
+        stamps, wanted, before = [f.stamp_ns for f in frames], set(positions), None
         for i, frame in enumerate(frames):
-            ahead = [stamps[j] for j in judged if j >= i]
+            ahead = [stamps[j] for j in positions if j >= i]
             if not ahead or ahead[0] - frame.stamp_ns > KEYFRAME_SECONDS * 1e9:
                 continue
             self._heard = None
@@ -132,7 +132,7 @@ def motion_of(frame: Frame, before: Frame | None) -> Motion:
     return Motion(frame.speed, "odometry", pose)
 
 
-def judge(frame: Frame, protocol: str, answers: dict[str, Array], keyed: Answer) -> Pixels:
+def errors_of(frame: Frame, protocol: str, answers: dict[str, Array], keyed: Answer) -> Pixels:
     """Errors of several depths (h, w) of one frame's region."""
     from depth_prior_ros.evaluation.protocols import PROTOCOLS
 
@@ -165,10 +165,10 @@ def compare(
     recorded: bool,
 ) -> list[Pixels]:
     """All frames with depth that follow another one."""
-    judged = [i for i, frame in enumerate(frames) if i and frame.has_depth]
-    plain = dict(listener.follow(frames, judged, 0.0, recorded=recorded))
+    positions = [i for i, frame in enumerate(frames) if i and frame.has_depth]
+    plain = dict(listener.follow(frames, positions, 0.0, recorded=recorded))
     found = []
-    for i, keyed in listener.follow(frames, judged, metres, recorded=recorded):
+    for i, keyed in listener.follow(frames, positions, metres, recorded=recorded):
         if i not in plain:
             continue
         answers = {
@@ -177,7 +177,7 @@ def compare(
             "keyframe": keyed.matched,
             "parallax": keyed.blended(threshold),
         }
-        found.append(judge(frames[i], protocol, answers, keyed))
+        found.append(errors_of(frames[i], protocol, answers, keyed))
     return found
 
 
@@ -213,7 +213,7 @@ def report(name: str, frames: list[Pixels], *, thresholds: bool) -> list[str]:
 
 
 def recordings(arguments: argparse.Namespace, size: tuple[int, int]) -> Iterator[tuple[Any, ...]]:
-    """Name, frames and protocol of what is judged; streets of one name belong together."""
+    """Name, frames and protocol of what is evaluated; streets of one name belong together."""
     from depth_prior_ros.recordings import open_recording
     from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.share import demo_bag
@@ -260,8 +260,8 @@ def main() -> None:
         recorded = arguments.pose == "recorded" and frames[0].pose is not None
         found[name] += compare(listener, frames, protocol, threshold, metres, recorded=recorded)
     figures = []
-    for name, judged in found.items():
-        figures += report(name, judged, thresholds=arguments.threshold)
+    for name, pixels in found.items():
+        figures += report(name, pixels, thresholds=arguments.threshold)
     print()
     for figure in figures:
         print(f"figure {figure}")

@@ -37,7 +37,7 @@ QUALITIES = {"exact": (0.0, 0.0), "noisy": (0.05, 0.1), "bad": (0.3, 0.6)}
 
 
 @dataclass(frozen=True)
-class Way:
+class PoseSource:
     """One way to come by the motion."""
 
     name: str
@@ -46,12 +46,15 @@ class Way:
     refine: bool
 
 
-def ways() -> list[Way]:
+def sources() -> list[PoseSource]:
     """All that are compared."""
-    found = [Way("network", "network", None, False), Way("network_refined", "network", None, True)]
+    found = [
+        PoseSource("network", "network", None, False),
+        PoseSource("network_refined", "network", None, True),
+    ]
     for quality in QUALITIES:
-        found.append(Way(quality, "odometry", quality, True))
-        found.append(Way(f"{quality}_auto", "auto", quality, True))
+        found.append(PoseSource(quality, "odometry", quality, True))
+        found.append(PoseSource(f"{quality}_auto", "auto", quality, True))
     return found
 
 
@@ -69,7 +72,9 @@ def disturbed(
     return result
 
 
-def judge(pipeline: DepthPipeline, pair: tuple[Frame, Frame], seed: int) -> dict[str, float]:
+def evaluate_pair(
+    pipeline: DepthPipeline, pair: tuple[Frame, Frame], seed: int
+) -> dict[str, float]:
     """AbsRel of a pair's second frame by way, and of the single-frame network."""
     from depth_prior_ros.evaluation.protocols import PROTOCOLS
     from depth_prior_ros.geometry.poses import rigid_inverse
@@ -83,7 +88,7 @@ def judge(pipeline: DepthPipeline, pair: tuple[Frame, Frame], seed: int) -> dict
     step = rigid_inverse(before.pose) @ frame.pose
     pictures = before.image(), frame.image()
     found: dict[str, float] = {}
-    for way in ways():
+    for way in sources():
         motion = Motion(frame.speed, "odometry")
         if way.quality is not None:
             pose = disturbed(step, way.quality, np.random.default_rng(seed))
@@ -125,18 +130,18 @@ def main() -> None:
         drive = street_drive(seed, arguments.frames, size, street=street, stop=False)
         for i in range(1, len(drive.frames), arguments.every):
             pair = drive.frames[i - 1], drive.frames[i]
-            for name, value in judge(pipeline, pair, seed * 1000 + i).items():
+            for name, value in evaluate_pair(pipeline, pair, seed * 1000 + i).items():
                 values[name].append(value)
         drive.close()
     count = len(values["single_frame"])
     print(f"{pipeline.bundle.manifest.name} on {pipeline.backend}: {count} pairs")
-    for name in ["single_frame", *(way.name for way in ways())]:
+    for name in ["single_frame", *(way.name for way in sources())]:
         share = values.get(f"{name} by odometry")
         told = "" if share is None else f"   {statistics.fmean(share):4.0%} by odometry"
         if len(values[name]) < count:
             told += f"   {len(values[name])} pairs only"
         print(f"{name:18s} {statistics.fmean(values[name]):.4f}{told}")
-    for name in ["single_frame", *(way.name for way in ways())]:
+    for name in ["single_frame", *(way.name for way in sources())]:
         print(f"figure pose_source_{name} {statistics.fmean(values[name]):.4f}")
 
 

@@ -39,8 +39,8 @@ from depth_prior_ros.models.export import FoldedFusion
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion, attend
 
 WIDTH, HEIGHT = 640, 192
-# Channels of the W18's concatenated taps.
-TAP_CHANNELS = {8: 108, 16: 144}
+# Channels of the W18's concatenated features.
+TRUNK_CHANNELS = {8: 108, 16: 144}
 HEADS = 4
 TOLERANCE = 1e-5
 Form = Callable[[], Tensor]
@@ -63,17 +63,17 @@ class Scene:
 
 
 def make_scene(
-    tap: int, channels: int, width: int, references: int, seed: int, hint: bool
+    stride: int, channels: int, width: int, references: int, seed: int, hint: bool
 ) -> Scene:
     """Features after a ReLU, around random centres, with queries that find their own."""
     torch.manual_seed(seed)
-    config = FusionConfig(tap, channels, width, HEADS, pixel_wise=not hint, depth_hint=hint)
-    fusion = PriorFusion(TAP_CHANNELS[tap], config).eval().requires_grad_(False)
+    config = FusionConfig(stride, channels, width, HEADS, pixel_wise=not hint, depth_hint=hint)
+    fusion = PriorFusion(TRUNK_CHANNELS[stride], config).eval().requires_grad_(False)
     centres = torch.randn(64, channels)
     chosen = torch.randint(64, (references,))
     features = (centres[chosen] + 0.5 * torch.randn(references, channels)).relu()
     prior = Prior(features, 0.02 + torch.rand(64)[chosen] * (1 + 0.1 * torch.rand(references)))
-    image = torch.randn(1, TAP_CHANNELS[tap], HEIGHT // tap, WIDTH // tap).relu()
+    image = torch.randn(1, TRUNK_CHANNELS[stride], HEIGHT // stride, WIDTH // stride).relu()
     scene = Scene(fusion, prior, image)
     _spread_scores(scene, 3.0)
     return scene
@@ -214,10 +214,10 @@ def memory(arguments: list[str]) -> str:
     return f"{int(result.stdout) / 2**20:.0f}" if result.returncode == 0 else "-"
 
 
-def compare(options: argparse.Namespace, tap: int, channels: int, hint: bool) -> float:
+def compare(options: argparse.Namespace, stride: int, channels: int, hint: bool) -> float:
     """Print one table; returns the ratio of the first form's time to the folded one's."""
     forms = HINT if hint else PIXEL_WISE
-    arguments = (tap, channels, options.width, options.references, options.seed, hint)
+    arguments = (stride, channels, options.width, options.references, options.seed, hint)
     scene = make_scene(*arguments)
     exact = scene.double()
     truth = (folded_hint(exact) if hint else explicit(exact))()
@@ -231,10 +231,10 @@ def compare(options: argparse.Namespace, tap: int, channels: int, hint: bool) ->
         for name, form in ready.items():
             if number == 0 or name not in slow:
                 times[name].append(timed(form))
-    queries = (HEIGHT // tap) * (WIDTH // tap)
+    queries = (HEIGHT // stride) * (WIDTH // stride)
     branch = f"depth hint, {HEADS} heads" if hint else "pixel-wise"
     print(
-        f"\n{branch}, 1/{tap}: {queries} queries, {options.references} references of {channels} "
+        f"\n{branch}, 1/{stride}: {queries} queries, {options.references} references of {channels} "
         f"channels, width {options.width}"
     )
     print(f"{'':22} {'median ms':>9} {'best':>6} {'ratio':>6} {'+MiB':>6} {'difference':>11}")
@@ -243,7 +243,7 @@ def compare(options: argparse.Namespace, tap: int, channels: int, hint: bool) ->
         ratios = [a / b for a, b in zip(times[first], times[name], strict=False)]
         middle = statistics.median(ratios)
         error = difference(form(), truth)
-        child = [f"--peak={name}", f"--case={tap},{channels},{int(hint)}"]
+        child = [f"--peak={name}", f"--case={stride},{channels},{int(hint)}"]
         child += [f"--{key}={getattr(options, key)}" for key in ("references", "width", "seed")]
         print(
             f"{name:22} {statistics.median(times[name]):9.0f} {min(times[name]):6.0f} "
@@ -280,9 +280,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.inference_mode():
         if options.peak:
-            tap, channels, hint = (int(n) for n in options.case.split(","))
+            stride, channels, hint = (int(n) for n in options.case.split(","))
             scenes = (
-                make_scene(tap, channels, options.width, count, options.seed, bool(hint))
+                make_scene(stride, channels, options.width, count, options.seed, bool(hint))
                 for count in (options.references, 8)
             )
             large, small = ((HINT if hint else PIXEL_WISE)[options.peak](s) for s in scenes)
@@ -293,10 +293,10 @@ def main() -> None:
             f"{torch.__version__}, {torch.get_num_threads()} thread, {processor()}"
         )
         figure = compare(options, 8, 32, hint=False)
-        for tap, channels in ((8, 64), (16, 32), (16, 64)):
-            compare(options, tap, channels, hint=False)
-        for tap in (8, 16):
-            compare(options, tap, 32, hint=True)
+        for stride, channels in ((8, 64), (16, 32), (16, 64)):
+            compare(options, stride, channels, hint=False)
+        for stride in (8, 16):
+            compare(options, stride, 32, hint=True)
     print("\ndifference: from double precision; ratio: time of the first row over this row's")
     print(f"figure prior_fusion_ratio {figure:.2f}")
 

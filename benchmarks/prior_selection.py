@@ -68,7 +68,13 @@ def write_set(folder: Path, references: int, seed: int) -> ReferenceSet:
     images = math.ceil(references / PER_IMAGE)
     shards = math.ceil(images / SHARD_IMAGES)
     identity = TeacherIdentity(
-        "synthetic", "bundle", "0" * 64, 4, CHANNELS, (1024, 320), "Apache-2.0"
+        name="synthetic",
+        kind="bundle",
+        sha256="0" * 64,
+        stride=4,
+        channels=CHANNELS,
+        size=(1024, 320),
+        licence="Apache-2.0",
     )
     settings = Settings(
         triplets=images,
@@ -116,7 +122,7 @@ def write_set(folder: Path, references: int, seed: int) -> ReferenceSet:
 @torch.no_grad()
 def make_student(images: list[Tensor], references: Prior) -> Student:
     """A random student whose scores have a standard deviation of about `SPREAD`."""
-    config = FusionConfig(tap=16, reference_channels=CHANNELS, width=64, heads=4)
+    config = FusionConfig(stride=16, reference_channels=CHANNELS, width=64, heads=4)
     student = Student("hrnet_w18", "diffnet", config).eval()
     fusion = student.fusion
     assert fusion is not None

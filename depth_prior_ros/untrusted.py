@@ -22,8 +22,8 @@ HEADER_BYTES = 1 << 24  # of a safetensors file
 IMAGE_SIDE, INPUT_PIXELS = 8192, 1 << 22  # input size of a network
 ARCHITECTURE_NUMBER = 4096  # channels, hypotheses, heads, ...
 PRIOR_ENTRIES = 1 << 18
-# Numbers of one tensor, 1 GiB: pixels of the tap times entries (the prior's affinity), and pixels
-# at a quarter of the size times hypotheses times groups (the matching costs).
+# Numbers of one tensor, 1 GiB: pixels of the feature map times entries (the prior's affinity), and
+# pixels at a quarter of the size times hypotheses times groups (the matching costs).
 TENSOR_NUMBERS = 1 << 28
 
 IMAGE_PIXELS = 1 << 26  # an image that is decoded, 67 megapixels

@@ -31,7 +31,7 @@ from rosbag_tools.results import (
     latency_percentiles,
     switches,
 )
-from rosbag_tools.scoring import Judge, in_view, judge_forced, protocol_entry
+from rosbag_tools.scoring import ReplayErrors, in_view, evaluate_forced, protocol_entry
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -59,7 +59,7 @@ class Account:
 
     def __post_init__(self) -> None:
         self.protocol: Protocol | None = protocol_for(self.recording)
-        self.judge = Judge(self.recording, self.protocol)
+        self.errors = ReplayErrors(self.recording, self.protocol)
         self._stride = -(-len(self.recording.frames) // MOST_PICTURES)
 
     def record(self, position: int) -> FrameRecord:
@@ -75,14 +75,14 @@ class Account:
         latency_ms: float,
         image: NDArray[np.uint8] | None = None,
     ) -> FrameRecord:
-        """Judge one depth image (h, w) and keep small pictures of it.
+        """ReplayErrors one depth image (h, w) and keep small pictures of it.
 
         image: of the frame, where it was read already.
         """
         record = self.record(position)
         record.latency_ms = round(latency_ms, 3)
         frame = self.recording.frames[position]
-        result = self.judge.add(position, depth)
+        result = self.errors.add(position, depth)
         if result is not None:
             record.abs_rel, record.ratio = result.errors.abs_rel, result.errors.ratio
             record.metric_abs_rel, record.flicker = result.metric.abs_rel, result.flicker
@@ -94,7 +94,7 @@ class Account:
 
     def journal_entry(self, position: int) -> dict[str, Any]:
         """What `take_up` needs of a frame, as plain data."""
-        found = [r for r in self.judge.results[-1:] if r.position == position]
+        found = [r for r in self.errors.results[-1:] if r.position == position]
         judged = None
         if found:
             judged = {k: v for k, v in asdict(found[0]).items() if k != "depth"}
@@ -109,7 +109,7 @@ class Account:
                 judged[name] = DepthErrors(**judged[name])
             judged["parts"] = {k: DepthErrors(**v) for k, v in judged["parts"].items()}
             judged["region"] = tuple(judged["region"])
-            self.judge.results.append(FrameResult(**judged))
+            self.errors.results.append(FrameResult(**judged))
 
     def results(
         self,
@@ -136,7 +136,7 @@ class Account:
             "latency_ms": latency_percentiles(records),
             "depth": self._depth_entries(pipeline),
             "protocol": protocol_entry(self.protocol, recording),
-            "absolute": summary([result.metric for result in self.judge.results]),
+            "absolute": summary([result.metric for result in self.errors.results]),
             "baselines": self._baselines(),
             "models": dict(Counter(f"{r.model} {r.reason}" for r in records if r.model)),
             "multi_frame_fell_back": self.fell_back,
@@ -148,7 +148,7 @@ class Account:
         run = {
             "command": command,
             "recording": recording.name,
-            "notes": [*recording.notes, *self.judge.notes()],
+            "notes": [*recording.notes, *self.errors.notes()],
             "bundle": {
                 "name": manifest.name,
                 "licence": manifest.licence,
@@ -191,18 +191,18 @@ class Account:
         record.pictures = True
 
     def _depth_entries(self, pipeline: DepthPipeline | None) -> dict[str, Any]:
-        entries: dict[str, Any] = {"all": self.judge.entry()}
+        entries: dict[str, Any] = {"all": self.errors.entry()}
         if self.protocol is None or pipeline is None:
             return entries | {"single_frame": summary([]), "multi_frame": summary([])}
         with progress("judging each model") as update:
-            forced, self.fell_back = judge_forced(self.recording, pipeline, self.protocol, update)
+            forced, self.fell_back = evaluate_forced(self.recording, pipeline, self.protocol, update)
         return entries | forced
 
     def _baselines(self) -> dict[str, Any]:
-        if not self.judge.results:
+        if not self.errors.results:
             return {}
         with progress("judging image-independent maps") as update:
-            return self.judge.baselines(self.bundle, update)
+            return self.errors.baselines(self.bundle, update)
 
 
 def versions() -> dict[str, str]:

@@ -354,7 +354,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-forced",
         action="store_true",
-        help="judge only what the node published, not each model on its own",
+        help="evaluate only what the node published, not each model on its own",
     )
     parser.add_argument(
         "--timeout", type=positive, default=20.0, help="seconds to wait for an answer"

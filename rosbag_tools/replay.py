@@ -159,7 +159,7 @@ class Player:
     ) -> Played:
         """Send frames `rate` times as fast as they were recorded, whatever comes back.
 
-        Answers are handed on after the last frame, so that judging them costs the node nothing;
+        Answers are handed on after the last frame, so that evaluating them costs the node nothing;
         until then they wait in a file, so that a long drive does not fill the memory.
         """
         played, start, last = Played(), None, None

@@ -1,8 +1,9 @@
 """How good the depth of a replay is: as published, model by model, and beside constant baselines.
 
-`all` judges what the node published. `single_frame` and `multi_frame` judge each model forced on
-the same frames (those with a predecessor), in this process, through the pipeline that the node uses
-too. The image-independent predictors say what a fixed map would have reached on the same frames.
+`all` evaluates what the node published. `single_frame` and `multi_frame` evaluate each model forced
+on the same frames (those with a predecessor), in this process, through the pipeline that the node
+uses too. The image-independent predictors say what a fixed map would have reached on the same
+frames.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def in_view(picture: NDArray[Any], depth: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass
-class Judge:
+class ReplayErrors:
     """Collects the errors of published depth, frame by frame.
 
-    `taken` counts the pixels of judged depth images that the node's range made infinite: where
+    `taken` counts the pixels of evaluated depth images that the node's range made infinite: where
     there are any, errors after scaling by medians depend on the metric factor. `pixels` counts all.
     """
 
@@ -76,7 +77,7 @@ class Judge:
     pixels: int = 0
 
     def add(self, position: int, depth: NDArray[np.float32]) -> FrameResult | None:
-        """Judge one depth image against its truth; None where that cannot be."""
+        """Evaluate one depth image against its truth; None where that cannot be."""
         self.mean.add(depth)
         if self.protocol is None:
             return None
@@ -118,15 +119,15 @@ class Judge:
         if not self.taken:
             return []
         return [
-            f"{self.taken:,} of {self.pixels:,} pixels of judged depth lie beyond the node's range "
-            f"({self.taken / self.pixels:.2%}): errors of published depth after scaling by medians "
-            "depend on the metric factor; those of each model do not"
+            f"{self.taken:,} of {self.pixels:,} pixels of evaluated depth lie beyond the node's "
+            f"range ({self.taken / self.pixels:.2%}): errors of published depth after scaling "
+            "by medians depend on the metric factor; those of each model do not"
         ]
 
     def baselines(
         self, bundle: Bundle, told: Callable[[int, int], None]
     ) -> dict[str, dict[str, Any]]:
-        """Entries by name for maps that do not look at the image, on the judged frames."""
+        """Entries by name for maps that do not look at the image, on the evaluated frames."""
         if self.protocol is None or not self.results:
             return {}
         maps: dict[str, Map] = {**stored_maps(bundle), OWN_DRIVE: self.mean.depth()}
@@ -137,7 +138,7 @@ class Judge:
         return {name: summary(found) for name, found in errors.items()}
 
 
-def judge_forced(
+def evaluate_forced(
     recording: StoredRecording,
     pipeline: DepthPipeline,
     protocol: Protocol,
@@ -145,11 +146,11 @@ def judge_forced(
 ) -> tuple[dict[str, Any], int]:
     """Entries for each model forced on the frames with truth and a predecessor.
 
-    Both are judged on the same frames: where the forced multi-frame network had to fall back
+    Both are evaluated on the same frames: where the forced multi-frame network had to fall back
     (no usable pose), the frame counts for neither; how many these were is the second value.
     """
-    judged = tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
-    chosen = EvaluationSet(recording.name, protocol, recording, judged)
+    positions = tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
+    chosen = EvaluationSet(recording.name, protocol, recording, positions)
     models = [m for m in MODELS if m != "multi_frame" or pipeline.networks.has_multi_frame]
     found: dict[str, dict[int, FrameResult]] = {}
     fell_back = 0

@@ -11,7 +11,7 @@ import torch
 from helpers import tiny_manifest
 
 from depth_prior_ros.bundle import Bundle, Provenance, build_network, save_bundle
-from depth_prior_ros.bundle.manifest import PriorSpec, PriorTeacher
+from depth_prior_ros.bundle.manifest import PriorSpec, TeacherIdentity
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 
@@ -19,11 +19,11 @@ REFERENCES = 40
 DRIVE = "2011_09_26_drive_0001_sync"  # as `write_moving_drive` writes it
 GONE = "2011_09_26_drive_0777_sync"
 MAP = (24, 8)  # of the teacher: 96x32 at stride 4
-TEACHER = PriorTeacher(
+TEACHER = TeacherIdentity(
     name="<teacher>",
     kind="bundle",
     sha256="ab" * 32,
-    tap=4,
+    stride=4,
     channels=32,
     size=(96, 32),
     licence="CC-BY-4.0",

@@ -33,7 +33,7 @@ def tiny_manifest(size: tuple[int, int] = TINY_SIZE) -> Manifest:
             student={
                 "trunk": "hrnet_w18_small",
                 "decoder": "light",
-                "fusion": {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4},
+                "fusion": {"stride": 16, "reference_channels": 32, "width": 64, "heads": 4},
             },
             # So small an image has little parallax.
             multi_frame={"hypotheses": 16, "groups": 16, "parallax": 0.2},

@@ -18,7 +18,7 @@ from depth_prior_ros.bundle import (
     Bundle,
     PriorSources,
     PriorSpec,
-    PriorTeacher,
+    TeacherIdentity,
     build_network,
     save_bundle,
 )
@@ -35,17 +35,17 @@ IMAGES = [
 Change = Callable[[dict[str, Any]], None]
 
 
-def teacher_of_prior(**changes: Any) -> PriorTeacher:
+def teacher_of_prior(**changes: Any) -> TeacherIdentity:
     values = {
         "name": "tiny",
         "kind": "bundle",
         "sha256": DIGEST,
-        "tap": 4,
+        "stride": 4,
         "channels": 32,
         "size": [192, 64],
         "licence": "Apache-2.0",
     }
-    return PriorTeacher.of(values | changes)
+    return TeacherIdentity.of(values | changes)
 
 
 def spec_of_prior(**changes: Any) -> PriorSpec:

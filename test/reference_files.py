@@ -39,6 +39,7 @@ class PictureTeacher:
     """
 
     name: str = "picture"
+    digest: str = "0123456789abcdef"
     channels: int = 9
     size: tuple[int, int] = SIZE
     spoil: dict[int, tuple[str, float]] = field(default_factory=dict)
@@ -47,7 +48,13 @@ class PictureTeacher:
     @property
     def identity(self) -> TeacherIdentity:
         return TeacherIdentity(
-            self.name, "bundle", self.name * 8, 4, self.channels, self.size, "Apache-2.0"
+            name=self.name,
+            kind="bundle",
+            sha256=self.digest * 4,
+            stride=4,
+            channels=self.channels,
+            size=self.size,
+            licence="Apache-2.0",
         )
 
     def look(
@@ -101,7 +108,15 @@ def write_random_set(
     folder: Path, shards: int, rows: int, channels: int = 64, seed: int = 0
 ) -> None:
     """A finished set of random numbers, for speed and memory; one image a shard."""
-    identity = TeacherIdentity("random", "bundle", "r" * 64, 4, channels, (1024, 320), "Apache-2.0")
+    identity = TeacherIdentity(
+        name="random",
+        kind="bundle",
+        sha256="a" * 64,
+        stride=4,
+        channels=channels,
+        size=(1024, 320),
+        licence="Apache-2.0",
+    )
     settings = ExtractionSettings(
         triplets=shards, per_image=max(rows, 1), shard_images=1, seed=0, metres_per_unit=10
     )

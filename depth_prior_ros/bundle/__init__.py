@@ -34,10 +34,10 @@ from depth_prior_ros.bundle.bundle import (
     PriorSpec as PriorSpec,
 )
 from depth_prior_ros.bundle.bundle import (
-    PriorTeacher as PriorTeacher,
+    Provenance as Provenance,
 )
 from depth_prior_ros.bundle.bundle import (
-    Provenance as Provenance,
+    TeacherIdentity as TeacherIdentity,
 )
 from depth_prior_ros.bundle.bundle import (
     build_network as build_network,

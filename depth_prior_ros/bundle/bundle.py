@@ -51,8 +51,8 @@ from depth_prior_ros.bundle.manifest import (
     Manifest,
     Part,
     PriorSpec,
-    PriorTeacher,
     Provenance,
+    TeacherIdentity,
     file_name,
     read_manifest,
     validate_manifest,
@@ -91,8 +91,8 @@ __all__ = [
     "Manifest",
     "PriorSources",
     "PriorSpec",
-    "PriorTeacher",
     "Provenance",
+    "TeacherIdentity",
     "build_network",
     "describe",
     "load_bundle",
@@ -415,13 +415,13 @@ def _check_memory(bundle: Bundle) -> None:
     pixels = math.prod(manifest.input_size)
     matching = manifest.architecture.multi_frame or {}
     fusion = manifest.architecture.student.get("fusion") or {}
-    tap = fusion.get("tap", 16) if isinstance(fusion, Mapping) else 16
+    stride = fusion.get("stride", 16) if isinstance(fusion, Mapping) else 16
     numbers = {"multi_frame": pixels // 16}
     for key in ("hypotheses", "groups"):
         value = matching.get(key, 1)
         numbers["multi_frame"] *= value if isinstance(value, int) else 1
-    if manifest.prior is not None and isinstance(tap, int) and tap > 0:
-        numbers["prior"] = pixels // tap**2 * manifest.prior.pixels
+    if manifest.prior is not None and isinstance(stride, int) and stride > 0:
+        numbers["prior"] = pixels // stride**2 * manifest.prior.pixels
     for what, found in numbers.items():
         if found > TENSOR_NUMBERS:
             raise BundleError(

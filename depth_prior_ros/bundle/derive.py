@@ -136,14 +136,14 @@ def _check_teacher(bundle: Bundle, spec: PriorSpec) -> None:
     if old is None:
         return
     new = spec.teacher
-    if new is None or (new.sha256, new.tap) != (old.sha256, old.tap):
-        what = "an unknown teacher" if new is None else f"{new.name} at tap {new.tap}"
+    if new is None or (new.sha256, new.stride) != (old.sha256, old.stride):
+        what = "an unknown teacher" if new is None else f"{new.name} at stride {new.stride}"
         digest = "" if new is None else f" ({new.sha256[:12]}...)"
         raise BundleError(
             bundle.path / MANIFEST_NAME,
-            f"the student reads features of {old.name} at tap {old.tap} ({old.sha256[:12]}...), "
-            f"the new prior is of {what}{digest}: make the reference set with that teacher, or "
-            "train the student's fusion on the new one first",
+            f"the student reads features of {old.name} at stride {old.stride} "
+            f"({old.sha256[:12]}...), the new prior is of {what}{digest}: make the reference set "
+            "with that teacher, or train the student's fusion on the new one first",
         )
 
 

@@ -25,7 +25,8 @@ from depth_prior_ros.untrusted import (
 
 # 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
 # 3: a student may be told its camera, and a bundle hold what it is told.
-SCHEMA_VERSION = 3
+# 4: what a fusion and a teacher called `tap` is called `stride`.
+SCHEMA_VERSION = 4
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
@@ -171,7 +172,7 @@ class CameraCodeSpec(_Strict):
 
 
 class Provenance(_Strict):
-    """Where the weights come from: enough to judge them, and to make them again."""
+    """Where the weights come from: enough to assess them, and to make them again."""
 
     data_sources: list[str] = Field(default_factory=list)
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -181,14 +182,14 @@ class Provenance(_Strict):
     note: str = ""
 
 
-class PriorTeacher(_Strict):
-    """The network that the reference pixels came from.
+class TeacherIdentity(_Strict):
+    """The network that reference pixels, and a prior chosen of them, came from.
 
     Attributes:
         name: the bundle's name, or the model's on Hugging Face.
         kind: "bundle", "foundation" or another kind of teacher.
-        sha256: of everything that decides its outputs.
-        tap: stride of the features at its input size.
+        sha256: of everything that decides its outputs: weights, architecture, size, lookup.
+        stride: of the features, at its input size.
         channels: channels of the features.
         size: (W, H) of its input.
         licence: of its weights.
@@ -197,21 +198,25 @@ class PriorTeacher(_Strict):
     name: str = Field(min_length=1)
     kind: str = Field(min_length=1)
     sha256: str = Field(pattern=_HEX)
-    tap: int = Field(gt=0)
+    stride: int = Field(gt=0)
     channels: int = Field(gt=0)
     size: tuple[int, int]
     licence: str = Field(min_length=1)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> PriorTeacher:
-        """From a mapping such as YAML or `dataclasses.asdict` gives. Raises ValueError."""
-        return cls.model_validate_json(json.dumps(dict(values)))
+    def of(cls, values: Mapping[str, Any]) -> TeacherIdentity:
+        """From a mapping such as YAML or `to_dict` gives. Raises ValueError."""
+        return cls.model_validate_json(json.dumps(_renamed(dict(values))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping that `of` takes."""
+        return self.model_dump(mode="json")
 
     @property
     def map_pixels(self) -> int:
         """Pixels of one image's map of features."""
         width, height = self.size
-        return (width // self.tap) * (height // self.tap)
+        return (width // self.stride) * (height // self.stride)
 
 
 class PriorSpec(_Strict):
@@ -231,7 +236,7 @@ class PriorSpec(_Strict):
     pixels: int = Field(gt=0, le=PRIOR_ENTRIES)
     channels: int = Field(gt=0, le=ARCHITECTURE_NUMBER)
     note: str
-    teacher: PriorTeacher | None = None
+    teacher: TeacherIdentity | None = None
     alignment: str | None = Field(default=None, pattern=_HEX)
     selection: dict[str, Any] | None = None
 
@@ -354,11 +359,25 @@ def validate_manifest(path: Path, data: Mapping[str, Any]) -> Manifest:
     """A manifest from plain data, such as YAML gives. Raises BundleError."""
     try:
         # By way of JSON, where strict validation takes lists for tuples.
-        return Manifest.model_validate_json(json.dumps(data))
+        values = json.loads(json.dumps(data))
+        for *place, name in (("architecture", "student", "fusion"), ("prior", "teacher")):
+            section = values
+            for key in place:
+                section = section.get(key) if isinstance(section, dict) else None
+            if isinstance(section, dict) and name in section:
+                section[name] = _renamed(section[name])
+        return Manifest.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise BundleError(path, "; ".join(_plain(e) for e in error.errors())) from error
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise BundleError(path, f"holds a value that a manifest cannot have: {error}") from error
+
+
+def _renamed(section: Any) -> Any:
+    """A section of schema 3 or before in the words of today."""
+    if isinstance(section, dict) and "tap" in section and "stride" not in section:
+        return {"stride" if key == "tap" else key: value for key, value in section.items()}
+    return section
 
 
 def _plain(error: Any) -> str:

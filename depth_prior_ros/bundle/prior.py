@@ -2,10 +2,10 @@
 
 `prior.safetensors` holds ``features`` (N, C) and ``inverse_depth`` (N,) in half precision,
 optionally ``image`` and ``pixel`` (N,) int32, and as metadata what it belongs to: the teacher's
-sha256, its tap, the student's alignment hash, and the list of images. The manifest says the same;
-where the two, or the student's own weights, disagree, somebody put together what does not belong
-together, and depth looked up in such a prior would be noise (RPrDepth, section 3.2: queries and
-keys are trained on one another).
+sha256, its stride, the student's alignment hash, and the list of images. The manifest says the
+same; where the two, or the student's own weights, disagree, somebody put together what does not
+belong together, and depth looked up in such a prior would be noise (RPrDepth, section 3.2: queries
+and keys are trained on one another).
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _belonging(spec: PriorSpec) -> dict[str, str]:
     """What a prior's file says of itself, for a manifest that says `spec`."""
     found: dict[str, str] = {}
     if spec.teacher is not None:
-        found |= {"teacher": spec.teacher.sha256, "tap": str(spec.teacher.tap)}
+        found |= {"teacher": spec.teacher.sha256, "stride": str(spec.teacher.stride)}
     if spec.alignment is not None:
         found["alignment"] = spec.alignment
     return found
@@ -204,9 +204,11 @@ def match_prior(file: TensorFile, spec: PriorSpec, fusion: PriorFusion | None) -
     """Check that a prior's file, the manifest and the student belong together, by header alone.
 
     Raises:
-        BundleError: another teacher, tap, channel width or alignment hash.
+        BundleError: another teacher, stride, channel width or alignment hash.
     """
-    path, found = file.path, file.metadata
+    path, found = file.path, dict(file.metadata)
+    if "tap" in found:  # as schema 3 says
+        found.setdefault("stride", found["tap"])
     if fusion is None:
         raise BundleError(path, "a prior, but the student has no prior fusion to read it")
     width = fusion.config.reference_channels
@@ -224,7 +226,11 @@ def match_prior(file: TensorFile, spec: PriorSpec, fusion: PriorFusion | None) -
             f"{teacher.channels}: {_REMEDY}",
         )
     expected = _belonging(spec)
-    for key, what in (("teacher", "teacher"), ("tap", "tap"), ("alignment", "alignment hash")):
+    for key, what in (
+        ("teacher", "teacher"),
+        ("stride", "stride"),
+        ("alignment", "alignment hash"),
+    ):
         if found.get(key) != expected.get(key):
             raise BundleError(
                 path,

@@ -87,7 +87,7 @@ def _prior(spec: PriorSpec, sources: PriorSources | None) -> dict[str, Any]:
         content["teacher"] = {
             "name": f"{teacher.name} ({teacher.kind})",
             "input": "x".join(map(str, teacher.size)),
-            "features": f"{teacher.channels} channels at 1/{teacher.tap}",
+            "features": f"{teacher.channels} channels at 1/{teacher.stride}",
             "licence": teacher.licence,
             "sha256": f"{teacher.sha256[:16]}...",
         }

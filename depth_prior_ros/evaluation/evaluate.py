@@ -79,7 +79,7 @@ def evaluate(
     skipped: list[Skipped] | None = None,
     meter: FlickerMeter | None = None,
 ) -> list[FrameResult]:
-    """Judge a predictor on the frames that have truth.
+    """Evaluate a predictor on the frames that have truth.
 
     Depth is scaled first and clamped to the protocol's range after; of a predictor's own range only
     the row in metres knows.
@@ -114,7 +114,7 @@ def evaluate_model(
     *,
     keep_depth: bool = False,
 ) -> list[FrameResult]:
-    """Judge a bundle's model on the frames at `positions` of a set's recording.
+    """Evaluate a bundle's model on the frames at `positions` of a set's recording.
 
     model: the one that is forced; None: as published. told: of (done, total) frames.
     """

@@ -48,9 +48,9 @@ class EvaluationFrame:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Frames with depth and the protocol they are judged by.
+    """Frames with depth and the protocol they are evaluated by.
 
-    `judged` holds the positions in ``recording.frames`` whose depth counts; the frames between
+    `positions` holds the positions in ``recording.frames`` whose depth counts; the frames between
     them are still shown to a multi-frame model, in order. `listed`: the frames are those that
     papers quote, so that a figure over every one of them is wanted.
     """
@@ -58,26 +58,26 @@ class EvaluationSet:
     name: str
     protocol: Protocol
     recording: StoredRecording
-    judged: tuple[int, ...]
+    positions: tuple[int, ...]
     notes: tuple[str, ...] = ()
     listed: bool = False
 
     def followed(self) -> list[int]:
-        """The judged positions whose frame directly follows the one before."""
+        """The positions whose frame directly follows the one before."""
         recording = self.recording
-        return [i for i in self.judged if i and not recording.gap_before(i)]
+        return [i for i in self.positions if i and not recording.gap_before(i)]
 
 
 def read_evaluation_frames(
     recording: Recording,
     protocol: Protocol,
     size: tuple[int, int],
-    judged: Sequence[int],
+    positions: Sequence[int],
     memory: float | None = 0,
     *,
     images: bool = True,
 ) -> Iterator[EvaluationFrame]:
-    """Read the frames at the positions `judged`, and those before that a predictor needs.
+    """Read the frames at the positions `positions`, and those before that a predictor needs.
 
     Whatever cannot be read, and truth of which nothing counts, is named in `recording.skipped`.
 
@@ -85,13 +85,13 @@ def read_evaluation_frames(
         recording: where they are from.
         protocol: how they are shown, and which of their pixels count.
         size: (width, height) of the network's input.
-        judged: positions whose truth is wanted.
+        positions: those whose truth is wanted.
         memory: seconds before each of them whose frames are shown too, and at least the frame
             before; 0: none; None: all.
         images: whether the images are wanted, or the truth alone.
     """
-    wanted = set(judged)
-    for position in shown_positions(recording.frames, judged, memory):
+    wanted = set(positions)
+    for position in shown_positions(recording.frames, positions, memory):
         frame = recording.frames[position]
         try:
             yield read_evaluation_frame(
@@ -111,17 +111,17 @@ def count(
 
 
 def shown_positions(
-    frames: Sequence[Frame], judged: Sequence[int], memory: float | None
+    frames: Sequence[Frame], positions: Sequence[int], memory: float | None
 ) -> list[int]:
-    """Positions that have to be shown where those `judged` count; see `read_evaluation_frames`."""
+    """Positions to be shown where those in `positions` count; see `read_evaluation_frames`."""
     if memory == 0:
-        return sorted(judged)
-    before = range(max(judged, default=-1) + 1)
+        return sorted(positions)
+    before = range(max(positions, default=-1) + 1)
     if memory is None or not before:
         return list(before)
     stamps = np.array([frames[position].stamp_ns for position in before])
-    ends = np.array(sorted(judged))
-    following = ends[np.searchsorted(ends, before)]  # the next judged position of each
+    ends = np.array(sorted(positions))
+    following = ends[np.searchsorted(ends, before)]  # the next chosen position of each
     recent = stamps[following] - stamps <= memory * 1e9
     return [p for p in before if recent[p] or following[p] == p + 1]
 

@@ -1,4 +1,4 @@
-"""Whose depth is judged: a bundle's, that of a network in training, published depth, a fixed map.
+"""Whose depth is evaluated: a bundle's, a network's in training, published depth, a fixed map.
 
 None of them cuts depth to a range; see `metrics`.
 """
@@ -121,8 +121,8 @@ class NetworkPredictor:
         self, frames: Iterable[EvaluationFrame]
     ) -> Iterator[tuple[EvaluationFrame, Prediction]]:
         """See `Predictor`."""
-        judged = (frame for frame in frames if frame.truth is not None)
-        while group := list(itertools.islice(judged, self.batch)):
+        with_truth = (frame for frame in frames if frame.truth is not None)
+        while group := list(itertools.islice(with_truth, self.batch)):
             inverse = self.inverse_depth(np.stack([frame.image for frame in group]))
             for frame, depth in zip(group, self.metres_per_unit / inverse, strict=True):
                 yield frame, Prediction(depth * self._stretch(frame), model="single_frame")

@@ -122,6 +122,6 @@ _OF_SOURCE = {"lidar": "eigen", "stereo": "kitti2015", "exact": "synthetic"}
 
 
 def protocol_for(recording: Recording) -> Protocol | None:
-    """How to judge a recording's depth, by where it comes from; None where it has none."""
+    """How to evaluate a recording's depth, by where it comes from; None where it has none."""
     source = recording.depth_source
     return PROTOCOLS[_OF_SOURCE[source]] if source else None

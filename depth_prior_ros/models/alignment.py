@@ -1,7 +1,7 @@
 """Direct image alignment: the motion between two frames, refined against a depth map.
 
 A pose network guesses how long a step was from the looks of two images, and is easily a third off
-on a road it has not seen. Cost volumes do not forgive that: hypotheses lie around the single-frame
+on a road it has not seen. Cost volumes need better: hypotheses lie around the single-frame
 depth, and only a motion in the unit of that depth puts the true match among them. So the network's
 pose is only the start, and a few Gauss-Newton steps make the previous frame, warped by the
 single-frame depth, look like the current one (dense visual odometry: Kerl et al., ICRA 2013;

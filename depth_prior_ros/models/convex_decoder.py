@@ -47,12 +47,12 @@ class ConvexDecoder(Decoder):
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__(trunk_channels, far_bias)
-        taps = self.trunk_channels
+        channels = self.trunk_channels
         c1, c2, c3, c4 = self.CHANNELS
-        self.node4 = _Node(sum(taps[32]), taps[16], c4)
-        self.node3 = _Node(c4, taps[8], c3)
-        self.node2 = _Node(c3, taps[4], c2)
-        self.node1 = _Node(c2, taps[2], c1)
+        self.node4 = _Node(sum(channels[32]), channels[16], c4)
+        self.node3 = _Node(c4, channels[8], c3)
+        self.node2 = _Node(c3, channels[4], c2)
+        self.node1 = _Node(c2, channels[2], c1)
         self.mask = nn.Conv2d(c1, 9 * 2**2, 1)
 
     @classmethod

@@ -67,7 +67,7 @@ class Decoder(nn.Module):
     """Base of the decoders: the trunk's channels, the heads, and which scales are asked for.
 
     Args:
-        trunk_channels: stride -> channels of each tap at that stride.
+        trunk_channels: stride -> channels of each of its tensors at that stride.
         far_bias: the logit that every head starts with.
 
     Raises:
@@ -172,12 +172,12 @@ class Monodepth2Decoder(Decoder):
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__(trunk_channels, far_bias)
-        taps = {stride: sum(widths) for stride, widths in self.trunk_channels.items()}
+        channels = {stride: sum(widths) for stride, widths in self.trunk_channels.items()}
         c0, c1, c2, c3, c4 = self.CHANNELS
-        self.node4 = _Node(taps[32], taps[16], c4)
-        self.node3 = _Node(c4, taps[8], c3)
-        self.node2 = _Node(c3, taps[4], c2)
-        self.node1 = _Node(c2, taps[2], c1)
+        self.node4 = _Node(channels[32], channels[16], c4)
+        self.node3 = _Node(c4, channels[8], c3)
+        self.node2 = _Node(c3, channels[4], c2)
+        self.node1 = _Node(c2, channels[2], c1)
         self.node0 = _Node(c1, 0, c0)
 
     def _maps(self, features: Features) -> list[Tensor]:

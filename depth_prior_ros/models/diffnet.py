@@ -51,11 +51,11 @@ class DiffNetDecoder(Decoder):
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__(trunk_channels, far_bias)
-        taps = self.trunk_channels
-        self.node4 = AttentionNode(sum(taps[32]), taps[16], 256)
-        self.node3 = AttentionNode(256, taps[8], 128)
-        self.node2 = AttentionNode(128, taps[4], 64)
-        self.node1 = AttentionNode(64, taps[2], 32)
+        channels = self.trunk_channels
+        self.node4 = AttentionNode(sum(channels[32]), channels[16], 256)
+        self.node3 = AttentionNode(256, channels[8], 128)
+        self.node2 = AttentionNode(128, channels[4], 64)
+        self.node1 = AttentionNode(64, channels[2], 32)
         self.node0_low = ConvBlock(32, 16)
         self.node0_high = ConvBlock(16, 16)
 
@@ -94,12 +94,12 @@ class LightDecoder(Decoder):
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__(trunk_channels, far_bias)
-        taps = self.trunk_channels
+        channels = self.trunk_channels
         c0, c1, c2, c3, c4 = self.CHANNELS
-        self.node4 = LightNode(sum(taps[32]), taps[16], c4)
-        self.node3 = LightNode(c4, taps[8], c3)
-        self.node2 = LightNode(c3, taps[4], c2)
-        self.node1 = LightNode(c2, taps[2], c1)
+        self.node4 = LightNode(sum(channels[32]), channels[16], c4)
+        self.node3 = LightNode(c4, channels[8], c3)
+        self.node2 = LightNode(c3, channels[4], c2)
+        self.node1 = LightNode(c2, channels[2], c1)
         self.node0 = LightNode(c1, (), c0)
 
     def _maps(self, features: Features) -> list[Tensor]:

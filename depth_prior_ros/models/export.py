@@ -100,7 +100,7 @@ class FoldedFusion(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, features: Tensor) -> FusionOutput:
-        """Fuse the student's features F_s at the tap, (B, C, h, w)."""
+        """Fuse the student's features F_s at the stride, (B, C, h, w)."""
         pixel_wise, hint = self.scaled_queries(features)
         prior = ProjectedPrior(*(getattr(self, name) for name in ProjectedPrior._fields))
         return self.fusion.look_up(features, pixel_wise, hint, prior)
@@ -194,8 +194,8 @@ class StudentRunner(nn.Module):
         if self.folded is None:
             disparity = self.student.decoder(features, (0,))[0]
         else:
-            fused = self.folded(self.student.at_tap(features))
-            features = self.student.with_tap(features, fused.features)
+            fused = self.folded(self.student.at_fusion(features))
+            features = self.student.with_fused(features, fused.features)
             disparity = self.student.decoder(features, (0,))[0]
             disparity = blend_disparity(disparity, fused, self.min_depth, self.max_depth)
         inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)

@@ -116,8 +116,8 @@ class HRNet(Trunk):
     """HRNet trunk. `channels` says what `forward` returns, so that decoders can ask.
 
     Attributes:
-        channels: stride -> channels of each tap at that stride, in the order of `forward`; for W18
-            {2: [64], 4: [64, 18, 18, 18], 8: [36, 36, 36], 16: [72, 72], 32: [144]}.
+        channels: stride -> channels of each tensor at that stride, in the order of `forward`; for
+            W18 {2: [64], 4: [64, 18, 18, 18], 8: [36, 36, 36], 16: [72, 72], 32: [144]}.
     """
 
     def __init__(self, spec: HRNetSpec, name: str = "this HRNet trunk") -> None:
@@ -139,11 +139,11 @@ class HRNet(Trunk):
             setattr(self, f"transition{number}", _transition(before, stage.channels))
             setattr(self, f"stage{number + 1}", _stage(stage))
             before = stage.channels
-        self.channels = _tap_channels(spec)
+        self.channels = _feature_channels(spec)
         initialise_convolutions(self)
 
     def forward(self, image: Tensor) -> Features:
-        """Return the taps of `image` (B, 3, H, W), RGB in [0, 1], as stride -> tensors.
+        """Return the features of `image` (B, 3, H, W), RGB in [0, 1], as stride -> tensors.
 
         The image is not normalised by mean and deviation (DIFFNet's encoder isn't either).
 
@@ -153,15 +153,15 @@ class HRNet(Trunk):
         check_image(image)
         first = self.relu(self.bn1(self.conv1(image)))
         second = self.relu(self.bn2(self.conv2(first)))
-        taps: Features = {2: [first], 4: [second]}
+        features: Features = {2: [first], 4: [second]}
         branches = [self.layer1(second)]
         for number in (1, 2, 3):
             branches = _advance(getattr(self, f"transition{number}"), branches)
             for module in getattr(self, f"stage{number + 1}"):
                 branches = module(branches)
             for level, branch in enumerate(branches):
-                taps.setdefault(4 * 2**level, []).append(branch)
-        return taps
+                features.setdefault(4 * 2**level, []).append(branch)
+        return features
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Load weights with timm's names; a classifier's own keys are ignored.
@@ -197,12 +197,12 @@ def _advance(paths: nn.ModuleList, branches: list[Tensor]) -> list[Tensor]:
     return [path(branches[min(index, last)]) for index, path in enumerate(paths)]
 
 
-def _tap_channels(spec: HRNetSpec) -> dict[int, list[int]]:
-    taps: dict[int, list[int]] = {2: [spec.stem], 4: [spec.stem]}
+def _feature_channels(spec: HRNetSpec) -> dict[int, list[int]]:
+    channels: dict[int, list[int]] = {2: [spec.stem], 4: [spec.stem]}
     for stage in spec.stages:
         for level, width in enumerate(stage.channels):
-            taps.setdefault(4 * 2**level, []).append(width)
-    return taps
+            channels.setdefault(4 * 2**level, []).append(width)
+    return channels
 
 
 @TRUNKS.register("hrnet_w18")

@@ -21,14 +21,14 @@ from depth_prior_ros.models.matching import (
     Features,
     Gather,
     Lookup,
-    check_tap,
+    check_stride,
     hypothesis_pixels,
     quarter,
     quarter_intrinsics,
     sample_hypotheses,
     within,
 )
-from depth_prior_ros.models.resnet import RESNET18_TAPS, ResNet18Body, normalise_image
+from depth_prior_ros.models.resnet import RESNET18_CHANNELS, ResNet18Body, normalise_image
 from depth_prior_ros.models.search_range import WINDOW, TrackedRange, search_parallax
 from depth_prior_ros.models.trunk import check_image, check_size
 
@@ -114,13 +114,13 @@ class CostVolumeNet(nn.Module):
             raise ValueError(f"{hypotheses} hypotheses: at least two are needed")
         self.size = (height, width)
         self.hypotheses = hypotheses
-        self.tap_channels = dict(RESNET18_TAPS)
-        channels = RESNET18_TAPS[STRIDE]
+        self.feature_channels = dict(RESNET18_CHANNELS)
+        channels = RESNET18_CHANNELS[STRIDE]
         self.encoder = ResNet18Body()
         self.fusion = nn.Sequential(
             nn.Conv2d(channels + hypotheses, channels, 3, padding=1), nn.ReLU(inplace=True)
         )
-        self.decoder = Monodepth2Decoder({s: [width] for s, width in RESNET18_TAPS.items()})
+        self.decoder = Monodepth2Decoder({s: [width] for s, width in RESNET18_CHANNELS.items()})
         self.range = TrackedRange(window=window)
         self.architecture: dict[str, Any] = {
             "kind": "cost_volume",
@@ -137,7 +137,7 @@ class CostVolumeNet(nn.Module):
     def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """(C, h, w) of matching features at 1/4 and of the stem at 1/2."""
         height, width = self.size
-        stem, matching = RESNET18_TAPS[2], RESNET18_TAPS[4]
+        stem, matching = RESNET18_CHANNELS[2], RESNET18_CHANNELS[4]
         return (matching, height // 4, width // 4), (stem, height // 2, width // 2)
 
     def features(self, image: Tensor) -> Features:
@@ -216,8 +216,8 @@ class CostVolumeNet(nn.Module):
             parallax = self._parallax(lookups, quarter_intrinsics(K.float()), depths)
         fused = self.fusion(torch.cat([current.matching, cost * confidence], dim=1))
         deep = dict(zip((8, 16, 32), self.encoder.deep(fused), strict=True))
-        taps = {2: [current.context], 4: [current.matching], **{s: [t] for s, t in deep.items()}}
-        disparity = self.decoder(taps, scales)
+        levels = {2: [current.context], 4: [current.matching], **{s: [t] for s, t in deep.items()}}
+        disparity = self.decoder(levels, scales)
         depth = disparity_to_depth(disparity[0])[1]
         return CostVolumeOutput(
             depth, quarter(depth), confidence, depths, cost, disparity, deep, parallax
@@ -254,7 +254,9 @@ class CostVolumeNet(nn.Module):
             seen.append(found[1])
         return torch.cat(costs, dim=1), torch.cat(seen, dim=1)
 
-    def tap(self, current: Features, output: CostVolumeOutput, stride: int = STRIDE) -> Tensor:
+    def features_at(
+        self, current: Features, output: CostVolumeOutput, stride: int = STRIDE
+    ) -> Tensor:
         """Features of the current frame (B, C, H / stride, W / stride).
 
         At 2 and 4 those of the frame alone (4: what is matched), deeper ones know the volume.
@@ -262,7 +264,7 @@ class CostVolumeNet(nn.Module):
         Raises:
             ValueError: another stride than 2, 4, 8, 16 or 32.
         """
-        check_tap(stride, self.tap_channels)
+        check_stride(stride, self.feature_channels)
         shallow = {2: current.context, 4: current.matching}
         return shallow[stride] if stride in shallow else output.encoded[stride]
 

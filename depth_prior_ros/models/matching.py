@@ -7,7 +7,7 @@ The one interface of all networks that look at several frames: depth, features, 
 
 `MultiFrameNet` (MISM) and `CostVolumeNet` (ManyDepth) implement it. A vehicle calls `features` and
 `match`; training calls `match_many` and, where it learns, `observe`; RPrDepth's reference pixels
-are read by `tap`.
+are read by `features_at`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class MultiFrameNetwork(Protocol):
         architecture: what `build_multi_frame` builds it again from.
         training_buffers: names in the state dict that training needs to go on and a bundle does
             not keep.
-        tap_channels: stride -> channels of the features that `tap` returns.
+        feature_channels: stride -> channels of the features that `features_at` returns.
         uses_single_depth: whether hypotheses lie around the single-frame depth.
         lookup_gradient: whether lookup frames' features learn; where not, compute them under
             `torch.no_grad()`.
@@ -102,7 +102,7 @@ class MultiFrameNetwork(Protocol):
     size: tuple[int, int]
     architecture: dict[str, Any]
     training_buffers: tuple[str, ...]
-    tap_channels: Mapping[int, int]
+    feature_channels: Mapping[int, int]
     uses_single_depth: bool
     lookup_gradient: bool
 
@@ -136,8 +136,8 @@ class MultiFrameNetwork(Protocol):
     ) -> MultiFrameDepth:
         """Depth from several frames, each present or missing for each sample."""
 
-    def tap(self, current: Features, output: Any, stride: int) -> Tensor:
-        """Features (B, C, H / stride, W / stride) of the current frame, C of `tap_channels`."""
+    def features_at(self, current: Features, output: Any, stride: int) -> Tensor:
+        """Features (B, C, H / stride, W / stride) of the current frame, C of `feature_channels`."""
 
     def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
         """Load ImageNet weights by timm's names. Raises ValueError where they do not fit."""
@@ -148,11 +148,12 @@ class MultiFrameNetwork(Protocol):
         """After a training step: let the range of hypotheses follow. Nothing in eval mode."""
 
 
-def check_tap(stride: int, tap_channels: Mapping[int, int]) -> None:
+def check_stride(stride: int, feature_channels: Mapping[int, int]) -> None:
     """Raise ValueError for a stride at which a teacher has no features."""
-    if stride not in tap_channels:
+    if stride not in feature_channels:
         raise ValueError(
-            f"this teacher has no features at stride {stride}: choose one of {sorted(tap_channels)}"
+            f"this teacher has no features at stride {stride}: choose one of "
+            f"{sorted(feature_channels)}"
         )
 
 

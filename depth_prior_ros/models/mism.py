@@ -24,7 +24,7 @@ from depth_prior_ros.models.matching import (
     Features,
     Gather,
     Lookup,
-    check_tap,
+    check_stride,
     convex_upsample,
     depth_hypotheses,
     group_correlation,
@@ -233,7 +233,7 @@ class MultiFrameNet(PadsMap):
         self.size = (height, width)
         self.hypotheses = hypotheses
         self.groups = groups
-        self.tap_channels = {STRIDE: FEATURE_CHANNELS}
+        self.feature_channels = {STRIDE: FEATURE_CHANNELS}
         self.feature_net = FeatureNet()
         self.regulariser = Regulariser(groups)
         self.mask = nn.Sequential(
@@ -393,13 +393,15 @@ class MultiFrameNet(PadsMap):
         mean = torch.stack(costs).sum(dim=0) / torch.stack(seen).sum(dim=0).clamp(min=1)
         return mean, torch.stack(parallaxes).amax(dim=0)
 
-    def tap(self, current: Features, output: MultiFrameOutput, stride: int = STRIDE) -> Tensor:
-        """The current frame's matching features (B, 32, H / 4, W / 4), the only tap there is.
+    def features_at(
+        self, current: Features, output: MultiFrameOutput, stride: int = STRIDE
+    ) -> Tensor:
+        """The current frame's matching features (B, 32, H / 4, W / 4), the only stride there is.
 
         Raises:
             ValueError: another stride than 4.
         """
-        check_tap(stride, self.tap_channels)
+        check_stride(stride, self.feature_channels)
         return current.matching
 
     def observe(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.resnet import (
-    RESNET18_TAPS,
+    RESNET18_CHANNELS,
     ResNet18Body,
     initialise_convolutions,
     normalise_image,
@@ -35,7 +35,7 @@ class PairResNet18(ResNet18Body):
 
 def _resnet_head() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(RESNET18_TAPS[32], 256, 1),
+        nn.Conv2d(RESNET18_CHANNELS[32], 256, 1),
         nn.ReLU(inplace=True),
         nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(inplace=True),

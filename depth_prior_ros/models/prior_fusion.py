@@ -39,7 +39,7 @@ from depth_prior_ros.geometry.warping import (
     disparity_to_depth,
 )
 
-TAPS = (4, 8, 16, 32)
+STRIDES = (4, 8, 16, 32)
 DEPTH_INPUTS = ("log", "inverse", "none")
 
 
@@ -48,12 +48,12 @@ class FusionConfig:
     """Settings of the prior fusion; the paper names none of them, so none is fixed.
 
     Attributes:
-        tap: stride of the student's features that are fused: 4, 8, 16 or 32. Default 16: at 25,000
+        stride: of the student's features that are fused: 4, 8, 16 or 32. Default 16: at 25,000
             references and 640x192 an attention costs 1.5 GMAC there, 6.1 at 8 and 24.6 at 4, and
             the whole DIFFNet 11.8.
         reference_channels: channels of the prior's features, which its teacher decides.
         width: channels of queries and keys, and of the depth-hint branch. Default 64: about what
-            the taps of a W18 have, and more than the 32 channels of the PADS teacher.
+            the features of a W18 have, and more than the 32 channels of the PADS teacher.
         heads: heads of the depth-hint attention; divides `width`. Default 4: every head takes as
             many exponentials as the whole pixel-wise branch.
         depth_input: what the convolution sees of the reference inverse depth D_c: its logarithm
@@ -74,7 +74,7 @@ class FusionConfig:
             ignored, or "elu", which cannot.
     """
 
-    tap: int = 16
+    stride: int = 16
     reference_channels: int = 32
     width: int = 64
     heads: int = 4
@@ -88,8 +88,8 @@ class FusionConfig:
     blend: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.tap not in TAPS:
-            raise ValueError(f"fusion tap {self.tap}: must be 4, 8, 16 or 32")
+        if self.stride not in STRIDES:
+            raise ValueError(f"fusion stride {self.stride}: must be 4, 8, 16 or 32")
         if min(self.reference_channels, self.width, self.heads) < 1:
             raise ValueError("fusion reference_channels, width and heads must be at least 1")
         if self.width % self.heads:
@@ -258,7 +258,7 @@ class PriorFusion(nn.Module):
     """Both branches of RPrDepth's prior fusion, as a residual on the student's features.
 
     Args:
-        channels: channels of the student's concatenated features at the tap.
+        channels: channels of the student's concatenated features at the fusion's stride.
         config: sizes, and which branches there are.
     """
 
@@ -348,7 +348,7 @@ class PriorFusion(nn.Module):
         """Queries of both branches whose products with `project_keys` are the scores.
 
         Args:
-            features: the student's features F_s at the tap, (B, C, h, w).
+            features: the student's features F_s at the stride, (B, C, h, w).
 
         Returns:
             Pixel-wise (B, 1, h * w, width) and depth hint (B, heads, h * w, width / heads), row
@@ -415,7 +415,7 @@ class PriorFusion(nn.Module):
         """Fuse features (B, C, h, w) with a prior.
 
         Args:
-            features: the student's features F_s at the tap.
+            features: the student's features F_s at the stride.
             prior: the prior, or its projection by `project`.
             entropy: compute the entropy of the affinity, too (slower: needs explicit weights).
         """

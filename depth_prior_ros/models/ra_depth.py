@@ -62,7 +62,7 @@ class _Round(nn.Module):
 class RADepthDecoder(Decoder):
     """Three dense rounds, then 1/4 to 1/1: 416,589 parameters on HRNet-W18; scale 0 only.
 
-    Of several taps at a stride it takes the last, the one of the deepest stage.
+    Of several tensors at a stride it takes the last, the one of the deepest stage.
     """
 
     HEADS = (16,)

@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
 
 _MEAN, _DEVIATION = 0.45, 0.225
 #: Channels of the stem and of the four layers, and their strides.
-RESNET18_TAPS = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
+RESNET18_CHANNELS = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}
 
 
 def normalise_image(image: Tensor) -> Tensor:
@@ -147,13 +147,13 @@ class ResNet18(ResNet18Body, Trunk):
     """The trunk: 11,176,512 parameters.
 
     Attributes:
-        channels: stride -> channels of each tap, {2: [64], 4: [64], 8: [128], 16: [256],
+        channels: stride -> channels of each of its tensors, {2: [64], 4: [64], 8: [128], 16: [256],
             32: [512]}.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.channels = {stride: [width] for stride, width in RESNET18_TAPS.items()}
+        self.channels = {stride: [width] for stride, width in RESNET18_CHANNELS.items()}
 
     def forward(self, image: Tensor) -> Features:
         """Taps of `image` (B, 3, H, W), RGB in [0, 1], normalised here by .45 and .225.
@@ -164,7 +164,7 @@ class ResNet18(ResNet18Body, Trunk):
         check_image(image)
         stem, quarter = self.shallow(normalise_image(image))
         maps = (stem, quarter, *self.deep(quarter))
-        return {stride: [tap] for stride, tap in zip(RESNET18_TAPS, maps, strict=True)}
+        return {stride: [level] for stride, level in zip(RESNET18_CHANNELS, maps, strict=True)}
 
 
 @TRUNKS.register("resnet18")

@@ -1,4 +1,4 @@
-"""The single-frame network: a trunk, an optional prior fusion at one of its taps, a decoder."""
+"""The single-frame network: a trunk, an optional prior fusion at one of its strides, a decoder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class StudentOutput:
     Attributes:
         disparity: scale -> sigmoid disparity (B, 1, H / 2**scale, W / 2**scale) in [0, 1], float32;
             `geometry.disparity_to_depth` makes depth of it.
-        prior_inverse_depth: (B, 1, h, w) reference inverse depth of the prior at the tap, network
-            units; None where no prior was fused, or without the pixel-wise branch.
+        prior_inverse_depth: (B, 1, h, w) reference inverse depth of the prior, network units; None
+        where no prior was fused, or without the pixel-wise branch.
         entropy: (B, 1, h, w) normalised entropy of the affinity; None unless asked for.
         prior_weight: (B, 1, h, w) weight of the looked-up depth in the disparity; None where the
             fusion does not blend.
@@ -59,7 +59,7 @@ class Student(nn.Module):
         camera_code: whether it is told its camera, see `models.camera_code`.
 
     Raises:
-        ValueError: an unknown name, or a tap of the fusion that the trunk has not.
+        ValueError: an unknown name, or a stride of the fusion that the trunk has not.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Student(nn.Module):
             self.architecture["camera_code"] = True
 
     def _build_fusion(self, config: FusionConfig, trunk: str) -> PriorFusion:
-        if config.tap not in self.trunk.channels:
+        if config.stride not in self.trunk.channels:
             strides = ", ".join(str(stride) for stride in sorted(self.trunk.channels))
-            raise ValueError(f"{trunk} has no features at stride {config.tap}: only {strides}")
-        return PriorFusion(sum(self.trunk.channels[config.tap]), config)
+            raise ValueError(f"{trunk} has no features at stride {config.stride}: only {strides}")
+        return PriorFusion(sum(self.trunk.channels[config.stride]), config)
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -147,8 +147,8 @@ class Student(nn.Module):
         """Disparity of features that are told the camera already; see `forward`."""
         if prior is None:
             return StudentOutput(self.decoder(features, scales))
-        fused = self._fusion()(self.at_tap(features), prior, entropy=entropy)
-        disparity = self.decoder(self.with_tap(features, fused.features), scales)
+        fused = self._fusion()(self.at_fusion(features), prior, entropy=entropy)
+        disparity = self.decoder(self.with_fused(features, fused.features), scales)
         disparity = {s: blend_disparity(d, fused, *depth_range) for s, d in disparity.items()}
         return StudentOutput(disparity, fused.inverse_depth, fused.entropy, fused.weight)
 
@@ -167,22 +167,22 @@ class Student(nn.Module):
         return features
 
     def fusion_features(self, image: Tensor) -> Tensor:
-        """F_s (B, C, h, w) of `image` (B, 3, H, W) at the fusion's tap: what looks up the prior.
+        """F_s (B, C, h, w) of `image` (B, 3, H, W) at the fusion's stride: what looks up the prior.
 
         Raises:
             ValueError: an image of a wrong shape, or a student without fusion.
         """
         self._fusion()
-        return self.at_tap(self.features(image))
+        return self.at_fusion(self.features(image))
 
-    def at_tap(self, features: Features) -> Tensor:
-        """The trunk's features at the fusion's tap in one tensor (B, C, h, w)."""
-        return torch.cat(features[self._fusion().config.tap], dim=1)
+    def at_fusion(self, features: Features) -> Tensor:
+        """The trunk's features at the fusion's stride in one tensor (B, C, h, w)."""
+        return torch.cat(features[self._fusion().config.stride], dim=1)
 
-    def with_tap(self, features: Features, fused: Tensor) -> Features:
-        """The trunk's features with `fused` (B, C, h, w) in place of those at the tap."""
-        tap = self._fusion().config.tap
-        return {**features, tap: list(fused.split(self.trunk.channels[tap], dim=1))}
+    def with_fused(self, features: Features, fused: Tensor) -> Features:
+        """The trunk's features with `fused` (B, C, h, w) in place of those at the stride."""
+        stride = self._fusion().config.stride
+        return {**features, stride: list(fused.split(self.trunk.channels[stride], dim=1))}
 
     def _fusion(self) -> PriorFusion:
         if self.fusion is None:

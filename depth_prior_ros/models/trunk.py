@@ -139,6 +139,6 @@ def check_features(features: Features, channels: dict[int, list[int]]) -> None:
     """Raise ValueError unless `features` has the strides and channels that `channels` names."""
     if torch.jit.is_tracing():
         return
-    found = {stride: [tensor.shape[1] for tensor in taps] for stride, taps in features.items()}
+    found = {stride: [tensor.shape[1] for tensor in level] for stride, level in features.items()}
     if found != channels:
         raise ValueError(f"features have channels {found}: this decoder was built for {channels}")

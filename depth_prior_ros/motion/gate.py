@@ -232,12 +232,12 @@ class MotionGate:
             if elapsed < 0 or elapsed > self.settings.max_gap * 1e9:
                 self.reset()
         self._last_ns = stamp_ns
-        verdict = self._verdict(speed, image_motion)
-        if verdict is not None:
-            self._apply(verdict, stamp_ns)
+        evidence = self._evidence(speed, image_motion)
+        if evidence is not None:
+            self._apply(evidence, stamp_ns)
         return self._state
 
-    def _verdict(self, speed: float | None, flow: float | None) -> float | None:
+    def _evidence(self, speed: float | None, flow: float | None) -> float | None:
         """+1 for moving, -1 for stationary, 0 between the thresholds, None without a reading."""
         s = self.settings
         if speed is not None and not math.isnan(speed):
@@ -250,12 +250,12 @@ class MotionGate:
             return 1.0
         return -1.0 if value < stop else 0.0
 
-    def _apply(self, verdict: float, stamp_ns: int) -> None:
+    def _apply(self, evidence: float, stamp_ns: int) -> None:
         if self._state == "unknown":
             # Between the thresholds the safe answer is the network that needs no parallax.
-            self._state = "moving" if verdict > 0 else "stationary"
+            self._state = "moving" if evidence > 0 else "stationary"
             return
-        against = verdict < 0 if self._state == "moving" else verdict > 0
+        against = evidence < 0 if self._state == "moving" else evidence > 0
         if not against:
             self._since_ns = None
             return

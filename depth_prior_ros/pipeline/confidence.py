@@ -88,7 +88,7 @@ def cues(
     multi_inverse: NDArray[np.float32] | None = None,
     entropy: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """What confidence is judged by, at most `CUE_WIDTH` wide, by the names in `Weights`.
+    """What confidence is estimated from, at most `CUE_WIDTH` wide, by the names in `Weights`.
 
     All are free of the depth's unit. With z the published depth:
     roughness: log of the mean of |log z - blurred log z| over 9x9 pixels; noise and edges.

@@ -271,7 +271,7 @@ class MultiFrameStep:
             try:
                 network = motions.refined(pair, motions.by_network(pair))
                 units = motions.units_travelled(pair, network)
-                # A factor that travel is yet to be measured for must not judge that travel.
+                # A factor that travel is yet to be measured for must not decide about that travel.
                 if check and not alone and not (measure and pair.searching):
                     self._check(pair, units)
             except PoseError as error:

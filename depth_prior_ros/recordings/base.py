@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 
-# Where the depth of a recording comes from decides how it may be judged (see metrics.py).
+# Where the depth of a recording comes from decides how it may be evaluated (see metrics.py).
 DEPTH_SOURCES = ("lidar", "stereo", "exact")
 
 

@@ -90,7 +90,7 @@ def order_stamps(entries: Sequence[Logged]) -> StampOrder:
 
 
 def number_frames(order: StampOrder) -> list[int]:
-    """Frame numbers that jump where frames are missing, judged by the usual period."""
+    """Frame numbers that jump where frames are missing, measured by the usual period."""
     steps = [b - a for a, b in pairwise(order.stamps)]
     period = statistics.median(steps) if steps else 1
     numbers = [0]

@@ -178,7 +178,7 @@ class Statistics:
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
-            level, message = self._judge(state)
+            level, message = self._level(state)
             values = {**state, **self._values()}
             self._reported = replace(self._counts, refused=Counter(self._counts.refused))
         return Report(level, "; ".join([message, *remarks]), values)
@@ -204,12 +204,12 @@ class Statistics:
                 values[key] = "" if value is None else f"{value:.1f}"
         return values
 
-    def _judge(self, state: Mapping[str, str]) -> tuple[int, str]:
+    def _level(self, state: Mapping[str, str]) -> tuple[int, str]:
         """Level and words for what happened since the last report."""
         counts, before = self._counts, self._reported
         refused = counts.refused - before.refused
         inferred = counts.inferred - before.inferred
-        level, words = self._judge_images(state, inferred)
+        level, words = self._level_of_images(state, inferred)
         if not refused:
             return level, words
         cause = refused.most_common(1)[0][0]
@@ -221,7 +221,7 @@ class Statistics:
         # Calibration or motion, which says nothing about the images.
         return (WARN, said) if level == OK else (level, f"{words}; {said}")
 
-    def _judge_images(self, state: Mapping[str, str], inferred: int) -> tuple[int, str]:
+    def _level_of_images(self, state: Mapping[str, str], inferred: int) -> tuple[int, str]:
         """The same, for what became of the images; refused ones apart."""
         counts, before = self._counts, self._reported
         active = state.get("state") == "active"

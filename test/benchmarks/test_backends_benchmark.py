@@ -59,7 +59,7 @@ def test_rows_and_figures(bundle: Bundle, capsys: pytest.CaptureFixture[str]) ->
     assert [row.name for row in rows] == ["torch_f32", "torch_bf16"]
     drive = Drive("wall", [])
     backends.time_rows(rows, [view(0), view(1)], CAMERA, rounds=2)
-    assert backends.judge_rows(rows, drive, PROTOCOLS["synthetic"], 2) == 2
+    assert backends.evaluate_rows(rows, drive, PROTOCOLS["synthetic"], 2) == 2
     for row in rows:
         for model in backends.MODELS:
             assert len(row.milliseconds[model]) == 2
@@ -87,7 +87,7 @@ def test_ways_of_a_pair(bundle: Bundle) -> None:
 
     pipeline = DepthPipeline(bundle, "torch", "cpu")
     drive = Drive("wall", [])
-    found = pose_source.judge(pipeline, (drive.frames[0], drive.frames[1]), seed=1)
+    found = pose_source.evaluate_pair(pipeline, (drive.frames[0], drive.frames[1]), seed=1)
     assert set(found) >= {way.name for way in pose_source.ways()} | {"single_frame"}
     assert found["network by odometry"] == 0.0
     assert found["exact by odometry"] == 1.0

@@ -49,21 +49,21 @@ def test_without_data_it_says_so(
     assert "left out" in capsys.readouterr().out
 
 
-def test_every_mode_is_judged_by_its_own_factor(benchmark: ModuleType) -> None:
+def test_every_mode_is_evaluated_by_its_own_factor(benchmark: ModuleType) -> None:
     """Depth that is right under the factor of the camera's height, 12, and not under 10."""
     scales = benchmark.SeveralScales(10.0, 1.65, None)
-    judged = benchmark.Judged(scales)
+    found = benchmark.ScaleErrors(scales)
     rows = np.mgrid[:96, :320][0]
     metres = 1.65 * 184.7 / np.maximum(rows - 44.25, 1.65 * 184.7 / 60)
     for i in range(60):
         sight = ScaleSight(i, 12.0 / metres, CAMERA, True, 0.1, 1.0, 0.1)
         scales.observe(sight)
         for mode, scale in scales.by_mode.items():
-            judged.factors[mode].append(scale.metres_per_unit)
-        judged.judge((10.0 * metres / 12.0).astype(np.float32), metres, "synthetic")
-    assert judged.metric["camera_height"][-1].abs_rel == pytest.approx(0.0, abs=0.01)
-    assert judged.metric["fixed"][-1].abs_rel == pytest.approx(1 / 6, abs=0.01)
-    assert judged.scaled[-1].abs_rel == pytest.approx(0.0, abs=0.01)
-    assert benchmark.factor_error(judged, "fixed") == pytest.approx(10 / 12 - 1, abs=0.01)
+            found.factors[mode].append(scale.metres_per_unit)
+        found.add((10.0 * metres / 12.0).astype(np.float32), metres, "synthetic")
+    assert found.metric["camera_height"][-1].abs_rel == pytest.approx(0.0, abs=0.01)
+    assert found.metric["fixed"][-1].abs_rel == pytest.approx(1 / 6, abs=0.01)
+    assert found.scaled[-1].abs_rel == pytest.approx(0.0, abs=0.01)
+    assert benchmark.factor_error(found, "fixed") == pytest.approx(10 / 12 - 1, abs=0.01)
     assert scales.travel == [(1.0, 0.1)] * 60
     assert np.median(scales.heights) == pytest.approx(1.65 / 12, rel=0.01)

@@ -30,7 +30,7 @@ NETWORKS = ("student.safetensors", "multi_frame.safetensors", "pose.safetensors"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """All parts, baselines, metrics, and the teacher inside."""
     folder = tmp_path_factory.mktemp("derive")
-    teacher = make_tiny_bundle(folder / "rich", (192, 64), seed=4)
+    teacher = make_tiny_bundle(folder / "other", (192, 64), seed=4)
     whole = make_tiny_bundle(folder / "whole", seed=2)
     manifest = tiny_manifest().model_copy(
         update={"prior": spec_of_prior(), "metrics": {"kitti2015": 0.1}}
@@ -121,7 +121,7 @@ def test_it_may_take_the_place_of_the_old_one(bundle: Bundle, tmp_path: Path) ->
     ("changes", "cause"),
     [
         ({"spec": spec_of_prior(teacher=teacher_of_prior(sha256=OTHER))}, "new prior is of tiny"),
-        ({"spec": spec_of_prior(teacher=teacher_of_prior(tap=8))}, "tiny at tap 8"),
+        ({"spec": spec_of_prior(teacher=teacher_of_prior(stride=8))}, "tiny at stride 8"),
         ({"spec": spec_of_prior(teacher=None)}, "unknown teacher"),
         ({"spec": spec_of_prior(alignment=OTHER)}, "alignment hash than the student's"),
         ({"spec": spec_of_prior(pixels=PIXELS + 1)}, "has shape"),

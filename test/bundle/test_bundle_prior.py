@@ -76,7 +76,7 @@ def test_a_prior_comes_back_with_its_sources(plain: Bundle) -> None:
 
 def test_the_manifest_says_what_the_prior_is(plain: Bundle) -> None:
     manifest = load_bundle(plain.path).manifest
-    assert manifest.schema_version == SCHEMA_VERSION == 3
+    assert manifest.schema_version == SCHEMA_VERSION == 4
     spec = manifest.prior
     assert spec is not None
     assert spec.teacher == teacher_of_prior()
@@ -87,9 +87,9 @@ def test_the_manifest_says_what_the_prior_is(plain: Bundle) -> None:
     with safe_open(plain.path / "prior.safetensors", framework="pt") as file:
         metadata = file.metadata()
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    assert {k: metadata[k] for k in ("teacher", "tap", "alignment")} == {
+    assert {k: metadata[k] for k in ("teacher", "stride", "alignment")} == {
         "teacher": DIGEST,
-        "tap": "4",
+        "stride": "4",
         "alignment": spec.alignment,
     }
     assert kinds == {"features": "F16", "inverse_depth": "F16", "image": "I32", "pixel": "I32"}
@@ -123,6 +123,24 @@ def test_a_bundle_of_schema_1_still_loads_and_says_nothing_of_a_teacher(tmp_path
     assert lite.manifest.prior is not None
     assert lite.manifest.prior.alignment is lite.manifest.prior.teacher is None
     assert "teacher" not in describe(lite).split("\nprior\n")[1].split("provenance")[0]
+
+
+def test_schema_3_says_tap_where_it_is_stride_now(plain: Bundle, tmp_path: Path) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 3
+        for section in (
+            manifest["architecture"]["student"]["fusion"],
+            manifest["prior"]["teacher"],
+        ):
+            section["tap"] = section.pop("stride")
+
+    shutil.copytree(plain.path, tmp_path / "b")
+    rename = lambda words: words.update(tap=words.pop("stride"))  # noqa: E731
+    forge(load_bundle(tmp_path / "b"), manifest=older, metadata=rename)
+    assert "stride" not in (tmp_path / "b" / "bundle.yaml").read_text()
+    old, new = load_bundle(tmp_path / "b").manifest, load_bundle(plain.path).manifest
+    assert old.schema_version == 3
+    assert (old.architecture, old.prior) == (new.architecture, new.prior)
 
 
 def test_a_rewritten_manifest_has_the_schema_of_its_keys(tmp_path: Path) -> None:
@@ -176,8 +194,8 @@ def test_sources_that_make_no_sense(image: Any, pixel: Any, images: Any, cause: 
         ({"metadata": put("teacher", value=OTHER)}, "another teacher than the manifest's"),
         ({"manifest": put("prior", "teacher", "sha256", value=OTHER)}, "another teacher"),
         ({"metadata": drop("teacher")}, "another teacher than the manifest's: none"),
-        ({"metadata": put("tap", value="8")}, "another tap than the manifest's: 8, not 4"),
-        ({"manifest": put("prior", "teacher", "tap", value=2)}, "another tap"),
+        ({"metadata": put("stride", value="8")}, "another stride than the manifest's: 8, not 4"),
+        ({"manifest": put("prior", "teacher", "stride", value=2)}, "another stride"),
         ({"metadata": put("alignment", value=OTHER)}, "another alignment hash than the manifest"),
         ({"manifest": put("prior", "alignment", value=OTHER)}, "another alignment hash"),
         ({"manifest": put("prior", "alignment", value=None)}, "another alignment hash"),

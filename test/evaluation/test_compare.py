@@ -1,4 +1,4 @@
-"""Many bundles in one table: what is judged, paired, kept, and what counts."""
+"""Many bundles in one table: what is evaluated, paired, kept, and what counts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from training.comparison.compare import (
     FIGURES,
     TABLE,
     compare,
+    evaluate_frames,
     find_sets,
-    judge_model,
     prepare,
 )
 from training.comparison.cost import cost_table, measure_cost
@@ -201,8 +201,8 @@ def test_means_spread_and_paired_differences_by_hand():
         "M": {"2": by_frame(frame(0.1), frame(0.3)), "1": by_frame(frame(0.1), frame(0.3))},
         "T": {"1": by_frame(frame(0.2), frame(0.6)), "2": by_frame(frame(0.1), frame(0.3))},
     }
-    blind = {"row": {"1": by_frame(frame(0.31), frame(0.31))}}
-    results = SetResults("drive", rows, blind)
+    baselines = {"row": {"1": by_frame(frame(0.31), frame(0.31))}}
+    results = SetResults("drive", rows, baselines)
     (view,) = set_json(results, "S", [("M", "S"), ("T", "S")])["views"].values()
     assert view["rows"]["S"]["abs_rel"]["mean"] == pytest.approx(0.3)
     assert view["rows"]["S"]["abs_rel"]["std"] == pytest.approx(0)
@@ -215,7 +215,7 @@ def test_means_spread_and_paired_differences_by_hand():
     assert t["abs_rel"]["seeds"] == pytest.approx({"1": 0.1, "2": -0.1})
     assert t["abs_rel"]["better"] == 1
     assert view["verdict"]["counts"] and view["verdict"]["seeds_below"] == 2
-    blind["row"]["1"] = by_frame(frame(0.29), frame(0.29))
+    baselines["row"]["1"] = by_frame(frame(0.29), frame(0.29))
     (view,) = set_json(results, "S", [])["views"].values()
     assert not view["verdict"]["counts"] and view["verdict"]["best_baseline"] == "row"
 
@@ -254,8 +254,8 @@ def test_the_table_says_what_counts():
         "S": {"1": by_frame(frame(0.25)), "2": by_frame(frame(0.15))},
         "M": {"1": by_frame(frame(0.15)), "2": by_frame(frame(0.2))},
     }
-    blind = {"lidar_row": {"1": by_frame(frame(0.21)), "2": by_frame(frame(0.21))}}
-    one = set_json(SetResults("drive", rows, blind, ["a note"]), "S", [("M", "S")])
+    baselines = {"lidar_row": {"1": by_frame(frame(0.21)), "2": by_frame(frame(0.21))}}
+    one = set_json(SetResults("drive", rows, baselines, ["a note"]), "S", [("M", "S")])
     text = markdown({"notes": ["paired"], "sets": {"drive": one}})
     assert "## drive (1 frames)" in text
     assert "| S | 2 | 0.200 ± 0.071 |" in text
@@ -263,16 +263,17 @@ def test_the_table_says_what_counts():
     assert "| M − S | -0.025 ± 0.106 | 1 of 2 |" in text
     assert "This set **counts**" in text and "in 1 of 2 seeds" in text
     assert "- a note" in text and "- paired" in text
-    blind["lidar_row"] = {"1": by_frame(frame(0.1))}
-    one = set_json(SetResults("drive", rows, blind), "S", [])
+    baselines["lidar_row"] = {"1": by_frame(frame(0.1))}
+    one = set_json(SetResults("drive", rows, baselines), "S", [])
     assert "**does not count**" in markdown({"notes": [], "sets": {"drive": one}})
 
 
-# --- judging --------------------------------------------------------------------------------------
+# --- evaluating
+# --------------------------------------------------------------------------------------
 
 
 def test_figures_are_those_of_evaluate(root: Path, bundles: list[Bundle]):
-    """Judged at the network's size from memory, and frame by frame from the files."""
+    """Evaluated at the network's size from memory, and frame by frame from the files."""
     from depth_prior_ros.pipeline import DepthPipeline
 
     pipeline = DepthPipeline(bundles[0], "torch", "cpu")
@@ -281,7 +282,7 @@ def test_figures_are_those_of_evaluate(root: Path, bundles: list[Bundle]):
         prepared = prepare(group, chosen, bundles[0].manifest.input_size)
         models = ["single_frame", "multi_frame"] if prepared.consecutive else ["single_frame"]
         for model in models:
-            quick = judge_model(pipeline, prepared, model)["frames"]
+            quick = evaluate_frames(pipeline, prepared, model)["frames"]
             expected = slow[chosen.name].rows[model]
             assert len(quick) == len(expected)
             for one, other in zip(quick, expected, strict=True):
@@ -356,46 +357,48 @@ def test_one_command_makes_the_table_and_resumes(
     views = content["sets"]["synthetic"]["views"]
     assert set(views) == {"all", "vehicle moves", "moving pixels", "static pixels"}
     assert views["all"]["frames"] == 8 and views["vehicle moves"]["frames"] == 5
-    # Again: nothing is run, the same comes out; a set that changed is judged anew.
+    # Again: nothing is run, the same comes out; a set that changed is evaluated anew.
     first = (out / FIGURES).read_bytes()
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("judged again")
+        raise AssertionError("evaluated again")
 
-    monkeypatch.setattr("training.comparison.compare.judge_model", refuse)
-    monkeypatch.setattr("training.comparison.compare.judge_map", refuse)
+    monkeypatch.setattr("training.comparison.compare.evaluate_frames", refuse)
+    monkeypatch.setattr("training.comparison.compare.evaluate_map", refuse)
     assert cli.main(command) == 0
     assert (out / FIGURES).read_bytes() == first
     kept = sorted((out / CACHE).iterdir())
     assert not list(out.rglob(".*.partial"))
     kept[0].write_text("{")  # half a file from elsewhere
-    with pytest.raises(AssertionError, match="judged again"):
+    with pytest.raises(AssertionError, match="evaluated again"):
         cli.main(command)
 
 
 def test_an_interrupted_comparison_goes_on(
     root: Path, bundles: list[Bundle], tmp_path: Path, monkeypatch
 ):
-    judged: list[str] = []
-    real = comparison.judge_model
+    evaluated: list[str] = []
+    real = comparison.evaluate_frames
 
     def counting(pipeline, one, model, *rest):
-        if len(judged) == 3:
+        if len(evaluated) == 3:
             raise KeyboardInterrupt
-        judged.append(f"{pipeline.bundle.path.name} {one.name} {model}")
+        evaluated.append(f"{pipeline.bundle.path.name} {one.name} {model}")
         return real(pipeline, one, model, *rest)
 
-    monkeypatch.setattr(comparison, "judge_model", counting)
+    monkeypatch.setattr(comparison, "evaluate_frames", counting)
     listing = Listing([parse_spec(text) for text in row_texts(bundles)[:1]])
     listing.sets = ["kitti_2015", "drives"]
     with pytest.raises(KeyboardInterrupt):
         compare(listing, tmp_path, root, **TORCH)
-    before = list(judged)
-    judged[:] = []
-    monkeypatch.setattr(comparison, "judge_model", lambda *a: judged.append(a[1].name) or real(*a))
+    before = list(evaluated)
+    evaluated[:] = []
+    monkeypatch.setattr(
+        comparison, "evaluate_frames", lambda *a: evaluated.append(a[1].name) or real(*a)
+    )
     compare(listing, tmp_path, root, **TORCH)
     # Two bundles: scenes once, the drive twice each; what was whole is not repeated.
-    assert len(before) == 3 and len(judged) == 3
+    assert len(before) == 3 and len(evaluated) == 3
 
 
 @pytest.mark.parametrize(

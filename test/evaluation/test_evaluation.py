@@ -35,7 +35,7 @@ from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
-from training.evaluation.evaluation import evaluate_bundle, evaluate_set, verdict
+from training.evaluation.evaluation import beside_baselines, evaluate_bundle, evaluate_set
 from training.evaluation.json import as_json
 from training.evaluation.report import print_report, write_pictures
 from training.evaluation.sets import drive_set, kitti_2015_set
@@ -100,7 +100,8 @@ class PretendPipeline:
         )
 
 
-# --- what is judged -----------------------------------------------------------------------------
+# --- what is evaluated
+# -----------------------------------------------------------------------------
 
 
 def test_a_perfect_pipeline_has_no_error_and_its_scale_is_seen(root: Path):
@@ -113,7 +114,7 @@ def test_a_perfect_pipeline_has_no_error_and_its_scale_is_seen(root: Path):
         assert frame.metric.abs_rel == pytest.approx(0.5, abs=1e-3)
 
 
-def test_scenes_are_judged_one_by_one(root: Path):
+def test_scenes_are_evaluated_one_by_one(root: Path):
     chosen = kitti_2015_set(root)
     pipeline = PretendPipeline(chosen)
     report = evaluate_set(pipeline, chosen)
@@ -133,7 +134,7 @@ def test_a_frame_that_cannot_be_shown_is_named(root: Path):
     assert any("another aspect ratio" in entry.why for entry in recording.skipped)
 
 
-def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
+def test_forced_models_are_evaluated_on_frames_with_a_predecessor(root: Path):
     chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
     pipeline = PretendPipeline(chosen)
     report = evaluate_set(pipeline, chosen)
@@ -149,11 +150,11 @@ def test_forced_models_are_judged_on_frames_with_a_predecessor(root: Path):
 
 
 def test_the_forced_multi_frame_model_is_shown_what_it_may_match() -> None:
-    """Two seconds before each judged frame, and its predecessor whatever the rate."""
+    """Two seconds before each evaluated frame, and its predecessor whatever the rate."""
 
-    def shown(seconds: float, judged: list[int], memory: float | None) -> list[int]:
+    def shown(seconds: float, positions: list[int], memory: float | None) -> list[int]:
         frames = [SimpleNamespace(stamp_ns=round(i * seconds * 1e9)) for i in range(100)]
-        return shown_positions(frames, judged, memory)  # type: ignore[arg-type]
+        return shown_positions(frames, positions, memory)  # type: ignore[arg-type]
 
     memory = BundlePredictor(None, "multi_frame").memory  # type: ignore[arg-type]
     assert memory == KEYFRAME_SECONDS == 2
@@ -164,14 +165,14 @@ def test_the_forced_multi_frame_model_is_shown_what_it_may_match() -> None:
     assert shown(5, [3], None) == [0, 1, 2, 3]
 
 
-def test_a_sequence_is_shown_whole_though_few_frames_are_judged(root: Path):
+def test_a_sequence_is_shown_whole_though_few_frames_are_evaluated(root: Path):
     whole = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
     chosen = EvaluationSet(whole.name, whole.protocol, whole.recording, (2,))
     pipeline = PretendPipeline(chosen)
     report = evaluate_set(pipeline, chosen)
     stamps = [f.stamp_ns for f in whole.recording.frames[:3]]
     shown = {m: [s for n, s in pipeline.shown if n == m] for m in (None, "multi_frame")}
-    # As published, motion is judged over all frames; forced, what may be matched is enough.
+    # As published, motion is evaluated over all frames; forced, what may be matched is enough.
     assert shown == {None: stamps, "multi_frame": stamps}
     assert [len(frames) for frames in report.rows.values()] == [1, 1, 1]
 
@@ -268,10 +269,11 @@ def test_a_range_counts_in_metres_alone():
     assert found.metric.abs_rel == pytest.approx((0.5 + 0.5 + 40 / 40 + 10 / 70) / 4)
 
 
-# --- baselines and the verdict --------------------------------------------------------------------
+# --- what the bundle is compared with
+# --------------------------------------------------------------------
 
 
-def test_baselines_are_judged_beside_the_bundle(root: Path, bundle: Bundle):
+def test_baselines_are_evaluated_beside_the_bundle(root: Path, bundle: Bundle):
     report = evaluate_bundle(
         bundle, root, "kitti2015", baselines=True, backend="torch", device="cpu"
     )
@@ -282,7 +284,7 @@ def test_baselines_are_judged_beside_the_bundle(root: Path, bundle: Bundle):
     constant = [e.abs_rel for e in scenes.baselines[CONSTANT]]
     for name in COUNTED[1:]:
         assert [e.abs_rel for e in scenes.baselines[name]] == pytest.approx(constant, abs=1e-3)
-    truth = [scenes.judged.recording.frames[i].depth() for i in scenes.judged.judged]
+    truth = [scenes.chosen.recording.frames[i].depth() for i in scenes.chosen.positions]
     by_hand = [float(np.mean(np.abs(t / np.median(t) - 1) / (t / np.median(t)))) for t in truth]
     assert constant == pytest.approx(by_hand, abs=1e-4)
 
@@ -299,12 +301,12 @@ def scenes_report(root: Path, factor_by_row: float = 0.0, baseline: float = 0.5)
     return report
 
 
-def test_the_verdict_needs_ten_percent(root: Path):
+def test_being_better_than_baselines_needs_ten_percent(root: Path):
     report = scenes_report(root, factor_by_row=0.4)
     own = float(np.mean([f.errors.abs_rel for f in report.rows["all"]]))
     assert own > 0.05
     for baseline, passed in ((own / 0.89, True), (own / 0.91, False)):
-        outcome = verdict(scenes_report(root, factor_by_row=0.4, baseline=baseline))
+        outcome = beside_baselines(scenes_report(root, factor_by_row=0.4, baseline=baseline))
         assert outcome is not None
         assert outcome.passed == passed
         assert outcome.best_baseline == COUNTED[0]
@@ -314,18 +316,18 @@ def test_the_verdict_needs_ten_percent(root: Path):
 def test_rows_for_orientation_do_not_count(root: Path):
     report = scenes_report(root, factor_by_row=0.4)
     report.baselines[CONSTANT] = [SimpleNamespace(abs_rel=1e-6)] * 3
-    outcome = verdict(report)
+    outcome = beside_baselines(report)
     assert outcome is not None and outcome.best_abs_rel == 0.5
 
 
-def test_there_is_no_verdict_without_baselines_or_on_drives(root: Path):
+def test_there_is_no_comparison_without_baselines_or_on_drives(root: Path):
     report = scenes_report(root)
     report.baselines = {}
-    assert verdict(report) is None
+    assert beside_baselines(report) is None
     chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
     drive = evaluate_set(PretendPipeline(chosen), chosen)
     drive.baselines = {COUNTED[0]: [SimpleNamespace(abs_rel=0.5)]}
-    assert verdict(drive) is None
+    assert beside_baselines(drive) is None
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -428,7 +430,7 @@ def test_a_bare_network_in_training(root: Path):
     assert network.training and not any(network.modes)
 
 
-def test_a_prior_reaches_the_network_that_is_judged(root: Path):
+def test_a_prior_reaches_the_network_that_is_evaluated(root: Path):
     seen: list[object] = []
 
     class WithPrior(RowNetwork):
@@ -485,7 +487,7 @@ def test_model_names_are_the_pipelines():
 def test_the_shipped_bundle_looks_at_the_image(data_dir: Path):
     """At least 10 % below the best image-independent predictor on KITTI 2015."""
     report = evaluate_bundle("lite", data_dir, "kitti2015", models=["single_frame"], baselines=True)
-    outcome = verdict(report.sets[0])
+    outcome = beside_baselines(report.sets[0])
     assert outcome is not None and set(COUNTED) <= set(report.sets[0].baselines)
     assert outcome.best_abs_rel <= 0.245  # the LiDAR rows alone reach .242
     assert outcome.passed, outcome

@@ -1,4 +1,4 @@
-"""What must change no figure: the metric factor after scaling by medians, what else is judged."""
+"""What must change no figure: the metric factor after scaling by medians, other models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.share import demo_bag
-from training.comparison.compare import ERRORS, judge_model, prepare
+from training.comparison.compare import ERRORS, evaluate_frames, prepare
 from training.evaluation.evaluation import evaluate_set
 from training.evaluation.sets import drive_set, eigen_drive_sets, kitti_2015_set
 
@@ -32,7 +32,7 @@ def with_factor(bundle: Bundle, factor: float) -> Bundle:
 
 
 def first_frames(chosen: EvaluationSet, count: int) -> EvaluationSet:
-    return replace(chosen, judged=chosen.judged[:count])
+    return replace(chosen, positions=chosen.positions[:count])
 
 
 def scaled(frames: list[FrameResult]) -> list[float]:
@@ -48,7 +48,7 @@ def metric(frames: list[FrameResult]) -> float:
 def every_way(
     bundle: Bundle, chosen: EvaluationSet, backend: str, factor: float
 ) -> Iterator[tuple[str, list[float], float | None]]:
-    """(name, scaled figures, AbsRel in metres) of every way that a set is judged in."""
+    """(name, scaled figures, AbsRel in metres) of every way that a set is evaluated in."""
     pipeline = DepthPipeline(with_factor(bundle, factor), backend, "cpu")
     report = evaluate_set(pipeline, chosen, keep=False)
     for name, frames in report.rows.items():
@@ -57,7 +57,7 @@ def every_way(
     prepared = prepare("group", chosen, bundle.manifest.input_size)
     models = ["single_frame", "multi_frame"] if prepared.consecutive else ["single_frame"]
     for model in models:
-        kept = judge_model(pipeline, prepared, model)  # type: ignore[arg-type]
+        kept = evaluate_frames(pipeline, prepared, model)  # type: ignore[arg-type]
         assert kept["fell_back"] == 0
         yield f"compare {model}", [f[name] for f in kept["frames"] for name in ERRORS], None
     prior = bundle.prior() if bundle.has("prior") else None
@@ -94,7 +94,7 @@ def test_the_metric_factor_changes_no_figure_after_scaling(bundle: Bundle) -> No
     check_invariance(bundle, chosen, "torch")
 
 
-def test_what_else_is_judged_changes_nothing(bundle: Bundle) -> None:
+def test_what_else_is_evaluated_changes_nothing(bundle: Bundle) -> None:
     chosen = first_frames(drive_set(demo_bag()), 4)
     pipeline = DepthPipeline(bundle, "torch", "cpu", max_metres=25.0)
     both = evaluate_set(pipeline, chosen).rows

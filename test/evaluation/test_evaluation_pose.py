@@ -19,7 +19,7 @@ from training.commands import cli
 from training.evaluation.pose import (
     drive_errors,
     evaluate_poses,
-    judge_steps,
+    evaluate_steps,
     pose_recordings,
     predict_steps,
     trajectory,
@@ -56,7 +56,7 @@ def test_perfect_steps_of_another_scale_have_no_error():
     found = {i + 1: s @ np.diag([1, 1, 1, 1.0]) for i, s in enumerate(true)}
     for pose in found.values():
         pose[:3, 3] *= 0.25
-    report = judge_steps(drive(true), found)
+    report = evaluate_steps(drive(true), found)
     assert report.snippets.snippets == 12 - 4 + 1
     assert report.snippets.ate_mean == pytest.approx(0, abs=1e-9)
     assert report.snippets.translation_percent == pytest.approx(0, abs=1e-6)
@@ -71,7 +71,7 @@ def test_snippet_errors_by_hand():
     """Four steps ahead by 1 m, predicted to the side at the last one."""
     true = [step() for _ in range(4)]
     found = {1: step(), 2: step(), 3: step(), 4: step(x=1.0, z=0.0)}
-    report = judge_steps(drive(true), found)
+    report = evaluate_steps(drive(true), found)
     wanted = np.array([[0, 0], [0, 1], [0, 2], [0, 3], [0, 4.0]])
     predicted = np.array([[0, 0], [0, 1], [0, 2], [0, 3], [1, 3.0]])
     scale = (wanted * predicted).sum() / (predicted**2).sum()
@@ -86,7 +86,7 @@ def test_snippet_errors_by_hand():
 def test_the_angle_at_a_snippets_end():
     true = [step() for _ in range(4)]
     found = {i: step(yaw=np.radians(0.5)) for i in range(1, 5)}
-    report = judge_steps(drive(true), found)
+    report = evaluate_steps(drive(true), found)
     assert report.snippets.rotation_deg == pytest.approx(2.0)
     assert report.drive.rotation_deg_per_100m == pytest.approx(50.0)
 
@@ -94,17 +94,17 @@ def test_the_angle_at_a_snippets_end():
 def test_no_snippet_reaches_over_a_gap():
     true = [step() for _ in range(12)]
     found = {i: step() for i in range(1, 13)}
-    assert judge_steps(drive(true), found).snippets.snippets == 9
+    assert evaluate_steps(drive(true), found).snippets.snippets == 9
     # Frame 6 is missing: 0 to 5 and 7 to 12, two and two.
     parted = drive(true, missing=(6,))
-    assert judge_steps(parted, found).snippets.snippets == 4
+    assert evaluate_steps(parted, found).snippets.snippets == 4
     without = {i: s for i, s in found.items() if i not in (4, 8)}
     with pytest.raises(EvaluationError, match="no 5 frames with poses that follow"):
-        judge_steps(drive(true[:9]), without)
+        evaluate_steps(drive(true[:9]), without)
     poseless = drive(true)
     poseless.frames = [replace(f, pose=None) for f in poseless.frames]
     with pytest.raises(EvaluationError, match="way: no 5 frames"):
-        judge_steps(poseless, found)
+        evaluate_steps(poseless, found)
 
 
 def test_scale_is_the_median_and_its_wandering_is_told():
@@ -152,7 +152,7 @@ def test_steps_are_the_networks_in_metres_of_the_camera(tmp_path: Path, bundle: 
     )
 
 
-def test_one_command_judges_every_sequence(tmp_path: Path, bundle: Bundle, capsys):
+def test_one_command_evaluates_every_sequence(tmp_path: Path, bundle: Bundle, capsys):
     root = tmp_path / "kitti_odometry"
     write_sequence(root, "06")
     write_sequence(root, "09")

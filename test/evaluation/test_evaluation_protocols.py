@@ -1,4 +1,4 @@
-"""Protocols of the papers' other sets, judged end to end on small files of their layout."""
+"""Protocols of the papers' other sets, evaluated end to end on small files of their layout."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_make3d_is_shown_whole_and_quoted_by_log10(tmp_path: Path, bundle: Bundl
     entry = as_json(report)["depth"]["all"]
     assert entry["rmse_log10"] == pytest.approx(entry["rmse_log"] / np.log(10))
     assert entry["metric"]["frames"] == 2
-    truth = one.judged.recording.frames[0].depth()
+    truth = one.chosen.recording.frames[0].depth()
     again = Protocol("", max_depth=70.0).errors(one.rows["all"][0].depth, truth)
     assert again.abs_rel == pytest.approx(one.rows["all"][0].errors.abs_rel)
     from rich.console import Console
@@ -64,10 +64,10 @@ def test_cityscapes_is_cropped_and_shown_whole(tmp_path: Path, bundle: Bundle):
     for name in ("bonn_000000_000019", "bonn_000001_000019"):
         write_city(tmp_path / "cityscapes", name)
     (one,) = evaluate_bundle(bundle, tmp_path, "cityscapes", backend="torch", device="cpu").sets
-    assert one.name == "cityscapes_test" and one.judged.protocol.crop == "cityscapes"
+    assert one.name == "cityscapes_test" and one.chosen.protocol.crop == "cityscapes"
     frame = one.rows["all"][0]
     assert frame.region == (0, 0, 256, 96)
-    truth = one.judged.recording.frames[0].depth()
+    truth = one.chosen.recording.frames[0].depth()
     expected = Protocol("", crop="cityscapes").errors(frame.depth, truth)
     assert frame.errors == expected
     # Truth of 20 m everywhere: one range, and no other.
@@ -95,7 +95,7 @@ def test_improved_truth_has_its_own_folder_and_no_crop(tmp_path: Path):
     (raw / "image_02" / f"{2:010d}.png").unlink()
     (improved,), (single,) = (choose_sets(tmp_path, p) for p in ("eigen_improved", "eigen"))
     assert improved.protocol.name == "eigen_improved" and improved.protocol.crop is None
-    assert (improved.judged, single.judged) == ((0, 2), (0,))
+    assert (improved.positions, single.positions) == ((0, 2), (0,))
     assert improved.notes == ("2 of the 25 listed frames are there with depth",)
 
 
@@ -140,11 +140,11 @@ def test_truth_coarser_than_the_image_is_compared_with_its_window():
     )
     protocol, recording = PROTOCOLS["synthetic"], StoredRecording("one", [frame])
     frames = read_evaluation_frames(recording, protocol, (100, 30), [0])
-    (judged,) = evaluate(StoredDepth({0: truth[10:40] * 3}), frames, protocol)
-    assert judged.errors.abs_rel == pytest.approx(0, abs=1e-6)
-    assert judged.errors.ratio == pytest.approx(1 / 3)
-    assert judged.depth.size == 0 and judged.region == (0, 40, 400, 120) and judged.index == 7
-    assert {"moving", "static"} < set(judged.parts)
+    (result,) = evaluate(StoredDepth({0: truth[10:40] * 3}), frames, protocol)
+    assert result.errors.abs_rel == pytest.approx(0, abs=1e-6)
+    assert result.errors.ratio == pytest.approx(1 / 3)
+    assert result.depth.size == 0 and result.region == (0, 40, 400, 120) and result.index == 7
+    assert {"moving", "static"} < set(result.parts)
     assert scaled_window((0, 40, 400, 120), (400, 200), (100, 50)) == (0, 10, 100, 30)
 
 

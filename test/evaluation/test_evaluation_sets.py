@@ -1,4 +1,4 @@
-"""Which frames are judged: the Eigen list, and what is found below a data folder."""
+"""Which frames are evaluated: the Eigen list, and what is found below a data folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_eigen_list_is_complete():
     assert all(len(set(f)) == len(f) and sorted(f) == list(f) for f in listed.values())
 
 
-def test_training_drives_are_never_judged_by_accident(root: Path):
+def test_training_drives_are_never_evaluated_by_accident(root: Path):
     assert {d.name for d in find_drives(root)} == {TEST_DRIVE, TRAINING_DRIVE}
     for listed_only in (False, True):
         found = eigen_drive_sets(root, listed_only=listed_only)
@@ -47,7 +47,7 @@ def test_training_drives_are_never_judged_by_accident(root: Path):
 def test_protocols_choose_frames(root: Path):
     def chosen(protocol: str | None, data: Path = root) -> dict[str, list[int]]:
         return {
-            s.name: [s.recording.frames[i].index for i in s.judged]
+            s.name: [s.recording.frames[i].index for i in s.positions]
             for s in choose_sets(data, protocol)
         }
 
@@ -74,17 +74,17 @@ def test_crops_belong_to_the_kind_of_depth(root: Path):
     assert drive_set(drive).protocol.crop == "garg"
 
 
-def test_frames_without_depth_are_shown_but_not_judged(root: Path):
+def test_frames_without_depth_are_shown_but_not_evaluated(root: Path):
     folder = root / "kitti_raw" / "2011_09_26" / TEST_DRIVE
     (folder / "proj_depth/velodyne_raw/image_02/0000000002.png").unlink()
     (found,) = choose_sets(root, "drive")
     assert len(found.recording.frames) == 5
-    assert found.judged == (0, 1, 3, 4)
+    assert found.positions == (0, 1, 3, 4)
 
 
 @pytest.mark.parametrize("protocol", [*sorted({*PROTOCOL_SETS} - {"drive"}), None])
-def test_nothing_to_judge_is_an_error_that_says_what_was_looked_for(tmp_path: Path, protocol):
-    with pytest.raises(EvaluationError, match=r"nothing to judge.*looked for"):
+def test_nothing_to_evaluate_is_an_error_that_says_what_was_looked_for(tmp_path: Path, protocol):
+    with pytest.raises(EvaluationError, match=r"nothing to evaluate.*looked for"):
         choose_sets(tmp_path, protocol)
 
 

@@ -266,7 +266,7 @@ def test_float32_depth_under_autocast() -> None:
     assert output.depth.isfinite().all()
 
 
-def test_shapes_taps_and_interface() -> None:
+def test_shapes_strides_and_interface() -> None:
     net = _net(hypotheses=32)
 
     def is_teacher(teacher: MultiFrameNetwork) -> MultiFrameNetwork:
@@ -284,11 +284,11 @@ def test_shapes_taps_and_interface() -> None:
     assert output.depth.shape == (2, 1, H, W)
     assert output.depth_quarter.shape == output.confidence.shape == (2, 1, H // 4, W // 4)
     assert output.hypotheses.shape == output.cost.shape == (2, 32, H // 4, W // 4)
-    for stride, channels in net.tap_channels.items():
-        tap = net.tap(a, output, stride)
-        assert tap.shape == (2, channels, H // stride, W // stride)
+    for stride, channels in net.feature_channels.items():
+        features = net.features_at(a, output, stride)
+        assert features.shape == (2, channels, H // stride, W // stride)
     with pytest.raises(ValueError, match="stride 64"):
-        net.tap(a, output, 64)
+        net.features_at(a, output, 64)
 
 
 def test_refusals() -> None:

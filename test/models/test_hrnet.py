@@ -68,13 +68,13 @@ def test_fuse_layers_upsample_nearest(w18: HRNet) -> None:
         ),
     ],
 )
-def test_taps_are_as_promised(trunk, channels) -> None:
+def test_features_are_as_promised(trunk, channels) -> None:
     net = trunk().eval()
     print(f"{trunk.__name__}: {sum(p.numel() for p in net.parameters()):,} parameters")
     assert net.channels == channels
     with torch.no_grad():
-        taps = net(torch.rand(1, 3, 64, 96))
-    shapes = {s: [tuple(t.shape) for t in ts] for s, ts in taps.items()}
+        features = net(torch.rand(1, 3, 64, 96))
+    shapes = {s: [tuple(t.shape) for t in ts] for s, ts in features.items()}
     assert shapes == {s: [(1, c, 64 // s, 96 // s) for c in cs] for s, cs in channels.items()}
 
 

@@ -52,7 +52,7 @@ def reference(net: MobileNetV2, image: np.ndarray) -> dict[int, np.ndarray]:
         return tensorflow_convolution(x, weight, bias, stride, depthwise)
 
     x = np.clip(layer(2 * image - 1, "stem", 2), 0, 6)
-    at, taps, number = 2, {}, 0
+    at, features, number = 2, {}, 0
     for expansion, outputs, repeats, first in GROUPS:
         for place in range(repeats):
             stride = first if place == 0 else 1
@@ -63,8 +63,8 @@ def reference(net: MobileNetV2, image: np.ndarray) -> dict[int, np.ndarray]:
             y = layer(y, f"{name}.project")
             x = x + y if stride == 1 and len(x) == outputs else y
             at, number = at * stride, number + 1
-            taps[at] = x
-    return taps
+            features[at] = x
+    return features
 
 
 @pytest.fixture(scope="module")

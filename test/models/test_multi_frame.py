@@ -323,16 +323,16 @@ def test_several_lookup_frames() -> None:
         net.match_many(a, [], K, single)
 
 
-def test_taps_and_best() -> None:
+def test_features_and_best() -> None:
     torch.manual_seed(0)
     net = MultiFrameNet((H, W)).eval()
     current = net.features(torch.rand(2, 3, H, W))
     output = _run(net)
-    assert torch.equal(net.tap(current, output, 4), current.matching)
+    assert torch.equal(net.features_at(current, output, 4), current.matching)
     assert net.feature_shapes() == ((32, H // 4, W // 4), (32, H // 4, W // 4))
     assert output.best.shape == (2, 1, H // 4, W // 4)
     with pytest.raises(ValueError, match=r"stride 8: choose one of \[4\]"):
-        net.tap(current, output, 8)
+        net.features_at(current, output, 8)
 
 
 def test_delta_steers_the_hypotheses() -> None:

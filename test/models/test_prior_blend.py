@@ -21,9 +21,9 @@ def _prior(count: int = 40, seed: int = 0) -> Prior:
     return Prior(features, torch.rand(count, generator=generator) * 4 + 0.05)
 
 
-def _student(blend: float = 0.5, tap: int = 8) -> Student:
+def _student(blend: float = 0.5, stride: int = 8) -> Student:
     torch.manual_seed(2)
-    config = FusionConfig(tap=tap, reference_channels=8, width=16, heads=2, blend=blend)
+    config = FusionConfig(stride=stride, reference_channels=8, width=16, heads=2, blend=blend)
     return Student("hrnet_w18_small", "light", config).eval()
 
 

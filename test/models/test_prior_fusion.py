@@ -223,8 +223,8 @@ def test_alignment_hash_sees_settings_that_leave_no_trace_in_the_weights() -> No
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="no multiple"):
         FusionConfig(width=10, heads=4)
-    with pytest.raises(ValueError, match="tap"):
-        FusionConfig(tap=2)
+    with pytest.raises(ValueError, match="stride"):
+        FusionConfig(stride=2)
     with pytest.raises(ValueError, match="depth_input"):
         FusionConfig(depth_input="linear")
     with pytest.raises(ValueError, match="temperature"):
@@ -234,7 +234,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="built for 32"):
         _fusion().project_keys(torch.zeros(5, 31))
     with pytest.raises(ValueError, match="unknown fusion settings"):
-        FusionConfig.from_dict({"taps": 16})
+        FusionConfig.from_dict({"strides": 16})
     with pytest.raises(ValueError, match=r"expected \(4,\)"):
         Prior(torch.zeros(4, 3), torch.zeros(5))
     with pytest.raises(ValueError, match="not"):
@@ -244,8 +244,8 @@ def test_refusals() -> None:
 
 
 def test_config_round_trip() -> None:
-    config = FusionConfig(tap=8, heads=2, temperature=0.3, depth_hint=False)
-    old = {"tap": 16, "reference_channels": 32, "width": 64, "heads": 4, "depth_input": "log"}
+    config = FusionConfig(stride=8, heads=2, temperature=0.3, depth_hint=False)
+    old = {"stride": 16, "reference_channels": 32, "width": 64, "heads": 4, "depth_input": "log"}
     assert FusionConfig.from_dict(old) == FusionConfig()
     assert FusionConfig.from_dict(config.to_dict()) == config
 

@@ -39,12 +39,12 @@ def test_lite_student_is_small() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("tap", [8, 16])
-def test_fresh_fusion_changes_no_bit(training: bool, tap: int) -> None:
+@pytest.mark.parametrize("stride", [8, 16])
+def test_fresh_fusion_changes_no_bit(training: bool, stride: int) -> None:
     torch.manual_seed(5)
     plain = Student("hrnet_w18_small", "light").train(training)
     torch.manual_seed(5)
-    fused = Student("hrnet_w18_small", "light", FusionConfig(tap=tap)).train(training)
+    fused = Student("hrnet_w18_small", "light", FusionConfig(stride=stride)).train(training)
     image = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         expected, found = plain(image), fused(image, _prior())
@@ -114,26 +114,28 @@ def test_channels_last_and_bfloat16_keep_the_result_close() -> None:
     assert (found[0] - expected).abs().mean() < 0.05 * expected.mean()
 
 
-@pytest.mark.parametrize("tap", [4, 8, 16, 32])
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
 @pytest.mark.parametrize(("trunk", "decoder"), [(t, d) for t in TRUNKS for d in DECODERS])
-def test_every_tap_works_with_every_trunk_and_decoder(trunk: str, decoder: str, tap: int) -> None:
+def test_every_stride_works_with_every_trunk_and_decoder(
+    trunk: str, decoder: str, stride: int
+) -> None:
     torch.manual_seed(10)
-    config = FusionConfig(tap=tap, width=16, heads=2)
-    if tap not in TRUNKS[trunk]().channels:
-        with pytest.raises(ValueError, match=f"no features at stride {tap}"):
+    config = FusionConfig(stride=stride, width=16, heads=2)
+    if stride not in TRUNKS[trunk]().channels:
+        with pytest.raises(ValueError, match=f"no features at stride {stride}"):
             Student(trunk, decoder, config)
         return
     net = Student(trunk, decoder, config).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         features = net.fusion_features(image)
-        assert features.shape == (1, sum(net.trunk.channels[tap]), 64 // tap, 64 // tap)
+        assert features.shape == (1, sum(net.trunk.channels[stride]), 64 // stride, 64 // stride)
         plain = net(image, scales=(0,)).disparity[0]
         assert torch.equal(net(image, _prior(), scales=(0,)).disparity[0], plain)
     net.requires_grad_(False)
     torch.nn.init.normal_(net.fusion.out.weight, std=0.05).requires_grad_(True)
     output = net(image, _prior(), scales=(0,))
-    assert output.prior_inverse_depth.shape == (1, 1, 64 // tap, 64 // tap)
+    assert output.prior_inverse_depth.shape == (1, 1, 64 // stride, 64 // stride)
     # Without batch statistics random deep networks saturate; a gradient says that it arrives.
     net.train()(image.repeat(2, 1, 1, 1), _prior(), scales=(0,)).disparity[0].sum().backward()
     net.eval()

@@ -155,8 +155,8 @@ def test_resnet18_trunk_is_timms() -> None:
     }
     assert tuple(state["layer2.0.downsample.0.weight"].shape) == (128, 64, 1, 1)
     assert tuple(state["layer4.1.bn2.running_var"].shape) == (512,)
-    taps = net.eval()(torch.rand(1, 3, 64, 96))
-    shapes = {s: [tuple(t.shape[1:]) for t in ts] for s, ts in taps.items()}
+    features = net.eval()(torch.rand(1, 3, 64, 96))
+    shapes = {s: [tuple(t.shape[1:]) for t in ts] for s, ts in features.items()}
     assert shapes == {
         2: [(64, 32, 48)],
         4: [(64, 16, 24)],

@@ -113,8 +113,8 @@ def test_cues_are_what_they_are_said_to_be() -> None:
     single = (multi * np.exp(rng.normal(0, 0.1, multi.shape))).astype(np.float32)
     found = cues(single, multi)
     log = -np.log(multi.astype(np.float64))
-    taps = np.exp(-(np.arange(-8, 9) ** 2) / (2 * 2.0**2))
-    kernel = np.outer(taps, taps) / taps.sum() ** 2
+    weights = np.exp(-(np.arange(-8, 9) ** 2) / (2 * 2.0**2))
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
     residual = np.full(log.shape, np.nan)
     for y in range(8, 32):
         for x in range(8, 36):
@@ -153,7 +153,7 @@ def test_the_logistic_model_is_what_it_is_said_to_be(multi: bool, entropy: bool)
     assert np.allclose(combine(single, other, entropy=spread), 1 / (1 + np.exp(-logit)), atol=1e-5)
 
 
-def test_wide_depth_is_judged_at_one_width() -> None:
+def test_wide_depth_is_rated_at_one_width() -> None:
     """Twice the pixels of the same scene: the same confidence, as windows count in pixels."""
     inverse = road(CUE_WIDTH, 96)
     inverse[40:60, 100:140] = 2.0

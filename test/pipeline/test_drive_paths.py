@@ -134,7 +134,7 @@ def test_a_bag_and_a_folder_of_different_sizes_make_one_batch(root: Path, here: 
     data = Data.model_validate({"drives": drives, "memory": 0})
     source = load_data(root, data, SMALL, 10.0, (120, 48)).training
     batch = source.batch(12, np.random.default_rng(0))
-    assert batch.rich is not None
-    assert batch.rich.shape == (12, 3, 3, 48, 120)
+    assert batch.teacher_images is not None
+    assert batch.teacher_images.shape == (12, 3, 3, 48, 120)
     assert torch.equal(batch.known, batch.drive == 1)
     assert {0, 1} == set(batch.drive.tolist())

@@ -23,7 +23,7 @@ def test_the_budget_in_words() -> None:
         guard.record_duration(milliseconds, 100.0)
     assert guard.fault() == "budget"
     assert guard.detail == "125 ms a frame (median), budget 100 ms"
-    assert guard.median_ms is None  # a new attempt is judged by its own frames
+    assert guard.median_ms is None  # a new attempt is measured by its own frames
 
 
 def pause_after(guard: MultiFrameGuard, milliseconds: float) -> int:
@@ -63,11 +63,11 @@ def test_no_budget() -> None:
     assert guard.fault() is None
 
 
-@pytest.mark.parametrize(("forgiven", "left"), [("budget", None), ("memory", "budget")])
-def test_forgiving_ends_only_its_own_pause(forgiven: str, left: str | None) -> None:
+@pytest.mark.parametrize(("ended", "left"), [("budget", None), ("memory", "budget")])
+def test_the_end_of_a_pause_ends_only_its_own(ended: str, left: str | None) -> None:
     guard = MultiFrameGuard()
     guard.failed("budget", "slow")
-    guard.end_pause(forgiven)  # type: ignore[arg-type]
+    guard.end_pause(ended)  # type: ignore[arg-type]
     assert guard.fault() == left
 
 

@@ -345,19 +345,19 @@ def test_a_failing_pose_network_does_not_hide_the_depth(
 
 def test_a_budget_that_follows_the_camera(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = DepthPipeline(bundle, "torch", "cpu", time_budget_ms="auto")
-    took: list[float | None] = []
-    monkeypatch.setattr(pipeline.guard, "record_duration", lambda _, budget: took.append(budget))
+    budgets: list[float | None] = []
+    monkeypatch.setattr(pipeline.guard, "record_duration", lambda _, budget: budgets.append(budget))
     drive(pipeline, [MOVING] * 8)
     # Told of no arrivals, it goes by the frames: 100 ms, as soon as there are five intervals.
-    assert took[:4] == [None] * 4
-    assert took[4:] == pytest.approx([BUDGET_SHARE * 100] * 3)
+    assert budgets[:4] == [None] * 4
+    assert budgets[4:] == pytest.approx([BUDGET_SHARE * 100] * 3)
     pipeline.reset()
-    took.clear()
+    budgets.clear()
     for i in range(40):  # the camera is three times as fast as the frames that are taken
         pipeline.frame_rate.saw(i * TENTH // 3)
         if i % 3 == 0:
             pipeline.process(view(i // 3), i * TENTH // 3, MOVING)
-    assert took[-1] == pytest.approx(BUDGET_SHARE * 100 / 3, rel=1e-6)
+    assert budgets[-1] == pytest.approx(BUDGET_SHARE * 100 / 3, rel=1e-6)
 
 
 def test_too_slow_for_the_camera(bundle: Bundle) -> None:

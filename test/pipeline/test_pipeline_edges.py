@@ -92,7 +92,7 @@ def test_a_factor_that_is_far_off_can_be_found(pipeline: DepthPipeline, source: 
     assert pipeline.scale.metres_per_unit > 1.1 * before
 
 
-def test_once_it_is_found_it_judges_the_pose_network(
+def test_once_it_is_found_it_checks_the_pose_network(
     pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.scale = OdometryScale(FixedScale(METRES_PER_UNIT), FilterSettings(limit=100.0))

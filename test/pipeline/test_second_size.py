@@ -13,7 +13,7 @@ from training_files import SMALL, TRAINING_NAMES, damage, write_moving_drive
 
 from depth_prior_ros.recordings.base import CorruptFrameError, Frame
 from training.data.batch import TripletBatch
-from training.data.drives import add_rich
+from training.data.drives import add_teacher_images
 from training.data.frames import FrameStores, LastImage, LazyFrames, MemoryFrames, Window
 from training.data.sources import LoadedData, load_data
 from training.data.triplets import TripletSource, load_triplets
@@ -23,7 +23,7 @@ from training.recipes.data import Data, Drive
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVES = tuple(f"kitti_raw/2011_09_26/{name}" for name in TRAINING_NAMES)
-RICH = (2 * SMALL[0], 2 * SMALL[1])
+LARGE = (2 * SMALL[0], 2 * SMALL[1])
 STORES: dict[str, dict[str, Any]] = {
     "memory": {},
     "lazy": {"memory": 0},
@@ -39,11 +39,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(
-    root: Path, rich: tuple[int, int] | None = RICH, drives: int = 1, **options: Any
+    root: Path, large: tuple[int, int] | None = LARGE, drives: int = 1, **options: Any
 ) -> TripletSource:
     entries = [{"path": path} for path in DRIVES[:drives]]
     data = Data.model_validate({"drives": entries, **options})
-    return load_data(root, data, SMALL, 10.0, rich).training
+    return load_data(root, data, SMALL, 10.0, large).training
 
 
 def write_two(root: Path) -> None:
@@ -54,16 +54,16 @@ def write_two(root: Path) -> None:
 def assert_same(a: TripletBatch, b: TripletBatch) -> None:
     for name, value in vars(a).items():
         if value is None:
-            assert getattr(b, name) is None or name in ("rich", "rich_K"), name
-        elif name not in ("rich", "rich_K", "travel"):
+            assert getattr(b, name) is None or name in ("teacher_images", "teacher_K"), name
+        elif name not in ("teacher_images", "teacher_K", "travel"):
             assert torch.equal(value, getattr(b, name)), name
     torch.testing.assert_close(a.travel, b.travel, equal_nan=True)
 
 
-def assert_rich_fits(batch: TripletBatch) -> None:
+def assert_teacher_images_fit(batch: TripletBatch) -> None:
     """Both sizes show the same frames in the same order, mirrored alike."""
-    assert batch.rich is not None
-    smaller = F.avg_pool2d(batch.rich.flatten(0, 1), 2)
+    assert batch.teacher_images is not None
+    smaller = F.avg_pool2d(batch.teacher_images.flatten(0, 1), 2)
     assert (smaller - batch.images.flatten(0, 1)).abs().max() < 2.5 / 255
 
 
@@ -98,25 +98,25 @@ def test_a_second_size_changes_no_draw_and_shows_the_same(
         a, b = plain.batch(6, one), both.batch(6, other)
         assert one.random() == other.random()
         assert_same(a, b)
-        assert a.rich is None
-        assert a.rich_K is None
-        assert b.rich is not None
+        assert a.teacher_images is None
+        assert a.teacher_K is None
+        assert b.teacher_images is not None
         torch.testing.assert_close(b.images, recorded(both, b, SMALL))
-        torch.testing.assert_close(b.rich, recorded(both, b, RICH))
+        torch.testing.assert_close(b.teacher_images, recorded(both, b, LARGE))
     assert b.mirrored.any()
     assert not b.mirrored.all()
     assert set(b.drive.tolist()) == {0, 1}
 
 
-def test_rich_intrinsics_are_those_of_its_pixels(tmp_path: Path) -> None:
+def test_second_intrinsics_are_those_of_its_pixels(tmp_path: Path) -> None:
     write_two(tmp_path)
     batch = load(tmp_path, (150, 90), drives=2).batch(12, np.random.default_rng(0))
-    assert batch.rich_K is not None
+    assert batch.teacher_K is not None
     scale = torch.tensor([[150 / 124], [90 / 38], [1]])
     K = scale * torch.tensor([[72.15, 0, 61], [0, 72.15, 17], [0, 0, 1]])
     mirrored = K.clone()
     mirrored[0, 2] = 149 - K[0, 2]
-    for flipped, found in zip(batch.mirrored, batch.rich_K, strict=True):
+    for flipped, found in zip(batch.mirrored, batch.teacher_K, strict=True):
         torch.testing.assert_close(found, mirrored if flipped else K)
 
 
@@ -125,9 +125,9 @@ def test_crop_is_of_both_sizes(tmp_path: Path) -> None:
     crop = Drive(path=DRIVES[0], crop=(0.25, 0.0, 0.25, 0.5))
     source = load_triplets(tmp_path, [crop], (31, 19), 10.0, (62, 38))
     batch = source.batch(4, np.random.default_rng(1))
-    assert_rich_fits(batch)
+    assert_teacher_images_fit(batch)
     (sequence,) = source.sequences
-    np.testing.assert_allclose(sequence.rich_K, [[72.15, 0, 30], [0, 144.3, 34], [0, 0, 1]])
+    np.testing.assert_allclose(sequence.teacher_K, [[72.15, 0, 30], [0, 144.3, 34], [0, 0, 1]])
 
 
 def test_a_part_and_a_batch_elsewhere_are_whole(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_part_and_a_batch_elsewhere_are_whole(tmp_path: Path) -> None:
     moved = whole.to(torch.device("meta"))
     assert all(getattr(moved, name).device.type == "meta" for name in told)
     plain = load(tmp_path, None).batch(2, np.random.default_rng(5)).to(torch.device("meta"))
-    assert plain.rich is None
+    assert plain.teacher_images is None
     assert plain.drive.device.type == "meta"
 
 
@@ -153,7 +153,7 @@ def test_a_batch_made_by_hand_names_no_triplet() -> None:
     assert batch.drive.tolist() == batch.triplet.tolist() == [-1, -1, -1]
     assert batch.drive.dtype == batch.triplet.dtype == torch.int64
     assert batch.mirrored.tolist() == [False, False, False]
-    assert batch.rich is None
+    assert batch.teacher_images is None
 
 
 # --- single triplets ------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ def test_every_triplet_by_its_number_is_as_recorded(here: Path, kind: str) -> No
     for drive, triplet in source.index:
         one = source.triplet(drive, triplet)
         assert (one.drive.item(), one.triplet.item(), one.mirrored.item()) == (drive, triplet, 0)
-        assert one.rich is not None
+        assert one.teacher_images is not None
         torch.testing.assert_close(one.images, recorded(source, one, SMALL))
-        torch.testing.assert_close(one.rich, recorded(source, one, RICH))
+        torch.testing.assert_close(one.teacher_images, recorded(source, one, LARGE))
         assert torch.equal(one.inputs, one.images)
 
 
@@ -187,15 +187,15 @@ def test_a_drawn_sample_is_the_triplet_that_it_names(tmp_path: Path) -> None:
 def test_without_the_second_size_nothing_of_it_is_read(tmp_path: Path) -> None:
     write_moving_drive(tmp_path)
     source = load(tmp_path, memory=0)
-    light = source.without_rich()
-    store = source.sequences[0].rich
+    light = source.without_teacher_images()
+    store = source.sequences[0].teacher_images
     assert isinstance(store, LazyFrames)
     store.read = lambda position: pytest.fail("read")
     batch = light.batch(4, np.random.default_rng(3))
-    assert batch.rich is None
+    assert batch.teacher_images is None
     assert light.index == source.index
-    assert not light.has_rich
-    assert source.has_rich
+    assert not light.has_teacher_images
+    assert source.has_teacher_images
 
 
 # --- where the pictures are kept ------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_an_image_is_decoded_once_for_both_sizes(tmp_path: Path) -> None:
     frames = load(tmp_path).sequences[0].travel.frames
     asked: list[int] = []
     once = LastImage().decode_once([_counting(frame, asked) for frame in frames])
-    for window in (Window(SMALL), Window(RICH), Window(SMALL)):
+    for window in (Window(SMALL), Window(LARGE), Window(SMALL)):
         expected = window.apply(frames[3].image())
         np.testing.assert_array_equal(window.apply(once[3].image()), expected)
     assert asked == [3]
@@ -250,7 +250,7 @@ def test_the_second_size_gets_the_memory_that_is_left(tmp_path: Path) -> None:
     for memory, first, second in ((8, True, True), (4, True, False), (1, False, False)):
         source = load(tmp_path, large, drives=2, memory=memory)
         assert all(isinstance(s.images, MemoryFrames) for s in source.sequences)
-        found = [isinstance(s.rich, MemoryFrames) for s in source.sequences]
+        found = [isinstance(s.teacher_images, MemoryFrames) for s in source.sequences]
         assert found == [first, second]
 
 
@@ -267,10 +267,10 @@ def test_both_sizes_have_their_file_in_the_cache(here: Path) -> None:
 def test_the_same_size_twice_is_one_store(tmp_path: Path) -> None:
     write_moving_drive(tmp_path)
     source = load(tmp_path, SMALL)
-    assert source.sequences[0].rich is source.sequences[0].images
+    assert source.sequences[0].teacher_images is source.sequences[0].images
     batch = source.batch(3, np.random.default_rng(0))
-    assert batch.rich is not None
-    assert torch.equal(batch.rich, batch.images)
+    assert batch.teacher_images is not None
+    assert torch.equal(batch.teacher_images, batch.images)
 
 
 def test_held_out_triplets_have_one_size(tmp_path: Path) -> None:
@@ -278,10 +278,10 @@ def test_held_out_triplets_have_one_size(tmp_path: Path) -> None:
     data = Data.model_validate(
         {"kitti_raw": {"cameras": [2], "drop_static": "none"}, "split": {"validation_share": 0.4}}
     )
-    loaded: LoadedData = load_data(tmp_path, data, SMALL, 10.0, RICH)
-    assert loaded.training.has_rich
+    loaded: LoadedData = load_data(tmp_path, data, SMALL, 10.0, LARGE)
+    assert loaded.training.has_teacher_images
     assert loaded.validation is not None
-    assert loaded.validation.batch(2, np.random.default_rng(0)).rich is None
+    assert loaded.validation.batch(2, np.random.default_rng(0)).teacher_images is None
 
 
 # --- corrupt frames -------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_what_replaces_a_corrupt_triplet_is_the_same_in_both_sizes(
     for step in range(4):
         batch = both.batch(8, np.random.default_rng(step))
         assert_same(plain.batch(8, np.random.default_rng(step)), batch)
-        assert_rich_fits(batch)
+        assert_teacher_images_fit(batch)
         torch.testing.assert_close(batch.images, recorded(both, batch, SMALL))
         shown = {i for n in batch.triplet.tolist() for i in both.sequences[0].triplets[n]}
         assert 5 not in shown
@@ -310,7 +310,7 @@ def test_a_frame_that_only_the_second_size_cannot_read_is_replaced_in_both(tmp_p
     drive = write_moving_drive(tmp_path, numbers=range(12))
     source = load(tmp_path, (620, 190), memory=1)
     assert isinstance(source.sequences[0].images, MemoryFrames)
-    assert isinstance(source.sequences[0].rich, LazyFrames)
+    assert isinstance(source.sequences[0].teacher_images, LazyFrames)
     damage(drive / "image_02" / "data" / f"{5:010d}.png")
     expected = load(tmp_path, None, memory=0)
     for step in range(4):
@@ -327,7 +327,7 @@ def test_frames_found_corrupt_while_the_second_size_is_read_lose_their_triplets(
     source = load_data(here, data, SMALL, 10.0).training
     (sequence,) = source.sequences
     damage(drive / "image_02" / "data" / f"{5:010d}.png")
-    left_out = add_rich(sequence, data.drives[0], FrameStores(RICH))
+    left_out = add_teacher_images(sequence, data.drives[0], FrameStores(LARGE))
     assert len(left_out) == 1
     assert f"{5:010d}" in left_out[0]
     assert len(sequence.triplets) == 7
@@ -369,11 +369,11 @@ def test_poses_and_intrinsics_of_a_rendered_bag_fit_its_exact_depth() -> None:
     far = [street.travels(frames)[0] for frames in street.triplets]
     batch = source.triplet(0, int(np.argmax(far)))  # where the camera moves most
     assert batch.known.all()
-    assert batch.rich is not None
-    assert batch.rich_K is not None
+    assert batch.teacher_images is not None
+    assert batch.teacher_K is not None
     middle = street.triplets[int(batch.triplet)][1]
     truth = torch.from_numpy(street.travel.frames[middle].depth())[None, None] / 10.0
-    for images, K in ((batch.images, batch.K), (batch.rich, batch.rich_K)):
+    for images, K in ((batch.images, batch.K), (batch.teacher_images, batch.teacher_K)):
         depth = F.interpolate(truth, images.shape[-2:], mode="nearest-exact")
         before, target, after = images.unbind(1)
         sources, seen = torch.stack([before, after]), (depth > 0).expand_as(target)
@@ -388,9 +388,9 @@ def test_poses_and_intrinsics_of_a_rendered_bag_fit_its_exact_depth() -> None:
 def test_real_frames_at_two_sizes(data_dir: Path) -> None:
     entry = {"path": "kitti_raw/2011_09_26/2011_09_26_drive_0039_sync"}
     data = Data.model_validate({"drives": [entry], "memory": 0, "workers": 2})
-    source = load_data(data_dir, data, SMALL, 10.0, RICH).training
+    source = load_data(data_dir, data, SMALL, 10.0, LARGE).training
     batch = source.batch(3, np.random.default_rng(0))
-    assert_rich_fits(batch)
-    assert batch.rich_K is not None
+    assert_teacher_images_fit(batch)
+    assert batch.teacher_K is not None
     plain = ~batch.mirrored
-    torch.testing.assert_close(batch.rich_K[plain, :2], 2 * batch.K[plain, :2])
+    torch.testing.assert_close(batch.teacher_K[plain, :2], 2 * batch.K[plain, :2])

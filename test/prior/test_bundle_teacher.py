@@ -179,31 +179,33 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write(path, TALL, ("multi_frame", "pose"), multi_frame=settings)
 
 
-@pytest.mark.parametrize(("tap", "channels"), [(2, 64), (4, 64), (8, 128), (32, 512)])
-def test_a_cost_volume_network_has_several_taps(volume: Bundle, tap: int, channels: int) -> None:
+@pytest.mark.parametrize(("stride", "channels"), [(2, 64), (4, 64), (8, 128), (32, 512)])
+def test_a_cost_volume_network_has_several_strides(
+    volume: Bundle, stride: int, channels: int
+) -> None:
     bundle = volume
-    teacher = BundleTeacher(bundle, tap=tap)
+    teacher = BundleTeacher(bundle, stride=stride)
     images, K, poses, known = triplets(size=TALL)
     view = teacher.look(images, K, poses, known)
-    assert (teacher.identity.tap, teacher.identity.channels) == (tap, channels)
-    assert view.features.shape == (2, channels, TALL[1] // tap, TALL[0] // tap)
-    assert view.inverse_depth.shape == (2, 1, TALL[1] // tap, TALL[0] // tap)
+    assert (teacher.identity.stride, teacher.identity.channels) == (stride, channels)
+    assert view.features.shape == (2, channels, TALL[1] // stride, TALL[0] // stride)
+    assert view.inverse_depth.shape == (2, 1, TALL[1] // stride, TALL[0] // stride)
     assert (view.inverse_depth > 0).all()
-    if tap == 8:
+    if stride == 8:
         blocks = torch.nn.functional.avg_pool2d(1 / view.depth, 8)
         torch.testing.assert_close(view.inverse_depth, blocks)
 
 
-@pytest.mark.parametrize(("tap", "channels"), [(4, 16), (16, 64)])
-def test_without_multi_frame_network_the_trunk_is_tapped(
-    tmp_path: Path, tap: int, channels: int
+@pytest.mark.parametrize(("stride", "channels"), [(4, 16), (16, 64)])
+def test_without_multi_frame_network_the_trunk_gives_the_features(
+    tmp_path: Path, stride: int, channels: int
 ) -> None:
     bundle = write(tmp_path / "b")
     images, K, *_ = triplets()
-    teacher = BundleTeacher(bundle, tap=tap)
+    teacher = BundleTeacher(bundle, stride=stride)
     view = teacher.look(images, K)
     trunk = bundle.student().trunk(images[:, 1])
-    torch.testing.assert_close(view.features, torch.cat(trunk[tap], 1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(view.features, torch.cat(trunk[stride], 1), rtol=1e-3, atol=1e-4)
     assert teacher.identity.channels == view.features.shape[1] >= channels
     torch.testing.assert_close(view.depth, single_depth(bundle, images[:, 1]), rtol=1e-3, atol=1e-4)
     assert view.motions is None
@@ -216,8 +218,8 @@ def test_decoder_features_are_what_its_disparity_is_made_of(
 ) -> None:
     bundle = write(tmp_path / "b", parts=parts)
     images, K, *_ = triplets()
-    teacher = BundleTeacher(bundle, tap=4, features="decoder")
-    encoder = BundleTeacher(bundle, tap=4)
+    teacher = BundleTeacher(bundle, stride=4, features="decoder")
+    encoder = BundleTeacher(bundle, stride=4)
     view, other = teacher.look(images, K), encoder.look(images, K)
     student = bundle.student()
     disparity = student(images[:, 1], scales=(2,)).disparity[2]
@@ -241,7 +243,7 @@ def test_a_pose_network_alone_gives_motions(tmp_path: Path) -> None:
 def test_identity_is_of_all_that_decides(bundle: Bundle, tmp_path: Path) -> None:
     first = BundleTeacher(bundle).identity
     assert (first.name, first.kind, first.size) == ("tiny", "bundle", TINY_SIZE)
-    assert (first.tap, first.channels, first.licence) == (4, 32, "Apache-2.0")
+    assert (first.stride, first.channels, first.licence) == (4, 32, "Apache-2.0")
     assert BundleTeacher(bundle, lookup=(1, -1)).identity == first
     assert BundleTeacher(bundle, metres_per_unit=METRES_PER_UNIT).identity == first
     assert BundleTeacher(make_tiny_bundle(tmp_path / "copy")).identity == first
@@ -251,13 +253,13 @@ def test_identity_is_of_all_that_decides(bundle: Bundle, tmp_path: Path) -> None
         BundleTeacher(make_tiny_bundle(tmp_path / "other", seed=7)),
     ]
     assert len({first.sha256, *(other.identity.sha256 for other in others)}) == 4
-    assert TeacherIdentity.from_dict(first.to_dict()) == first
+    assert TeacherIdentity.of(first.to_dict()) == first
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tap": 8}, r"no features at stride 8: choose one of \[4\]"),
+        ({"stride": 8}, r"no features at stride 8: choose one of \[4\]"),
         ({"lookup": ()}, "lookup"),
         ({"lookup": (-2,)}, r"lookup \[-2\]: -1 \(previous\), 1 \(next\), or both"),
         ({"size": (192, 64)}, "its input is 96x32 and cannot be 192x64"),

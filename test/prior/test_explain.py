@@ -51,7 +51,9 @@ def explicit_weights(reader: PriorReader, image: torch.Tensor, branch: str) -> n
     fusion, student = reader.fusion.double(), reader.student.double()
     try:
         with torch.no_grad():
-            features = torch.cat(student.trunk(image.double())[fusion.config.tap], 1)[0].flatten(1)
+            features = torch.cat(student.trunk(image.double())[fusion.config.stride], 1)[0].flatten(
+                1
+            )
             f = reader.prior.features.double()
             if branch == "pixel_wise":
                 q = fusion.query.weight[:, :, 0, 0] @ features + fusion.query.bias[:, None]

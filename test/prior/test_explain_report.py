@@ -112,7 +112,7 @@ def test_the_page(bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
     page = self_contained(out.read_text(encoding="utf-8"))
     sizes = [picture.shape for picture in page.images()]
     assert sizes.count((MAP[1], MAP[0], 3)) == 3  # maps of places, depth and weight
-    assert sizes.count((2, 6, 3)) == 2  # neighbours by cell of the student's tap, a branch each
+    assert sizes.count((2, 6, 3)) == 2  # neighbours by cell of the student's stride, a branch each
     assert sizes.count((BINS, BINS, 3)) == 1  # looked up against predicted
     assert len(sizes) > 9  # and the source images that are there
     for words in (

@@ -124,7 +124,7 @@ def test_a_larger_second_size_is_what_the_teacher_sees(tmp_path: Path) -> None:
     write_moving_drive(tmp_path, numbers=range(8))
     path = "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"
     data = Data(drives=(Drive(path=path),))
-    both = load_data(tmp_path, data, (64, 32), 10.0, rich_size=SIZE).training
+    both = load_data(tmp_path, data, (64, 32), 10.0, teacher_size=SIZE).training
     alone = load_data(tmp_path, data, SIZE, 10.0).training
     a, b = extract(tmp_path / "a", data=both), extract(tmp_path / "b", data=alone)
     assert files(a.folder) == files(b.folder)
@@ -452,8 +452,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 RECIPE = """
 size: [64, 32]
 metres_per_unit: 20.0
-networks: {{fusion: {{tap: 16, width: 16, heads: 2}}}}
-rich: {{teacher: {root}/teacher}}
+networks: {{fusion: {{stride: 16, width: 16, heads: 2}}}}
+teacher: {{model: {root}/teacher}}
 data: {{root: {root}/data, drives: [{{path: kitti_raw/2011_09_26/2011_09_26_drive_0001_sync}}]}}
 stages:
   - {{kind: reference, triplets: 8, per_image: 50, shard_images: 3}}

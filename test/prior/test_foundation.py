@@ -181,12 +181,14 @@ def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
 @needs_transformers
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("tap", [4, 8])
-def test_views_have_the_shapes_of_the_tap(models: dict[str, Path], name: str, tap: int) -> None:
-    teacher = open_teacher(f"hf:{models[name]}", size=SIZE, tap=tap)
+@pytest.mark.parametrize("stride", [4, 8])
+def test_views_have_the_shapes_of_the_stride(
+    models: dict[str, Path], name: str, stride: int
+) -> None:
+    teacher = open_teacher(f"hf:{models[name]}", size=SIZE, stride=stride)
     view = teacher.look(*pictures())
     identity = teacher.identity
-    grid = (SIZE[1] // tap, SIZE[0] // tap)
+    grid = (SIZE[1] // stride, SIZE[0] // stride)
     assert view.features.shape == (2, identity.channels, *grid)
     assert view.inverse_depth.shape == (2, 1, *grid)
     assert view.depth.shape == (2, 1, SIZE[1], SIZE[0])
@@ -195,7 +197,7 @@ def test_views_have_the_shapes_of_the_tap(models: dict[str, Path], name: str, ta
         assert tensor.isfinite().all() and not tensor.requires_grad
     assert (view.inverse_depth > 0).all() and (view.depth > 0).all()
     assert view.features.std() > 0
-    assert (identity.kind, identity.tap, identity.size) == ("foundation", tap, SIZE)
+    assert (identity.kind, identity.stride, identity.size) == ("foundation", stride, SIZE)
     assert (identity.name, identity.licence) == (models[name].name, "cc-by-nc-4.0")
 
 
@@ -231,10 +233,10 @@ def test_the_model_is_shown_the_middle_picture_as_it_expects_it(models: dict[str
     from transformers import AutoModelForDepthEstimation
 
     model = AutoModelForDepthEstimation.from_pretrained(models["metric"])
-    size = (84, 56)  # fits the patches, and the tap: nothing is resized
+    size = (84, 56)  # fits the patches, and the stride: nothing is resized
     images, K = pictures(size=(88, 56))
     images = images[..., :84].contiguous()
-    teacher = open_teacher(f"hf:{models['metric']}", size=size, tap=4)
+    teacher = open_teacher(f"hf:{models['metric']}", size=size, stride=4)
     view = teacher.look(images, K)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     with torch.no_grad():
@@ -266,13 +268,13 @@ def test_a_picture_without_any_depth_is_finite(models: dict[str, Path]) -> None:
 
 
 @needs_transformers
-def test_without_a_neck_the_patches_are_tapped(
+def test_without_a_neck_the_patches_give_the_features(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training.prior.teachers import foundation
 
     monkeypatch.setattr(foundation, "_NECKS", ())
-    teacher = open_teacher(f"hf:{models['depth_anything']}", size=(112, 64), tap=16)
+    teacher = open_teacher(f"hf:{models['depth_anything']}", size=(112, 64), stride=16)
     assert teacher.identity.channels == 16
     images, K = pictures(size=(112, 64))
     grid = teacher._grid(  # type: ignore[attr-defined]
@@ -300,7 +302,7 @@ def test_identity_is_of_all_that_decides(models: dict[str, Path], tmp_path: Path
     save_file(weights, changed / "model.safetensors", {"format": "pt"})
     others = [
         open_teacher(spec),
-        open_teacher(spec, size=SIZE, tap=8),
+        open_teacher(spec, size=SIZE, stride=8),
         open_teacher(spec, size=SIZE, metric=False),
         open_teacher(spec, size=SIZE, metres_per_unit=10.0),
         open_teacher(f"hf:{changed}", size=SIZE),
@@ -388,12 +390,14 @@ def test_what_is_no_depth_model_is_refused(models: dict[str, Path], tmp_path: Pa
 
 
 @needs_transformers
-@pytest.mark.parametrize(("size", "tap"), [((98, 64), 4), (SIZE, 5), (SIZE, 64)])
-def test_a_tap_that_does_not_fit_is_refused(
-    models: dict[str, Path], size: tuple[int, int], tap: int
+@pytest.mark.parametrize(("size", "stride"), [((98, 64), 4), (SIZE, 5), (SIZE, 64)])
+def test_a_stride_that_does_not_fit_is_refused(
+    models: dict[str, Path], size: tuple[int, int], stride: int
 ) -> None:
-    with pytest.raises(TeacherError, match=f"no features at stride {tap} of {size[0]}x{size[1]}"):
-        open_teacher(f"hf:{models['dpt']}", size=size, tap=tap)
+    with pytest.raises(
+        TeacherError, match=f"no features at stride {stride} of {size[0]}x{size[1]}"
+    ):
+        open_teacher(f"hf:{models['dpt']}", size=size, stride=stride)
 
 
 @needs_transformers
@@ -405,7 +409,9 @@ def test_nothing_is_fetched_unless_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with pytest.raises(TeacherError, match=r"nothing is downloaded unless asked.*rich.fetch: true"):
+    with pytest.raises(
+        TeacherError, match=r"nothing is downloaded unless asked.*teacher.fetch: true"
+    ):
         open_teacher("hf:nobody/has-this-model")
 
 

@@ -31,7 +31,7 @@ from training.runs.run import Run, run_recipe
 
 SIZE = [64, 32]
 STEP = {"steps": 2, "batch": 2, "synthetic_batch": 0, "warm_up": 0}
-GUIDED = {"view": "rich", "consistency": 0.1, "masked": True, "auxiliary": 0.1}
+GUIDED = {"view": "teacher", "consistency": 0.1, "masked": True, "auxiliary": 0.1}
 STAGES: list[dict[str, Any]] = [
     {"kind": "reference", "triplets": 4, "per_image": 50, "shard_images": 2},
     {"kind": "student", **STEP, **GUIDED, "references": 30, "fusion_rate": 2.0},
@@ -58,8 +58,8 @@ def _data_root(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(data: Path, folder: Path, **changes: Any) -> Path:
     content = {
         "size": SIZE,
-        "networks": {"fusion": {"tap": 16, "width": 16, "heads": 2, "blend": 0.3}},
-        "rich": {"teacher": str(data / "teacher"), "features": "decoder"},
+        "networks": {"fusion": {"stride": 16, "width": 16, "heads": 2, "blend": 0.3}},
+        "teacher": {"model": str(data / "teacher"), "features": "decoder"},
         "data": {"drives": [{"path": "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"}]},
         "stages": STAGES,
         "output": {"name": "tiny_prior", "licence": "Apache-2.0", "multi_frame": False},
@@ -183,9 +183,9 @@ def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     other = make_tiny_bundle(tmp_path / "other", (96, 64), seed=3)
-    rich = {"teacher": str(other.path), "features": "decoder"}
-    path = recipe(data, tmp_path / "recipes", rich=rich)
-    with pytest.raises(RecipeError, match=r"rich.teacher: .* is not the teacher that the prior"):
+    teacher = {"model": str(other.path), "features": "decoder"}
+    path = recipe(data, tmp_path / "recipes", teacher=teacher)
+    with pytest.raises(RecipeError, match=r"teacher.model: .* is not the teacher that the prior"):
         fine_tune(str(finished / "bundle"), path, [], tmp_path / "tuned")
     assert not list((tmp_path / "tuned").glob("*_fine_tune"))
 
@@ -320,9 +320,9 @@ def test_a_selection_of_another_recipe_is_not_taken_over(
 
 def test_a_cache_that_is_no_folder_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    rich = {"teacher": str(data / "teacher"), "cache": str(tmp_path / "cache")}
+    teacher = {"model": str(data / "teacher"), "cache": str(tmp_path / "cache")}
     stage = {"kind": "student", **STEP, "consistency": 0.5}
-    path = recipe(data, tmp_path / "recipes", rich=rich, networks={}, stages=[stage])
+    path = recipe(data, tmp_path / "recipes", teacher=teacher, networks={}, stages=[stage])
     with pytest.raises(TrainingError, match="cache: is a file"):
         run_recipe(path, [], tmp_path / "run")
 
@@ -355,13 +355,13 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
     assert bundle.manifest.prior is None
     logs = (tmp_path / "run" / "0_student" / "metrics.jsonl").read_text().splitlines()
     line = json.loads(logs[0])
-    assert line["rich/consistency"] > 0 and 0 <= line["rich/mask_share"] <= 1
+    assert line["teacher/consistency"] > 0 and 0 <= line["teacher/mask_share"] <= 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rich": None}, "rich.teacher"),
+        ({"teacher": None}, "teacher.model"),
         ({"seed": -1}, "seed: .* greater than or equal to 0"),
         ({"stages": [{"kind": "reference", "seed": -1}]}, "seed: .* greater than or equal to 0"),
         ({"networks": {}}, "auxiliary needs networks.fusion"),
@@ -369,8 +369,8 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
         ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),
         ({"stages": [{"kind": "student", **STEP}]}, "reference stage before"),
         ({"stages": STAGES[:2]}, "select stage after it"),
-        ({"rich": None, "stages": [{"kind": "self_supervised", **STEP}]}, "needs rich.teacher"),
-        ({"rich": {"teacher": "runs/none/bundle"}}, "runs/none/bundle"),
+        ({"teacher": None, "stages": [{"kind": "self_supervised", **STEP}]}, "needs teacher.model"),
+        ({"teacher": {"model": "runs/none/bundle"}}, "runs/none/bundle"),
         ({"networks": {"fusion": {"width": 10, "heads": 4}}}, "no multiple"),
     ],
 )

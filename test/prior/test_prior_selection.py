@@ -30,7 +30,6 @@ from training.prior.reference.extraction import extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.command import recipe_triplets, select_command, spread, spread_images
 from training.prior.selection.selection import METHODS, Selection, feature_maps, largest, select
-from training.prior.teachers.base import TeacherIdentity
 
 CHANNELS = 32  # of the tiny bundle's fusion
 
@@ -40,13 +39,6 @@ class HexTeacher(PictureTeacher):
     """With an identity that a bundle's manifest takes."""
 
     channels: int = CHANNELS
-    digest: str = "0123456789abcdef"
-
-    @property
-    def identity(self) -> TeacherIdentity:
-        return TeacherIdentity(
-            "picture", "bundle", self.digest * 4, 4, self.channels, self.size, "Apache-2.0"
-        )
 
 
 def make_set(folder: Path, **changes: Any) -> ReferenceSet:
@@ -65,7 +57,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> ReferenceSet:
 @pytest.fixture(scope="module")
 def student() -> Student:
     torch.manual_seed(0)
-    config = FusionConfig(tap=16, reference_channels=CHANNELS, width=16, heads=2)
+    config = FusionConfig(stride=16, reference_channels=CHANNELS, width=16, heads=2)
     net = Student("hrnet_w18_small", "light", config)
     assert net.fusion is not None
     for weights in (net.fusion.query.weight, net.fusion.hint_query.weight):

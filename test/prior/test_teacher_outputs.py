@@ -47,7 +47,15 @@ class Counting:
     """A teacher whose depth is the red of the middle frame, and that counts what it saw."""
 
     def __init__(self, size: tuple[int, int] = TINY_SIZE, sha256: str = "a" * 64) -> None:
-        self.identity = TeacherIdentity("counting", "bundle", sha256, 4, 3, size, "Apache-2.0")
+        self.identity = TeacherIdentity(
+            name="counting",
+            kind="bundle",
+            sha256=sha256,
+            stride=4,
+            channels=3,
+            size=size,
+            licence="Apache-2.0",
+        )
         self.seen = 0
         self.motions = True
 
@@ -167,20 +175,22 @@ def test_a_teacher_without_motions_has_none(source: TripletSource, tmp_path: Pat
 
 
 def test_pictures_of_another_size_are_refused(source: TripletSource) -> None:
-    with pytest.raises(TeacherError, match=r"input is 192x64, the pictures are 96x32.*rich_size"):
+    with pytest.raises(
+        TeacherError, match=r"input is 192x64, the pictures are 96x32.*teacher_size"
+    ):
         TeacherOutputs.open(None, Counting((192, 64)), source)
 
 
 def test_pictures_of_the_second_size_are_shown(tmp_path: Path) -> None:
     source, large = textured(tmp_path / "a", (48, 16)), textured(tmp_path / "b", TINY_SIZE)
     for sequence, other in zip(source.sequences, large.sequences, strict=True):
-        sequence.rich, sequence.rich_K = other.images, other.K
+        sequence.teacher_images, sequence.teacher_K = other.images, other.K
     teacher = Counting()
     depth, _ = TeacherOutputs.open(None, teacher, source).of(draw(source))
     assert depth.shape[-2:] == (TINY_SIZE[1], TINY_SIZE[0])
-    rich = draw(source).rich
-    assert rich is not None
-    torch.testing.assert_close(depth, 1 + rich[:, 1, :1], atol=1e-3, rtol=0)
+    images = draw(source).teacher_images
+    assert images is not None
+    torch.testing.assert_close(depth, 1 + images[:, 1, :1], atol=1e-3, rtol=0)
 
 
 def test_a_corrupt_triplet_is_left_out(source: TripletSource) -> None:

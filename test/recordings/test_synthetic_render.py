@@ -67,7 +67,7 @@ def _ray_depth(camera: Camera, pose: np.ndarray) -> np.ndarray:
 
 
 def _inside(truth: np.ndarray) -> np.ndarray:
-    """Pixels whose neighbours see the same surface: edges are judged apart."""
+    """Pixels whose neighbours see the same surface: edges are compared apart."""
     inverse = np.where(truth > 0, 1 / np.where(truth > 0, truth, 1), 0)
     bend = np.zeros_like(inverse)
     for axis in (0, 1):

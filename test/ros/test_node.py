@@ -261,7 +261,7 @@ def test_diagnostics_say_what_runs(robot):
     assert float(status["latency_ms.infer.p50"]) <= float(status["latency_ms.total.p95"])
 
 
-def test_parameters_are_described_and_judged(robot):
+def test_parameters_are_described_and_checked(robot):
     names = robot.peer.call(
         ListParameters, "depth_node/list_parameters", ListParameters.Request()
     ).result.names

@@ -1,4 +1,4 @@
-"""Declarations, the files that are written from them, and how changes are judged."""
+"""Declarations, the files that are written from them, and how changes are checked."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_an_integer_that_is_out_of_range_ends_the_start():
 
 
 @given(st.floats(0, 100), st.floats(0, 100))
-def test_thresholds_are_judged_together(start, stop):
+def test_thresholds_are_checked_together(start, stop):
     changes = [
         Parameter("motion.start_speed", value=start),
         Parameter("motion.stop_speed", value=stop),

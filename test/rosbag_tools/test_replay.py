@@ -29,7 +29,7 @@ from rosbag_tools.node_process import NodeProcess, ReplayError
 from rosbag_tools.results import FrameRecord, latency_percentiles, load, result_folder, switches
 from rosbag_tools.scoring import (
     OWN_DRIVE,
-    Judge,
+    ReplayErrors,
     in_view,
 )
 from rosbag_tools.session import ReplayOptions, replay
@@ -293,7 +293,7 @@ def test_truth_is_seen_through_the_window_of_the_depth() -> None:
     assert in_view(truth, np.zeros((240, 320))).shape == truth.shape
 
 
-def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> None:
+def test_maps_of_a_bundle_are_evaluated_beside_it(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "tiny")
     width, height = SIZE
     rows = np.log(np.linspace(40, 4, height, dtype=np.float32))
@@ -305,15 +305,15 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
     assert maps[LIDAR_ROW][-1, 5] == pytest.approx(4, rel=1e-2)
 
     recording = make_recording(3, size=SIZE)
-    judge = Judge(recording, protocol_for(recording))
+    errors = ReplayErrors(recording, protocol_for(recording))
     truths = [frame.depth() for frame in recording.frames]
     for position, truth in enumerate(truths):
         assert truth is not None
-        judge.add(position, np.where(truth > 0, 2 * truth, np.inf).astype(np.float32))
-    first = judge.results[0]
+        errors.add(position, np.where(truth > 0, 2 * truth, np.inf).astype(np.float32))
+    first = errors.results[0]
     assert first.errors.abs_rel == pytest.approx(0, abs=1e-6)  # medians take the factor away
     assert first.metric.abs_rel > 0.9
-    found = judge.baselines(own, lambda done, total: None)
+    found = errors.baselines(own, lambda done, total: None)
     assert set(found) == {OWN_MEAN, LIDAR_ROW, OWN_DRIVE}
     assert found[OWN_DRIVE]["abs_rel"] < found[OWN_MEAN]["abs_rel"]
     assert {entry["frames"] for entry in found.values()} == {3}
@@ -322,18 +322,18 @@ def test_maps_of_a_bundle_are_judged_beside_it(bundle: Path, tmp_path: Path) -> 
 def test_pixels_that_the_range_took_are_told() -> None:
     """Published depth is cut to the node's range before anybody can scale it."""
     recording = make_recording(2, size=SIZE)
-    judge = Judge(recording, protocol_for(recording))
+    errors = ReplayErrors(recording, protocol_for(recording))
     truth = recording.frames[0].depth()
     assert truth is not None
     depth = np.where(truth > 0, truth, 50).astype(np.float32)
-    judge.add(0, depth)
-    assert judge.entry()["pixels_beyond_range"] == 0 and judge.notes() == []
+    errors.add(0, depth)
+    assert errors.entry()["pixels_beyond_range"] == 0 and errors.notes() == []
     depth[:2, :5] = np.inf
-    judge.add(1, depth)
-    entry = judge.entry()
+    errors.add(1, depth)
+    entry = errors.entry()
     assert (entry["frames"], entry["pixels"]) == (2, 2 * depth.size)
     assert entry["pixels_beyond_range"] == 10
-    assert "10 of 6,144 pixels" in judge.notes()[0]
+    assert "10 of 6,144 pixels" in errors.notes()[0]
 
 
 @pytest.mark.data

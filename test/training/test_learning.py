@@ -1,7 +1,7 @@
 """Training teaches: on streets that it has not seen, a network is far better than untrained.
 
 All other tests of training would pass with a loss of the wrong sign or an optimiser that does
-nothing useful; here a recipe is carried out as `depth_train run` does, and its bundle is judged.
+nothing useful; here a recipe is carried out as `depth_train run` does, and its bundle is evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The losses of a rich teacher against float64 twins, and what they must not depend on."""
+"""The losses of a frozen teacher against float64 twins, and what they must not depend on."""
 
 from __future__ import annotations
 

@@ -67,6 +67,11 @@ def test_overrides_reach_lists_and_sections(tmp_path: Path) -> None:
             {"stages": [{"kind": "teacher", "steps": 3, "kept_pixels_only": True}]},
             "0.teacher.kept_pixels_only; it is called auto_masked now",
         ),
+        (
+            {"rich": {"teacher": "lite"}},
+            "unknown key rich; it is called teacher .and",
+        ),
+        ({"networks": {"fusion": {"tap": 8}}}, "networks.fusion.tap; it is called stride now"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: dict, named: str) -> None:

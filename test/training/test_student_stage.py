@@ -18,7 +18,7 @@ from training.stages.student import Student, StudentStage, _child
 from training.stages.system import System
 from training.stages.validation import Validation
 
-FUSION = FusionConfig(tap=16, reference_channels=8, width=16, heads=2)
+FUSION = FusionConfig(stride=16, reference_channels=8, width=16, heads=2)
 
 
 class Teacher:
@@ -86,7 +86,7 @@ def test_alpha_and_beta_weigh_the_parts_of_the_loss(
     assert doubled - plain == pytest.approx(parts["photometric"], rel=1e-4)
     teacher = Teacher(slope=1.0)
     guided, values = loss_of(stage(triplets, tmp_path, teacher=teacher, consistency=0.7))
-    assert guided - plain == pytest.approx(0.7 * values["rich/consistency"], rel=1e-3)
+    assert guided - plain == pytest.approx(0.7 * values["teacher/consistency"], rel=1e-3)
 
 
 @pytest.mark.parametrize("loss", ["gradients", "values", "log_ratio"])
@@ -100,8 +100,10 @@ def test_the_scale_of_the_teacher_does_not_count(
         teacher = Teacher(2.0 * factor, 3.0 * factor)
         settings = {"consistency": 1.0, "consistency_of": loss}
         found.append(loss_of(stage(triplets, tmp_path, teacher=teacher, **settings))[1])
-    assert found[0]["rich/consistency"] == pytest.approx(found[1]["rich/consistency"], rel=1e-3)
-    assert found[0]["rich/consistency"] > 0
+    assert found[0]["teacher/consistency"] == pytest.approx(
+        found[1]["teacher/consistency"], rel=1e-3
+    )
+    assert found[0]["teacher/consistency"] > 0
 
 
 def test_a_mask_is_made_of_motions_of_the_student_where_the_teacher_has_none(
@@ -109,7 +111,7 @@ def test_a_mask_is_made_of_motions_of_the_student_where_the_teacher_has_none(
     tmp_path: Path,
 ) -> None:
     _, values = loss_of(stage(triplets, tmp_path, teacher=Teacher(), consistency=1.0, masked=True))
-    assert 0 <= values["rich/mask_share"] < 1
+    assert 0 <= values["teacher/mask_share"] < 1
 
 
 def test_every_step_reads_another_part_of_the_set_and_validation_always_the_same(

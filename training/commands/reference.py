@@ -62,6 +62,6 @@ def summary(references: ReferenceSet) -> str:
         f"{len(references):,} pixels with {references.channels} channels of {used} images from "
         f"{len(drives)} drives, {size:.1f} MiB",
         f"teacher: {identity.name} ({identity.kind}, {width}x{height}, features at "
-        f"1/{identity.tap}, {identity.licence}), {identity.sha256[:12]}...",
+        f"1/{identity.stride}, {identity.licence}), {identity.sha256[:12]}...",
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Many bundles on the same frames: one table, resumable, cheap for each further bundle.
 
-What was judged is kept below the output folder, by what the bundle and the set hold: running the
-same command again judges only what is new.
+What was evaluated is kept below the output folder, by what the bundle and the set hold: running the
+same command again evaluates only what is new.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SETS = ("kitti_2015", "drives", "synthetic")
 KEPT_OUT = "kept_out"
 # What a figure depends on beside the bundle and the frames.
 _PACKAGES = ("depth_prior_ros", "numpy", "openvino", "onnxruntime", "torch")
-# Raised where what is kept would no longer be what judging gives.
+# Raised where what is kept would no longer be what evaluating gives.
 CACHE_VERSION = 2
 TABLE, FIGURES, CACHE = "comparison.md", "comparison.json", "cache"
 
@@ -120,12 +120,12 @@ def compare(
     device: str = "auto",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Judge all rows on all sets; write comparison.md and comparison.json into `out`.
+    """Evaluate all rows on all sets; write comparison.md and comparison.json into `out`.
 
     Args:
         listing: rows, the row to compare with (the first one by default), further pairs, bags of
             synthetic drives, and the sets (KITTI 2015, the Eigen test drives and those bags).
-        out: folder of the table, and of what was judged already.
+        out: folder of the table, and of what was evaluated already.
         data: data folder; the environment variable DEPTH_PRIOR_DATA by default.
         backend, device: what runs the networks.
         progress: told in words what is being done, and how much of it is done.
@@ -133,10 +133,11 @@ def compare(
     Returns:
         The content of comparison.json: `rows` by name (model and bundles), and `sets` by name,
         each with `views` ("all", "vehicle moves", "moving pixels", "static pixels") of `rows`,
-        `baselines`, `differences` and a `verdict`; `cost` by row where the listing asks for it.
+        `baselines`, `differences` and a `verdict` on them; `cost` by row where the listing asks for
+        it.
 
     Raises:
-        EvaluationError: nothing to judge. Also BundleError, BackendError, RecordingError.
+        EvaluationError: nothing to evaluate. Also BundleError, BackendError, RecordingError.
     """
     folder = data_folder(data)
     rows, notes = open_rows(listing.specs)
@@ -148,7 +149,7 @@ def compare(
     pairs += [resolve_pair(text, names) for text in listing.pairs]
     found = find_sets(folder, listing.synthetic, listing.sets or SETS)
     work = _Work(out, backend, device, progress, found)
-    results = _judge_rows(work, rows, next(row for row in rows if row.name == against), folder)
+    results = _evaluate_rows(work, rows, next(row for row in rows if row.name == against), folder)
     content = {
         "metrics": list(METRICS),
         "reference": against,
@@ -171,7 +172,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     return {"model": row.model, "bundles": bundles}
 
 
-def _judge_rows(
+def _evaluate_rows(
     work: _Work, rows: Sequence[Row], reference: Row, data: Path
 ) -> Iterable[SetResults]:
     groups = list(dict.fromkeys(group for group, _ in work.found))
@@ -190,7 +191,7 @@ def _judge_rows(
         for one in work.sets_for(bundle):
             wanted = [m for m in models if m == "single_frame" or one.consecutive]
             what = f"[{number}/{len(ordered)}] {users[0][0].name} seed {users[0][1]}, {one.name}"
-            entry = _judge_bundle(work, bundle, one, wanted, what)
+            entry = _evaluate_bundle(work, bundle, one, wanted, what)
             for row, seed in users:
                 if row.model in wanted:
                     kept = figures[one.group].setdefault(row.name, {}).setdefault(seed, {})
@@ -203,7 +204,7 @@ def _judge_rows(
                         )
             for row, seed in users:
                 if row is reference:
-                    found = _judge_baselines(work, bundle, one, data, entry)
+                    found = _evaluate_baselines(work, bundle, one, data, entry)
                     for name, frames in found.items():
                         kept = baselines[one.group].setdefault(name, {}).setdefault(seed, {})
                         kept |= _by_frame(one, frames)
@@ -215,10 +216,10 @@ def _by_frame(one: PreparedSet, frames: Sequence[dict[str, Any]]) -> ByFrame:
     return {(one.name, int(frame["index"])): frame for frame in frames}
 
 
-def _judge_bundle(
+def _evaluate_bundle(
     work: _Work, bundle: Bundle, one: PreparedSet, models: Sequence[Model], what: str
 ) -> dict[str, Any]:
-    """What is kept of a bundle on a set, with the models that were missing judged and added."""
+    """What is kept of a bundle on a set, with the models that were missing evaluated and added."""
     key = _bundle_key(bundle, work.backend, work.device)
     path = work.out / CACHE / f"{key[:20]}_{one.fingerprint[:20]}.json"
     entry = _read(path) or {
@@ -227,38 +228,38 @@ def _judge_bundle(
         "set": one.name,
         "models": {},
     }
-    # Judging image-independent maps needs the single-frame model's own mean.
+    # Evaluating image-independent maps needs the single-frame model's own mean.
     missing = [model for model in models if model not in entry["models"]]
     for model in missing:
         pipeline = work.pipeline_for(bundle)
         label = f"{what}: {model.replace('_', ' ')}"
         entry["backend"] = pipeline.backend
-        entry["models"][model] = judge_model(pipeline, one, model, work.progress, label)
+        entry["models"][model] = evaluate_frames(pipeline, one, model, work.progress, label)
     if missing:
         write_json(path, entry)
     return entry
 
 
-def _judge_baselines(
+def _evaluate_baselines(
     work: _Work, bundle: Bundle, one: PreparedSet, data: Path, entry: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Frames of every predictor that does not look at the image, by name."""
     maps: dict[str, Map] = {**work.maps_for(bundle, data), CONSTANT: np.ones((2, 2))}
     found = {}
     for name, depth in maps.items():
-        found[name] = _judge_kept_map(work, depth, one)
+        found[name] = _evaluate_kept_map(work, depth, one)
     own = entry["models"].get("single_frame", {}).get("own_mean")
     if own:
         found[SET_MEAN] = own
     return found
 
 
-def _judge_kept_map(work: _Work, depth: Map, one: PreparedSet) -> list[dict[str, Any]]:
+def _evaluate_kept_map(work: _Work, depth: Map, one: PreparedSet) -> list[dict[str, Any]]:
     key = hashlib.sha256(repr(depth.shape).encode() + np.ascontiguousarray(depth).tobytes())
     path = work.out / CACHE / f"map_{key.hexdigest()[:20]}_{one.fingerprint[:20]}.json"
     entry = _read(path)
     if entry is None:
-        entry = {"version": CACHE_VERSION, "set": one.name, "frames": judge_map(depth, one)}
+        entry = {"version": CACHE_VERSION, "set": one.name, "frames": evaluate_map(depth, one)}
         write_json(path, entry)
     frames: list[dict[str, Any]] = entry["frames"]
     return frames
@@ -352,7 +353,7 @@ def find_sets(
             raise EvaluationError(f"{data}: no {name} there; leave it out of the sets")
         found += sets
     if not found:
-        raise EvaluationError("nothing to judge on: name a bag with --synthetic, or other sets")
+        raise EvaluationError("nothing to evaluate on: name a bag with --synthetic, or other sets")
     return found
 
 
@@ -361,20 +362,20 @@ def prepare(
 ) -> PreparedSet:
     """Read a set for networks of an input size (width, height).
 
-    Of a drive the frames with a predecessor are judged, so that single- and multi-frame models are
-    judged on the same ones; of separate scenes all.
+    Of a drive the frames with a predecessor are evaluated, so that single- and multi-frame models
+    are evaluated on the same ones; of separate scenes all.
 
     Raises:
-        EvaluationError: not one frame can be judged.
+        EvaluationError: not one frame can be evaluated.
     """
     recording, protocol = chosen.recording, chosen.protocol
-    wanted = chosen.followed() if recording.consecutive else chosen.judged
+    wanted = chosen.followed() if recording.consecutive else chosen.positions
     memory = None if recording.consecutive else 0
     every = read_evaluation_frames(recording, protocol, size, wanted, memory)
     total = len(shown_positions(recording.frames, wanted, memory))
     frames = tuple(count(every, partial(progress, f"reading {chosen.name}"), total))
     if not any(frame.truth for frame in frames):
-        raise EvaluationError(f"{chosen.name}: not one frame with depth can be judged")
+        raise EvaluationError(f"{chosen.name}: not one frame with depth can be evaluated")
     moving = _vehicle_moves(frames) if recording.consecutive else {f.position for f in frames}
     return PreparedSet(
         group,
@@ -419,7 +420,7 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def judge_model(
+def evaluate_frames(
     pipeline: DepthPipeline,
     prepared: PreparedSet,
     model: Model,
@@ -429,7 +430,7 @@ def judge_model(
     """Errors of a forced model: `frames` (see :func:`frame_entry`), and `fell_back`.
 
     `fell_back` counts the frames that the forced multi-frame network left to the single-frame one.
-    Of the single-frame model also `own_mean`: its mean over the set judged in the place of each
+    Of the single-frame model also `own_mean`: its mean over the set evaluated in the place of each
     prediction. A frame of which a network knows nothing is missing for every row.
     """
     alone = model == "single_frame"
@@ -441,11 +442,11 @@ def judge_model(
         "fell_back": sum(one.model != model for one in found),
     }
     if alone and found:
-        content["own_mean"] = judge_map(MeanDepth(one.depth for one in found).depth(), prepared)
+        content["own_mean"] = evaluate_map(MeanDepth(one.depth for one in found).depth(), prepared)
     return content
 
 
-def judge_map(depth: Map, prepared: PreparedSet) -> list[dict[str, Any]]:
+def evaluate_map(depth: Map, prepared: PreparedSet) -> list[dict[str, Any]]:
     """The errors of one depth map (h, w) in the place of every prediction."""
     found = evaluate(ImageIndependentMap(depth), prepared.frames, prepared.protocol)
     return [frame_entry(one, prepared, parts=False) for one in found]

@@ -89,7 +89,7 @@ def _view_json(
         baselines = {name: means(row) for name, row in results.baselines.items()}
         content["baselines"] = {name: _spread(by_seed) for name, by_seed in baselines.items()}
         if reference in rows and baselines:
-            content["verdict"] = _verdict(rows[reference], baselines, reference)
+            content["verdict"] = _beside_baselines(rows[reference], baselines, reference)
     return content
 
 
@@ -130,7 +130,7 @@ def _difference(
     return content
 
 
-def _verdict(
+def _beside_baselines(
     own: Mapping[str, Mapping[str, float]],
     baselines: Mapping[str, Mapping[str, Mapping[str, float]]],
     reference: str,
@@ -161,7 +161,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         for view, found in one["views"].items():
             title = name if view == "all" else f"{name}, {view}"
             lines += ["", f"## {title} ({found['frames']} frames)", ""]
-            lines += _rows_table(found) + _verdict_lines(found) + _difference_table(found)
+            lines += _rows_table(found) + _baseline_lines(found) + _difference_table(found)
         lines += [f"- {note}" for note in one["notes"]]
     if "cost" in content:
         lines += cost_table(content["cost"])
@@ -190,7 +190,7 @@ def _figure(entry: Mapping[str, Any], form: str = ".3f") -> str:
     return f"{entry['mean']:{form}}{spread}"
 
 
-def _verdict_lines(view: Mapping[str, Any]) -> list[str]:
+def _baseline_lines(view: Mapping[str, Any]) -> list[str]:
     found = view.get("verdict")
     if found is None:
         return []

@@ -40,10 +40,11 @@ class TripletBatch:
 
     drive and triplet: (B,) int64, which triplet of which drive of its source is shown (the one that
     replaced a corrupt one); -1 where unknown. mirrored: (B,) bool, whether images, K and poses are
-    those of the mirrored scene. rich: (B, 3, 3, H2, W2), the same frames at a second, larger size,
-    as recorded (mirrored like ``images``), with rich_K (B, 3, 3) in its pixels; None where the
-    source has one size only. teacher_depth: (B, 1, H2, W2) and teacher_motions (B, 2, 4, 4), like
-    ``poses``: what the prior's teacher says of the triplets; None where nobody asked.
+    those of the mirrored scene. teacher_images: (B, 3, 3, H2, W2), the same frames at a second,
+    larger size, as recorded (mirrored like ``images``), with teacher_K (B, 3, 3) in its pixels;
+    None where the source has one size only. teacher_depth: (B, 1, H2, W2) and teacher_motions (B,
+    2, 4, 4), like ``poses``: what the prior's teacher says of the triplets; None where nobody
+    asked.
     """
 
     images: Tensor
@@ -55,8 +56,8 @@ class TripletBatch:
     drive: Tensor = field(default_factory=_unknown)
     triplet: Tensor = field(default_factory=_unknown)
     mirrored: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
-    rich: Tensor | None = None
-    rich_K: Tensor | None = None  # noqa: N815  as K
+    teacher_images: Tensor | None = None
+    teacher_K: Tensor | None = None  # noqa: N815  as K
     teacher_depth: Tensor | None = None
     teacher_motions: Tensor | None = None
 

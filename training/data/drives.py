@@ -87,8 +87,9 @@ class DriveFrames:
     """One drive at the network's size.
 
     K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
-    current, next). travel: metres between frames. size: width and height of the pictures. rich: the
-    same frames at a second, larger size, rich_K their intrinsics; None where there is none.
+    current, next). travel: metres between frames. size: width and height of the pictures.
+    teacher_images: the same frames at a second, larger size, teacher_K their intrinsics; None where
+    there is none.
     """
 
     weight: float
@@ -99,22 +100,26 @@ class DriveFrames:
     name: str = ""
     travel: Travel = field(default_factory=lambda: Travel(()))
     size: tuple[int, int] = (0, 0)
-    rich: FrameStore | None = None
-    rich_K: np.ndarray | None = None  # noqa: N815  as K
+    teacher_images: FrameStore | None = None
+    teacher_K: np.ndarray | None = None  # noqa: N815  as K
 
     @property
     def slow(self) -> bool:
         """Whether a frame is decoded each time it is asked for."""
-        return self.images.slow or (self.rich is not None and self.rich.slow)
+        return self.images.slow or (self.teacher_images is not None and self.teacher_images.slow)
 
     def views(self, position: int) -> Views:
         """One image at each size, (H, W, 3) uint8 RGB; raises CorruptFrameError."""
-        return self.images[position], None if self.rich is None else self.rich[position]
+        return self.images[position], None if self.teacher_images is None else self.teacher_images[
+            position
+        ]
 
     def why_corrupt(self, position: int) -> str | None:
         """Why a frame cannot be read; None where it can, as far as known."""
         why = self.images.corrupt.get(position)
-        return why if why or self.rich is None else self.rich.corrupt.get(position)
+        return (
+            why if why or self.teacher_images is None else self.teacher_images.corrupt.get(position)
+        )
 
     def picture(self, position: int) -> Picture:
         """One image (H, W, 3) uint8 RGB; raises CorruptFrameError."""
@@ -278,7 +283,7 @@ def load_sequence(
     return DriveFrames(drive.weight, images, K, poses, moving, name, travel, size), skipped
 
 
-def add_rich(
+def add_teacher_images(
     sequence: DriveFrames,
     drive: Drive,
     stores: FrameStores,
@@ -299,13 +304,13 @@ def add_rich(
         RecipeError: too many frames cannot be read, or the cache cannot be written.
     """
     frames, name = sequence.travel.frames, sequence.name
-    sequence.rich_K = _matrix(frames, name, Window(stores.size, drive.crop))
+    sequence.teacher_K = _matrix(frames, name, Window(stores.size, drive.crop))
     if stores.size == sequence.size:
-        sequence.rich = sequence.images
+        sequence.teacher_images = sequence.images
         return []
     needed = sorted({position for triplet in sequence.triplets for position in triplet})
-    sequence.rich = stores.open(path or Path(name), frames, needed, drive.crop)
-    corrupt = {p: why for p, why in sequence.rich.corrupt.items() if p in needed}
+    sequence.teacher_images = stores.open(path or Path(name), frames, needed, drive.crop)
+    corrupt = {p: why for p, why in sequence.teacher_images.corrupt.items() if p in needed}
     left_out = [f"{name}: {why}" for why in corrupt.values()]
     refuse_broken(len(corrupt), len(needed), left_out)
     sequence.triplets = [t for t in sequence.triplets if not corrupt.keys() & set(t)]

@@ -8,7 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
+from training.data.drives import (
+    DriveFrames,
+    add_teacher_images,
+    drive_path,
+    load_sequence,
+    open_drive,
+)
 from training.data.frames import FrameStores, LastImage
 from training.data.plan import DataPlan, Entry, plan_data
 from training.data.splits import (
@@ -40,7 +46,7 @@ def load_data(
     data: Data,
     size: tuple[int, int],
     metres_per_unit: float,
-    rich_size: tuple[int, int] | None = None,
+    teacher_size: tuple[int, int] | None = None,
 ) -> LoadedData:
     """All triplets that a data section asks for.
 
@@ -49,9 +55,10 @@ def load_data(
         data: the section.
         size: width and height of the network's input.
         metres_per_unit: unit of the poses in a batch.
-        rich_size: width and height of a second picture of every frame to train on, made of the same
-            image; None: there is none. It changes no draw. ``data.memory`` is for both: pictures of
-            the second size get what those of the first leave. Held-out triplets have none.
+        teacher_size: width and height of a second picture of every frame to train on, made of
+            the same image; None: there is none. It changes no draw. ``data.memory`` is for both:
+            pictures of the second size get what those of the first leave. Held-out triplets have
+            none.
 
     Raises:
         RecipeError: see `plan_data`; or no triplet is left, which says what was left out.
@@ -59,7 +66,7 @@ def load_data(
     plan = plan_data(root, data)
     cache = Path(data.cache).expanduser() if data.cache else None
     stores = FrameStores(size, cache, data.memory * 2**20, data.workers)
-    last = LastImage() if rich_size else None
+    last = LastImage() if teacher_size else None
     training, left_out = _load(root, data, plan.training, stores, last)
     validation, _ = _load(root, data, plan.validation, stores)
     skipped = plan.skipped + left_out
@@ -68,8 +75,8 @@ def load_data(
         if validation:
             names = name_drives({e.key for e, _ in validation if e.key})
             skipped.append(f"data.split: {names} held out for validation")
-    if rich_size is not None:
-        skipped += _load_rich(root, training, replace(stores, size=rich_size))
+    if teacher_size is not None:
+        skipped += _load_teacher_images(root, training, replace(stores, size=teacher_size))
     sources = []
     for loaded in (training, validation):
         source = TripletSource([], metres_per_unit, skipped, data.workers)
@@ -122,12 +129,12 @@ def _load(
     return loaded, skipped
 
 
-def _load_rich(root: Path, loaded: _Loaded, stores: FrameStores) -> list[str]:
+def _load_teacher_images(root: Path, loaded: _Loaded, stores: FrameStores) -> list[str]:
     """Pictures of a second size for every sequence; what was left out of them."""
     left_out = []
     for entry, sequence in loaded:
         path = drive_path(root, entry.drive.path)
-        left_out += add_rich(sequence, entry.drive, stores, path)
+        left_out += add_teacher_images(sequence, entry.drive, stores, path)
     return left_out
 
 

@@ -18,7 +18,7 @@ from training.data.batch import TripletBatch
 from training.data.drives import (
     DriveFrames,
     Views,
-    add_rich,
+    add_teacher_images,
     find_triplets,
     load_sequence,
     open_drive,
@@ -81,13 +81,13 @@ class TripletSource:
         return [(d, t) for d, s in enumerate(self.sequences) for t in range(len(s.triplets))]
 
     @property
-    def has_rich(self) -> bool:
+    def has_teacher_images(self) -> bool:
         """Whether every drive has pictures of a second size."""
-        return bool(self.sequences) and all(s.rich is not None for s in self.sequences)
+        return bool(self.sequences) and all(s.teacher_images is not None for s in self.sequences)
 
-    def without_rich(self) -> TripletSource:
+    def without_teacher_images(self) -> TripletSource:
         """The same triplets and the same draws, without decoding pictures of the second size."""
-        sequences = [replace(s, rich=None, rich_K=None) for s in self.sequences]
+        sequences = [replace(s, teacher_images=None, teacher_K=None) for s in self.sequences]
         return TripletSource(sequences, self.metres_per_unit, self.skipped, self.workers)
 
     def add(self, sequence: DriveFrames, left_out: Sequence[str] = ()) -> None:
@@ -226,7 +226,9 @@ class TripletSource:
         which = torch.tensor([sample.mirrored for sample in samples])
         relative = torch.from_numpy(np.stack(poses)).float()
         mirrored_poses = mirror_pose(Pose(relative)).matrix
-        rich, rich_K = self._rich(samples, found) if self.has_rich else (None, None)
+        large, teacher_K = (
+            self._teacher_images(samples, found) if self.has_teacher_images else (None, None)
+        )
         return TripletBatch(
             torch.from_numpy(images),
             torch.from_numpy(inputs),
@@ -237,21 +239,21 @@ class TripletSource:
             torch.tensor([sample.drive for sample in samples]),
             torch.tensor([number for number, _ in found]),
             which,
-            rich,
-            rich_K,
+            large,
+            teacher_K,
         )
 
-    def _rich(
+    def _teacher_images(
         self, samples: Sequence[_Sample], found: Sequence[_Found]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The pictures of the second size (B, 3, 3, H2, W2), and their intrinsics (B, 3, 3)."""
-        large = [[rich for _, rich in views if rich is not None] for _, views in found]
+        large = [[view for _, view in views if view is not None] for _, views in found]
         height, width = large[0][0].shape[:2]
         images = np.empty((len(samples), 3, 3, height, width), np.float32)
         for sample, pictures, out in zip(samples, large, images, strict=True):
             for picture, planes in zip(pictures, out, strict=True):
                 write_planes(picture[:, ::-1] if sample.mirrored else picture, planes)
-        K = [self.sequences[sample.drive].rich_K for sample in samples]
+        K = [self.sequences[sample.drive].teacher_K for sample in samples]
         which = torch.tensor([sample.mirrored for sample in samples])
         return torch.from_numpy(images), _intrinsics([k for k in K if k is not None], which, width)
 
@@ -267,7 +269,7 @@ def load_triplets(
     drives: Sequence[Drive],
     size: tuple[int, int],
     metres_per_unit: float,
-    rich_size: tuple[int, int] | None = None,
+    teacher_size: tuple[int, int] | None = None,
 ) -> TripletSource:
     """All triplets of ``drives`` below ``root``, in memory (a whole recipe: `load_data`).
 
@@ -277,8 +279,8 @@ def load_triplets(
     source = TripletSource([], metres_per_unit)
     for drive in drives:
         sequence, left_out = load_sequence(open_drive(root, drive), drive, size)
-        if rich_size is not None:
-            left_out += add_rich(sequence, drive, FrameStores(rich_size))
+        if teacher_size is not None:
+            left_out += add_teacher_images(sequence, drive, FrameStores(teacher_size))
         source.add(sequence, left_out)
     source.refuse_empty()
     return source

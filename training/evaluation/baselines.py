@@ -136,7 +136,7 @@ def kitti_lidar_means(data: Path) -> LidarMeans | None:
 
 
 def _readable_depths(found: EvaluationSet, skipped: list[str]) -> Iterator[NDArray[np.float32]]:
-    for position in found.judged:
+    for position in found.positions:
         try:
             depth = found.recording.frames[position].depth()
         except CorruptFrameError as error:
@@ -274,5 +274,7 @@ def baseline_maps(
             if not (known and name == OWN_MEAN):
                 notes.append(f"{name}: as stored in the bundle (its data are not in {data})")
         elif name not in maps:
-            notes.append(f"{name}: not judged, neither its data in {data} nor a map in the bundle")
+            notes.append(
+                f"{name}: not evaluated, neither its data in {data} nor a map in the bundle"
+            )
     return {name: maps[name] for name in COUNTED if name in maps}, notes

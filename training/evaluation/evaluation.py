@@ -52,7 +52,7 @@ NEEDED = 0.9
 class SetReport:
     """Everything measured on one set: rows by name, baselines by name (see `baselines`)."""
 
-    judged: EvaluationSet
+    chosen: EvaluationSet
     rows: dict[str, list[FrameResult]]
     baselines: dict[str, list[DepthErrors]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -60,11 +60,11 @@ class SetReport:
     @property
     def name(self) -> str:
         """Of the set."""
-        return self.judged.name
+        return self.chosen.name
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BaselineComparison:
     """Whether a bundle's depth comes from the image: its AbsRel against the best of three maps."""
 
     abs_rel: float
@@ -106,23 +106,23 @@ def evaluate_bundle(
     keep: bool = True,
     progress: Progress = quiet,
 ) -> EvaluationReport:
-    """Judge a bundle.
+    """Evaluate a bundle.
 
     Args:
         bundle: a bundle, the name of a shipped one, or a folder.
         data: data folder; the environment variable DEPTH_PRIOR_DATA by default.
         protocol: see :func:`evaluation_sets.choose_sets`; None for kitti2015 and drive as far as
             they are there.
-        models: which forced models to judge; with both, also what is published.
-        baselines: also judge predictors that do not look at the image.
-        poses: judge ego-motion on the drives with poses; without a protocol, nothing else.
+        models: which forced models to evaluate; with both, also what is published.
+        baselines: also evaluate predictors that do not look at the image.
+        poses: evaluate ego-motion on the drives with poses; without a protocol, nothing else.
         read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
         backend, device: what runs the networks.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
 
     Raises:
-        EvaluationError: nothing to judge. Also BundleError, BackendError, RecordingError.
+        EvaluationError: nothing to evaluate. Also BundleError, BackendError, RecordingError.
     """
     from depth_prior_ros.bundle import Bundle, load_bundle
     from depth_prior_ros.pipeline import DepthPipeline
@@ -140,22 +140,22 @@ def evaluate_bundle(
         for report in reports:
             progress(f"{report.name}: baselines")
             report.notes += notes
-            report.baselines = _judge_baselines(report, maps, loaded.manifest.input_size)
-    judged = evaluate_poses(pipeline, trajectories, progress) if poses else []
-    return EvaluationReport(loaded, pipeline.backend, [*reports, *_sums(reports)], judged)
+            report.baselines = _evaluate_baselines(report, maps, loaded.manifest.input_size)
+    poses_found = evaluate_poses(pipeline, trajectories, progress) if poses else []
+    return EvaluationReport(loaded, pipeline.backend, [*reports, *_sums(reports)], poses_found)
 
 
 def _sums(reports: Sequence[SetReport]) -> list[SetReport]:
     """For each protocol with several recordings, all their frames as one set: the papers' mean."""
     sums = []
-    for protocol in dict.fromkeys(one.judged.protocol for one in reports):
-        parts = [one for one in reports if one.judged.protocol == protocol]
+    for protocol in dict.fromkeys(one.chosen.protocol for one in reports):
+        parts = [one for one in reports if one.chosen.protocol == protocol]
         if len(parts) < 2:
             continue
         name = f"{protocol.name} (all)"
         # The frames are those of several recordings: no position means anything here.
-        judged = EvaluationSet(name, protocol, StoredRecording(name, []), ())
-        total = SetReport(judged, {}, notes=[f"all frames of {len(parts)} recordings"])
+        chosen = EvaluationSet(name, protocol, StoredRecording(name, []), ())
+        total = SetReport(chosen, {}, notes=[f"all frames of {len(parts)} recordings"])
         for one in parts:
             for row, frames in one.rows.items():
                 total.rows.setdefault(row, []).extend(frames)
@@ -173,7 +173,7 @@ def evaluate_set(
     *,
     keep: bool = True,
 ) -> SetReport:
-    """Run the pipeline over a set and judge what comes out."""
+    """Run the pipeline over a set and evaluate what comes out."""
     report = SetReport(chosen, {}, notes=[*chosen.notes, *chosen.recording.notes])
     if not chosen.recording.consecutive:
         if "single_frame" in models:
@@ -182,7 +182,7 @@ def evaluate_set(
                 pipeline,
                 chosen,
                 "single_frame",
-                chosen.judged,
+                chosen.positions,
                 partial(progress, what),
                 keep_depth=keep,
             )
@@ -199,7 +199,7 @@ def evaluate_set(
             report.notes.append("the bundle has no multi-frame network")
             continue
         listed = chosen.listed and model == "single_frame"
-        positions = chosen.judged if model is None or listed else followed
+        positions = chosen.positions if model is None or listed else followed
         told = partial(progress, what)
         rows = evaluate_model(pipeline, chosen, model, positions, told, keep_depth=keep)
         report.rows[model or ALL] = rows
@@ -216,14 +216,14 @@ def evaluate_set(
     return report
 
 
-def _judge_baselines(
+def _evaluate_baselines(
     report: SetReport, maps: Mapping[str, Map], size: tuple[int, int]
 ) -> dict[str, list[DepthErrors]]:
     """Errors by name of predictors that do not look at the image, on a report's frames.
 
-    Frames without a pixel to compare were named when the bundle itself was judged.
+    Frames without a pixel to compare were named when the bundle itself was evaluated.
     """
-    judged = report.judged
+    chosen = report.chosen
     published = report.rows.get(ALL) or report.rows.get(SINGLE) or []
     predictors: dict[str, Predictor] = {
         name: ImageIndependentMap(depth) for name, depth in maps.items()
@@ -232,18 +232,18 @@ def _judge_baselines(
     if len(published) > 1:
         predictors[SET_MEAN], predictors[OTHER_IMAGE] = wrong_images(published)
     frames = read_evaluation_frames(
-        judged.recording, judged.protocol, size, judged.judged, images=False
+        chosen.recording, chosen.protocol, size, chosen.positions, images=False
     )
-    return evaluate_beside(predictors, frames, judged.protocol)
+    return evaluate_beside(predictors, frames, chosen.protocol)
 
 
-def verdict(report: SetReport) -> Verdict | None:
-    """The bundle on KITTI 2015 against the image-independent maps that were judged there."""
+def beside_baselines(report: SetReport) -> BaselineComparison | None:
+    """The bundle on KITTI 2015 against the image-independent maps that were evaluated there."""
     measured = {name: rows for name, rows in report.baselines.items() if name in COUNTED and rows}
     published = report.rows.get(ALL) or report.rows.get(SINGLE)
-    if report.judged.protocol.name != "kitti2015" or not measured or not published:
+    if report.chosen.protocol.name != "kitti2015" or not measured or not published:
         return None
     means = {n: float(np.mean([e.abs_rel for e in rows])) for n, rows in measured.items()}
     best = min(means, key=lambda name: means[name])
     own = float(np.mean([frame.errors.abs_rel for frame in published]))
-    return Verdict(own, best, means[best])
+    return BaselineComparison(own, best, means[best])

@@ -38,18 +38,18 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
 
 
 def _set_json(report: SetReport) -> dict[str, Any]:
-    from training.evaluation.evaluation import NEEDED, verdict
+    from training.evaluation.evaluation import NEEDED, beside_baselines
 
-    protocol = report.judged.protocol
+    protocol = report.chosen.protocol
     content: dict[str, Any] = {
         "protocol": asdict(protocol),
         "depth": {name: row_entry(frames, protocol) for name, frames in report.rows.items()},
         "notes": report.notes,
-        "skipped": [asdict(entry) for entry in report.judged.recording.skipped],
+        "skipped": [asdict(entry) for entry in report.chosen.recording.skipped],
     }
     if report.baselines:
         content["baselines"] = {name: summary(rows) for name, rows in report.baselines.items()}
-    outcome = verdict(report)
+    outcome = beside_baselines(report)
     if outcome is not None:
         content["verdict"] = {
             **asdict(outcome),

@@ -123,7 +123,7 @@ def pose_recordings(data: Path) -> list[StoredRecording]:
 def evaluate_poses(
     pipeline: DepthPipeline, recordings: Sequence[StoredRecording], progress: Progress = quiet
 ) -> list[PoseReport]:
-    """Judge the pose network of a bundle on recordings.
+    """Evaluate the pose network of a bundle on recordings.
 
     Raises:
         EvaluationError: the bundle has no pose network.
@@ -133,7 +133,7 @@ def evaluate_poses(
     reports = []
     for recording in recordings:
         steps = predict_steps(pipeline, recording, progress)
-        report = judge_steps(recording, steps)
+        report = evaluate_steps(recording, steps)
         if _names(pipeline.bundle, recording):
             report.notes.append("the bundle's recipe names this drive: it may have learned it")
         reports.append(report)
@@ -174,7 +174,7 @@ def predict_steps(
     return steps
 
 
-def judge_steps(recording: StoredRecording, steps: dict[int, Transform]) -> PoseReport:
+def evaluate_steps(recording: StoredRecording, steps: dict[int, Transform]) -> PoseReport:
     """Compare predicted steps by position with a recording's poses.
 
     Raises:

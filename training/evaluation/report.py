@@ -1,4 +1,4 @@
-"""An evaluation for people: a table, a verdict, and pictures of the best and worst frames."""
+"""An evaluation for people: tables, baselines, and pictures of the best and worst frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.evaluation.evaluation import (
     SINGLE_ALL,
     EvaluationReport,
     SetReport,
-    verdict,
+    beside_baselines,
 )
 from training.evaluation.pose import PoseReport, SnippetErrors
 
@@ -47,7 +47,7 @@ _ERROR_TOP = 0.5  # relative error that is shown in the brightest colour
 
 
 def print_report(report: EvaluationReport, console: Console | None = None) -> None:
-    """Print a table per set, the notes, and the verdict where there is one."""
+    """Print a table per set, the notes, and the comparison with baselines where there is one."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -65,9 +65,9 @@ def print_report(report: EvaluationReport, console: Console | None = None) -> No
             out.print(parts)
         for words in _flicker_words(one):
             out.print(f"  {words}", highlight=False)
-        for note in [*one.notes, *map(str, one.judged.recording.skipped)]:
+        for note in [*one.notes, *map(str, one.chosen.recording.skipped)]:
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
-        _print_verdict(one, out)
+        _print_baselines_beaten(one, out)
     for trajectory in report.poses:
         out.print(_pose_table(trajectory))
         for note in trajectory.notes:
@@ -148,7 +148,7 @@ def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
 def _table(report: SetReport, columns: Sequence[str]) -> Table:
     from rich.table import Table
 
-    protocol = report.judged.protocol
+    protocol = report.chosen.protocol
     crop = {"garg": "Garg's crop", "cityscapes": "ManyDepth's crop"}.get(
         protocol.crop or "", "no crop"
     )
@@ -180,8 +180,8 @@ def _table(report: SetReport, columns: Sequence[str]) -> Table:
     return table
 
 
-def _print_verdict(report: SetReport, out: Console) -> None:
-    outcome = verdict(report)
+def _print_baselines_beaten(report: SetReport, out: Console) -> None:
+    outcome = beside_baselines(report)
     if outcome is None:
         return
     missing = [name for name in COUNTED if name not in report.baselines]
@@ -191,7 +191,7 @@ def _print_verdict(report: SetReport, out: Console) -> None:
         f"at least {1 - NEEDED:.0%} below the best image-independent predictor: {word} "
         f"({outcome.abs_rel:.3f} is {change} {outcome.best_abs_rel:.3f} of "
         f"'{_LABELS[outcome.best_baseline]}')"
-        + (f"; not judged: {', '.join(_LABELS[name] for name in missing)}" if missing else "")
+        + (f"; not evaluated: {', '.join(_LABELS[name] for name in missing)}" if missing else "")
     )
 
 
@@ -205,7 +205,7 @@ def write_pictures(report: EvaluationReport, folder: Path, count: int = 3) -> li
     for one in report.sets:
         for name, frames in one.rows.items():
             # Of summed sets nobody knows which recording a frame is of.
-            if not frames or not one.judged.judged:
+            if not frames or not one.chosen.positions:
                 continue
             if name == SINGLE_ALL or (name == SINGLE and frames is one.rows.get(ALL)):
                 continue
@@ -217,24 +217,24 @@ def write_pictures(report: EvaluationReport, folder: Path, count: int = 3) -> li
     return written
 
 
-def _picture_row(report: SetReport, judged: FrameResult) -> NDArray[np.uint8]:
-    frame = report.judged.recording.frames[judged.position]
-    x, y, width, height = judged.region
+def _picture_row(report: SetReport, result: FrameResult) -> NDArray[np.uint8]:
+    frame = report.chosen.recording.frames[result.position]
+    x, y, width, height = result.region
     whole = frame.image()
     image = whole[y : y + height, x : x + width]
     truth = frame.depth()
-    assert truth is not None  # judged frames have depth
+    assert truth is not None  # evaluated frames have depth
     size = (whole.shape[1], whole.shape[0])
-    window = scaled_window(judged.region, size, (truth.shape[1], truth.shape[0]))
-    known = judged.depth > 0
-    inverse = np.full(judged.depth.shape, np.nan)
-    np.divide(1.0, judged.depth, out=inverse, where=known)
+    window = scaled_window(result.region, size, (truth.shape[1], truth.shape[0]))
+    known = result.depth > 0
+    inverse = np.full(result.depth.shape, np.nan)
+    np.divide(1.0, result.depth, out=inverse, where=known)
     panels = [
         _fit(image),
         _fit(colour_inverse_depth(inverse)),
-        _error_picture(judged, cut(truth, window)),
+        _error_picture(result, cut(truth, window)),
     ]
-    text = f"frame {frame.index}: abs_rel {judged.errors.abs_rel:.3f} {judged.model}"
+    text = f"frame {frame.index}: abs_rel {result.errors.abs_rel:.3f} {result.model}"
     _write(panels[0], text)
     return np.hstack(panels)
 
@@ -249,10 +249,10 @@ def _fit(picture: NDArray[np.uint8], width: int = 480) -> NDArray[np.uint8]:
     return canvas
 
 
-def _error_picture(judged: FrameResult, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _error_picture(result: FrameResult, truth: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Relative error after scaling, on a grid coarse enough that sparse truth shows."""
     height, width = truth.shape
-    predicted = resize_depth(judged.depth, height, width) * judged.errors.ratio
+    predicted = resize_depth(result.depth, height, width) * result.errors.ratio
     known = (truth > 0) & ~np.isnan(predicted)
     error = np.zeros(truth.shape, np.float32)
     np.divide(np.abs(predicted - truth), truth, out=error, where=known & np.isfinite(predicted))

@@ -1,7 +1,7 @@
-"""Which frames a network is judged on, and where they lie below a data folder.
+"""Which frames a network is evaluated on, and where they lie below a data folder.
 
 KITTI 2015 has separate scenes. Of KITTI raw only drives of the Eigen test split count, so that a
-folder with training drives can be given without judging a network on what it was trained on.
+folder with training drives can be given without evaluating a network on what it was trained on.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def choose_sets(
     else:
         looks_for, finder = PROTOCOL_SETS[protocol]
         found = finder(data)
-    sets = [chosen for chosen in found if chosen.judged]
+    sets = [chosen for chosen in found if chosen.positions]
     if not sets:
-        raise EvaluationError(f"{data}: nothing to judge there; looked for {looks_for}")
+        raise EvaluationError(f"{data}: nothing to evaluate there; looked for {looks_for}")
     return sets
 
 
@@ -122,8 +122,10 @@ def _data_set(data: Path, name: str) -> list[EvaluationSet]:
     for folder in (data, data / name):
         if folder.is_dir() and FORMATS[name].fits(folder):
             recording = open_recording(folder)
-            judged = frames_with_depth(recording)
-            return [EvaluationSet(recording.name, PROTOCOLS[name], recording, judged, listed=True)]
+            positions = frames_with_depth(recording)
+            return [
+                EvaluationSet(recording.name, PROTOCOLS[name], recording, positions, listed=True)
+            ]
     return []
 
 
@@ -217,8 +219,8 @@ def kitti_2015_set(data: Path) -> EvaluationSet | None:
 def drive_set(path: Path, read_as: Mapping[str, Any] | None = None) -> EvaluationSet:
     """Every frame with depth of one recording (a drive, a bag, a data set), as a sequence.
 
-    Depth from LiDAR is judged with Garg's crop up to 80 m, from stereo and exact depth everywhere
-    up to 80 m. read_as: options of `open_recording`.
+    Depth from LiDAR is evaluated with Garg's crop up to 80 m, from stereo and exact depth
+    everywhere up to 80 m. read_as: options of `open_recording`.
     """
     recording = open_recording(path, **(read_as or {}))
     protocol = protocol_for(recording) or PROTOCOLS["eigen"]
@@ -230,7 +232,7 @@ def eigen_drive_sets(
 ) -> list[EvaluationSet]:
     """The Eigen test drives below `data` that have depth (image_02).
 
-    `listed_only` keeps the frames of the Eigen list; otherwise all frames with depth are judged.
+    `listed_only` keeps the frames of the Eigen list; otherwise all frames with depth are evaluated.
     `improved` takes the accumulated LiDAR of KITTI's depth benchmark instead of single sweeps.
     """
     listed = eigen_test_frames()
@@ -242,16 +244,16 @@ def eigen_drive_sets(
         if key not in listed or not (folder / "image_02").is_dir():
             continue
         recording = open_recording(folder, camera="image_02", depth=kind)
-        judged = frames_with_depth(recording)
+        positions = frames_with_depth(recording)
         notes: tuple[str, ...] = ()
         if listed_only:
             wanted = set(listed[key])
-            judged = tuple(i for i in judged if recording.frames[i].index in wanted)
-            notes = (f"{len(judged)} of the {len(wanted)} listed frames are there with depth",)
-        if judged:
+            positions = tuple(i for i in positions if recording.frames[i].index in wanted)
+            notes = (f"{len(positions)} of the {len(wanted)} listed frames are there with depth",)
+        if positions:
             sets.append(
                 EvaluationSet(
-                    recording.name, PROTOCOLS[protocol], recording, judged, notes, listed_only
+                    recording.name, PROTOCOLS[protocol], recording, positions, notes, listed_only
                 )
             )
     return sets
@@ -270,7 +272,7 @@ def lidar_training_set(data: Path) -> EvaluationSet | None:
     for folder in find_drives(data):
         if drive_key(folder) == ("2011_09_26", "0039"):
             recording = open_recording(folder)
-            judged = frames_with_depth(recording)
-            if judged:
-                return EvaluationSet("0039_lidar", PROTOCOLS["eigen"], recording, judged)
+            positions = frames_with_depth(recording)
+            if positions:
+                return EvaluationSet("0039_lidar", PROTOCOLS["eigen"], recording, positions)
     return None

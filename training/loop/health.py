@@ -1,6 +1,6 @@
 """Early warnings in words: the signs by which self-supervised training shows that it collapses.
 
-The rules look at figures that stages log. A figure is judged by its mean over the last few log
+The rules look at figures that stages log. A figure is tested by its mean over the last few log
 lines, so that one odd batch is no alarm, and every kind of trouble is told once a stage.
 """
 
@@ -21,8 +21,8 @@ WINDOW = 5
 class Rule:
     """When a figure's mean leaves [low, high], ``text`` says what that means and what to do.
 
-    ``key`` is the last part of a figure's name: ``depth_mean`` also judges ``multi/depth_mean``,
-    ``at_clip`` judges ``multi/at_clip``.
+    ``key`` is the last part of a figure's name: ``depth_mean`` also stands for
+    ``multi/depth_mean``, ``at_clip`` stands for ``multi/at_clip``.
     """
 
     kind: str
@@ -177,10 +177,10 @@ class Health:
             recent.append(value)
             del recent[:-WINDOW]
             if len(recent) == WINDOW:
-                found += [w for rule in rules if (w := self._judge(rule, name, fmean(recent)))]
+                found += [w for rule in rules if (w := self._check(rule, name, fmean(recent)))]
         return found
 
-    def _judge(self, rule: Rule, name: str, mean: float) -> Finding | None:
+    def _check(self, rule: Rule, name: str, mean: float) -> Finding | None:
         told = f"{rule.kind} {name}"
         if rule.low <= mean <= rule.high or told in self._told:
             return None

@@ -1,4 +1,4 @@
-"""What a student learns from a rich teacher besides the images (RPrDepth, section 3.3).
+"""What a student learns from a frozen teacher besides the images (RPrDepth, section 3.3).
 
 The paper's terms are L_c = |G(D_o) - G(D_p)|_1, G being "the normalised sum of x and y gradients",
 and L_aux = |D_p - Resize(D_c)|_1. What it leaves open is decided here: the gradients are forward
@@ -111,7 +111,7 @@ def auxiliary_loss(
     not outweigh all others.
 
     Args:
-        prior_inverse_depth: D_c (B, 1, h, w) at the fusion's tap, inverse depth, positive.
+        prior_inverse_depth: D_c (B, 1, h, w) at the fusion's stride, inverse depth, positive.
         teacher_depth: D_p (B, 1, H, W), depth in any unit, positive; gets no gradient.
         on: quantity of which the difference is taken: "inverse", "depth" or "log".
         mask: (B, 1, H, W), bool: what counts, also in the medians; default: every pixel.

@@ -22,14 +22,14 @@ from training.loop.distributed import ProcessGroup
 from training.prior.reference.extraction import claimed, extract_reference_set
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.chosen import FILE, ChosenPrior
-from training.prior.teachers.base import RichTeacher, open_teacher
+from training.prior.teachers.base import FrozenTeacher, open_teacher
 from training.prior.teachers.outputs import TeacherOutputs
 from training.recipes.recipe import Recipe, RecipeError
 from training.stages.reference import Reference, Select
 from training.stages.system import System
 
 
-def rich_size(recipe: Recipe, teacher: RichTeacher) -> tuple[int, int] | None:
+def teacher_size(recipe: Recipe, teacher: FrozenTeacher) -> tuple[int, int] | None:
     """The second size (W, H) that triplets are needed at; None where no stage asks for one."""
     asked = any(stage.needs_teacher_size for stage in recipe.stages)
     return teacher.identity.size if asked else None
@@ -53,25 +53,25 @@ class PriorWork:
             self.chosen = ChosenPrior.of_bundle(load_bundle(self.recipe.prior))
 
     @cached_property
-    def teacher(self) -> RichTeacher:
+    def teacher(self) -> FrozenTeacher:
         """The recipe's teacher, opened once."""
-        rich = self.recipe.rich
-        assert rich is not None  # the recipe was checked
+        asked = self.recipe.teacher
+        assert asked is not None  # the recipe was checked
         return open_teacher(
-            rich.teacher,
-            tap=rich.tap,
-            lookup=rich.lookup,
+            asked.model,
+            stride=asked.stride,
+            lookup=asked.lookup,
             device=str(self.device),
-            size=rich.size,
+            size=asked.size,
             metres_per_unit=self.recipe.metres_per_unit,
-            fetch=rich.fetch,
-            features=rich.features,
+            fetch=asked.fetch,
+            features=asked.features,
         )
 
     @cached_property
     def outputs(self) -> TeacherOutputs:
         """The teacher's depth and motions of all training triplets."""
-        cache = self.recipe.rich.cache if self.recipe.rich else None
+        cache = self.recipe.teacher.cache if self.recipe.teacher else None
         source = self.data().training
         folder = None if cache is None else Path(cache)
         with ProgressBar() as progress, ExitStack() as stack:
@@ -83,8 +83,8 @@ class PriorWork:
             )
 
     def size(self) -> tuple[int, int] | None:
-        """See `rich_size`."""
-        return None if self.recipe.rich is None else rich_size(self.recipe, self.teacher)
+        """See `teacher_size`."""
+        return None if self.recipe.teacher is None else teacher_size(self.recipe, self.teacher)
 
     def fusion(self) -> FusionConfig | None:
         """Sizes of the student's fusion; the teacher says how wide the references are."""
@@ -107,9 +107,9 @@ class PriorWork:
         has, mine = self.chosen.teacher, self.teacher.identity
         if has.sha256 != mine.sha256:
             raise RecipeError(
-                f"rich.teacher: {mine.name} ({mine.sha256[:12]}...) is not the teacher that the "
-                f"prior of {self.recipe.prior} came from ({has.name} at tap {has.tap}, "
-                f"{has.sha256[:12]}...); name that one, with rich.tap, rich.lookup and "
+                f"teacher.model: {mine.name} ({mine.sha256[:12]}...) is not the teacher that the "
+                f"prior of {self.recipe.prior} came from ({has.name} at stride {has.stride}, "
+                f"{has.sha256[:12]}...); name that one, with teacher.stride, teacher.lookup and "
                 "metres_per_unit as they were"
             )
 

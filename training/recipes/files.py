@@ -15,7 +15,11 @@ from training.recipes.base import RecipeError, Strict
 from training.recipes.recipe import Recipe
 
 # Keys of older versions, by their last part.
-_RENAMED = {"kept_pixels_only": "auto_masked"}
+_RENAMED = {
+    "kept_pixels_only": "auto_masked",
+    "rich": "teacher (and its key teacher is model)",
+    "tap": "stride",
+}
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

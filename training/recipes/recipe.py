@@ -13,7 +13,7 @@ from training.recipes.base import RecipeError, Strict
 from training.recipes.data import Data
 from training.stages.base import STAGES, Place, StageConfig
 
-__all__ = ["MultiFrame", "Networks", "Output", "Recipe", "RecipeError", "Rich"]
+__all__ = ["MultiFrame", "Networks", "Output", "Recipe", "RecipeError", "TeacherConfig"]
 
 if TYPE_CHECKING:
     Stage = StageConfig
@@ -22,11 +22,11 @@ else:
     Stage = Annotated[kinds, Field(discriminator="kind")]
 
 
-class Rich(Strict):
+class TeacherConfig(Strict):
     """The frozen teacher whose pixels are looked up, and that guides the student."""
 
-    teacher: str = Field(description="a bundle's folder or name, or hf:NAME of Hugging Face")
-    tap: int | None = Field(None, description="stride of the teacher's features; default: 4")
+    model: str = Field(description="a bundle's folder or name, or hf:NAME of Hugging Face")
+    stride: int | None = Field(None, description="stride of the teacher's features; default: 4")
     size: tuple[int, int] | None = Field(
         None, description="width and height of a Hugging Face model's input; a bundle has its own"
     )
@@ -49,7 +49,7 @@ class Rich(Strict):
 class Fusion(Strict):
     """How the student reads the prior (RPrDepth, prior depth fusion); the paper names no sizes."""
 
-    tap: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
+    stride: Literal[4, 8, 16, 32] = Field(16, description="stride of the student's features")
     width: int = Field(
         64, ge=1, le=4096, description="channels of queries, keys and the depth hint"
     )
@@ -194,7 +194,7 @@ class Recipe(Strict):
         min_length=1,
         description="those that begin with the bundle that start names",
     )
-    rich: Rich | None = None
+    teacher: TeacherConfig | None = None
     prior: str | None = Field(
         None, description="bundle whose student and prior to begin with (depth_train fine-tune)"
     )
@@ -240,8 +240,8 @@ class Recipe(Strict):
     def _fits_together(self) -> Recipe:
         if self.prior is not None and self.start is not None:
             raise ValueError("start and prior both say what to begin with: give one")
-        if self.networks.fusion is not None and self.rich is None:
-            raise ValueError("networks.fusion needs rich.teacher, whose features it reads")
+        if self.networks.fusion is not None and self.teacher is None:
+            raise ValueError("networks.fusion needs teacher.model, whose features it reads")
         for number, stage in enumerate(self.stages):
             try:
                 stage.check(Place(self, self.stages[:number], self.stages[number + 1 :]))

@@ -15,7 +15,6 @@ from depth_prior_ros.bundle import (
     Manifest,
     PriorSources,
     PriorSpec,
-    PriorTeacher,
     Provenance,
     save_bundle,
 )
@@ -135,22 +134,22 @@ def _prior_spec(system: System, chosen: ChosenPrior | None) -> PriorSpec | None:
         pixels=pixels,
         channels=channels,
         note=note,
-        teacher=PriorTeacher.of(chosen.teacher.to_dict()),
+        teacher=chosen.teacher,
         selection=about or None,
     )
 
 
 def _teacher(recipe: Recipe, chosen: ChosenPrior | None) -> str | None:
     """The bundle that goes with the prior; a model of Hugging Face does not."""
-    if chosen is None or recipe.rich is None or not recipe.output.teacher:
+    if chosen is None or recipe.teacher is None or not recipe.output.teacher:
         return None
-    return recipe.rich.teacher if chosen.teacher.kind == "bundle" else None
+    return recipe.teacher.model if chosen.teacher.kind == "bundle" else None
 
 
 def _identify(recipe: Recipe) -> Callable[[Bundle], str] | None:
     """The hash of a bundle as this recipe's teacher, so that no other one goes with the prior."""
-    rich = recipe.rich
-    if rich is None:
+    asked = recipe.teacher
+    if asked is None:
         return None
 
     def digest(bundle: Bundle) -> str:
@@ -158,10 +157,10 @@ def _identify(recipe: Recipe) -> Callable[[Bundle], str] | None:
 
         teacher = BundleTeacher(
             bundle,
-            rich.tap,
-            rich.lookup,
+            asked.stride,
+            asked.lookup,
             metres_per_unit=recipe.metres_per_unit,
-            features=rich.features,
+            features=asked.features,
         )
         return teacher.identity.sha256
 

@@ -40,8 +40,8 @@ class Reference(StageConfig):
     def check(self, place: Place) -> None:
         """As every stage; and there is a teacher."""
         super().check(place)
-        if place.recipe.rich is None:
-            raise ValueError("needs rich.teacher, whose pixels or depth it uses")
+        if place.recipe.teacher is None:
+            raise ValueError("needs teacher.model, whose pixels or depth it uses")
 
     def carry_out(self, run: Run, folder: Path, system: System) -> None:
         """Make the set, or go on with it."""
@@ -66,8 +66,8 @@ class Select(StageConfig):
     def check(self, place: Place) -> None:
         """As every stage; and there is a set that holds so many pixels, and who looks them up."""
         super().check(place)
-        if place.recipe.rich is None:
-            raise ValueError("needs rich.teacher, whose pixels or depth it uses")
+        if place.recipe.teacher is None:
+            raise ValueError("needs teacher.model, whose pixels or depth it uses")
         references = [s for s in place.before if isinstance(s, Reference)]
         if place.recipe.networks.fusion is None or not references:
             raise ValueError("needs networks.fusion and a reference stage before")

@@ -39,7 +39,7 @@ from training.stages.system import (
     standing,
     supervised_loss,
 )
-from training.stages.validation import HELD_OUT, Validation, held_out_error
+from training.stages.validation import VALIDATION_ERROR, Validation, validation_error
 
 if TYPE_CHECKING:
     from training.runs.run import Run
@@ -115,7 +115,7 @@ class SelfSupervised(TrainingConfig):
             "validation": run.validation,
             "name": self.kind.replace("_", "-"),
             "metres_per_unit": run.recipe.metres_per_unit,
-            "held_out": run.data().validation,
+            "validation_triplets": run.data().validation,
         }
 
 
@@ -155,7 +155,7 @@ class SelfSupervisedStage:
     validation: Validation
     name: str = "self-supervised"
     metres_per_unit: float = 10.0
-    held_out: TripletSource | None = None
+    validation_triplets: TripletSource | None = None
     last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -425,8 +425,8 @@ class SelfSupervisedStage:
     def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""
         figures = self.validation.figures(self.system)
-        if self.held_out is not None:
-            figures[HELD_OUT] = held_out_error(self.system, self.held_out)
+        if self.validation_triplets is not None:
+            figures[VALIDATION_ERROR] = validation_error(self.system, self.validation_triplets)
         return figures
 
     def pictures(self) -> dict[str, np.ndarray]:

@@ -50,7 +50,7 @@ class Student(SelfSupervised):
     fusion_rate: float = Field(
         1.0, gt=0, description="learning rate of the fusion, relative to the rest"
     )
-    view: Literal["own", "rich"] = Field(
+    view: Literal["own", "teacher"] = Field(
         "own",
         description="what the student has to explain: frames of its own size, or the teacher's",
     )
@@ -84,14 +84,14 @@ class Student(SelfSupervised):
     @property
     def needs_teacher_size(self) -> bool:
         """Where the teacher looks at every triplet, or its frames have to be explained."""
-        return self.asks_teacher or self.view == "rich"
+        return self.asks_teacher or self.view == "teacher"
 
     def check(self, place: Place) -> None:
         """As every stage; with a fusion there is something to look up, and a selection of it."""
         super().check(place)
         fusion = place.recipe.networks.fusion
-        if place.recipe.rich is None and (fusion is not None or self.needs_teacher_size):
-            raise ValueError("needs rich.teacher, whose pixels or depth it uses")
+        if place.recipe.teacher is None and (fusion is not None or self.needs_teacher_size):
+            raise ValueError("needs teacher.model, whose pixels or depth it uses")
         if self.auxiliary and not (fusion is not None and fusion.pixel_wise):
             raise ValueError("auxiliary needs networks.fusion with pixel_wise")
         if fusion is not None:
@@ -113,8 +113,10 @@ class Student(SelfSupervised):
         unread = system.student.fusion is None or run.prior.chosen is not None
         references = None if unread else run.prior.references
         outputs = run.prior.outputs if self.asks_teacher else None
-        if self.view == "own" and run.data().training.has_rich:
-            common["triplets"] = run.data().training.without_rich()  # nobody looks at them
+        if self.view == "own" and run.data().training.has_teacher_images:
+            common["triplets"] = (
+                run.data().training.without_teacher_images()
+            )  # nobody looks at them
         return StudentStage(self, system, **common, references=references, outputs=outputs)
 
 
@@ -233,9 +235,9 @@ class StudentStage(SelfSupervisedStage):
     def _targets(self, batch: TripletBatch) -> tuple[Tensor, Tensor]:
         if self.config.view == "own":
             return super()._targets(batch)
-        assert batch.rich is not None  # the run asked for them
-        assert batch.rich_K is not None
-        return batch.rich, batch.rich_K
+        assert batch.teacher_images is not None  # the run asked for them
+        assert batch.teacher_K is not None
+        return batch.teacher_images, batch.teacher_K
 
     def _further(self, scene: Scene) -> tuple[Tensor, Logs]:
         """Agreement with the teacher, and of the looked-up depth with it."""
@@ -251,15 +253,15 @@ class StudentStage(SelfSupervisedStage):
             mask = self._trusted(scene, depth, motions)
             error = self._consistency(scene.depth, depth, mask)
             loss = loss + config.consistency * error
-            values["rich/consistency"] = error
+            values["teacher/consistency"] = error
             if mask is not None:
-                values["rich/mask_share"] = mask.float().mean()
+                values["teacher/mask_share"] = mask.float().mean()
         if config.auxiliary:
             assert scene.prior_inverse_depth is not None  # the recipe was checked
             error = auxiliary_loss(scene.prior_inverse_depth, depth)
             loss = loss + config.auxiliary * error
-            values["rich/auxiliary"] = error
-            values["rich/prior_spread"] = scene.prior_inverse_depth.detach().log().std()
+            values["teacher/auxiliary"] = error
+            values["teacher/prior_spread"] = scene.prior_inverse_depth.detach().log().std()
         return loss, values
 
     def _consistency(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

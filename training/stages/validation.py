@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 SETS = ("0039lidar", "kitti2015", "0052")
 
 #: Photometric error on the triplets that a split holds out.
-HELD_OUT = "held_out"
-_HELD_OUT_BATCHES, _HELD_OUT_SIZE = 8, 6
+VALIDATION_ERROR = "validation"
+_VALIDATION_BATCHES, _VALIDATION_SIZE = 8, 6
 
 # Frames of a set that are pictured, evenly spaced: the same ones each time.
 _PICTURED = 6
@@ -108,10 +108,10 @@ def evaluate_network(
     result: dict[str, dict[str, Any]] = {}
     for name in sets:
         protocol, frames = cached_frames(name, Path(data), size)
-        judged = evaluate(network, frames, protocol, keep_depth=True)
-        mean, other = wrong_images(judged)
+        results = evaluate(network, frames, protocol, keep_depth=True)
+        mean, other = wrong_images(results)
         beside = evaluate_beside({"own_mean": mean, "other_image": other}, frames, protocol)
-        result[name] = dict(summary([frame.errors for frame in judged]))
+        result[name] = dict(summary([frame.errors for frame in results]))
         result[name] |= {key: mean_errors(found).abs_rel for key, found in beside.items()}
     return result
 
@@ -130,7 +130,7 @@ def cached_frames(
     """
     found = _find(name, data)
     known = len(found.recording.skipped)
-    every = read_evaluation_frames(found.recording, found.protocol, size, found.judged)
+    every = read_evaluation_frames(found.recording, found.protocol, size, found.positions)
     frames = tuple(frame for frame in every if frame.truth is not None)
     for entry in found.recording.skipped[known:]:
         _log.warning("%s: left out %s", name, entry)
@@ -148,18 +148,18 @@ def _find(name: str, data: Path) -> EvaluationSet:
     else:
         drives = eigen_drive_sets(data, listed_only=False)
         found = next((s for s in drives if f"drive_{name}_" in s.name), None)
-    if found is None or not found.judged:
+    if found is None or not found.positions:
         raise EvaluationError(f"{data}: the set '{name}' is not there or has no depth")
     return found
 
 
 @torch.no_grad()
-def held_out_error(system: System, triplets: TripletSource) -> float:
+def validation_error(system: System, triplets: TripletSource) -> float:
     """Mean photometric error of the student's depth and motion on fixed held-out triplets."""
     errors = []
-    for number in range(_HELD_OUT_BATCHES):
+    for number in range(_VALIDATION_BATCHES):
         rng = np.random.default_rng([17, number])
-        batch = triplets.batch(_HELD_OUT_SIZE, rng).to(system.device)
+        batch = triplets.batch(_VALIDATION_SIZE, rng).to(system.device)
         before, now, after = batch.images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
         poses = system.neighbour_motions(batch.images)

@@ -1,4 +1,4 @@
-"""Parameters of a running node: declared to rclpy, judged when they change."""
+"""Parameters of a running node: declared to rclpy, checked when they change."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def current_values(node: LifecycleNode) -> dict[str, Any]:
 def changed(
     values: Mapping[str, Any], changes: Iterable[Parameter], state: str
 ) -> tuple[Settings | None, SetParametersResult]:
-    """Judge a request to change parameters while the node is in lifecycle ``state``.
+    """Check a request to change parameters while the node is in lifecycle ``state``.
 
     Args:
         values: the values as they are.

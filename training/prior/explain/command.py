@@ -131,13 +131,12 @@ def _root(data: Path | None) -> Path | None:
 def _reference_depths(reader: PriorReader, folder: Path) -> NDArray[np.float64]:
     """Depth of a reference set in metres, of a sample where it is large."""
     from training.prior.reference.set import ReferenceSet
-    from training.prior.teachers.base import TeacherIdentity
 
     references = ReferenceSet.open(folder)
     spec = reader.bundle.manifest.prior
-    known = None if spec is None or spec.teacher is None else spec.teacher
-    identity = None if known is None else TeacherIdentity.from_dict(known.model_dump())
-    references.require(identity, channels=reader.prior.features.shape[1])
+    references.require(
+        None if spec is None else spec.teacher, channels=reader.prior.features.shape[1]
+    )
     sample = references.sample(np.random.default_rng(0), _SAMPLE)
     units = 1 / sample.inverse_depth.double().numpy().clip(1e-9)
     return np.asarray(units * reader.bundle.manifest.depth.metres_per_unit)

@@ -288,7 +288,7 @@ def _details(reader: PriorReader, missing: Mapping[str, str]) -> dict[str, str]:
             width, height = teacher.size
             rows["teacher"] = (
                 f"{teacher.name} ({teacher.kind}), input {width}x{height}, features of "
-                f"{teacher.channels} channels at stride {teacher.tap}, {teacher.sha256[:12]}"
+                f"{teacher.channels} channels at stride {teacher.stride}, {teacher.sha256[:12]}"
             )
             rows["licence of the teacher"] = teacher.licence
     rows["licence of the bundle"] = manifest.licence

@@ -115,7 +115,7 @@ def _map_size(manifest: Manifest) -> tuple[int, int] | None:
     if teacher is None:
         return None
     width, height = teacher.size
-    return width // teacher.tap, height // teacher.tap
+    return width // teacher.stride, height // teacher.stride
 
 
 class SourcePictures:
@@ -431,6 +431,6 @@ def _below(data: Path | None) -> tuple[list[tuple[str, Load]], str]:
     readers = [
         (f"{one.name} · {place}", one.recording.frames[place].image)
         for one in sets
-        for place in one.judged
+        for place in one.positions
     ]
     return readers, ", ".join(one.name for one in sets)

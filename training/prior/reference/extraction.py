@@ -44,7 +44,7 @@ from training.prior.reference.files import (
     write_shard,
 )
 from training.prior.reference.set import ReferenceSet
-from training.prior.teachers.base import RichTeacher, TeacherIdentity
+from training.prior.teachers.base import FrozenTeacher, TeacherIdentity
 
 _LOCK = ".extracting"
 
@@ -211,7 +211,7 @@ def choose_triplets(source: TripletSource, count: int, seed: int) -> ExtractionP
 
 
 def extract_reference_set(
-    teacher: RichTeacher,
+    teacher: FrozenTeacher,
     source: TripletSource,
     folder: Path | str,
     *,
@@ -227,10 +227,10 @@ def extract_reference_set(
 
     Args:
         teacher: sees previous, current and next frame.
-        source: triplets; its pictures, or the rich ones, have the teacher's size.
+        source: triplets; its pictures, or the teacher's, have the teacher's size.
         folder: of the set; new, empty, or of the same teacher, data and settings.
         triplets: images.
-        per_image: pixels of the teacher's tap map drawn from an image, without replacement.
+        per_image: pixels of the teacher's map of features drawn from an image, without replacement.
         seed: decides images and pixels.
         shard_images: images of a shard, the unit of work.
         processes: share the shards.
@@ -281,11 +281,11 @@ def extract_reference_set(
 
 def _check_sizes(identity: TeacherIdentity, source: TripletSource, per_image: int) -> None:
     width, height = identity.size
-    pixels = (width // identity.tap) * (height // identity.tap)
+    pixels = (width // identity.stride) * (height // identity.stride)
     if per_image > pixels:
         raise TrainingError(
-            f"per_image {per_image}: the teacher's map at 1/{identity.tap} of {width}x{height} has "
-            f"{pixels} pixels only"
+            f"per_image {per_image}: the teacher's map at 1/{identity.stride} of {width}x{height} "
+            f"has {pixels} pixels only"
         )
     if not len(source):
         raise TrainingError("no triplet to extract reference pixels from")
@@ -304,7 +304,7 @@ def _data_hash(source: TripletSource, chosen: list[Key]) -> str:
 class _Job:
     """Shards of one process."""
 
-    teacher: RichTeacher
+    teacher: FrozenTeacher
     source: TripletSource
     plan: ExtractionPlan
     settings: ExtractionSettings
@@ -372,10 +372,10 @@ class _Job:
         """The teacher's maps of a triplet: features (pixels, C) and inverse depth (pixels,)."""
         identity = self.teacher.identity
         batch = self.source.triplet(drive, triplet)
-        images, K = _rich_images(batch, identity.size)
+        images, K = _images_of_size(batch, identity.size)
         view = self.teacher.look(images, K, batch.poses, batch.known)
         width, height = identity.size
-        shape = (identity.channels, height // identity.tap, width // identity.tap)
+        shape = (identity.channels, height // identity.stride, width // identity.stride)
         if tuple(view.features.shape[1:]) != shape:
             raise TrainingError(
                 f"teacher {identity.name} returns features of shape {tuple(view.features.shape)}, "
@@ -404,10 +404,10 @@ def _columns(
     }
 
 
-def _rich_images(batch: TripletBatch, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _images_of_size(batch: TripletBatch, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Images (1, 3, 3, H, W) and K of a triplet at the teacher's ``size``."""
     found = []
-    for images, K in ((batch.rich, batch.rich_K), (batch.images, batch.K)):
+    for images, K in ((batch.teacher_images, batch.teacher_K), (batch.images, batch.K)):
         if images is not None and K is not None:
             if (images.shape[-1], images.shape[-2]) == tuple(size):
                 return images, K

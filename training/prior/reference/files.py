@@ -5,7 +5,7 @@ A folder::
     reference.yaml            who taught, settings, images, shards with sha256; sealed on its last
                               line. `finished: false` until every shard is there
     shards/00000.safetensors  features (n, C) f16, inverse_depth (n,) f16, image (n,) i32 (into the
-                              manifest's images), pixel (n,) i32 (row-major in the tap map)
+                              manifest's images), pixel (n,) i32 (row-major in the teacher's map)
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class ReferenceManifest(_Strict):
     @property
     def key(self) -> str:
         """A hash of teacher and settings; every shard carries it."""
-        about = {"teacher": self.teacher, "settings": self.settings.model_dump()}
+        # The stride by its first name, so that older sets are gone on with.
+        teacher = {"tap" if key == "stride" else key: self.teacher[key] for key in self.teacher}
+        about = {"teacher": teacher, "settings": self.settings.model_dump()}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -65,7 +65,7 @@ class ReferenceSet:
         manifest = read_manifest(folder)
         path = folder / MANIFEST_NAME
         try:
-            identity = TeacherIdentity.from_dict(manifest.teacher)
+            identity = TeacherIdentity.of(manifest.teacher)
         except (TypeError, KeyError, ValueError) as error:
             raise ReferenceSetError(path, f"teacher: {error}") from error
         if not manifest.finished:
@@ -122,7 +122,7 @@ class ReferenceSet:
             raise ReferenceSetError(
                 self.folder,
                 f"its features have {mine.channels} channels, {channels} are needed; choose the "
-                "teacher or tap that the student's fusion was built for",
+                "teacher or stride that the student's fusion was built for",
             )
 
     def sample(self, rng: np.random.Generator, count: int) -> Prior:
@@ -141,7 +141,7 @@ class ReferenceSet:
         return Prior(torch.from_numpy(features).float(), torch.from_numpy(inverse).float())
 
     def sources(self, indices: Indices) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Where rows are from: image (n,) into `images`, pixel (n,) row-major in the tap map."""
+        """Of rows: image (n,) into `images`, pixel (n,) row-major in the teacher's map."""
         image, pixel = self._gather(indices, "image", "pixel")
         return image, pixel
 

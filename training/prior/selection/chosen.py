@@ -80,7 +80,7 @@ class ChosenPrior:
             ) from error
         return cls(
             Prior(features.float(), inverse.float()),
-            TeacherIdentity.from_dict(about["teacher"]),
+            TeacherIdentity.of(about["teacher"]),
             image.numpy(),
             pixel.numpy(),
             about["images"],
@@ -103,7 +103,7 @@ class ChosenPrior:
             )
         return cls(
             bundle.prior(),
-            TeacherIdentity.from_dict(spec.teacher.model_dump()),
+            spec.teacher,
             sources.image,
             sources.pixel,
             [dict(image) for image in sources.images],

@@ -17,7 +17,6 @@ from depth_prior_ros.backends.devices import choose_device
 from depth_prior_ros.bundle import Bundle, PriorSpec, load_bundle
 from depth_prior_ros.bundle.derive import replace_prior
 from depth_prior_ros.bundle.files import refuse_foreign
-from depth_prior_ros.bundle.manifest import PriorTeacher
 from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
@@ -146,7 +145,7 @@ def select_command(
         pixels=len(found.indices),
         channels=references.channels,
         note=_note(about),
-        teacher=PriorTeacher.of(references.identity.to_dict()),
+        teacher=references.identity,
         selection=about,
     )
     image, pixel = references.sources(found.indices)
@@ -169,12 +168,13 @@ def _student(bundle: Bundle, references: ReferenceSet) -> Student:
     references.require(channels=student.fusion.config.reference_channels)
     spec = bundle.manifest.prior
     old, new = None if spec is None else spec.teacher, references.identity
-    if old is not None and (old.sha256, old.tap) != (new.sha256, new.tap):
+    if old is not None and (old.sha256, old.stride) != (new.sha256, new.stride):
         raise ReferenceSetError(
             references.folder,
-            f"written by another teacher ({new.name} at tap {new.tap}, {new.sha256[:12]}...) than "
-            f"the one that {bundle.path} was trained with ({old.name} at tap {old.tap}, "
-            f"{old.sha256[:12]}...); extract a set with that teacher into another folder",
+            f"written by another teacher ({new.name} at stride {new.stride}, "
+            f"{new.sha256[:12]}...) than the one that {bundle.path} was "
+            f"trained with ({old.name} at stride {old.stride}, {old.sha256[:12]}...); "
+            "extract a set with that teacher into another folder",
         )
     return student
 

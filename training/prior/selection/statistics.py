@@ -178,8 +178,8 @@ def mean_weights(
 
     Args:
         fusion: `PriorFusion`; either branch may be switched off.
-        query_maps: the student's features at the fusion's tap, (C, h, w) or (B, C, h, w) each, of
-            any sizes; all queries are kept, projected.
+        query_maps: the student's features at the fusion's stride, (C, h, w) or (B, C, h, w) each,
+            of any sizes; all queries are kept, projected.
         references: chunks of the reference set; gone through twice.
         threads: cores to use; default: as many as PyTorch may.
         progress: is told of every chunk.

@@ -1,17 +1,18 @@
 """What may teach a prior, and the names under which kinds of teachers are found.
 
-A new kind is one module of this room: a `RichTeacher`, and a function that opens it under
+A new kind is one module of this room: a `FrozenTeacher`, and a function that opens it under
 `@teacher`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from depth_prior_ros.bundle.manifest import TeacherIdentity
 from depth_prior_ros.registry import Registry
 from training.recipes.base import RecipeError
 
@@ -20,44 +21,12 @@ class TeacherError(RecipeError):
     """A teacher that cannot be one; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class TeacherIdentity:
-    """What a reference set, and the prior chosen from it, was made by.
-
-    Attributes:
-        name: the bundle's name, or the model's on Hugging Face.
-        kind: one of `TEACHERS`: "bundle" or "foundation".
-        sha256: of everything that decides its outputs: weights, architecture, size, lookup.
-        tap: stride of the features at the teacher's input size.
-        channels: channels of the features.
-        size: (W, H) of the teacher's input.
-        licence: of its weights.
-    """
-
-    name: str
-    kind: str
-    sha256: str
-    tap: int
-    channels: int
-    size: tuple[int, int]
-    licence: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The mapping that `from_dict` takes."""
-        return asdict(self) | {"size": list(self.size)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TeacherIdentity:
-        """Build from a mapping; a missing or unknown key is a TypeError."""
-        return cls(**{**values, "size": tuple(values["size"])})
-
-
 class TeacherView(NamedTuple):
     """What a teacher says of the middle frame of triplets.
 
     Attributes:
-        features: (B, C, H / tap, W / tap).
-        inverse_depth: (B, 1, H / tap, W / tap), 1 / network units, positive and finite.
+        features: (B, C, H / stride, W / stride).
+        inverse_depth: (B, 1, H / stride, W / stride), 1 / network units, positive and finite.
         depth: (B, 1, H, W), network units.
         motions: previous_from_current and next_from_current (2, B, 4, 4), network units; None
             where the teacher knows no motion.
@@ -69,7 +38,7 @@ class TeacherView(NamedTuple):
     motions: Tensor | None
 
 
-class RichTeacher(Protocol):
+class FrozenTeacher(Protocol):
     """A frozen network with more to go on than the student: resolution, frames, or size."""
 
     @property
@@ -99,7 +68,7 @@ class TeacherOptions:
     """How a teacher is opened.
 
     Attributes:
-        tap: stride of the features; default: 4.
+        stride: of the features; default: 4.
         lookup: frames that a bundle's multi-frame network compares with.
         device: where it runs.
         metres_per_unit: unit of all that goes in and out; default: a bundle's own, metres of a
@@ -113,7 +82,7 @@ class TeacherOptions:
         features: of a bundle, "encoder" or "decoder"; see `BundleTeacher`.
     """
 
-    tap: int | None = None
+    stride: int | None = None
     lookup: tuple[int, ...] = (-1, 1)
     device: str = "cpu"
     metres_per_unit: float | None = None
@@ -133,7 +102,7 @@ class TeacherKind:
     """A kind of teacher: its prefix in recipes ("" for what has none), and who opens it."""
 
     prefix: str
-    open: Callable[[str, TeacherOptions], RichTeacher]
+    open: Callable[[str, TeacherOptions], FrozenTeacher]
 
 
 #: By the kind of a `TeacherIdentity`.
@@ -142,17 +111,17 @@ TEACHERS: Registry[TeacherKind] = Registry("teacher", __package__)
 
 def teacher(
     kind: str, prefix: str = ""
-) -> Callable[[Callable[[str, TeacherOptions], RichTeacher]], Any]:
+) -> Callable[[Callable[[str, TeacherOptions], FrozenTeacher]], Any]:
     """Decorator of a function that opens a teacher from what stands behind the prefix."""
 
-    def keep(opener: Callable[[str, TeacherOptions], RichTeacher]) -> Any:
+    def keep(opener: Callable[[str, TeacherOptions], FrozenTeacher]) -> Any:
         TEACHERS.register(kind)(TeacherKind(prefix, opener))
         return opener
 
     return keep
 
 
-def open_teacher(spec: str, **options: Any) -> RichTeacher:
+def open_teacher(spec: str, **options: Any) -> FrozenTeacher:
     """Open a bundle (folder or name) or, as "hf:NAME" or "hf:FOLDER", a Hugging Face depth model.
 
     Args:

@@ -27,18 +27,20 @@ from training.stages.system import LookupFrame, System
 
 _PLACES = (-1, 1)  # previous and next, in the order of all motions
 _PARTS = ("student", "prior", "multi_frame", "pose")
-_DEFAULT_TAP = 4  # what is matched; finer features of a cost-volume network are those of its stem
+_DEFAULT_STRIDE = (
+    4  # what is matched; finer features of a cost-volume network are those of its stem
+)
 
 
 @dataclass(frozen=True)
 class _Single:
     """Single-frame depth (B, 1, H, W), the network's units, and features.
 
-    taps: the trunk's, by stride. decoded: the decoder's at the tap, where they are the reference.
+    levels: the trunk's, by stride. decoded: the decoder's, where they are the reference.
     """
 
     depth: Tensor
-    taps: dict[int, list[Tensor]]
+    levels: dict[int, list[Tensor]]
     decoded: Tensor | None
 
 
@@ -49,22 +51,22 @@ class BundleTeacher:
     With a multi-frame and a pose network: depth of the multi-frame network from the frames of
     ``lookup``, around the single-frame depth; motions of the pose network, or as recorded, refined
     against the single-frame depth where the bundle asks for it; features of the multi-frame
-    network at the tap. Of the PADS network these are the matching features at stride 4 (32
-    channels), of a cost-volume network those of its encoder at 2 to 32.
+    network at the teacher's stride. Of the PADS network these are the matching features at stride 4
+    (32 channels), of a cost-volume network those of its encoder at 2 to 32.
 
     Without a multi-frame network: single-frame depth, and the features of the student's trunk at
-    the tap, its tensors of that stride side by side, before any fusion. Without a pose network
+    that stride, its tensors of that stride side by side, before any fusion. Without a pose network
     there are no motions.
 
     ``features="decoder"``: the last features of the single-frame network before its disparity at
-    the tap's stride, which know depth, where matching features know what a place looks like.
+    the teacher's stride, which know depth, where matching features know what a place looks like.
 
     Depth and motions are in the bundle's network units, or, with ``metres_per_unit``, in units of
     so many metres by the bundle's own metric factor.
 
     Args:
         bundle: the bundle.
-        tap: stride of the features; default: 4.
+        stride: of the features; default: 4.
         lookup: frames that the multi-frame network compares with, -1 previous and 1 next.
         device: where it runs.
         metres_per_unit: unit of everything that goes in and out; default: the bundle's.
@@ -72,11 +74,11 @@ class BundleTeacher:
         features: "encoder" or "decoder", see above.
 
     Raises:
-        TeacherError: a tap or lookup that it does not have, or a bundle that lacks a part.
+        TeacherError: a stride or lookup that it does not have, or a bundle that lacks a part.
     """
 
     bundle: Bundle
-    tap: int | None = None
+    stride: int | None = None
     lookup: tuple[int, ...] = _PLACES
     device: str = "cpu"
     metres_per_unit: float | None = None
@@ -111,14 +113,14 @@ class BundleTeacher:
         if self.metres_per_unit is not None:
             self._unit = manifest.depth.metres_per_unit / self.metres_per_unit
         self.lookup = self._checked_lookup()
-        channels = self._tap_channels()
-        self.tap = _choose_tap(self.tap, channels, str(bundle.path))
+        channels = self._feature_channels()
+        self.stride = _choose_stride(self.stride, channels, str(bundle.path))
         self.identity = TeacherIdentity(
             name=manifest.name,
             kind="bundle",
             sha256=self._digest(),
-            tap=self.tap,
-            channels=channels[self.tap],
+            stride=self.stride,
+            channels=channels[self.stride],
             size=manifest.input_size,
             licence=manifest.licence,
         )
@@ -131,7 +133,7 @@ class BundleTeacher:
         poses: Tensor | None = None,
         known: Tensor | None = None,
     ) -> TeacherView:
-        """See `RichTeacher.look`; motions come refined where the bundle refines them.
+        """See `FrozenTeacher.look`; motions come refined where the bundle refines them.
 
         Raises:
             ValueError: images of another size than the bundle's.
@@ -141,12 +143,12 @@ class BundleTeacher:
         now = images[:, 1]
         single = self._single(now)
         views = self._views(images, K, single.depth, poses, known)
-        assert self.tap is not None
+        assert self.stride is not None
         if self._multi is None:
             depth = single.depth
             features = single.decoded
             if features is None:
-                features = torch.cat(single.taps[self.tap], dim=1)
+                features = torch.cat(single.levels[self.stride], dim=1)
             inverse = shrink_inverse(depth, features.shape[-2:])
         else:
             with self._system.autocast():
@@ -160,10 +162,10 @@ class BundleTeacher:
             depth = output.depth.float()
             features = single.decoded
             if features is None:
-                features = self._multi.tap(mine, output, self.tap)
+                features = self._multi.features_at(mine, output, self.stride)
             inverse = (
                 1 / output.depth_quarter.float()
-                if self.tap == STRIDE
+                if self.stride == STRIDE
                 else shrink_inverse(depth, features.shape[-2:])
             )
         motions = torch.stack([view.motion.matrix for view in views]) if views else None
@@ -215,14 +217,14 @@ class BundleTeacher:
     @property
     def _decoder_scale(self) -> int | None:
         """Scale whose head's input is the reference features; None: they are the encoder's."""
-        return None if self.features == "encoder" else int(self.tap or 1).bit_length() - 1
+        return None if self.features == "encoder" else int(self.stride or 1).bit_length() - 1
 
-    def _tap_channels(self) -> dict[int, int]:
+    def _feature_channels(self) -> dict[int, int]:
         if self.features == "decoder":
             heads: Any = self._student.decoder.heads
             return {2**scale: head.conv.in_channels for scale, head in enumerate(heads)}
         if self._multi is not None:
-            return dict(self._multi.tap_channels)
+            return dict(self._multi.feature_channels)
         return {stride: sum(widths) for stride, widths in self._student.trunk.channels.items()}
 
     def _checked_lookup(self) -> tuple[int, ...]:
@@ -234,14 +236,18 @@ class BundleTeacher:
     def _digest(self) -> str:
         """Of all that decides features, depth and motions; see `TeacherIdentity.sha256`."""
         manifest = self.bundle.manifest
+        architecture = manifest.architecture.model_dump(mode="json")
+        fusion = architecture["student"].get("fusion") or {}
+        if "stride" in fusion:
+            fusion["tap"] = fusion.pop("stride")  # as up to schema 3, see below
         names = [f"{part}.safetensors" for part in _PARTS]
         depth_range = (manifest.depth.min_units, manifest.depth.max_units)
         decisive: dict[str, Any] = {
             "files": {name: manifest.files[name] for name in names if name in manifest.files},
-            "architecture": manifest.architecture.model_dump(mode="json"),
+            "architecture": architecture,
             "size": list(manifest.input_size),
             "depth": list(depth_range),
-            "tap": self.tap,
+            "tap": self.stride,  # the stride's first name: a prior's teacher stays the same
             "lookup": list(self.lookup) if self._multi is not None else [],
             "unit": float(f"{self._unit:.6g}"),
         }
@@ -267,7 +273,7 @@ def open_bundle_teacher(spec: str, **options: Any) -> BundleTeacher:
 @teacher("bundle")
 def _open(spec: str, options: TeacherOptions) -> BundleTeacher:
     """A bundle's folder or name. Raises TeacherError."""
-    names = ("tap", "lookup", "device", "metres_per_unit", "precision", "features")
+    names = ("stride", "lookup", "device", "metres_per_unit", "precision", "features")
     opened = open_bundle_teacher(spec, **options.only(*names))
     if options.size is not None and tuple(options.size) != opened.identity.size:
         has, asked = ("x".join(map(str, s)) for s in (opened.identity.size, options.size))
@@ -297,14 +303,14 @@ def scale_motions(motions: Tensor, factor: float) -> Tensor:
     return motions * scale
 
 
-def _choose_tap(tap: int | None, channels: dict[int, int], name: str) -> int:
-    if tap is None:
-        return _DEFAULT_TAP if _DEFAULT_TAP in channels else min(channels)
-    if tap not in channels:
+def _choose_stride(stride: int | None, channels: dict[int, int], name: str) -> int:
+    if stride is None:
+        return _DEFAULT_STRIDE if _DEFAULT_STRIDE in channels else min(channels)
+    if stride not in channels:
         raise TeacherError(
-            f"teacher {name} has no features at stride {tap}: choose one of {sorted(channels)}"
+            f"teacher {name} has no features at stride {stride}: choose one of {sorted(channels)}"
         )
-    return tap
+    return stride
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _refuse_missing(name: str, fetch: bool) -> None:
     if not there and not fetch:
         raise TeacherError(
             f"teacher hf:{name}: is not on this machine, and nothing is downloaded unless asked "
-            "for: set rich.fetch: true, or download it yourself and name its folder"
+            "for: set teacher.fetch: true, or download it yourself and name its folder"
         )
 
 
@@ -248,8 +248,8 @@ _INVERSE = ("depth_pro", "dpt")
 _BY_CONFIG = ("depth_anything",)  # config.depth_estimation_type says which of both
 # Modules that fuse the levels of an encoder, by the names they have in transformers.
 _NECKS = ("neck", "fusion_stage", "decoder")
-_TAPS = (2, 4, 8, 16, 32)
-_DEFAULT_TAP = 4
+_STRIDES = (2, 4, 8, 16, 32)
+_DEFAULT_STRIDE = 4
 _NEAREST = 1e-3  # metres
 
 
@@ -261,27 +261,27 @@ class FoundationTeacher:
     fit into; a model that takes one size only gets that one.
 
     Features: of the maps that the model's neck returns (the fused levels of its encoder) the
-    coarsest one that is at least as fine as the tap, resized to it; without a neck the last hidden
-    state as a grid of patches. Depth: of relative models the inverse depth divided by its median
-    of each image, so that its unit is the image's own; of metric ones metres. Nothing is nearer
-    than 0.1 or farther than 100 units. No motions.
+    coarsest one that is at least as fine as the stride, resized to it; without a neck the last
+    hidden state as a grid of patches. Depth: of relative models the inverse depth divided by its
+    median of each image, so that its unit is the image's own; of metric ones metres. Nothing is
+    nearer than 0.1 or farther than 100 units. No motions.
 
     Args:
         loaded: the model.
         size: (W, H) of the pictures; default: the model's own, at multiples of 32.
-        tap: stride of the features; default: 4.
+        stride: of the features; default: 4.
         device: where it runs.
         metres_per_unit: unit of a metric model's depth; default: 1.
         metric: keep metres; default: where the model's config says that its depth is metric.
         precision: "f32", or "bf16" for autocast.
 
     Raises:
-        TeacherError: the model, the size or the tap cannot be used.
+        TeacherError: the model, the size or the stride cannot be used.
     """
 
     loaded: Loaded
     size: tuple[int, int] | None = None
-    tap: int | None = None
+    stride: int | None = None
     device: str = "cpu"
     metres_per_unit: float | None = None
     metric: bool | None = None
@@ -296,18 +296,24 @@ class FoundationTeacher:
             raise TeacherError(f"teacher {loaded.name}: its depth is relative, not metric")
         self._metric = self._gives_depth if self.metric is None else self.metric
         self._metres_per_unit = self.metres_per_unit or 1.0
-        tap = _DEFAULT_TAP if self.tap is None else self.tap
+        stride = _DEFAULT_STRIDE if self.stride is None else self.stride
         size = self.size or _own_size(loaded)
-        if tap not in _TAPS or size[0] % tap or size[1] % tap:
+        if stride not in _STRIDES or size[0] % stride or size[1] % stride:
             raise TeacherError(
-                f"teacher {loaded.name}: no features at stride {tap} of {size[0]}x{size[1]}; "
-                f"choose one of {list(_TAPS)} that divides both sides"
+                f"teacher {loaded.name}: no features at stride {stride} of {size[0]}x{size[1]}; "
+                f"choose one of {list(_STRIDES)} that divides both sides"
             )
-        self.tap, self._size = tap, size
+        self.stride, self._size = stride, size
         channels = self._find_input()
         _settle_missing(loaded, self._probe)
         self.identity = TeacherIdentity(
-            loaded.name, "foundation", self._digest(), tap, channels, size, loaded.licence
+            name=loaded.name,
+            kind="foundation",
+            sha256=self._digest(),
+            stride=stride,
+            channels=channels,
+            size=size,
+            licence=loaded.licence,
         )
 
     @torch.no_grad()
@@ -318,7 +324,7 @@ class FoundationTeacher:
         poses: Tensor | None = None,
         known: Tensor | None = None,
     ) -> TeacherView:
-        """See `RichTeacher.look`; of the triplets the middle frame is looked at.
+        """See `FrozenTeacher.look`; of the triplets the middle frame is looked at.
 
         Raises:
             ValueError: images of another size than the teacher's.
@@ -327,7 +333,7 @@ class FoundationTeacher:
         features, output = self._run(images[:, 1].to(self.device))
         width, height = self._size
         inverse = self._inverse(output, (height, width))
-        small = (height // self.identity.tap, width // self.identity.tap)
+        small = (height // self.identity.stride, width // self.identity.stride)
         return TeacherView(_resize(features, small), _resize(inverse, small), 1 / inverse, None)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,7 +353,7 @@ class FoundationTeacher:
         with self._autocast(), outputs_of(watched) as seen:
             found = self._model(pixel_values=pixels, output_hidden_states=neck is None)
         maps = list(_maps(seen)) if neck is not None else [self._grid(found.hidden_states[-1])]
-        wanted = (self._size[1] // (self.tap or 1), self._size[0] // (self.tap or 1))
+        wanted = (self._size[1] // (self.stride or 1), self._size[0] // (self.stride or 1))
         features = _nearest_map(maps, wanted)
         depth = found.predicted_depth.float()
         return features.float(), depth.reshape(len(pixels), 1, *depth.shape[-2:])
@@ -409,7 +415,7 @@ class FoundationTeacher:
             "model": self.loaded.kind,
             "input": list(self._input),
             "size": list(self._size),
-            "tap": self.tap,
+            "tap": self.stride,  # the stride's first name: a prior's teacher stays the same
             "normalisation": self.loaded.normalisation,
             "metres_per_unit": self._metres_per_unit if self._metric else None,
             "metric": self._metric,
@@ -435,7 +441,7 @@ def _open(name: str, options: TeacherOptions) -> FoundationTeacher:
     """A model's name or folder. Raises TeacherError."""
     if options.features != "encoder":
         raise TeacherError(f"teacher hf:{name}: only a bundle has decoder features to look up")
-    names = ("tap", "device", "metres_per_unit", "size", "precision", "fetch", "metric")
+    names = ("stride", "device", "metres_per_unit", "size", "precision", "fetch", "metric")
     return open_foundation_teacher(name, **options.only(*names))
 
 
@@ -455,7 +461,8 @@ def _gives_depth(loaded: Loaded) -> bool:
 def _own_size(loaded: Loaded) -> tuple[int, int]:
     if not loaded.sizes:
         raise TeacherError(
-            f"teacher {loaded.name}: it names no input size of its own; set one (rich.size: [W, H])"
+            f"teacher {loaded.name}: it names no input size of its own; set one "
+            "(teacher.size: [W, H])"
         )
     width, height = (max(32, round(side / 32) * 32) for side in loaded.sizes[0])
     return width, height

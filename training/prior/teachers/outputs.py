@@ -23,7 +23,7 @@ from training.data.drives import DriveFrames
 from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
 from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
-from training.prior.teachers.base import RichTeacher, TeacherError, TeacherView
+from training.prior.teachers.base import FrozenTeacher, TeacherError, TeacherView
 
 _VERSION = 1  # of what is stored; another one is another folder
 _FARTHEST = 6e4  # what half precision still holds
@@ -61,7 +61,7 @@ class TeacherOutputs:
     def open(
         cls,
         folder: Path | None,
-        teacher: RichTeacher,
+        teacher: FrozenTeacher,
         source: TripletSource,
         *,
         batch: int = 8,
@@ -90,10 +90,10 @@ class TeacherOutputs:
                 is not finite.
             TrainingError: the folder cannot be written.
         """
-        rich = _uses_rich(teacher, source)
+        second = _uses_teacher_images(teacher, source)
         counts = [len(sequence.triplets) for sequence in source.sequences]
         total = sum(counts)
-        work = _Work(teacher, source, rich, batch, total, progress)
+        work = _Work(teacher, source, second, batch, total, progress)
         starts = list(range(0, total, shard))
         spans = [range(start, min(start + shard, total)) for start in starts]
         place = None
@@ -101,7 +101,7 @@ class TeacherOutputs:
         if folder is None:
             shards = [work.rows(span) for span in spans]
         else:
-            place = folder / outputs_name(teacher, source, rich)
+            place = folder / outputs_name(teacher, source, second)
             files = [place / f"{number:05d}.safetensors" for number in range(len(spans))]
             todo = list(zip(files, spans, strict=True))
             if processes.is_main_process:
@@ -152,39 +152,39 @@ class TeacherOutputs:
         return one
 
 
-def outputs_name(teacher: RichTeacher, source: TripletSource, rich: bool) -> str:
+def outputs_name(teacher: FrozenTeacher, source: TripletSource, second: bool) -> str:
     """Name of the folder with the outputs of a teacher for a source."""
     identity = teacher.identity
     mode = getattr(teacher, "precision", "f32")
-    return f"{identity.sha256[:16]}_{mode}_{_fingerprint(source, rich)}"
+    return f"{identity.sha256[:16]}_{mode}_{_fingerprint(source, second)}"
 
 
-def _fingerprint(source: TripletSource, rich: bool) -> str:
+def _fingerprint(source: TripletSource, second: bool) -> str:
     """Of all that a teacher is shown: triplets, cameras, motions, and some of the pictures."""
     digest = hashlib.blake2b(digest_size=10)
-    digest.update(repr((_VERSION, source.metres_per_unit, rich)).encode())
+    digest.update(repr((_VERSION, source.metres_per_unit, second)).encode())
     for sequence in source.sequences:
         digest.update(repr((sequence.name, sequence.triplets)).encode())
-        K = sequence.rich_K if rich else sequence.K
+        K = sequence.teacher_K if second else sequence.K
         assert K is not None
         digest.update(K.tobytes())
         for position, pose in sorted(sequence.poses.items()):
             digest.update(repr(position).encode() + pose.tobytes())
-        for picture in _some_pictures(sequence, rich):
+        for picture in _some_pictures(sequence, second):
             digest.update(repr(picture.shape).encode() + picture.tobytes())
     return digest.hexdigest()
 
 
-def _some_pictures(sequence: DriveFrames, rich: bool) -> Iterator[Any]:
+def _some_pictures(sequence: DriveFrames, second: bool) -> Iterator[Any]:
     """The first, middle and last picture of a drive, where they can be read."""
     count = len(sequence.triplets)
     for number in sorted({0, count // 2, count - 1}) if count else ():
         with contextlib.suppress(CorruptFrameError):
             views = sequence.views(sequence.triplets[number][1])
-            yield views[1 if rich else 0]
+            yield views[1 if second else 0]
 
 
-def _uses_rich(teacher: RichTeacher, source: TripletSource) -> bool:
+def _uses_teacher_images(teacher: FrozenTeacher, source: TripletSource) -> bool:
     """Whether the source's second size is the teacher's; raises TeacherError where neither is."""
     wanted = teacher.identity.size
     for drive, triplet in source.index:
@@ -192,12 +192,12 @@ def _uses_rich(teacher: RichTeacher, source: TripletSource) -> bool:
             one = source.triplet(drive, triplet)
         except CorruptFrameError:
             continue
-        sizes = [_size(images) for images in (one.images, one.rich) if images is not None]
+        sizes = [_size(images) for images in (one.images, one.teacher_images) if images is not None]
         if wanted not in sizes:
             shown = " and ".join(f"{w}x{h}" for w, h in sizes)
             raise TeacherError(
                 f"teacher {teacher.identity.name}: its input is {wanted[0]}x{wanted[1]}, the "
-                f"pictures are {shown}; load the data with rich_size {list(wanted)}"
+                f"pictures are {shown}; load the data with teacher_size {list(wanted)}"
             )
         return wanted != sizes[0]
     raise TeacherError("there is no triplet that a teacher could look at")
@@ -211,9 +211,9 @@ def _size(images: Tensor) -> tuple[int, int]:
 class _Work:
     """Runs the teacher over rows of a source."""
 
-    teacher: RichTeacher
+    teacher: FrozenTeacher
     source: TripletSource
-    rich: bool
+    second: bool
     batch: int
     total: int
     progress: Progress
@@ -252,8 +252,8 @@ class _Work:
         return places, triplets
 
     def _look(self, triplets: list[TripletBatch]) -> TeacherView:
-        images = [t.rich if self.rich else t.images for t in triplets]
-        K = [t.rich_K if self.rich else t.K for t in triplets]
+        images = [t.teacher_images if self.second else t.images for t in triplets]
+        K = [t.teacher_K if self.second else t.K for t in triplets]
         view = self.teacher.look(
             torch.cat([i for i in images if i is not None]),
             torch.cat([k for k in K if k is not None]),
