@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from depth_prior_ros.progress import Progress, quiet
 from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
 from training.data.frames import FrameStores, LastImage
 from training.data.plan import DataPlan, Entry, plan_data
@@ -41,6 +42,7 @@ def load_data(
     size: tuple[int, int],
     metres_per_unit: float,
     rich_size: tuple[int, int] | None = None,
+    progress: Progress = quiet,
 ) -> LoadedData:
     """All triplets that a data section asks for.
 
@@ -52,6 +54,7 @@ def load_data(
         rich_size: width and height of a second picture of every frame to train on, made of the same
             image; None: there is none. It changes no draw. ``data.memory`` is for both: pictures of
             the second size get what those of the first leave. Held-out triplets have none.
+        progress: told of every recording before it is read.
 
     Raises:
         RecipeError: see `plan_data`; or no triplet is left, which says what was left out.
@@ -60,8 +63,8 @@ def load_data(
     cache = Path(data.cache).expanduser() if data.cache else None
     stores = FrameStores(size, cache, data.memory * 2**20, data.workers)
     last = LastImage() if rich_size else None
-    training, left_out = _load(root, data, plan.training, stores, last)
-    validation, _ = _load(root, data, plan.validation, stores)
+    training, left_out = _load(root, data, plan.training, stores, last, progress)
+    validation, _ = _load(root, data, plan.validation, stores, progress=progress)
     skipped = plan.skipped + left_out
     if plan.by_rule:
         training, validation = _hold_out(training, data.split.validation_share)
@@ -69,6 +72,7 @@ def load_data(
             names = name_drives({e.key for e, _ in validation if e.key})
             skipped.append(f"data.split: {names} held out for validation")
     if rich_size is not None:
+        progress("reading the drives at the teacher's size")
         skipped += _load_rich(root, training, replace(stores, size=rich_size))
     sources = []
     for loaded in (training, validation):
@@ -91,13 +95,15 @@ def _load(
     entries: Sequence[Entry],
     stores: FrameStores,
     last: LastImage | None = None,
+    progress: Progress = quiet,
 ) -> tuple[_Loaded, list[str]]:
     """Every entry's sequence, and what was left out of them.
 
     With ``last``, an image of which pictures of two sizes are made is decoded once.
     """
     loaded, skipped = [], []
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        progress("reading the drives", number, len(entries), entry.drive.path)
         kind = entry.drive.drop_static or data.drop_static
         try:
             recording = open_drive(root, entry.drive)

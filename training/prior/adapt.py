@@ -446,7 +446,7 @@ class _Work:
         figures = {
             "recording": {
                 "name": drive.name,
-                "path": str(drive.path),
+                "path": str(drive.path.absolute()),
                 "frames": len(drive.recording),
                 "first": drive.first,
                 "moving": len(drive.moving),
