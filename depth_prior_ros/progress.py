@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 _BETWEEN_LINES = 30.0  # seconds, where the output is a file or a pipe
+_AT_FIRST = "opening"
 _ROUGH = 30.0  # seconds for which an estimate of the time left is called rough
 
 
@@ -40,7 +41,7 @@ class ProgressBar:
         self._given, self._ends = console, ends
         self._bar: RichProgress | None = None
         self._stop = threading.Event()
-        self._latest = ("", 0, 0, "")
+        self._latest = (_AT_FIRST, 0, 0, "")
         self._began = (0.0, 0)  # when the latest `what` was first told, and how much was done
 
     def __enter__(self) -> ProgressBar:
@@ -97,12 +98,11 @@ class ProgressBar:
             transient=not self._ends,
         )
         self._bar.start()
-        self._bar.add_task("opening", total=None, note="")
+        self._bar.add_task(_AT_FIRST, total=None, note="")
 
     def _speak(self) -> None:
         while not self._stop.wait(_BETWEEN_LINES):
-            if self._latest[0]:
-                self._print()
+            self._print()
 
     def _print(self) -> None:
         what, done, total, note = self._latest

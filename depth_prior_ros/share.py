@@ -6,12 +6,14 @@ From a checkout (also an editable install) that is the checkout itself; installe
 
 from __future__ import annotations
 
+import difflib
 import os
 import sysconfig
 from pathlib import Path
 
 PACKAGE = "depth_prior_ros"
 DEFAULT_BUNDLE = "lite"
+RECIPES = "config/training"
 
 
 def _candidates() -> list[Path]:
@@ -61,11 +63,67 @@ def bundle_path(name_or_path: str | Path = DEFAULT_BUNDLE) -> Path:
     shipped = share_dir() / "bundles"
     if path.name == str(name_or_path) and (shipped / path.name).is_dir():
         return shipped / path.name
-    names = sorted(p.name for p in shipped.iterdir() if p.is_dir()) if shipped.is_dir() else []
     raise FileNotFoundError(
         f"no bundle '{name_or_path}': {path.absolute()} is no folder, and none of that name is "
-        f"shipped (shipped: {', '.join(names) or 'none'})"
+        f"shipped (shipped: {_folders(shipped)})"
     )
+
+
+def recipe_path(name_or_path: str | Path, folder: str = RECIPES) -> Path:
+    """The file of a recipe, given a path, the name of a shipped one, or its path in the share.
+
+    Args:
+        name_or_path: `small_start`, `config/training/small_start.yaml`, or a file of one's own.
+        folder: below the share, where those of that kind lie.
+
+    Raises:
+        FileNotFoundError: names the most similar shipped ones when there is no such file.
+    """
+    path = Path(name_or_path).expanduser()
+    found = path.absolute() if path.is_file() else _shipped(path, folder, ".yaml")
+    if found is not None:
+        return found
+    names = [p.stem for p in (share_dir() / folder).glob("*.yaml")]
+    close = difflib.get_close_matches(path.stem, names, 3) or sorted(names)
+    raise FileNotFoundError(
+        f"no recipe '{name_or_path}': {path.absolute()} is no file, and none of that name is "
+        f"shipped in {share_dir() / folder} ({', '.join(close)})"
+    )
+
+
+def experiment_path(name_or_path: str | Path) -> Path:
+    """The file of an experiment; as :func:`recipe_path`."""
+    return recipe_path(name_or_path, f"{RECIPES}/experiments")
+
+
+def recording_path(name_or_path: str | Path) -> Path:
+    """Where a recording lies, given a path or the name of an embedded drive (`street`).
+
+    What is in neither place is returned as it is: whoever opens it says what is wrong.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    try:
+        return _shipped(path, "drives", ".mcap") or path
+    except FileNotFoundError:
+        return path
+
+
+def _shipped(path: Path, folder: str, suffix: str) -> Path | None:
+    """A shipped file, by its name with or without suffix, or by its path in the share."""
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    share = share_dir()
+    tried = [share / path] if path.parts[0] == Path(folder).parts[0] else []
+    if len(path.parts) == 1:
+        tried += [share / folder / path, share / folder / f"{path.name}{suffix}"]
+    return next((file for file in tried if file.is_file()), None)
+
+
+def _folders(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    return ", ".join(names) or "none"
 
 
 def demo_bag() -> Path:

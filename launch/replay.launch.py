@@ -28,7 +28,7 @@ from launch_ros.actions import Node
 
 from depth_prior_ros.ros import launch_arguments
 from depth_prior_ros.ros.launch_arguments import truth
-from depth_prior_ros.share import demo_bag, large_images_environment
+from depth_prior_ros.share import demo_bag, large_images_environment, recording_path
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
@@ -47,7 +47,7 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
     launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
-    bag = Path(given["bag"]).expanduser().absolute() if given["bag"] else demo_bag()
+    bag = recording_path(given["bag"]).absolute() if given["bag"] else demo_bag()
     if not bag.exists():
         raise FileNotFoundError(f"bag:={bag}: no such file or folder")
     words = ["play", str(bag), "--rate", given["rate"], "--wait", given["wait"]]

@@ -31,7 +31,7 @@ from rosbag_tools.results import (
     latency_percentiles,
     switches,
 )
-from rosbag_tools.scoring import ReplayErrors, in_view, evaluate_forced, protocol_entry
+from rosbag_tools.scoring import ReplayErrors, evaluate_forced, in_view, protocol_entry
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -195,7 +195,9 @@ class Account:
         if self.protocol is None or pipeline is None:
             return entries | {"single_frame": summary([]), "multi_frame": summary([])}
         with progress("judging each model") as update:
-            forced, self.fell_back = evaluate_forced(self.recording, pipeline, self.protocol, update)
+            forced, self.fell_back = evaluate_forced(
+                self.recording, pipeline, self.protocol, update
+            )
         return entries | forced
 
     def _baselines(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from depth_prior_ros.recording_options import (
     intrinsics_option,
     recording_options,
 )
+from depth_prior_ros.share import recording_path
 from depth_prior_ros.untrusted import printable_lines
 from rosbag_tools.recording_commands import add_process, count
 
@@ -117,13 +118,16 @@ def is_expected(error: Exception) -> bool:
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("info", help="what is in a bag or another recording")
     _add_recording(parser)
+    parser.add_argument(
+        "--full", action="store_true", help="all topics, notes and what had to be left out"
+    )
     parser.set_defaults(run=_info)
 
 
 def _info(parsed: argparse.Namespace) -> None:
     from rosbag_tools.info import info
 
-    info(parsed.recording, _open(parsed))
+    info(parsed.recording, _open(parsed), parsed.full)
 
 
 # -- make ---------------------------------------------------------------------------------------
@@ -323,9 +327,9 @@ def _demo(parsed: argparse.Namespace) -> None:
 def _add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recording",
-        type=Path,
+        type=recording_path,
         metavar="RECORDING",
-        help="a bag, a video, a folder of images or of KITTI",
+        help="a bag, a video, a folder of images or of KITTI; street: the embedded drive",
     )
     add_recording_options(parser)
 
@@ -378,9 +382,12 @@ def _options(parsed: argparse.Namespace) -> ReplayOptions:
 
 
 def _open(parsed: argparse.Namespace) -> StoredRecording:
+    from depth_prior_ros.progress import ProgressBar
     from depth_prior_ros.recordings import open_recording
 
-    return open_recording(parsed.recording, **recording_options(parsed.recording, parsed))
+    with ProgressBar() as progress:
+        progress(f"reading {parsed.recording.name}")
+        return open_recording(parsed.recording, **recording_options(parsed.recording, parsed))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,19 @@ from depth_prior_ros.recordings import Recording, RecordingError, is_bag
 from depth_prior_ros.recordings.bag_file import BagFile
 from rosbag_tools.console import show, show_skipped
 
+_FIRST = 3  # of the things left out, that are shown without --full
 
-def info(path: Path, recording: Recording) -> None:
-    """Print the topics of a bag, and what it is as a recording."""
-    if is_bag(path):
-        _show_topics(path)
+
+def info(path: Path, recording: Recording, full: bool = False) -> None:
+    """Print what a recording is; with `full` every topic, and everything that was left out."""
     show(*summary(recording))
-    show_skipped(recording.skipped)
+    skipped = len(recording.skipped)
+    show_skipped(recording.skipped, skipped if full else _FIRST)
+    if full and is_bag(path):
+        show("")
+        _show_topics(path)
+    elif is_bag(path) or skipped > _FIRST:
+        show("--full prints every topic, and everything that was left out")
 
 
 def summary(recording: Recording) -> list[str]:

@@ -324,7 +324,7 @@ class _Run:
         self._written.clear()
         state = {
             "pipeline": self.pipeline.state(),
-            "judge": self.account.judge.state(),
+            "errors": self.account.errors.state(),
             "depth_camera": self.depth_camera,
             "skipped": [[entry.what, entry.why] for entry in self.recording.skipped],
         }
@@ -338,7 +338,7 @@ class _Run:
             name_skipped(self.recording.skipped, what, why)
         for entry in self.work.entries(_JOURNAL):
             self.account.take_up(json.loads(entry))
-        self.account.judge.restore(state["judge"])
+        self.account.errors.restore(state["errors"])
         for frame in self.recording.frames[: self.work.done]:
             self._tell_motion(frame)
 

@@ -362,15 +362,17 @@ def build_network(manifest: Manifest, part: Part) -> nn.Module:
     raise BundleError(name, f"architecture has no entry for {part}")
 
 
-def describe(bundle: Bundle) -> str:
-    """The bundle in words and figures, for people."""
-    from depth_prior_ros.bundle.text import describe_manifest
+def describe(bundle: Bundle, full: bool = True) -> str:
+    """The bundle in words and figures, for people; not `full`: on one screen."""
+    from depth_prior_ros.bundle.text import describe_manifest, summarise_manifest
 
     sizes = {}
     for name in bundle.manifest.files:
         path = bundle.path / name
         files = path.parent.rglob("*") if name == TEACHER_NAME else [path]
         sizes[name] = sum(file.stat().st_size for file in files if file.is_file())
+    if not full:
+        return summarise_manifest(bundle.manifest, bundle.path, sizes)
     sources = bundle.prior_sources() if bundle.has("prior") else None
     return describe_manifest(bundle.manifest, bundle.path, sizes, sources)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.bundle.baselines import NAMES
 from depth_prior_ros.bundle.manifest import TEACHER_FOLDER, TEACHER_NAME
 from depth_prior_ros.untrusted import printable
 
@@ -70,6 +71,56 @@ def describe_manifest(
     for title, content in sections:
         lines += [title, *_lines(content, 1), ""]
     return "\n".join(map(printable, lines)).rstrip() + "\n"
+
+
+def summarise_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int]) -> str:
+    """What a person wants first of a bundle, on one screen; arguments as `describe_manifest`."""
+    width, height = manifest.input_size
+    depth, camera = manifest.depth, manifest.training_camera
+    mbytes = sum(sizes.values()) / 1e6
+    content: dict[str, Any] = {
+        "folder": path.absolute(),
+        "licence of the weights": manifest.licence,
+        "models": _models(manifest),
+        "input": f"{width}x{height}; trained with fx {camera.fx:.1f}, fy {camera.fy:.1f}, "
+        f"cx {camera.cx:.1f}, cy {camera.cy:.1f} at that size",
+        "metres": f"up to {depth.max_metres:g}; {depth.metres_per_unit:.4g} a unit, by "
+        f"{depth.metres_per_unit_source}",
+        "trained on": manifest.provenance.data_sources or "not recorded",
+        "AbsRel after median scaling": _headlines(manifest.metrics) or "not recorded",
+        "size": f"{mbytes:.1f} MB in {_count(len(sizes), 'file')}, whose hashes are right",
+    }
+    lines = [f"bundle {manifest.name}", *_lines(content, 1)]
+    lines += ["", "--full prints networks, prior, recipe, all figures and hashes as well"]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def _models(manifest: Manifest) -> str:
+    architecture, prior = manifest.architecture, manifest.prior
+    words = [f"single-frame ({architecture.student.get('trunk', 'student')})"]
+    if prior is not None:
+        words[0] += f" with a prior of {prior.pixels:,} pixels"
+    if architecture.multi_frame is not None:
+        words.append(f"multi-frame ({architecture.multi_frame.get('kind', 'of two frames')})")
+    return ", ".join(words)
+
+
+def _headlines(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each set that the bundle was judged on, as far as the manifest has figures."""
+    judged = metrics.get("evaluation")
+    lines = []
+    for name, figures in judged.items() if isinstance(judged, Mapping) else ():
+        own = figures.get("all") if isinstance(figures, Mapping) else None
+        if not isinstance(own, Mapping) or not isinstance(own.get("abs_rel"), float):
+            continue
+        line = f"{name}, {_count(own.get('frames', 0), 'frame')}: {own['abs_rel']:.3f}"
+        floors = figures.get("baselines_abs_rel")
+        floors = floors if isinstance(floors, Mapping) else {}
+        known = [floors[name] for name in NAMES if isinstance(floors.get(name), float)]
+        if known:
+            line += f" (best map that does not look at the image: {min(known):.3f})"
+        lines.append(line)
+    return lines
 
 
 def _prior(spec: PriorSpec, sources: PriorSources | None) -> dict[str, Any]:

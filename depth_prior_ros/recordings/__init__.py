@@ -47,7 +47,7 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     """
     path = Path(path)
     if not path.exists():
-        raise RecordingError(f"{path}: no such file or folder")
+        raise RecordingError(f"{path.absolute()}: no such file or folder")
     if is_bag(path):
         from depth_prior_ros.recordings.bag import open_bag
 

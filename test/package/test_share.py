@@ -100,3 +100,43 @@ def test_without_shipped_bundles_it_says_none(nowhere: Path):
     make_share(nowhere / "venv" / "share" / "depth_prior_ros")
     with pytest.raises(FileNotFoundError, match="shipped: none"):
         share.bundle_path("lite")
+
+
+@pytest.fixture
+def shipped(installed: Path, monkeypatch) -> Path:
+    """An installation with a recipe, an experiment and a drive, seen from an empty folder."""
+    for name in (
+        "config/training/small.yaml",
+        "config/training/experiments/table.yaml",
+        "drives/street.mcap",
+    ):
+        (installed / name).parent.mkdir(parents=True, exist_ok=True)
+        (installed / name).write_text("x")
+    monkeypatch.chdir(installed.parent)
+    return installed
+
+
+def test_recipes_and_drives_have_names(shipped: Path, tmp_path: Path, monkeypatch):
+    small = shipped / "config" / "training" / "small.yaml"
+    assert share.recipe_path("small") == share.recipe_path("small.yaml") == small
+    assert share.recipe_path("config/training/small.yaml") == small
+    table = shipped / "config" / "training" / "experiments" / "table.yaml"
+    assert share.experiment_path("table") == table
+    street = shipped / "drives" / "street.mcap"
+    assert share.recording_path("street") == share.recording_path("drives/street.mcap") == street
+    # What lies here goes before what is shipped.
+    (tmp_path / "small.yaml").write_text("mine")
+    (tmp_path / "street").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert share.recipe_path("small.yaml") == tmp_path / "small.yaml"
+    assert share.recipe_path("small") == small
+    assert share.recording_path("street") == Path("street")
+
+
+def test_what_is_nowhere_is_named_with_what_is_like_it(shipped: Path, tmp_path: Path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no recipe 'smal': /.*/smal is no file.*\(small\)"
+    ):
+        share.recipe_path("smal")
+    for name in ("strait", "../street", "lite/street.mcap", str(tmp_path / "street")):
+        assert share.recording_path(name) == Path(name)

@@ -44,15 +44,23 @@ def test_info_of_a_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     bag = write_bag(make_recording(5, skip=(3,)), tmp_path / "made.mcap").path
     assert main(["info", str(bag)]) == 0
     out = capsys.readouterr().out
-    for part in (
-        "/camera/image_raw/compressed",
-        "4 frames of 64x24",
-        "1 gaps",
-        "(exact)",
-        "3.5 m/s",
-    ):
+    for part in ("/camera/image_raw/compressed", "4 frames of 64x24", "1 gaps", "(exact)"):
         assert part in out
+    assert "3.5 m/s" in out
     assert "1 missing" in out
+    assert "std_msgs/msg/String" not in out
+    assert main(["info", str(bag), "--full"]) == 0
+    assert "std_msgs/msg/String" in capsys.readouterr().out
+
+
+def test_the_embedded_drive_has_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", "street"]) == 0
+    assert "street: 80 frames" in capsys.readouterr().out
+    assert main(["info", "strait"]) == 1
+    assert f"{tmp_path / 'strait'}: no such file or folder" in capsys.readouterr().err
 
 
 def test_make_of_a_drive_names_what_it_left_out(

@@ -76,7 +76,7 @@ def test_names_are_those_of_the_libraries():
 
 
 def test_inspect_prints_what_is_in_a_bundle(bundle: Bundle, capsys):
-    assert cli.main(["inspect", str(bundle.path)]) == 0
+    assert cli.main(["inspect", str(bundle.path), "--full"]) == 0
     shown = capsys.readouterr().out
     for word in ("tiny", "96x32", "metres per unit", "made up", "random numbers, for tests"):
         assert word in shown
@@ -123,10 +123,39 @@ def test_run_hands_recipe_overrides_and_folder_on(monkeypatch, tmp_path: Path, c
     monkeypatch.setattr(
         training.runs.run, "run_recipe", lambda *given: calls.append(given) or tmp_path / "bundle"
     )
-    status = cli.main(["run", "r.yaml", "seed=2", "stages.0.steps=9", "--out", str(tmp_path)])
-    assert status == 0
-    assert calls == [(Path("r.yaml"), ["seed=2", "stages.0.steps=9"], tmp_path)]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("seed: 1")
+    words = ["run", str(recipe), "seed=2", "stages.0.steps=9", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert calls == [(recipe, ["seed=2", "stages.0.steps=9"], tmp_path)]
     assert str(tmp_path / "bundle") in capsys.readouterr().out
+
+
+def test_a_recipe_has_a_name_from_anywhere(monkeypatch, tmp_path: Path, capsys):
+    import training.runs.run
+
+    calls: list[Path] = []
+    monkeypatch.setattr(training.runs.run, "run_recipe", lambda *given: calls.append(given[0]))
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).resolve().parents[2] / "config" / "training"
+    for name in ("small_start", "small_start.yaml", "config/training/small_start.yaml"):
+        assert cli.main(["run", name]) == 0
+    assert calls == [shipped / "small_start.yaml"] * 3
+    assert cli.main(["run", "smal_start"]) == 1
+    assert f"{tmp_path / 'smal_start'} is no file" in (said := capsys.readouterr().err)
+    assert "small_start" in said
+
+
+def test_inspect_prints_what_a_person_wants_first(bundle: Bundle, capsys):
+    assert cli.main(["inspect", str(bundle.path)]) == 0
+    first = capsys.readouterr().out
+    assert len(first.splitlines()) < 25
+    assert str(bundle.path) in first
+    assert bundle.manifest.licence in first
+    assert "--full" in first
+    assert "sha256" not in first
+    assert cli.main(["inspect", str(bundle.path), "--full"]) == 0
+    assert next(iter(bundle.manifest.files.values()))[:16] in capsys.readouterr().out
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, bundle: Bundle):

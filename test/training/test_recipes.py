@@ -229,3 +229,17 @@ def test_the_learning_rate_falls_in_a_step() -> None:
         kind="teacher", steps=20, learning_rate=1.0, warm_up=0, decay="step", step_at=0.75
     )
     assert [stage.rate(step) for step in (0, 14, 15, 19)] == [1.0, 1.0, 0.1, 0.1]
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_drive_makes_a_bundle(tmp_path: Path) -> None:
+    """Every line of it but the marked one as it is; three networks, prior, and metres by height."""
+    from depth_prior_ros.bundle import load_bundle
+    from depth_prior_ros.share import recipe_path
+    from training.runs.run import run_recipe
+
+    short = [f"stages.{n}.{key}" for n in range(3) for key in ("steps=2", "batch=2")]
+    few = ["stages.1.multi_batch=1", "stages.2.references=64", "data.drives.0.path=street"]
+    made = load_bundle(run_recipe(recipe_path("own_drive"), [*short, *few], tmp_path / "run"))
+    assert all(made.has(part) for part in ("student", "pose", "multi_frame", "prior"))
+    assert made.manifest.depth.metres_per_unit_source.startswith("1.65 m from camera to road")

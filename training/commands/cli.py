@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
+from depth_prior_ros.share import experiment_path, recipe_path, recording_path
 from depth_prior_ros.untrusted import printable_lines
 from training.commands.prior import add_prior_commands
 
@@ -49,7 +50,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="train by a recipe and write a bundle",
         description="Train by a recipe and write a bundle. The same command again resumes.",
     )
-    run.add_argument("recipe", type=Path, help="YAML file, for example config/training/first.yaml")
+    run.add_argument("recipe", help="name of a shipped recipe (small_start), or a YAML file")
     run.add_argument(
         "overrides",
         nargs="*",
@@ -125,7 +126,14 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add("--against", metavar="NAME", help="row that the others are compared with (default: first)")
     add("--pairs", nargs="+", default=[], metavar="A-B", help="further differences of two rows")
-    add("--synthetic", nargs="+", default=[], type=Path, metavar="BAG", help="synthetic drives")
+    add(
+        "--synthetic",
+        nargs="+",
+        default=[],
+        type=recording_path,
+        metavar="BAG",
+        help="synthetic drives",
+    )
     add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
     add("--cost", action="store_true", help="also time and size of every row")
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
@@ -150,7 +158,7 @@ def _add_experiment(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "them. Runs that are finished are kept, so the same command goes on where it was.",
     )
     add = experiment.add_argument
-    add("file", type=Path, help="YAML file, for example config/training/experiments/mutual.yaml")
+    add("file", help="name of a shipped experiment (mutual), or a YAML file")
     add("--out", type=Path, help="folder of the runs and the table (default: runs/NAME)")
     add(
         "--jobs",
@@ -166,12 +174,13 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     inspect = commands.add_parser(
         "inspect",
         help="verify a bundle and print what is in it",
-        description="Verify a bundle "
-        "(files, hashes, schema, architecture) and print what is in it.",
+        description="Verify a bundle (files, hashes, schema, architecture) and print what a person "
+        "wants to know first of it.",
     )
     inspect.add_argument(
         "bundle", nargs="?", default="lite", help="name of a shipped bundle, or its folder"
     )
+    inspect.add_argument("--full", action="store_true", help="everything that its manifest says")
     inspect.set_defaults(handler=_inspect)
 
 
@@ -202,7 +211,13 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = parser.add_argument
     add("bundle", help="name of a shipped bundle, or its folder")
-    add("--bag", type=Path, required=True, metavar="RECORDING", help="bag, drive or image folder")
+    add(
+        "--bag",
+        type=recording_path,
+        required=True,
+        metavar="RECORDING",
+        help="bag, drive or image folder",
+    )
     add(
         "--out",
         type=Path,
@@ -265,7 +280,7 @@ def _import(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from training.runs.run import run_recipe
 
-    bundle = run_recipe(arguments.recipe, arguments.overrides, arguments.out)
+    bundle = run_recipe(recipe_path(arguments.recipe), arguments.overrides, arguments.out)
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
         print(f"bundle: {bundle}")
     return 0
@@ -322,10 +337,11 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _experiment(arguments: argparse.Namespace) -> int:
     from training.comparison.experiment import run_experiment
 
-    out = arguments.out or Path("runs") / arguments.file.stem
-    listing = run_experiment(arguments.file, out, arguments.jobs, arguments.data)
+    file = experiment_path(arguments.file)
+    out = arguments.out or Path("runs") / file.stem
+    listing = run_experiment(file, out, arguments.jobs, arguments.data)
     if listing is not None:
-        _table(listing, out / arguments.file.stem, arguments.data)
+        _table(listing, out / file.stem, arguments.data)
     return 0
 
 
@@ -349,7 +365,7 @@ def _table(
 def _inspect(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.bundle import describe, load_bundle
 
-    print(describe(load_bundle(arguments.bundle)))
+    print(describe(load_bundle(arguments.bundle), arguments.full), end="")
     return 0
 
 

@@ -9,6 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
+from depth_prior_ros.share import recipe_path, recording_path
+
 # Kept here as plain words, so that --help needs no import; a test compares them.
 SELECTION_METHODS = ("attention", "random", "k_means", "all")
 
@@ -30,7 +32,7 @@ def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "(RPrDepth). The same command again resumes.",
     )
     add = parser.add_argument
-    add("recipe", type=Path, help="YAML file, for example config/training/small_prior.yaml")
+    add("recipe", help="name of a shipped recipe (small_prior), or a YAML file")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values to set in the recipe")
     add(
         "--out",
@@ -43,7 +45,7 @@ def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _reference(arguments: argparse.Namespace) -> int:
     from training.commands.reference import reference_command, summary
 
-    found = reference_command(arguments.recipe, arguments.overrides, arguments.out)
+    found = reference_command(recipe_path(arguments.recipe), arguments.overrides, arguments.out)
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
         print(summary(found))
     return 0
@@ -72,7 +74,7 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--images", type=int, default=64, metavar="N", help="validation images (default: 64)")
     add(
         "--images-from",
-        type=Path,
+        type=recording_path,
         metavar="RECORDING",
         help="drive, bag or folder to take the images from (default: what the bundle's recipe "
         "holds out, else what it trains on)",
@@ -111,7 +113,7 @@ def _add_fine_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     add = parser.add_argument
     add("bundle", help="a bundle with a prior: its folder or name")
-    add("recipe", type=Path, help="YAML file with a stage of kind fine_tune")
+    add("recipe", help="name or YAML file of a recipe with a stage of kind fine_tune")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="values to set in the recipe")
     add("--out", type=Path, help="folder of the run (default: runs/fine_tune/NAME of the bundle)")
     parser.set_defaults(handler=_fine_tune)
@@ -120,7 +122,9 @@ def _add_fine_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _fine_tune(arguments: argparse.Namespace) -> int:
     from training.commands.fine_tune import fine_tune
 
-    path = fine_tune(arguments.bundle, arguments.recipe, arguments.overrides, arguments.out)
+    path = fine_tune(
+        arguments.bundle, recipe_path(arguments.recipe), arguments.overrides, arguments.out
+    )
     print(f"bundle: {path}")
     return 0
 
@@ -135,7 +139,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add = parser.add_argument
     add("bundle", help="a bundle with a prior: its folder or name")
-    add("image", nargs="?", type=Path, help="JPEG or PNG, or a recording (see --frame)")
+    add("image", nargs="?", type=recording_path, help="JPEG or PNG, or a recording (see --frame)")
     add(
         "--pixels",
         nargs="+",
@@ -161,7 +165,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--images-from",
         nargs="+",
-        type=Path,
+        type=recording_path,
         default=[],
         metavar="PATH",
         help="images, folders or recordings for the page (default: KITTI 2015 and Eigen test "
@@ -267,6 +271,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.progress import ProgressBar
     from training.runs.export import Exported, export_bundle
 
     def report(exported: Exported) -> None:
@@ -277,8 +282,10 @@ def _export(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
 
-    out = export_bundle(
-        arguments.bundle, arguments.to, arguments.out, arguments.tolerance, report=report
-    )
+    with ProgressBar() as progress:
+        progress("exporting")
+        out = export_bundle(
+            arguments.bundle, arguments.to, arguments.out, arguments.tolerance, report=report
+        )
     print(f"export: {out}")
     return 0

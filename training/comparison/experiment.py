@@ -67,6 +67,7 @@ class Experiment(Strict):
     compare: Table | None = None
 
 
+_BETWEEN_LINES = 30.0  # seconds
 # A series in braces; YAML's own braces hold more than a name.
 _NAME = re.compile(r"\{(\w+)\}")
 
@@ -283,10 +284,9 @@ class Runner:
 
     def _tell(self, job: Job, stop: threading.Event) -> None:
         """Say from time to time how far a run is."""
-        while not stop.wait(120):
-            line = _last_line(job.folder)
-            if line:
-                self.console.print(f"{job.folder.name}: {line}", markup=False, highlight=False)
+        while not stop.wait(_BETWEEN_LINES):
+            line = _last_line(job.folder) or "begins"
+            self.console.print(f"{job.folder.name}: {line}", markup=False, highlight=False)
 
 
 def _last_line(folder: Path) -> str | None:

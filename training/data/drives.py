@@ -20,6 +20,7 @@ from depth_prior_ros.recordings.bag_topics import BagTopics
 from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from depth_prior_ros.recordings.video import is_video
+from depth_prior_ros.share import recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
@@ -146,11 +147,14 @@ class DriveFrames:
 def drive_path(root: Path, name: str) -> Path:
     """Where a recipe's drive lies: below the data root, else below the working directory.
 
-    An absolute path is what it is. Where nothing lies in either place, the one below the data root.
+    An absolute path is what it is, and the name of an embedded drive (`street`) means that. Where
+    nothing lies in any of these places, the one below the data root.
     """
-    path = Path(name).expanduser()
-    below = root / path
-    return path if not below.exists() and path.exists() else below
+    below = root / Path(name).expanduser()
+    if below.exists():
+        return below
+    elsewhere = recording_path(name)
+    return elsewhere if elsewhere.exists() else below
 
 
 def open_drive(root: Path, drive: Drive) -> StoredRecording:

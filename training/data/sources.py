@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from depth_prior_ros.progress import Progress, quiet
 from training.data.drives import (
     DriveFrames,
     add_teacher_images,
@@ -47,6 +48,7 @@ def load_data(
     size: tuple[int, int],
     metres_per_unit: float,
     teacher_size: tuple[int, int] | None = None,
+    progress: Progress = quiet,
 ) -> LoadedData:
     """All triplets that a data section asks for.
 
@@ -59,6 +61,7 @@ def load_data(
             the same image; None: there is none. It changes no draw. ``data.memory`` is for both:
             pictures of the second size get what those of the first leave. Held-out triplets have
             none.
+        progress: told of every recording before it is read.
 
     Raises:
         RecipeError: see `plan_data`; or no triplet is left, which says what was left out.
@@ -67,8 +70,8 @@ def load_data(
     cache = Path(data.cache).expanduser() if data.cache else None
     stores = FrameStores(size, cache, data.memory * 2**20, data.workers)
     last = LastImage() if teacher_size else None
-    training, left_out = _load(root, data, plan.training, stores, last)
-    validation, _ = _load(root, data, plan.validation, stores)
+    training, left_out = _load(root, data, plan.training, stores, last, progress)
+    validation, _ = _load(root, data, plan.validation, stores, progress=progress)
     skipped = plan.skipped + left_out
     if plan.by_rule:
         training, validation = _hold_out(training, data.split.validation_share)
@@ -76,6 +79,7 @@ def load_data(
             names = name_drives({e.key for e, _ in validation if e.key})
             skipped.append(f"data.split: {names} held out for validation")
     if teacher_size is not None:
+        progress("reading the drives at the teacher's size")
         skipped += _load_teacher_images(root, training, replace(stores, size=teacher_size))
     sources = []
     for loaded in (training, validation):
@@ -98,13 +102,15 @@ def _load(
     entries: Sequence[Entry],
     stores: FrameStores,
     last: LastImage | None = None,
+    progress: Progress = quiet,
 ) -> tuple[_Loaded, list[str]]:
     """Every entry's sequence, and what was left out of them.
 
     With ``last``, an image of which pictures of two sizes are made is decoded once.
     """
     loaded, skipped = [], []
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        progress("reading the drives", number, len(entries), entry.drive.path)
         kind = entry.drive.drop_static or data.drop_static
         try:
             recording = open_drive(root, entry.drive)

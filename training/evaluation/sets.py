@@ -17,6 +17,7 @@ from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.formats import FORMATS
+from depth_prior_ros.share import recording_path
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
 
@@ -166,9 +167,9 @@ def data_folder(data: str | Path | None) -> Path:
             f"no data given: use --data DIR or set {DATA_VARIABLE} to the folder that holds "
             "kitti_2015 and kitti_raw"
         )
-    path = Path(chosen).expanduser()
+    path = recording_path(chosen)
     if not path.exists():
-        raise EvaluationError(f"{path}: no such folder (from --data or {DATA_VARIABLE})")
+        raise EvaluationError(f"{path.absolute()}: no such folder (from --data or {DATA_VARIABLE})")
     return path
 
 

@@ -120,10 +120,11 @@ class PriorWork:
         """
         again = ["depth_train", "run", str(self.folder / "recipe.yaml"), "--out", str(self.folder)]
         folder = folder if stage.folder is None else Path(stage.folder)
+        training = self.data().training  # which has a bar of its own
         with ProgressBar() as progress:
             self.references = extract_reference_set(
                 self.teacher,
-                self.data().training,
+                training,
                 folder,
                 triplets=stage.triplets,
                 per_image=stage.per_image,

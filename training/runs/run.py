@@ -23,6 +23,7 @@ from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import remove_leftovers, write_text
 from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
+from depth_prior_ros.progress import ProgressBar
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
@@ -158,9 +159,11 @@ class Run:
         if self.processes.is_main_process and not (path / MANIFEST_NAME).is_file():
             final = path == self.folder / "bundle"
             with_multi = self.recipe.has_multi_frame if final else True
-            write_bundle(
-                path, self.recipe, system, progress, self.root, with_multi, self.prior.chosen
-            )
+            with ProgressBar(self.console) as bar:
+                bar("writing the bundle")
+                write_bundle(
+                    path, self.recipe, system, progress, self.root, with_multi, self.prior.chosen
+                )
         self.processes.barrier()
         return path
 
@@ -221,10 +224,10 @@ class Run:
         """Real triplets, read once; what had to be left out is named."""
         if self._data is None:
             r = self.recipe
-            with self.processes.main_process_first():  # it fills the cache
-                self._data = load_data(
-                    self.root, r.data, r.size, r.metres_per_unit, self.prior.size()
-                )
+            rich = self.prior.size()
+            # The first process fills the cache.
+            with self.processes.main_process_first(), ProgressBar(self.console) as bar:
+                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit, rich, bar)
             training = self._data.training
             for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)
