@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from training.data.drives import DriveFrames, add_rich, drive_path, load_sequence, open_drive
+from training.data.drives import (
+    DriveFrames,
+    add_rich,
+    drive_path,
+    load_sequence,
+    open_drive,
+    open_partner,
+)
 from training.data.frames import FrameStores, LastImage
 from training.data.plan import DataPlan, Entry, plan_data
 from training.data.splits import (
@@ -99,8 +106,12 @@ def _load(
     loaded, skipped = [], []
     for entry in entries:
         kind = entry.drive.drop_static or data.drop_static
+        pairs = None
         try:
             recording = open_drive(root, entry.drive)
+            if data.stereo:
+                pairs = open_partner(root, entry.drive, recording)
+                recording = pairs.recording
         except RecipeError as error:
             if entry.named:
                 raise
@@ -116,6 +127,8 @@ def _load(
             stores=stores,
             rule=StaticRule(kind, data.static_speed, data.static_motion),
             targets=entry.targets,
+            pairs=pairs,
+            mode=data.mode,
         )
         loaded.append((entry, sequence))
         skipped += left_out
