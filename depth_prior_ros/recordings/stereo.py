@@ -96,7 +96,7 @@ def open_pairs(
     *,
     tolerance: float = TOLERANCE,
     look: bool = True,
-    **options: Any,
+    rectify: str = "auto",
 ) -> StereoPairs:
     """Find the stereo partner of an open recording.
 
@@ -107,7 +107,7 @@ def open_pairs(
             one, or of a bag the one that its calibrations, or tf, say stands beside.
         tolerance: seconds by which two stamps of a pair may differ.
         look: whether the pictures of some pairs are looked at.
-        **options: for `open_recording`, such as ``rectify`` of a bag.
+        rectify: of a bag, as `open_bag` takes it.
 
     Raises:
         RecordingError: there is no second camera or no calibration of the pair, the cameras do not
@@ -119,7 +119,7 @@ def open_pairs(
     if partner == mount.camera:
         raise RecordingError(f"{path}: the partner of {partner} has to be another camera")
     if is_bag(path):
-        recording, other = _open_in_bag(path, recording, partner, options)
+        recording, other = _open_in_bag(path, recording, partner, rectify)
     elif partner or mount.camera in _PARTNERS:
         other = _open_other(path, partner or _PARTNERS[mount.camera])
     else:
@@ -159,7 +159,7 @@ def bag_partners(path: Path, camera: str) -> list[tuple[str, float]]:
 
 
 def _open_in_bag(
-    path: Path, recording: StoredRecording, partner: str | None, options: dict[str, Any]
+    path: Path, recording: StoredRecording, partner: str | None, rectify: str
 ) -> tuple[StoredRecording, StoredRecording]:
     """Both cameras of a bag, by the P of their calibrations, else rectified together by tf."""
     camera = _name(recording)
@@ -182,10 +182,10 @@ def _open_in_bag(
         for topic in (camera, partner)
     )
     if mine is None or other is None or _by_projections(mine, other) is not None:
-        return recording, _open_other(path, BagTopics(image=partner), **options)
+        return recording, _open_other(path, BagTopics(image=partner), rectify)
     motion = _by_tf(mine, other, transforms)
     if motion is None:  # the complaint about the missing baseline follows
-        return recording, _open_other(path, BagTopics(image=partner), **options)
+        return recording, _open_other(path, BagTopics(image=partner), rectify)
     return _rectify_together(path, mine, other, motion)
 
 
@@ -256,10 +256,10 @@ def _rectify_together(
     return opened[0], opened[1]
 
 
-def _open_other(path: Path, name: str | BagTopics, **options: Any) -> StoredRecording:
+def _open_other(path: Path, name: str | BagTopics, rectify: str = "auto") -> StoredRecording:
     try:
         if isinstance(name, BagTopics):
-            return open_bag(path, topics=name, **options)
+            return open_bag(path, topics=name, rectify=rectify)
         return open_recording(path, camera=name)
     except RecordingError as error:
         raise RecordingError(f"the partner of a stereo pair cannot be read: {error}") from error

@@ -128,7 +128,8 @@ class DriveFrames:
     @property
     def slow(self) -> bool:
         """Whether a frame is decoded each time it is asked for."""
-        stores = (self.images, self.rich, self.partner and self.partner.images)
+        partner = None if self.partner is None else self.partner.images
+        stores = (self.images, self.rich, partner)
         return any(store is not None and store.slow for store in stores)
 
     def matrix(self, position: int) -> np.ndarray:
@@ -239,10 +240,13 @@ def open_partner(root: Path, drive: Drive, recording: StoredRecording) -> Stereo
         RecipeError: it has none, or the pictures contradict the calibration.
     """
     path = drive_path(root, drive.path)
-    options = {"rectify": drive.rectify} if is_bag(path) else {}
     try:
         return open_pairs(
-            path, recording, drive.partner, tolerance=drive.partner_tolerance, **options
+            path,
+            recording,
+            drive.partner,
+            tolerance=drive.partner_tolerance,
+            rectify=drive.rectify,
         )
     except RecordingError as error:
         raise RecipeError(f"drive {drive.path}: data.mode needs stereo pairs: {error}") from error
