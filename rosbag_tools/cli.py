@@ -157,13 +157,26 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument(
         "--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)"
     )
+    parser.add_argument(
+        "--stereo",
+        action="store_true",
+        help="with the other camera of the stereo pair, as KITTI's calibration has it",
+    )
     parser.set_defaults(run=_make)
 
 
 def _make(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.make import make
+    from rosbag_tools.make import Partner, make
 
-    make(_make_source(parsed), parsed.out, parsed.quality)
+    recording, partner = _make_source(parsed), None
+    if parsed.stereo:
+        from depth_prior_ros.recordings.stereo import open_pairs
+
+        path = parsed.kitti_raw or parsed.kitti_odometry or parsed.images
+        pairs = open_pairs(path, recording)
+        frames = {p: pairs.partner.frames[q] for p, q in pairs.positions.items()}
+        partner = Partner(frames, pairs.baseline)
+    make(recording, parsed.out, parsed.quality, partner=partner)
 
 
 def _make_source(parsed: argparse.Namespace) -> StoredRecording:
@@ -214,6 +227,13 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--moving", action="store_true", help="also masks of what moves by itself (larger bag)"
     )
+    parser.add_argument(
+        "--stereo",
+        type=float,
+        default=0.0,
+        metavar="M",
+        help="with a second camera M metres to the right, e.g. 0.54 as KITTI's",
+    )
     parser.set_defaults(run=_render)
 
 
@@ -230,6 +250,7 @@ def _render(parsed: argparse.Namespace) -> None:
         traffic=parsed.traffic,
         stop=not parsed.no_stop,
         moving=parsed.moving,
+        stereo=parsed.stereo,
     )
 
 

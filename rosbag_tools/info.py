@@ -5,16 +5,16 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from depth_prior_ros.recordings import Recording, RecordingError, is_bag
+from depth_prior_ros.recordings import Recording, RecordingError, StoredRecording, is_bag
 from depth_prior_ros.recordings.bag_file import BagFile
 from rosbag_tools.console import show, show_skipped
 
 _FIRST = 3  # of the things left out, that are shown without --full
 
 
-def info(path: Path, recording: Recording, full: bool = False) -> None:
+def info(path: Path, recording: StoredRecording, full: bool = False) -> None:
     """Print what a recording is; with `full` every topic, and everything that was left out."""
-    show(*summary(recording))
+    show(*summary(recording), *stereo(path, recording))
     skipped = len(recording.skipped)
     show_skipped(recording.skipped, skipped if full else _FIRST)
     if full and is_bag(path):
@@ -53,6 +53,24 @@ def summary(recording: Recording) -> list[str]:
     lines.append(f"depth: in {depths} frames" + (f" ({recording.depth_source})" if depths else ""))
     lines += [f"note: {note}" for note in recording.notes]
     return lines
+
+
+def stereo(path: Path, recording: StoredRecording) -> list[str]:
+    """Whether a bag serves training with stereo pairs (mode S or MS), and with which baseline."""
+    if not is_bag(path) or recording.mount is None:
+        return []
+    from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
+
+    lines = []
+    for topic, _ in bag_partners(path, recording.mount.camera):
+        try:
+            pairs = open_pairs(path, recording, topic)
+        except RecordingError as error:
+            lines.append(f"stereo: not with {topic}: {error}")
+            continue
+        alone = f", {len(pairs.skipped)} images without partner" if pairs.skipped else ""
+        lines.append(f"stereo: {pairs}{alone}; serves training in mode S and MS")
+    return lines or ["stereo: no second camera is known to stand beside this one; mode M only"]
 
 
 def _show_topics(path: Path) -> None:

@@ -10,6 +10,8 @@ Any recording as a bag, with the topics that this project writes.
     /ground_truth/source           std_msgs/String: lidar, stereo or exact
     /ground_truth/moving           sensor_msgs/CompressedImage, 8-bit PNG, 255 = moves by itself,
                                    where asked for and known
+    /camera_right/...              image and camera_info of the stereo partner, where asked for; its
+                                   P has the baseline
 
 The same recording gives the same bytes.
 
@@ -20,8 +22,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,19 @@ ODOMETRY_TOPIC = "/odom"
 DEPTH_TOPIC = "/ground_truth/depth"
 DEPTH_INFO_TOPIC = "/ground_truth/camera_info"
 
+PARTNER = "/camera_right"
+PARTNER_FRAME = "camera_right_optical_frame"
+
 DEFAULT_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Partner:
+    """The other pictures of a stereo bag: one a frame where there is one, and where their camera
+    stands, metres to the right."""
+
+    frames: Mapping[int, Frame]  # by the position of the frame that they belong to
+    baseline: float
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,16 @@ def write_bag(
     *,
     quality: int = DEFAULT_QUALITY,
     moving: bool = False,
+    partner: Partner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write a recording to `out`: one file if it ends in .mcap, else a bag folder.
 
     JPEG files go in as they are; everything else becomes a JPEG of the given quality. With
-    `moving`, masks of what moves by itself go in where the recording has them. Corrupt
-    frames are left out and named in `recording.skipped`. `progress(done, total)` is called after
-    every frame. The bag appears under its name only when it is complete. Raises RecordingError
-    where `out` exists or not one frame could be written.
+    `moving`, masks of what moves by itself go in where the recording has them; with `partner` the
+    pictures of a stereo partner. Corrupt frames are left out and named in `recording.skipped`.
+    `progress(done, total)` is called after every frame. The bag appears under its name only when it
+    is complete. Raises RecordingError where `out` exists or not one frame could be written.
     """
     from rosbags.rosbag2 import StoragePlugin, Writer
 
@@ -100,9 +115,9 @@ def write_bag(
         # the writer names the file after its folder
         folder = Path(temporary) / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            messages = FrameMessages(writer, quality, moving)
+            messages = FrameMessages(writer, quality, moving, partner)
             for done, frame in enumerate(recording.frames, start=1):
-                messages.write(recording, frame)
+                messages.write(recording, frame, done - 1)
                 if progress is not None:
                     progress(done, len(recording.frames))
         counts = messages.counts
@@ -124,20 +139,28 @@ class FrameMessages:
         counts: how many of each kind were written.
     """
 
-    def __init__(self, writer: Any, quality: int, moving: bool) -> None:
+    def __init__(
+        self, writer: Any, quality: int, moving: bool, partner: Partner | None = None
+    ) -> None:
         self._messages = Messages()
         self._writer = writer
         self._quality = quality
         self._moving = moving
+        self._partner = partner
         self._connections: dict[str, Any] = {}
         self.counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
 
-    def write(self, recording: Recording, frame: Frame) -> None:
-        """Write a frame; one that cannot be read is named in `recording.skipped`."""
+    def write(self, recording: Recording, frame: Frame, position: int = -1) -> None:
+        """Write a frame, and the partner of its position.
+
+        One that cannot be read is named in `recording.skipped`.
+        """
         counts = self.counts
         try:
             image, depth = self._encode(frame), frame.depth()
             moving = frame.moving() if self._moving else None
+            other = None if self._partner is None else self._partner.frames.get(position)
+            beside = None if other is None else self._encode(other)
         except CorruptFrameError as error:
             name_skipped(recording.skipped, f"frame {frame.index}", str(error))
             return
@@ -147,6 +170,8 @@ class FrameMessages:
         counts["odometry"] += self._write_odometry(frame)
         self._write_image(frame, image)
         counts["images"] += 1
+        if other is not None and beside is not None:
+            self._write_partner(other, beside)
         if depth is not None:
             self._write_depth(frame, depth)
             counts["depths"] += 1
@@ -162,19 +187,31 @@ class FrameMessages:
         return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1])
 
     def _write_image(self, frame: Frame, jpeg: bytes) -> None:
-        stamp = frame.stamp_ns
+        self._write_picture(IMAGE_TOPIC, CAMERA_INFO_TOPIC, CAMERA_FRAME, frame, jpeg)
+
+    def _write_partner(self, frame: Frame, jpeg: bytes) -> None:
+        assert self._partner is not None
+        topics = f"{PARTNER}/image_raw/compressed", f"{PARTNER}/camera_info"
+        # The images of a rectified pair carry the frame of its own camera; P is in the first's.
+        self._write_picture(*topics, PARTNER_FRAME, frame, jpeg, self._partner.baseline)
+
+    def _write_picture(
+        self,
+        topic: str,
+        info: str,
+        frame_id: str,
+        frame: Frame,
+        jpeg: bytes,
+        baseline: float = 0.0,
+    ) -> None:
+        header = self._messages.header(frame.stamp_ns, frame_id)
+        camera = self._camera_info(frame.camera, baseline)
+        self._send(info, CAMERA_INFO, frame.stamp_ns, header=header, **camera)
         self._send(
-            CAMERA_INFO_TOPIC,
-            CAMERA_INFO,
-            stamp,
-            header=self._messages.header(stamp, CAMERA_FRAME),
-            **self._camera_info(frame.camera),
-        )
-        self._send(
-            IMAGE_TOPIC,
+            topic,
             COMPRESSED_IMAGE,
-            stamp,
-            header=self._messages.header(stamp, CAMERA_FRAME),
+            frame.stamp_ns,
+            header=header,
             format="rgb8; jpeg compressed bgr8",
             data=np.frombuffer(jpeg, np.uint8),
         )
@@ -243,8 +280,11 @@ class FrameMessages:
         )
         return 1
 
-    def _camera_info(self, camera: Camera) -> dict[str, Any]:
-        return self._messages.camera_info(Calibration.from_camera(camera))
+    def _camera_info(self, camera: Camera, baseline: float = 0.0) -> dict[str, Any]:
+        calibration = Calibration.from_camera(camera)
+        P = list(calibration.P)
+        P[3] = -camera.fx * baseline + 0.0  # never -0
+        return self._messages.camera_info(replace(calibration, P=tuple(P)))
 
     def _send(self, topic: str, kind: str, time: int, **values: Any) -> None:
         if topic not in self._connections:
@@ -259,13 +299,23 @@ def _named(names: str, values: NDArray[np.float64]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def make(recording: Recording, out: Path, quality: int, *, moving: bool = False) -> None:
+def make(
+    recording: Recording,
+    out: Path,
+    quality: int,
+    *,
+    moving: bool = False,
+    partner: Partner | None = None,
+) -> None:
     """Write the recording and print what went in and what was left out.
 
-    moving: with masks of what moves by itself, where the recording has them.
+    moving: with masks of what moves by itself, where the recording has them. partner: with the
+    pictures of a stereo partner.
     """
     with progress(f"writing {out.name}") as update:
-        written = write_bag(recording, out, quality=quality, moving=moving, progress=update)
+        written = write_bag(
+            recording, out, quality=quality, moving=moving, partner=partner, progress=update
+        )
     show(*summary(recording))
     show_skipped(recording.skipped)
     show(
@@ -286,19 +336,26 @@ def render(
     traffic: str = "mixed",
     stop: bool = True,
     moving: bool = False,
+    stereo: float = 0.0,
 ) -> None:
     """Render a street drive and write it; the same arguments give the same bag.
 
-    `moving` adds masks of what moves by itself. See `street_drive` for the others. Raises
+    `moving` adds masks of what moves by itself, `stereo` a second camera so many metres to the
+    right (to the left where negative). See `street_drive` for the others. Raises
     RecordingError where `out` exists, or where OpenGL does not work (saying what to install).
     """
     from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 
-    drive = street_drive(seed, frames, size, street=street, traffic=traffic, stop=stop)
+    drives = [
+        street_drive(seed, frames, size, street=street, traffic=traffic, stop=stop, offset=offset)
+        for offset in ([0.0, stereo] if stereo else [0.0])
+    ]
+    partner = Partner(dict(enumerate(drives[1].frames)), stereo) if stereo else None
     try:
-        make(drive, out, quality, moving=moving)
+        make(drives[0], out, quality, moving=moving, partner=partner)
     except RendererUnavailableError as error:
         raise RecordingError(str(error)) from error
     finally:
-        drive.close()
+        for drive in drives:
+            drive.close()

@@ -297,6 +297,18 @@ class Calibration:
             result[:3, 3] = np.linalg.solve(P[:, :3], P[:, 3])
         return result
 
+    def place_in_pair(self) -> npt.NDArray[np.float64] | None:
+        """(4, 4) from the rectified camera to the first one of its stereo pair, metres, by P.
+
+        The identity for the first camera, and for a single one; None where P is not filled in.
+        """
+        if not _is_filled(self.P, 4):
+            return None
+        place = np.eye(4)
+        P = np.reshape(self.P, (3, 4))
+        place[:3, 3] = -np.linalg.solve(P[:, :3], P[:, 3])
+        return place
+
     def of_depth(
         self,
         image_size: tuple[int, int],

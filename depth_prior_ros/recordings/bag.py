@@ -34,6 +34,7 @@ from depth_prior_ros.recordings.bag_topics import (
     TRUTH,
     BagTopics,
     There,
+    camera_of,
     choose_topics,
     image_topics,
 )
@@ -41,6 +42,7 @@ from depth_prior_ros.recordings.base import (
     DEPTH_SOURCES,
     CorruptFrameError,
     Frame,
+    Mount,
     RecordingError,
     Skipped,
     StoredRecording,
@@ -140,8 +142,11 @@ def open_bag(
     topics: BagTopics | None = None,
     camera: Camera | None = None,
     rectify: str = "auto",
+    calibration: Calibration | None = None,
 ) -> StoredRecording:
     """Open a bag's camera; `topics` overrides what is found, `camera` a missing camera_info.
+
+    calibration: counts instead of camera_info (of a pair that is rectified together).
 
     rectify: whether images are rectified where camera_info has distortion; see
     `calibration.rectification_wanted`. Not with a `camera`, which is that of rectified images.
@@ -171,7 +176,8 @@ def open_bag(
             f"{contents.unstamped} of {len(contents.images)} images of {chosen.image} have no "
             "stamp: the time of logging counts"
         )
-    calibration = _calibration(contents, camera, chosen, images[0].size, bag.path, notes)
+    if calibration is None:
+        calibration = _calibration(contents, camera, chosen, images[0].size, bag.path, notes)
     lens = None
     try:
         if camera is None and rectification_wanted(rectify, chosen.image or ""):
@@ -193,6 +199,7 @@ def open_bag(
         notes=[*bag.notes, *notes, *order.notes],
     )
     recording.streams = {k: v for k, v in vars(chosen).items() if v is not None}
+    recording.mount = Mount(chosen.image or "", calibration.place_in_pair())
     recording.depth_source = _depth_source(contents, frames, lidar is not None, recording.notes)
     return recording
 
@@ -224,6 +231,38 @@ def images_size(path: Path, topics: BagTopics | None = None) -> tuple[int, int]:
         except MessageError:
             continue
     raise RecordingError(f"{path}: no image of {chosen.image} is usable")
+
+
+@dataclass(frozen=True)
+class BagCamera:
+    """One of a bag's cameras: its image topic, first calibration, and its images' frame_id."""
+
+    topic: str
+    calibration: Calibration
+    frame: str
+
+
+def cameras_in_bag(path: Path) -> tuple[list[BagCamera], TransformBuffer]:
+    """All calibrated cameras of a bag, each by its topic with the most images, and its tf."""
+    bag = BagFile(Path(path))
+    there = bag.topics()
+    topics: dict[str, str] = {}  # camera_info -> image topic
+    for topic in image_topics(there):
+        info = f"{camera_of(topic)}/camera_info"
+        if info in there:
+            topics.setdefault(info, topic)
+    transforms = TransformBuffer(math.inf)
+    moving = {t for t, (kind, _) in there.items() if kind in TRANSFORMS}
+    found: dict[str, BagCamera] = {}
+    for topic, _, message in bag.messages({*topics, *moving}):
+        if topic in moving:
+            transforms.add_message(message, static=topic.endswith("static"))
+        elif topic not in found:
+            calibration = Calibration.from_message(message)
+            if any(calibration.K) or any(calibration.P):
+                frame = str(message.header.frame_id)
+                found[topic] = BagCamera(topics[topic], calibration, frame)
+    return list(found.values()), transforms
 
 
 def _unreadable(bag: BagFile, topics: Sequence[str]) -> dict[str, str]:

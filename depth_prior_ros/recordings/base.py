@@ -122,6 +122,25 @@ class Recording(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Mount:
+    """Which camera of its rig a recording shows, and where that stands.
+
+    camera: its folder or image topic. rig_from_camera: (4, 4) float64, metres, from the rectified
+    camera to the rig's rectified first one; None where nobody recorded it.
+    """
+
+    camera: str
+    rig_from_camera: NDArray[np.float64] | None = field(default=None, compare=False)
+
+    @classmethod
+    def of_projection(cls, camera: str, P: NDArray[np.float64]) -> Mount:
+        """From P (3, 4) of a rectified camera, whose last column is its place times K (KITTI)."""
+        rig_from_camera = np.eye(4)
+        rig_from_camera[:3, 3] = -np.linalg.solve(P[:, :3], P[:, 3])
+        return cls(camera, rig_from_camera)
+
+
 @dataclass
 class StoredRecording:
     """The `Recording` that every stored source opens as.
@@ -129,7 +148,8 @@ class StoredRecording:
     `depth_source` is one of DEPTH_SOURCES, or None without depth. `consecutive` is False for a set
     of separate scenes, where no frame follows another. `notes` says in words what had to be
     assumed (a calibration that was not there, stamps that were made up). `streams` names the topics
-    of a bag by what they are used as (image, camera_info, odom, depth, moving).
+    of a bag by what they are used as (image, camera_info, odom, depth, moving). `mount` tells which
+    of several cameras it is and where it stands among them; None where there can be one only.
     """
 
     name: str
@@ -139,6 +159,7 @@ class StoredRecording:
     consecutive: bool = True
     notes: list[str] = field(default_factory=list)
     streams: dict[str, str] = field(default_factory=dict)
+    mount: Mount | None = None
 
     def gap_before(self, i: int) -> bool:
         """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""

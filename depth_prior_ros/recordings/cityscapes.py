@@ -10,6 +10,12 @@ gt_depths/000_depth.npy, 001_depth.npy, ...                     (1024, 2048) met
 gt_depths/test_files.txt (or beside it)                         CITY NAME of each, in order
 
 The bottom quarter of image, depth and camera is dropped, as the papers do.
+
+Sequences of 30 frames around each of these, for training (ManyDepth, 4.1); a city is a recording:
+
+leftImg8bit_sequence/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
+rightImg8bit_sequence/SPLIT/CITY/CITY_SEQUENCE_FRAME_rightImg8bit.png     the stereo partner
+camera/SPLIT/CITY/CITY_SEQUENCE_*_camera.json      one for all frames of a sequence
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
+    Mount,
     RecordingError,
     Skipped,
     StoredRecording,
@@ -78,6 +85,87 @@ def open_cityscapes(path: Path, *, split: str | None = None) -> StoredRecording:
         consecutive=False,
         notes=notes,
     )
+
+
+SIDES = ("left", "right")
+_SEQUENCES = tuple(f"{side}Img8bit_sequence" for side in SIDES)
+_PERIOD_NS = 1_000_000_000 // 17  # 17 frames a second
+_LONGEST = 1_000_000  # frame numbers have six digits
+
+
+def is_city(path: Path) -> bool:
+    """Whether a folder holds a city's sequences."""
+    return len(path.parents) > 1 and path.parents[1].name in _SEQUENCES
+
+
+@folder_format(
+    "cityscapes_city", "a city of Cityscapes' leftImg8bit_sequence (SPLIT/CITY)", is_city, rank=0
+)
+def open_city(path: Path, *, camera: str | None = None) -> StoredRecording:
+    """Open the sequences of a city; between two of them is a gap.
+
+    Frames of a sequence without a calibration are left out. ``camera``: left or right, by default
+    that of the path. Raises RecordingError without usable images.
+    """
+    path = Path(path)
+    side = camera or path.parents[1].name.removesuffix("Img8bit_sequence")
+    if side not in SIDES:
+        raise RecordingError(f"{path}: camera {side!r} is neither left nor right")
+    root, split, city = path.parents[2], path.parent.name, path.name
+    folder = root / f"{side}Img8bit_sequence" / split / city
+    skipped: list[Skipped] = []
+    frames: list[Frame] = []
+    cameras: dict[str, tuple[Camera, float] | None] = {}
+    for file in sorted(folder.glob(f"*_{side}Img8bit.png")):
+        *parts, number = file.stem.removesuffix(f"_{side}Img8bit").split("_")
+        name = "_".join(parts)
+        try:
+            index = _number(parts[-1:], file) * 2 * _LONGEST + _number([number], file)
+            if name not in cameras:
+                cameras[name] = None
+                cameras[name] = _sequence_camera(root / "camera" / split / city, file, name)
+        except (CorruptFrameError, InvalidCameraError) as error:
+            skipped.append(Skipped(f"image {file.name}", str(error)))
+            continue
+        found = cameras[name]
+        if found is not None:
+            frames.append(_sequence_frame(file, index, found[0]))
+    if not frames:
+        first = f" (first: {skipped[0]})" if skipped else ""
+        raise RecordingError(f"{folder}: no usable image of a sequence{first}")
+    baseline = next(found[1] for found in cameras.values() if found is not None)
+    rig_from_camera = np.eye(4)
+    rig_from_camera[0, 3] = baseline if side == "right" else 0.0
+    mount = Mount(side, rig_from_camera)
+    return StoredRecording(f"cityscapes_{city}", frames, skipped, mount=mount)
+
+
+def _sequence_frame(file: Path, index: int, camera: Camera) -> Frame:
+    rows = round(camera.height * KEPT_ROWS)
+    return Frame(
+        index=index,
+        stamp_ns=index * _PERIOD_NS,
+        camera=camera.cropped(0, 0, camera.width, rows),
+        load_image=partial(_read_upper, file, rows),
+    )
+
+
+def _number(words: list[str], file: Path) -> int:
+    if not words or not words[0].isdecimal() or int(words[0]) >= _LONGEST:
+        raise CorruptFrameError(f"{file.name} is not named CITY_SEQUENCE_FRAME_...")
+    return int(words[0])
+
+
+def _sequence_camera(folder: Path, file: Path, name: str) -> tuple[Camera, float]:
+    """The camera of all images of a sequence, and its baseline in metres."""
+    files = sorted(folder.glob(f"{name}_*{_CAMERA}.json"))
+    if not files:
+        raise CorruptFrameError(
+            f"no {name}_*{_CAMERA}.json in {folder}: Cityscapes has its cameras in an archive of "
+            "their own"
+        )
+    camera, factor = _read_camera(files[0], probe_image(file))
+    return camera, factor * camera.width / (camera.fx * FULL_SIZE[0])
 
 
 def _frame(path: Path, split: str, file: Path, arrays: dict[str, Path], index: int) -> Frame:

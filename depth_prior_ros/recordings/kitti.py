@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import (
     Frame,
+    Mount,
     RecordingError,
     Skipped,
     StoredRecording,
@@ -115,9 +116,9 @@ def open_kitti_odometry(
     images, size = probe_all(listed, skipped)
     if size is None:
         raise RecordingError(f"{path / name}: no usable image in it")
-    calibrated, offset = _odometry_camera(path, name, size, notes)
+    calibrated, mount = _odometry_camera(path, name, size, notes)
     stamps = _odometry_stamps(path, images, notes)
-    world = _poses(path, poses, offset, notes)
+    world = _poses(path, poses, mount.rig_from_camera, notes)
     speeds = _speeds(images, world, stamps)
     frames = [
         Frame(
@@ -131,7 +132,7 @@ def open_kitti_odometry(
         )
         for number, file in images.items()
     ]
-    return StoredRecording(f"odometry_{path.name}", frames, skipped, notes=notes)
+    return StoredRecording(f"odometry_{path.name}", frames, skipped, notes=notes, mount=mount)
 
 
 def _find_camera_folder(path: Path, camera: str | None) -> str:
@@ -143,16 +144,15 @@ def _find_camera_folder(path: Path, camera: str | None) -> str:
 
 def _odometry_camera(
     path: Path, name: str, size: tuple[int, int], notes: list[str]
-) -> tuple[Camera, NDArray[np.float64]]:
-    """The camera, and its position (3,) in camera 0's frame, which the poses are of."""
+) -> tuple[Camera, Mount]:
+    """The camera, and where it stands in the frame of camera 0, which the poses are of."""
     file = path / "calib.txt"
     if not file.is_file():
         notes.append("no calib.txt: KITTI's own values of 2011-09-26 taken")
-        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes), np.zeros(3)
+        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes), Mount(name)
     _, projection = find_projection(file, [f"P{name[-1]}"])
     camera = camera_for_images(projection, size, str(file), notes)
-    K, shift = projection.matrix[:, :3], projection.matrix[:, 3]
-    return camera, np.asarray(-np.linalg.solve(K, shift), np.float64)
+    return camera, Mount.of_projection(name, projection.matrix)
 
 
 def _odometry_stamps(path: Path, images: dict[int, Path], notes: list[str]) -> dict[int, int]:
@@ -171,7 +171,10 @@ def _odometry_stamps(path: Path, images: dict[int, Path], notes: list[str]) -> d
 
 
 def _poses(
-    path: Path, file: Path | None, offset: NDArray[np.float64], notes: list[str]
+    path: Path,
+    file: Path | None,
+    camera0_from_camera: NDArray[np.float64] | None,
+    notes: list[str],
 ) -> dict[int, NDArray[np.float64]]:
     """world_from_camera (4, 4) by frame number; the line's number is the frame's."""
     named = file is not None
@@ -181,8 +184,8 @@ def _poses(
             raise RecordingError(f"{file}: no such file with poses")
         notes.append("no poses")
         return {}
-    camera0_from_camera = np.eye(4)
-    camera0_from_camera[:3, 3] = offset
+    if camera0_from_camera is None:
+        camera0_from_camera = np.eye(4)
     poses: dict[int, NDArray[np.float64]] = {}
     for number, line in enumerate(file.read_text().splitlines()):
         try:
@@ -230,7 +233,7 @@ def open_kitti_raw(
     images, size = probe_all(listed, skipped)
     if size is None:
         raise RecordingError(f"{folder}: no usable image in it ({_reasons(skipped)})")
-    calibrated = _raw_camera(path, name, size, notes)
+    calibrated, mount = _raw_camera(path, name, size, notes)
     stamps = _raw_stamps(folder, images, notes)
     depths = _depth_files(path, name, depth)
     frames = [
@@ -246,7 +249,9 @@ def open_kitti_raw(
         for number, file in images.items()
     ]
     source = "lidar" if any(frame.has_depth for frame in frames) else None
-    return StoredRecording(path.name, frames, skipped, depth_source=source, notes=notes)
+    return StoredRecording(
+        path.name, frames, skipped, depth_source=source, notes=notes, mount=mount
+    )
 
 
 def _image_folder(path: Path, camera: str) -> Path | None:
@@ -271,7 +276,9 @@ def _reasons(skipped: list[Skipped]) -> str:
     return "; ".join(str(entry) for entry in skipped[:3]) or "the folder is empty"
 
 
-def _raw_camera(path: Path, name: str, size: tuple[int, int], notes: list[str]) -> Camera:
+def _raw_camera(
+    path: Path, name: str, size: tuple[int, int], notes: list[str]
+) -> tuple[Camera, Mount]:
     # A drive copied out of its date folder may carry the calibration with it.
     for folder in (path, path.parent):
         file = folder / "calib_cam_to_cam.txt"
@@ -283,10 +290,11 @@ def _raw_camera(path: Path, name: str, size: tuple[int, int], notes: list[str]) 
         found, projection = find_projection(file, [own, *others])
         if found != own:
             notes.append(f"{file.name} has no {own}: {found} taken, whose intrinsics are the same")
-        return camera_for_images(projection, size, str(file), notes)
+        mount = Mount.of_projection(name, projection.matrix) if found == own else Mount(name)
+        return camera_for_images(projection, size, str(file), notes), mount
     if path.name.startswith("2011_09_26"):
         notes.append("no calib_cam_to_cam.txt: KITTI's own values of 2011-09-26 taken")
-        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes)
+        return scaled_to_images(CAMERA_2011_09_26, size, str(path), notes), Mount(name)
     raise RecordingError(
         f"{path}: no calib_cam_to_cam.txt in it or beside it; copy KITTI's calibration of that day"
     )

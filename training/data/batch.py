@@ -42,9 +42,11 @@ class TripletBatch:
     replaced a corrupt one); -1 where unknown. mirrored: (B,) bool, whether images, K and poses are
     those of the mirrored scene. teacher_images: (B, 3, 3, H2, W2), the same frames at a second,
     larger size, as recorded (mirrored like ``images``), with teacher_K (B, 3, 3) in its pixels;
-    None where the source has one size only. teacher_depth: (B, 1, H2, W2) and teacher_motions (B,
-    2, 4, 4), like ``poses``: what the prior's teacher says of the triplets; None where nobody
-    asked.
+    None where the source has one size only. partner: (B, 3, H, W), the stereo partner of the
+    current frame as recorded, with partner_K (B, 3, 3) in its pixels and partner_pose (B, 4, 4),
+    partner_from_current in network units; None in mode M. teacher_depth: (B, 1, H2, W2) and
+    teacher_motions (B, 2, 4, 4), like ``poses``: what the prior's teacher says of the triplets;
+    None where nobody asked.
     """
 
     images: Tensor
@@ -60,6 +62,9 @@ class TripletBatch:
     teacher_K: Tensor | None = None  # noqa: N815  as K
     teacher_depth: Tensor | None = None
     teacher_motions: Tensor | None = None
+    partner: Tensor | None = None
+    partner_K: Tensor | None = None  # noqa: N815  as K
+    partner_pose: Tensor | None = None
 
     def __post_init__(self) -> None:
         count, device = len(self.known), self.known.device

@@ -19,12 +19,13 @@ from depth_prior_ros.recordings import is_bag, open_recording
 from depth_prior_ros.recordings.bag_topics import BagTopics
 from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
+from depth_prior_ros.recordings.stereo import StereoPairs, open_pairs
 from depth_prior_ros.recordings.video import is_video
 from depth_prior_ros.share import recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
-from training.recipes.data import Drive, Intrinsics, Topics
+from training.recipes.data import Drive, Intrinsics, Mode, Topics
 
 # Focal lengths in image widths: a fisheye's centre has 0.2, a strong telephoto lens 10.
 _SHORTEST, _LONGEST = 0.2, 10.0
@@ -84,13 +85,32 @@ Views = tuple[Picture, Picture | None]  # a frame at the network's size, and at 
 
 
 @dataclass
+class PartnerFrames:
+    """The other camera of a stereo pair, at the network's size.
+
+    K: (3, 3) in pixels. partner_from_camera: (4, 4) in metres. positions: of the partner's
+    pictures, by the position of the frame that they belong to.
+    """
+
+    images: FrameStore
+    K: np.ndarray
+    partner_from_camera: np.ndarray
+    positions: dict[int, int]
+
+    def picture(self, position: int) -> Picture:
+        """The partner (H, W, 3) uint8 RGB of the frame at a position; raises CorruptFrameError."""
+        return self.images[self.positions[position]]
+
+
+@dataclass
 class DriveFrames:
     """One drive at the network's size.
 
-    K: (3, 3) in pixels. poses: world_from_camera in metres, by frame. triplets: frames (previous,
-    current, next). travel: metres between frames. size: width and height of the pictures.
-    teacher_images: the same frames at a second, larger size, teacher_K their intrinsics; None where
-    there is none.
+    K: (3, 3) in pixels, of the frames that `cameras` gives none of their own. poses:
+    world_from_camera in metres, by frame. triplets: frames (previous, current, next). travel:
+    metres between frames. size: width and height of the pictures. teacher_images: the same frames
+    at a second, larger size, teacher_K their intrinsics; None where there is none. partner: of the
+    stereo pairs, where they are trained on.
     """
 
     weight: float
@@ -103,11 +123,19 @@ class DriveFrames:
     size: tuple[int, int] = (0, 0)
     teacher_images: FrameStore | None = None
     teacher_K: np.ndarray | None = None  # noqa: N815  as K
+    cameras: dict[int, np.ndarray] = field(default_factory=dict)
+    partner: PartnerFrames | None = None
 
     @property
     def slow(self) -> bool:
         """Whether a frame is decoded each time it is asked for."""
-        return self.images.slow or (self.teacher_images is not None and self.teacher_images.slow)
+        partner = None if self.partner is None else self.partner.images
+        stores = (self.images, self.teacher_images, partner)
+        return any(store is not None and store.slow for store in stores)
+
+    def matrix(self, position: int) -> np.ndarray:
+        """Intrinsics (3, 3) in pixels of the picture at a position."""
+        return self.cameras.get(position, self.K)
 
     def views(self, position: int) -> Views:
         """One image at each size, (H, W, 3) uint8 RGB; raises CorruptFrameError."""
@@ -118,9 +146,12 @@ class DriveFrames:
     def why_corrupt(self, position: int) -> str | None:
         """Why a frame cannot be read; None where it can, as far as known."""
         why = self.images.corrupt.get(position)
-        return (
-            why if why or self.teacher_images is None else self.teacher_images.corrupt.get(position)
-        )
+        if why is None and self.teacher_images is not None:
+            why = self.teacher_images.corrupt.get(position)
+        if why is None and self.partner is not None:
+            other = self.partner.positions.get(position)
+            why = None if other is None else self.partner.images.corrupt.get(other)
+        return why
 
     def picture(self, position: int) -> Picture:
         """One image (H, W, 3) uint8 RGB; raises CorruptFrameError."""
@@ -208,6 +239,25 @@ def _recipe_camera(path: Path, drive: Drive) -> Camera:
     return camera_of(drive.intrinsics, size, f"drive {drive.path}: intrinsics")
 
 
+def open_partner(root: Path, drive: Drive, recording: StoredRecording) -> StereoPairs:
+    """The stereo partner of a recipe's drive.
+
+    Raises:
+        RecipeError: it has none, or the pictures contradict the calibration.
+    """
+    path = drive_path(root, drive.path)
+    try:
+        return open_pairs(
+            path,
+            recording,
+            drive.partner,
+            tolerance=drive.partner_tolerance,
+            rectify=drive.rectify,
+        )
+    except RecordingError as error:
+        raise RecipeError(f"drive {drive.path}: data.mode needs stereo pairs: {error}") from error
+
+
 def find_triplets(recording: Recording, stride: int, usable: Sequence[bool]) -> list[Triplet]:
     """Positions (previous, current, next) ``stride`` frames apart; no gap is bridged."""
     gaps = [recording.gap_before(i) for i in range(len(recording.frames))]
@@ -237,6 +287,8 @@ def load_sequence(
     stores: FrameStores | None = None,
     rule: StaticRule | None = None,
     targets: frozenset[int] | None = None,
+    pairs: StereoPairs | None = None,
+    mode: Mode = "M",
 ) -> tuple[DriveFrames, list[str]]:
     """Read a recording at the network's ``size`` (width, height).
 
@@ -248,6 +300,8 @@ def load_sequence(
         stores: where resized frames are kept; default: all in memory.
         rule: when the camera counts as standing; default: never.
         targets: frame numbers that may be the middle of a triplet; default: all.
+        pairs: the stereo partner; without one of its own no frame is the middle of a triplet.
+        mode: with S, where nothing is compared over time, a triplet is one frame three times.
 
     Returns:
         The sequence and the list of what was left out, as text.
@@ -258,7 +312,13 @@ def load_sequence(
     stores = stores or FrameStores(size)
     usable = _kept_out(recording, drive.keep_out)
     skipped = [f"{recording.name}: {s}" for s in recording.skipped]
-    triplets = find_triplets(recording, drive.stride, usable)
+    if mode == "S":
+        triplets = [(i, i, i) for i, free in enumerate(usable) if free]
+    else:
+        triplets = find_triplets(recording, drive.stride, usable)
+    if pairs is not None:
+        skipped += [f"{recording.name}: {s}" for s in pairs.skipped]
+        triplets = [t for t in triplets if t[1] in pairs.positions]
     if targets is not None:
         triplets = [t for t in triplets if recording.frames[t[1]].index in targets]
     needed = [i for i, free in enumerate(usable) if free] if triplets else []
@@ -270,7 +330,7 @@ def load_sequence(
     refuse_broken(sum(not usable[i] for i in needed), len(needed), skipped)
     triplets = [t for t in triplets if all(usable[t[0] : t[2] + 1])]
     travel = Travel(recording.frames)
-    rule = rule or StaticRule()
+    rule = StaticRule() if rule is None or mode == "S" else rule
     moving = moving_triplets(triplets, travel, images.__getitem__, rule)
     if len(moving) < len(triplets):
         still = len(triplets) - len(moving)
@@ -282,9 +342,42 @@ def load_sequence(
         for i, frame in enumerate(recording.frames)
         if frame.pose is not None and usable[i]
     }
-    K = _matrix(recording.frames, recording.name, Window(size, drive.crop))
-    name = recording.name
-    return DriveFrames(drive.weight, images, K, poses, moving, name, travel, size), skipped
+    window, name = Window(size, drive.crop), recording.name
+    K = _matrix(recording.frames, name, window)
+    sequence = DriveFrames(drive.weight, images, K, poses, moving, name, travel, size)
+    sequence.cameras = _other_cameras(recording, window)
+    if pairs is not None and moving:
+        skipped += _add_partner(sequence, pairs, drive, stores, path or Path(name))
+    return sequence, skipped
+
+
+def _other_cameras(recording: Recording, window: Window) -> dict[int, np.ndarray]:
+    """Intrinsics of the frames whose camera is not the first one's."""
+    frames = recording.frames
+    matrices = {
+        camera: _camera(camera, recording.name, window).matrix()
+        for camera in {frame.camera for frame in frames[1:]} - {f.camera for f in frames[:1]}
+    }
+    return {i: matrices[f.camera] for i, f in enumerate(frames) if f.camera in matrices}
+
+
+def _add_partner(
+    sequence: DriveFrames, pairs: StereoPairs, drive: Drive, stores: FrameStores, path: Path
+) -> list[str]:
+    """Give a sequence the pictures of its stereo partner; what was left out, as text."""
+    other = pairs.partner
+    camera = other.mount.camera if other.mount is not None else other.name
+    # A cache tells the two cameras of one bag apart by what is done to their frames.
+    frames = [replace(f, processing=f"{f.processing} of {camera}".strip()) for f in other.frames]
+    needed = sorted({pairs.positions[triplet[1]] for triplet in sequence.triplets})
+    images = stores.open(path, frames, needed, drive.crop)
+    K = _matrix(frames, other.name, Window(stores.size, drive.crop))
+    sequence.partner = PartnerFrames(images, K, pairs.partner_from_camera, pairs.positions)
+    corrupt = {p: why for p, why in images.corrupt.items() if p in needed}
+    left_out = [f"{sequence.name}: {camera}: {why}" for why in corrupt.values()]
+    refuse_broken(len(corrupt), len(needed), left_out)
+    sequence.triplets = [t for t in sequence.triplets if pairs.positions[t[1]] not in corrupt]
+    return left_out
 
 
 def add_teacher_images(

@@ -15,6 +15,7 @@ from training.data.drives import (
     drive_path,
     load_sequence,
     open_drive,
+    open_partner,
 )
 from training.data.frames import FrameStores, LastImage
 from training.data.plan import DataPlan, Entry, plan_data
@@ -112,8 +113,12 @@ def _load(
     for number, entry in enumerate(entries):
         progress("reading the drives", number, len(entries), entry.drive.path)
         kind = entry.drive.drop_static or data.drop_static
+        pairs = None
         try:
             recording = open_drive(root, entry.drive)
+            if data.stereo:
+                pairs = open_partner(root, entry.drive, recording)
+                recording = pairs.recording
         except RecipeError as error:
             if entry.named:
                 raise
@@ -129,6 +134,8 @@ def _load(
             stores=stores,
             rule=StaticRule(kind, data.static_speed, data.static_motion),
             targets=entry.targets,
+            pairs=pairs,
+            mode=data.mode,
         )
         loaded.append((entry, sequence))
         skipped += left_out

@@ -22,12 +22,13 @@ from training.data.drives import (
     find_triplets,
     load_sequence,
     open_drive,
+    open_partner,
     refuse_broken,
 )
-from training.data.frames import FrameStores
+from training.data.frames import FrameStores, Picture
 from training.data.static import Triplet
 from training.recipes.base import RecipeError
-from training.recipes.data import Drive
+from training.recipes.data import Drive, Mode
 
 __all__ = [
     "DriveFrames",
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 _Key = tuple[int, int]  # a drive by number, and a position in it
-_Found = tuple[int, list[Views]]  # a triplet by number, and its pictures
+# a triplet by number, its pictures, and the stereo partner of the middle one
+_Found = tuple[int, list[Views], Picture | None]
 _LARGEST_REDRAW = 50
 
 
@@ -137,7 +139,8 @@ class TripletSource:
         frames = self.sequences[drive].triplets[triplet]
         with self._lock:
             try:
-                found = triplet, [self._views(drive, i, {}) for i in frames]
+                pictures = [self._views(drive, i, {}) for i in frames]
+                found = triplet, pictures, self._partner_picture(drive, frames)
             except CorruptFrameError:
                 self._note_corrupt(drive, frames)
                 raise
@@ -180,7 +183,8 @@ class TripletSource:
         for _ in range(_LARGEST_REDRAW):
             frames = triplets[number]
             try:
-                return number, [self._views(sample.drive, i, decoding) for i in frames]
+                pictures = [self._views(sample.drive, i, decoding) for i in frames]
+                return number, pictures, self._partner_picture(sample.drive, frames)
             except CorruptFrameError:
                 self._note_corrupt(sample.drive, frames)
             number = int(redraw.integers(len(triplets)))
@@ -188,6 +192,10 @@ class TripletSource:
             f"{self.sequences[sample.drive].name}: {_LARGEST_REDRAW} triplets drawn one after the "
             f"other cannot be read ({'; '.join(self.skipped[-3:])})"
         )
+
+    def _partner_picture(self, drive: int, frames: Triplet) -> Picture | None:
+        partner = self.sequences[drive].partner
+        return None if partner is None else partner.picture(frames[1])
 
     def _note_corrupt(self, drive: int, frames: Triplet) -> None:
         sequence = self.sequences[drive]
@@ -204,7 +212,7 @@ class TripletSource:
         images = np.empty((len(samples), 3, 3, height, width), np.float32)
         inputs = np.empty_like(images)
         K, poses, known, travel = [], [], [], []
-        for i, (sample, (number, views)) in enumerate(zip(samples, found, strict=True)):
+        for i, (sample, (number, views, _)) in enumerate(zip(samples, found, strict=True)):
             sequence = self.sequences[sample.drive]
             frames = sequence.triplets[number]
             for j, (picture, _) in enumerate(views):
@@ -220,7 +228,7 @@ class TripletSource:
             if motions is None:
                 motions = np.tile(np.eye(4), (2, 1, 1))
             motions[:, :3, 3] /= self.metres_per_unit
-            K.append(sequence.K)
+            K.append(sequence.matrix(frames[1]))
             poses.append(motions)
             travel.append(sequence.travels(frames))
         which = torch.tensor([sample.mirrored for sample in samples])
@@ -229,7 +237,7 @@ class TripletSource:
         large, teacher_K = (
             self._teacher_images(samples, found) if self.has_teacher_images else (None, None)
         )
-        return TripletBatch(
+        batch = TripletBatch(
             torch.from_numpy(images),
             torch.from_numpy(inputs),
             _intrinsics(K, which, width),
@@ -237,17 +245,41 @@ class TripletSource:
             torch.tensor(known),
             torch.tensor(travel, dtype=torch.float32),
             torch.tensor([sample.drive for sample in samples]),
-            torch.tensor([number for number, _ in found]),
+            torch.tensor([number for number, _, _ in found]),
             which,
             large,
             teacher_K,
+        )
+        self._add_partners(batch, samples, found)
+        return batch
+
+    def _add_partners(
+        self, batch: TripletBatch, samples: Sequence[_Sample], found: Sequence[_Found]
+    ) -> None:
+        """The stereo partners, where every drive has them; mirrored, left is right."""
+        partners = [self.sequences[sample.drive].partner for sample in samples]
+        pictures = [picture for _, _, picture in found]
+        there = [(p, v) for p, v in zip(partners, pictures, strict=True) if p and v is not None]
+        if len(there) < len(samples):
+            return
+        images = np.empty(batch.images[:, 1].shape, np.float32)
+        for sample, (_, picture), planes in zip(samples, there, images, strict=True):
+            write_planes(picture[:, ::-1] if sample.mirrored else picture, planes)
+        poses = np.stack([partner.partner_from_camera for partner, _ in there])
+        poses[:, :3, 3] /= self.metres_per_unit
+        plain = torch.from_numpy(poses).float()
+        mirrored = batch.mirrored
+        batch.partner = torch.from_numpy(images)
+        batch.partner_K = _intrinsics([p.K for p, _ in there], mirrored, images.shape[-1])
+        batch.partner_pose = torch.where(
+            mirrored[:, None, None], mirror_pose(Pose(plain)).matrix, plain
         )
 
     def _teacher_images(
         self, samples: Sequence[_Sample], found: Sequence[_Found]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The pictures of the second size (B, 3, 3, H2, W2), and their intrinsics (B, 3, 3)."""
-        large = [[view for _, view in views if view is not None] for _, views in found]
+        large = [[view for _, view in views if view is not None] for _, views, _ in found]
         height, width = large[0][0].shape[:2]
         images = np.empty((len(samples), 3, 3, height, width), np.float32)
         for sample, pictures, out in zip(samples, large, images, strict=True):
@@ -270,6 +302,7 @@ def load_triplets(
     size: tuple[int, int],
     metres_per_unit: float,
     teacher_size: tuple[int, int] | None = None,
+    mode: Mode = "M",
 ) -> TripletSource:
     """All triplets of ``drives`` below ``root``, in memory (a whole recipe: `load_data`).
 
@@ -278,7 +311,11 @@ def load_triplets(
     """
     source = TripletSource([], metres_per_unit)
     for drive in drives:
-        sequence, left_out = load_sequence(open_drive(root, drive), drive, size)
+        recording, pairs = open_drive(root, drive), None
+        if mode != "M":
+            pairs = open_partner(root, drive, recording)
+            recording = pairs.recording
+        sequence, left_out = load_sequence(recording, drive, size, pairs=pairs, mode=mode)
         if teacher_size is not None:
             left_out += add_teacher_images(sequence, drive, FrameStores(teacher_size))
         source.add(sequence, left_out)

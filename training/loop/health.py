@@ -107,6 +107,14 @@ RULES = (
         high=0.999,
     ),
     Rule(
+        "stereo_other_side",
+        "stereo_side",
+        "the stereo partner would explain the frame better if it stood on the other side: look "
+        "whether the baseline has the right sign (left and right swapped), whether the pair is "
+        "rectified, and whether its two pictures are of one time",
+        low=0.5,
+    ),
+    Rule(
         "map_at_clip",
         "at_clip",
         "most of the PADS map lies at its clip, so the search range no longer follows the network: "

@@ -90,13 +90,14 @@ class Views:
     rays: Tensor
 
     @classmethod
-    def of(cls, sources: Tensor, K: Tensor, poses: Tensor) -> Views:
-        """Prepare images of one size and camera.
+    def of(cls, sources: Tensor, K: Tensor, poses: Tensor, source_K: Tensor | None = None) -> Views:
+        """Prepare images of one size.
 
         Args:
             sources: images (S, B, C, H, W), to which no gradient flows.
-            K: intrinsics of targets and sources in pixels (B, 3, 3).
+            K: intrinsics of the targets in pixels (B, 3, 3).
             poses: source_from_target (S, B, 4, 4), in the unit of depth.
+            source_K: intrinsics of the sources in pixels (S, B, 3, 3); default: the targets'.
 
         Raises:
             ValueError: the shapes do not belong together.
@@ -110,7 +111,10 @@ class Views:
         # In double precision, as it is next to no work: a pixel's place is sensitive to it.
         exact, motion = K.double(), poses.flatten(0, 1).double()
         half = exact.new_tensor([(max(width, 2) - 1) / 2, (max(height, 2) - 1) / 2])
-        project = exact.repeat(count, 1, 1) / torch.cat([half, half.new_ones(1)])[:, None]
+        through = exact.repeat(count, 1, 1)
+        if source_K is not None:
+            through = source_K.flatten(0, 1).double()
+        project = through / torch.cat([half, half.new_ones(1)])[:, None]
         pixel_from_normalised = torch.diag(torch.cat([half, half.new_ones(1)]))
         pixel_from_normalised[:2, 2] = half
         back = (intrinsics_inverse(exact) @ pixel_from_normalised).repeat(count, 1, 1)

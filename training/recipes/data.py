@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from training.recipes.base import Strict
 
 Static = Literal["none", "speed", "image", "auto"]
+Mode = Literal["M", "S", "MS"]
 _STATIC = (
     "leave out where the camera stands: by speed (or poses), by image motion, auto: by speed "
     "where it is known, otherwise by image motion"
@@ -90,6 +91,15 @@ class Drive(Strict):
         description="left, top, right, bottom: what to cut off, in shares of the image",
     )
     drop_static: Static | None = Field(None, description="default: data.drop_static")
+    partner: str | None = Field(
+        None,
+        description="the other camera of its stereo pair, as `camera`, for data.mode S and MS; "
+        "default: KITTI's and Cityscapes' other one, of a bag the one that its calibrations or tf "
+        "say stands beside",
+    )
+    partner_tolerance: float = Field(
+        0.005, gt=0, description="seconds by which the two stamps of a pair may differ"
+    )
 
     @model_validator(mode="after")
     def _crop_leaves_something(self) -> Drive:
@@ -148,6 +158,11 @@ class Data(Strict):
 
     root: str | None = Field(None, description="data root; default: $DEPTH_PRIOR_DATA")
     drives: tuple[Drive, ...] = ()
+    mode: Mode = Field(
+        "M",
+        description="what explains a frame: M the frames before and after, S its stereo partner, "
+        "MS all three (monodepth2, 4); S and MS give metres",
+    )
     kitti_raw: KittiRaw | None = None
     split: Split = Split()
     synthetic: Synthetic | None = None
@@ -163,6 +178,11 @@ class Data(Strict):
         1024, ge=0, description="MiB of resized frames kept in memory; further ones are read again"
     )
     workers: int = Field(0, ge=0, description="threads that decode frames; 0: none")
+
+    @property
+    def stereo(self) -> bool:
+        """Whether frames are explained by their stereo partners, too."""
+        return self.mode != "M"
 
     @property
     def recorded(self) -> bool:

@@ -236,12 +236,24 @@ class Recipe(Strict):
             raise ValueError(f"{size[0]}x{size[1]}: at most {INPUT_PIXELS:,} pixels")
         return size
 
+    def _check_stereo(self) -> None:
+        mode, output = self.data.mode, self.output
+        if mode == "S" and self.teacher is not None:
+            raise ValueError("data.mode S has no motion, which teacher.model compares frames by")
+        fitted = [k for k in ("camera_height", "scale_drive") if getattr(output, k) is not None]
+        if self.data.stereo and fitted:
+            raise ValueError(
+                f"output.{fitted[0]} fits the metric factor, but with data.mode {mode} the "
+                "baselines fix it: metres_per_unit"
+            )
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         if self.prior is not None and self.start is not None:
             raise ValueError("start and prior both say what to begin with: give one")
         if self.networks.fusion is not None and self.teacher is None:
             raise ValueError("networks.fusion needs teacher.model, whose features it reads")
+        self._check_stereo()
         for number, stage in enumerate(self.stages):
             try:
                 stage.check(Place(self, self.stages[:number], self.stages[number + 1 :]))

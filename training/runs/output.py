@@ -57,6 +57,8 @@ def write_bundle(
     for network in system.networks.values():
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
+    if recipe.data.stereo:
+        source = f"stereo baselines of the training drives (mode {recipe.data.mode})"
     if recipe.output.scale_drive is not None:
         factor, spread = fit_metres_per_unit(
             system, root / recipe.output.scale_drive, recipe.size, recipe.metres_per_unit

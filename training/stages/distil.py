@@ -17,10 +17,10 @@ from training.data.triplets import TripletBatch
 from training.loop.checkpoint import load_checkpoint
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.photometric import Target, identity_error, minimum_error
-from training.losses.views import Views
 from training.stages.base import NetworkName, Place, StageConfig, stage
 from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
+from training.stages.sources import views_of
 from training.stages.system import LookupFrame, System
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ class Distil(SelfSupervised):
         fresh.multi_frame.load_state_dict(teacher.multi_frame.state_dict())
         fresh.teacher = teacher.frozen_copy()
         return fresh
+
+    def _needs_motion(self) -> str:
+        """The teacher matches frames over time."""
+        return "the teacher is a multi-frame network"
 
     def _fresh_source(self, before: Sequence[StageConfig]) -> int:
         """The stage whose student is the fresh one, -1: as the run started."""
@@ -177,8 +181,9 @@ class DistilStage(SelfSupervisedStage):
         before, now, after = batch.images.unbind(1)
         sources, target = torch.stack([before, after]), Target.of(now)
         poses = self.system.neighbour_motions(batch.images)
-        rebuilt = Views.of(sources, batch.K, poses).rebuild(self.system.single_depth(now))
-        identity = identity_error(sources, target, torch.default_generator)
+        views = views_of(batch, batch.K, sources, poses)
+        rebuilt = views.rebuild(self.system.single_depth(now))
+        identity = identity_error(views.sources, target, torch.default_generator)
         own = minimum_error(rebuilt, target, identity)
         return distillation_mask(teach(self.teacher, batch, sources, target).error, own)
 
@@ -195,5 +200,5 @@ def teach(teacher: System, batch: TripletBatch, sources: Tensor, target: Target)
     seen = [v for place, v in zip((-1, 1), views, strict=True) if place in teacher.lookup]
     depth = teacher.multi(now, seen, batch.K, single).depth.float()
     poses = torch.stack([view.motion.matrix for view in views])
-    rebuilt = Views.of(sources, batch.K, poses).rebuild(depth)
+    rebuilt = views_of(batch, batch.K, sources, poses).rebuild(depth)
     return Taught(depth, minimum_error(rebuilt, target))

@@ -23,12 +23,18 @@ from training.data.batch import StepBatch, TripletBatch
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource
 from training.loop.distributed import to_device
-from training.losses.photometric import Target, identity_error, minimum_reprojection
+from training.losses.photometric import (
+    Target,
+    identity_error,
+    minimum_reprojection,
+    view_errors,
+)
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
-from training.losses.views import Views
+from training.recipes.data import Mode
 from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
+from training.stages.sources import motion_sources, views_of
 from training.stages.system import (
     LookupFrame,
     System,
@@ -96,12 +102,24 @@ class SelfSupervised(TrainingConfig):
         return "multi_frame" in self.train
 
     def check(self, place: Place) -> None:
-        """As every stage; and the decoder has its scales."""
+        """As every stage; the decoder has its scales, and there is motion where it is needed."""
         super().check(place)
+        if place.recipe.data.mode == "S" and (why := self._needs_motion()):
+            raise ValueError(
+                f"data.mode S explains a frame by its stereo partner alone, without motion, but "
+                f"{why}: use mode MS, or leave that out"
+            )
         offered = DECODERS[place.recipe.networks.decoder].offered()
         if not set(self.scales) <= set(offered):
             has = ", ".join(map(str, offered))
             raise ValueError(f"the decoder {place.recipe.networks.decoder} has scale {has} only")
+
+    def _needs_motion(self) -> str:
+        """What of the stage cannot be done without frames before and after; empty: nothing."""
+        moved = [name for name in ("pose", "multi_frame") if name in self.train]
+        if moved:
+            return f"train names {' and '.join(moved)}, which compare frames over time"
+        return "velocity_weight is of motion" if self.velocity_weight else ""
 
     def build(self, run: Run, system: System) -> SelfSupervisedStage:
         """The stage of this kind on the run's triplets."""
@@ -116,6 +134,7 @@ class SelfSupervised(TrainingConfig):
             "name": self.kind.replace("_", "-"),
             "metres_per_unit": run.recipe.metres_per_unit,
             "validation_triplets": run.data().validation,
+            "mode": run.recipe.data.mode,
         }
 
 
@@ -123,10 +142,11 @@ class SelfSupervised(TrainingConfig):
 class Scene:
     """A batch of triplets and how the student explains it.
 
-    sources: previous and next frame as recorded (2, B, 3, H, W). target: the frame between.
-    poses: previous_from_current and next_from_current (2, B, 4, 4). identity: error of the
+    sources: previous and next frame as recorded (2, B, 3, H, W), none in mode S. target: the frame
+    between. poses: previous_from_current and next_from_current (2, B, 4, 4). identity: error of the
     unwarped sources (B, 1, H, W). depth: the student's, with gradient (B, 1, H, W). rebuilt: the
-    target from the sources by that depth (2, B, 3, H, W). prior_inverse_depth: what the student
+    target from the sources, and from its stereo partner where the batch has them, by that depth
+    (S, B, 3, H, W). prior_inverse_depth: what the student
     looked up (B, 1, h, w), None without a prior. Units are the network's; H and W are those of the
     frames that are explained, which a stage may choose larger than the student's input.
     """
@@ -156,6 +176,7 @@ class SelfSupervisedStage:
     name: str = "self-supervised"
     metres_per_unit: float = 10.0
     validation_triplets: TripletSource | None = None
+    mode: Mode = "M"
     last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -235,7 +256,11 @@ class SelfSupervisedStage:
 
     def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Motions to previous and next from current (2, B, 4, 4), recorded where they are known;
-        the same as predicted; and the loss of these where known."""
+        the same as predicted; and the loss of these where known. Without motion none (0, B, 4, 4).
+        """
+        if self.mode == "S":
+            none = batch.poses.transpose(0, 1)[:0]
+            return none, none, none.new_zeros(())
         predicted = self.system.neighbour_motions(batch.inputs)
         recorded = batch.poses.transpose(0, 1)
         loss = pose_loss(Pose(predicted), Pose(recorded), known=batch.known)
@@ -246,12 +271,13 @@ class SelfSupervisedStage:
         """Photometric loss and smoothness of the student's depth, at every scale asked for."""
         config = self.config
         images, K = self._targets(batch)
-        before, now, after = images.unbind(1)
-        sources, target = torch.stack([before, after]), Target.of(now)
+        sources, target = motion_sources(images, self.mode), Target.of(images[:, 1])
+        now = target.image
         poses, predicted, pose_error = self._poses(batch)
-        views = Views.of(sources, K, poses)
+        views = views_of(batch, K, sources, poses)
         with torch.no_grad():
-            identity = identity_error(sources, target, self._noise(images))
+            noise = self._noise(images, len(views.sources))
+            identity = identity_error(views.sources, target, noise)
         reprojection = smooth = poses.new_zeros(())
         output = self.system.predict(batch.inputs[:, 1], config.scales)
         disparities = output.disparity
@@ -287,10 +313,13 @@ class SelfSupervisedStage:
             "auto_mask_share": mask_share,
             "pose": pose_error,
             "depth_mean": scene.depth.mean(),
-            "translation": predicted[0, :, :3, 3].norm(dim=-1).mean(),
             "disparity_mean": disparities[0].mean(),
             "disparity_spread": disparities[0].std((1, 2, 3)).mean(),
         }
+        if len(predicted):
+            values["translation"] = predicted[0, :, :3, 3].norm(dim=-1).mean()
+        if batch.partner is not None:
+            values |= partner_figures(scene)
         loss = self._photometric_weight * reprojection + config.smoothness * smooth
         loss = loss + config.known_pose_weight * pose_error
         if config.velocity_weight:
@@ -320,12 +349,12 @@ class SelfSupervisedStage:
         """The frames (B, 3, 3, H, W) that the student's depth has to explain, and their K."""
         return batch.images, batch.K
 
-    def _noise(self, images: Tensor) -> Tensor:
-        """Standard normal numbers (2, B, 1, H, W) for images (B, 3, 3, H, W), the same whatever
+    def _noise(self, images: Tensor, sources: int) -> Tensor:
+        """Standard normal numbers (S, B, 1, H, W) for images (B, 3, 3, H, W), the same whatever
         the number of processes."""
         height, width = images.shape[-2:]
         drawn = self.system.processes.draw(
-            len(images), lambda count: torch.randn(count, 2, 1, height, width)
+            len(images), lambda count: torch.randn(count, sources, 1, height, width)
         )
         return drawn.transpose(0, 1)
 
@@ -400,7 +429,7 @@ class SelfSupervisedStage:
     ) -> tuple[Tensor, Tensor]:
         """M against both neighbours over all pixels, motion detached (MISM's code), smoothness."""
         poses = torch.stack([view.motion.matrix for view in views])
-        rebuilt = Views.of(scene.sources, scene.batch.K, poses).rebuild(depth)
+        rebuilt = views_of(scene.batch, scene.batch.K, scene.sources, poses).rebuild(depth)
         error, _ = minimum_reprojection(rebuilt, scene.target, None)
         return error, edge_aware_smoothness(1 / depth, scene.target.image)
 
@@ -426,13 +455,41 @@ class SelfSupervisedStage:
         """Figures of the student on held-out frames."""
         figures = self.validation.figures(self.system)
         if self.validation_triplets is not None:
-            figures[VALIDATION_ERROR] = validation_error(self.system, self.validation_triplets)
+            figures[VALIDATION_ERROR] = validation_error(
+                self.system, self.validation_triplets, self.mode
+            )
         return figures
 
     def pictures(self) -> dict[str, np.ndarray]:
         """Depth of fixed frames, the multi-frame network's range and map."""
         pictures = self.validation.pictures(self.system)
+        if self.mode == "S":
+            return pictures
         return pictures | system_pictures(self.system, self.triplets)
+
+
+@torch.no_grad()
+def partner_figures(scene: Scene) -> Logs:
+    """How the stereo partner explains the first target of a batch by the student's depth.
+
+    ``stereo_side``: the share of pixels that it explains better than it would if it stood on the
+    other side.
+    """
+    batch, one = scene.batch, slice(1)
+    assert batch.partner is not None
+    assert batch.partner_pose is not None
+    other = replace(
+        batch,
+        partner=batch.partner[one],
+        partner_pose=Pose(batch.partner_pose[one]).inverse().matrix,
+    )
+    none = scene.poses[:0, one]
+    views = views_of(other, batch.K[one], scene.sources[:0, one], none)
+    mirrored = views.rebuild(scene.depth[one])
+    target = Target.of(scene.target.image[one])
+    errors = view_errors(torch.cat([scene.rebuilt[-1:, one], mirrored]), target)
+    side = (errors[0] < errors[1]).float().mean()
+    return {"stereo_photometric": errors[0].mean(), "stereo_side": side}
 
 
 def scale_smoothness(disparity: Tensor, image: Tensor, scale: int) -> Tensor:

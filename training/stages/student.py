@@ -22,9 +22,9 @@ from training.losses.guided import (
     value_consistency,
 )
 from training.losses.photometric import minimum_error
-from training.losses.views import Views
 from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
+from training.stages.sources import views_of
 from training.stages.system import System
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class Student(SelfSupervised):
         fusion = place.recipe.networks.fusion
         if place.recipe.teacher is None and (fusion is not None or self.needs_teacher_size):
             raise ValueError("needs teacher.model, whose pixels or depth it uses")
+        if self.view == "teacher" and place.recipe.data.stereo:
+            raise ValueError(
+                f"view: teacher has no stereo partners of the teacher's size, which data.mode "
+                f"{place.recipe.data.mode} needs: use view: own"
+            )
         if self.auxiliary and not (fusion is not None and fusion.pixel_wise):
             raise ValueError("auxiliary needs networks.fusion with pixel_wise")
         if fusion is not None:
@@ -286,7 +291,9 @@ class StudentStage(SelfSupervisedStage):
                 scene.poses.detach().transpose(0, 1),
             )
         _, K = self._targets(scene.batch)
-        rebuilt = Views.of(scene.sources, K, motions.transpose(0, 1).to(depth)).rebuild(depth)
+        motions = motions.transpose(0, 1).to(depth)
+        motions = motions[: len(scene.sources)]
+        rebuilt = views_of(scene.batch, K, scene.sources, motions).rebuild(depth)
         error = minimum_error(rebuilt, scene.target)
         own = minimum_error(scene.rebuilt.detach(), scene.target, scene.identity)
         return distillation_mask(error, own)

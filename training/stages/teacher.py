@@ -22,7 +22,6 @@ from training.losses.distillation import (
 )
 from training.losses.masked import masked_mean
 from training.losses.photometric import minimum_error
-from training.losses.views import Views
 from training.stages.base import stage
 from training.stages.self_supervised import (
     Logs,
@@ -32,6 +31,7 @@ from training.stages.self_supervised import (
     aligned_views,
     scale_smoothness,
 )
+from training.stages.sources import views_of
 from training.stages.system import LookupFrame, System
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class TeacherStage(SelfSupervisedStage):
         target, size = scene.target, scene.depth.shape[-2:]
         reliable = reliable_matches(multi.lowest_cost, scene.depth, multi.confidence, augmented)
         poses = torch.stack([view.motion.matrix for view in views])
-        neighbours = Views.of(scene.sources, scene.batch.K, poses)
+        neighbours = views_of(scene.batch, scene.batch.K, scene.sources, poses)
         error = smooth = agreement = scene.depth.new_zeros(())
         for scale, disparity in multi.disparity.items():
             full = F.interpolate(disparity, size, mode="bilinear", align_corners=False)

@@ -30,7 +30,8 @@ from training.evaluation.sets import (
     lidar_training_set,
 )
 from training.losses.photometric import Target, identity_error, minimum_error
-from training.losses.views import Views
+from training.recipes.data import Mode
+from training.stages.sources import motion_sources, views_of
 from training.stages.system import System
 
 _log = logging.getLogger(__name__)
@@ -154,16 +155,17 @@ def _find(name: str, data: Path) -> EvaluationSet:
 
 
 @torch.no_grad()
-def validation_error(system: System, triplets: TripletSource) -> float:
+def validation_error(system: System, triplets: TripletSource, mode: Mode = "M") -> float:
     """Mean photometric error of the student's depth and motion on fixed held-out triplets."""
     errors = []
     for number in range(_VALIDATION_BATCHES):
         rng = np.random.default_rng([17, number])
         batch = triplets.batch(_VALIDATION_SIZE, rng).to(system.device)
-        before, now, after = batch.images.unbind(1)
-        sources, target = torch.stack([before, after]), Target.of(now)
-        poses = system.neighbour_motions(batch.images)
-        rebuilt = Views.of(sources, batch.K, poses).rebuild(system.single_depth(now))
-        identity = identity_error(sources, target, torch.default_generator)
+        now, sources = batch.images[:, 1], motion_sources(batch.images, mode)
+        target = Target.of(now)
+        poses = system.neighbour_motions(batch.images)[: len(sources)]
+        views = views_of(batch, batch.K, sources, poses)
+        rebuilt = views.rebuild(system.single_depth(now))
+        identity = identity_error(views.sources, target, torch.default_generator)
         errors.append(minimum_error(rebuilt, target, identity).mean().item())
     return float(np.mean(errors))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.recordings.base import Frame, Skipped
+from depth_prior_ros.recordings.base import Frame, Mount, Skipped
 from depth_prior_ros.recordings.synthetic import vehicles
 from depth_prior_ros.recordings.synthetic.exposure import (
     Development,
@@ -292,7 +292,9 @@ class SyntheticDrive:
     """A `Recording` whose frames are rendered when they are read; same seed, same pictures.
 
     `street` and `traffic`: see `plan_world`; other streets than the embedded one have random
-    weather. Reading a frame raises RendererUnavailableError where OpenGL does not work.
+    weather. `offset`: metres by which the camera stands to the right of the car's own, of which it
+    is the stereo partner. Reading a frame raises RendererUnavailableError where OpenGL does not
+    work.
     """
 
     seed: int = 8
@@ -301,6 +303,7 @@ class SyntheticDrive:
     supersample: int = 2
     street: str = EMBEDDED
     traffic: str = "mixed"
+    offset: float = 0.0
     name: str = "street"
     skipped: list[Skipped] = field(default_factory=list)
     depth_source: str = "exact"
@@ -320,6 +323,9 @@ class SyntheticDrive:
         )
         self.bank = TextureBank(self.seed)
         self.world = plan_world(self.seed, self.bank, self.spec, self.street, self.traffic)
+        rig_from_camera = np.eye(4)
+        rig_from_camera[0, 3] = self.offset
+        self.mount = Mount("left" if self.offset == 0 else "right", rig_from_camera)
         self._exposure: float | None = None
         if self.street == EMBEDDED:
             self._light = replace(_LIGHT, cloud_layer=self.bank.kinds["clouds"][0])
@@ -350,7 +356,8 @@ class SyntheticDrive:
         s = START + self.spec.travel(time)
         frame = self.world.course.frame(s, self.world.lane_offset(0), self.spec.camera_height)
         pitch = (0.0 if standing else nod) - np.deg2rad(self.spec.camera_pitch_deg)
-        return frame @ turned(0.0, pitch, 0.0) @ CAMERA_FROM_VEHICLE
+        camera = frame @ turned(0.0, pitch, 0.0) @ CAMERA_FROM_VEHICLE
+        return np.asarray(camera @ self.mount.rig_from_camera)
 
     def _frame(self, i: int) -> Frame:
         time = self.time(i)
@@ -373,7 +380,7 @@ class SyntheticDrive:
         if self._last is not None and self._last[0] == i:
             return self._last[1]
         radiance, depth, moving = self.render_linear(i)
-        rng = np.random.default_rng([self.seed, i])
+        rng = np.random.default_rng([self.seed, i, *([1] if self.offset else [])])
         if self._exposure is None:  # the first frame's, so that pictures do not depend on order
             first = radiance if i == 0 else self.render_linear(0)[0]
             self._exposure = automatic_exposure(first, _CAMERA.target)
@@ -433,8 +440,11 @@ def street_drive(
     street: str = EMBEDDED,
     traffic: str = "mixed",
     stop: bool = True,
+    offset: float = 0.0,
 ) -> SyntheticDrive:
     """By default the drive that comes with the package: 8 s at 10 Hz, with a stop of over 2 s.
+
+    offset: metres to the right of the car's own camera (its stereo partner).
 
     Raises ValueError for a street or traffic that does not exist.
     """
@@ -447,4 +457,5 @@ def street_drive(
         supersample=supersample,
         street=street,
         traffic=traffic,
+        offset=offset,
     )

@@ -1,0 +1,225 @@
+"""What stereo partners are worth in training: modes M, S and MS side by side.
+
+    python benchmarks/stereo.py [--steps 250] [--batch 4] [--seeds 1 2] [--frames 40] [--out FOLDER]
+        [--real DATA]
+
+Without --real: student (and pose network, in M and MS) of `lite` go on from `lite` on four rendered
+drives with a second camera 0.54 m to the right (`depth_bag render --stereo`), and are judged on two
+other streets, single-frame, over all pixels nearer than 80 m, those that move by themselves apart.
+With --real: the same on the stereo pairs below DATA (KITTI odometry 02, 06 and 01, and drive 9002),
+judged on KITTI 2015. All modes have one start, unit, number of steps and draws. Runs that are there
+are gone on with, or taken as they are.
+
+AbsRel is printed after median scaling and in metres; ratio is the median over pixels of truth over
+prediction, the median over frames. The row `start` is the bundle before.
+
+Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and `_moving` (rendered drives).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+MODES = ("M", "S", "MS")
+TRAINING = (("town", 41), ("residential", 42), ("avenue", 43), ("country", 44))
+UNSEEN = (("town", 51), ("residential", 52))
+PAIRS = (
+    {"path": "kitti_odometry/sequences/02", "camera": "image_2"},
+    {"path": "kitti_odometry/sequences/06", "camera": "image_0"},
+    {"path": "kitti_odometry/sequences/01", "camera": "image_0"},
+    {"path": "kitti_raw/2011_09_28/2011_09_28_drive_9002_sync", "camera": "image_00"},
+)
+BASELINE = 0.54
+FARTHEST = 80.0
+
+
+def main() -> None:
+    """Render, train, judge, print."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parsed = _parser().parse_args()
+    from depth_prior_ros.bundle import load_bundle
+
+    out = parsed.out / ("real" if parsed.real else "rendered")
+    out.mkdir(parents=True, exist_ok=True)
+    unit = load_bundle("lite").manifest.depth.metres_per_unit
+    if parsed.real:
+        root, drives = parsed.real, list(PAIRS)
+        judged = [root / "kitti_2015"]
+    else:
+        root = out.resolve()
+        drives = [{"path": _render(root, *plan, parsed.frames).name} for plan in TRAINING]
+        judged = [_render(root, *plan, parsed.frames) for plan in UNSEEN]
+    rows = {("start", 0): _judge("lite", judged)}
+    for seed in parsed.seeds:
+        for mode in MODES:
+            recipe = _recipe(mode, seed, root, drives, unit, parsed)
+            folder = out / f"{mode}_{seed}_{parsed.steps}"
+            rows[mode, seed] = _judge(str(_train(recipe, folder)), judged)
+    _print(rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--frames", type=int, default=40, help="of each rendered drive")
+    parser.add_argument("--size", type=int, nargs=2, default=[320, 96])
+    parser.add_argument("--out", type=Path, default=Path("runs/stereo"))
+    parser.add_argument("--real", type=Path, default=None, metavar="DATA")
+    return parser
+
+
+def _render(folder: Path, street: str, seed: int, frames: int) -> Path:
+    from rosbag_tools.make import render
+
+    bag = folder / f"{street}_{seed}_{frames}.mcap"
+    if not bag.exists():
+        render(
+            bag,
+            seed,
+            frames,
+            (320, 96),
+            95,
+            street=street,
+            stop=False,
+            moving=True,
+            stereo=BASELINE,
+        )
+    return bag
+
+
+def _recipe(
+    mode: str,
+    seed: int,
+    root: Path,
+    drives: list[dict[str, str]],
+    unit: float,
+    parsed: argparse.Namespace,
+) -> dict[str, Any]:
+    train = ["student"] if mode == "S" else ["student", "pose"]
+    stage = {
+        "kind": "self_supervised",
+        "train": train,
+        "steps": parsed.steps,
+        "batch": parsed.batch,
+        "learning_rate": 2e-4,
+        "warm_up": 20,
+        "trunk_rate": 0.5,
+        "ema": 0.98,
+        "known_pose_weight": 0.0,
+    }
+    return {
+        "seed": seed,
+        "size": parsed.size,
+        "metres_per_unit": unit,
+        "start": "lite",
+        "start_networks": ["student", "pose"],
+        "networks": {
+            "trunk": "mobilenet_v2",
+            "decoder": "convex",
+            "camera_code": True,
+            "multi_frame": {"hypotheses": 8},
+        },
+        "data": {"root": str(root), "mode": mode, "drives": drives, "split": {"test": "none"}},
+        "stages": [stage],
+        "output": {
+            "name": f"stereo_{mode}",
+            "licence": "CC-BY-NC-SA-3.0",
+            "provenance": ["lite"],
+            "multi_frame": False,
+        },
+        "checkpoint_every": 50,
+        "validate_every": 100_000,
+    }
+
+
+def _train(recipe: dict[str, Any], folder: Path) -> Path:
+    from training.commands.cli import main as depth_train
+
+    bundle = folder / "bundle"
+    if not bundle.exists():
+        file = folder.with_suffix(".yaml")
+        file.write_text(yaml.safe_dump(recipe))
+        code = depth_train(["run", str(file), "--out", str(folder)])
+        if code:
+            raise SystemExit(code)
+    return bundle
+
+
+def _judge(bundle: str, recordings: list[Path]) -> dict[str, float]:
+    """Means over frames of AbsRel by what it is of, and |ratio - 1|."""
+    from depth_prior_ros.bundle import load_bundle
+    from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.recordings import open_recording
+
+    pipeline = DepthPipeline(load_bundle(bundle))
+    pipeline.force_model = "single_frame"
+    pipeline.max_metres = np.inf
+    found: dict[str, list[float]] = defaultdict(list)
+    for path in recordings:
+        pipeline.reset()
+        for frame in open_recording(path).frames:
+            truth = frame.depth()
+            if truth is None:
+                continue
+            result = pipeline.process(frame.image(), frame.stamp_ns, camera=frame.camera)
+            for name, value in _errors(result.depth, truth, frame.moving()):
+                found[name].append(value)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    means["ratio"] = float(np.median(found["ratio"]))
+    return means | {"off": abs(means["ratio"] - 1)}
+
+
+def _errors(depth: Array, truth: Array, moving: Array | None) -> Iterator[tuple[str, float]]:
+    import cv2
+
+    if depth.shape != truth.shape:
+        depth = cv2.resize(depth, truth.shape[::-1])
+    valid = (truth > 0) & (truth < FARTHEST) & np.isfinite(depth)
+    ratio = float(np.median(truth[valid] / depth[valid]))
+    yield "ratio", ratio
+    parts = {"": valid}
+    if moving is not None:
+        parts |= {"_static": valid & ~moving, "_moving": valid & moving}
+    for name, pixels in parts.items():
+        if pixels.sum() < 50:
+            continue
+        for scale, factor in (("scaled", ratio), ("metres", 1.0)):
+            said = np.clip(depth[pixels] * factor, 1e-3, FARTHEST)
+            error = np.abs(said - truth[pixels]) / truth[pixels]
+            yield f"{scale}{name}", float(error.mean())
+
+
+def _print(rows: dict[tuple[str, int], dict[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = sorted({name for row in rows.values() for name in row})
+    table = Table("mode", "seed", *names, box=None)
+    for (mode, seed), row in rows.items():
+        table.add_row(mode, str(seed or ""), *(f"{row.get(n, np.nan):.3f}" for n in names))
+    Console(width=160).print(table)
+    for mode in ("start", *MODES):
+        mine = [row for (m, _), row in rows.items() if m == mode]
+        for name in ("scaled", "metres", "off", "scaled_moving", "metres_moving"):
+            values = [row[name] for row in mine if name in row]
+            if values:
+                print(f"figure stereo_{mode}_{name} {np.mean(values):.4f}")
+
+
+if __name__ == "__main__":
+    main()

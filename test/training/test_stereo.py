@@ -1,0 +1,360 @@
+"""Stereo partners: which pictures are pairs, what they explain, and what is refused in words."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import shifted, texture
+from torch import Tensor
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings import RecordingError, open_recording
+from depth_prior_ros.recordings.bag import open_bag
+from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
+from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
+from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
+from rosbag_tools.info import stereo
+from rosbag_tools.make import Partner, write_bag
+from training.data.augmentation import mirror_intrinsics, mirror_pose
+from training.data.triplets import TripletBatch, TripletSource, load_triplets
+from training.loop.health import WINDOW, Health
+from training.losses.photometric import Target, identity_error, view_errors
+from training.losses.views import Views
+from training.recipes.data import Drive, Mode
+from training.recipes.recipe import Recipe
+from training.stages.self_supervised import (
+    Scene,
+    SelfSupervised,
+    SelfSupervisedStage,
+    partner_figures,
+)
+from training.stages.sources import motion_sources, views_of
+from training.stages.validation import Validation
+
+SIZE = (320, 96)
+FOCAL, BASELINE, DEPTH, UNIT = 200.0, 0.5, 10.0, 10.0
+SHIFT = FOCAL * BASELINE / DEPTH  # pixels
+NAME = "2011_09_26/2011_09_26_drive_0001_sync"
+
+
+def write_pairs(
+    root: Path,
+    *,
+    frames: int = 4,
+    baseline: float = BASELINE,
+    other_size: tuple[int, int] = SIZE,
+    late: float = 0.0,
+) -> Path:
+    """A KITTI drive that looks at a wall 10 m away, its right camera 0.5 m beside the left one."""
+    drive = root / NAME
+    lines = []
+    for camera, x, size in (("02", 0.0, SIZE), ("03", SHIFT, other_size)):
+        folder = drive / f"image_{camera}"
+        folder.mkdir(parents=True)
+        stamps = []
+        for i in range(frames):
+            picture = shifted(texture(*SIZE, seed=i), -x)
+            cv2.imwrite(str(folder / f"{i:010d}.png"), cv2.resize(picture, size))
+            stamps.append(f"2011-09-26 13:00:{i / 10 + (late if x else 0):012.9f}")
+        (folder / "timestamps.txt").write_text("\n".join(stamps) + "\n")
+        tx = -FOCAL * baseline if x else 0.0
+        P = f"{FOCAL} 0 160 {tx} 0 {FOCAL} 48 0 0 0 1 0"
+        lines += [f"S_rect_{camera}: {size[0]} {size[1]}", f"P_rect_{camera}: {P}"]
+    (drive.parent / "calib_cam_to_cam.txt").write_text("\n".join(lines) + "\n")
+    return drive
+
+
+def source(root: Path, mode: Mode, **values: Any) -> TripletSource:
+    return load_triplets(root, [Drive(path=NAME, **values)], SIZE, UNIT, mode=mode)
+
+
+@pytest.fixture(scope="module")
+def wall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("wall")
+    write_pairs(root)
+    return root
+
+
+# --- which pictures are pairs
+
+
+def test_the_right_camera_of_the_left_one_and_the_other_way_round(wall: Path) -> None:
+    for camera, other, baseline in (("image_02", "image_03", 0.5), ("image_03", "image_02", -0.5)):
+        pairs = open_pairs(wall / NAME, open_recording(wall / NAME, camera=camera))
+        assert pairs.partner.mount is not None
+        assert pairs.partner.mount.camera == other
+        assert pairs.baseline == pytest.approx(baseline)
+        assert pairs.positions == {i: i for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"other_size": (160, 48)}, "one size"),
+        ({"baseline": -BASELINE}, "swapped"),
+        ({"baseline": 0.0}, "stand in the same place"),
+        ({"baseline": 500.0}, "is the baseline in metres"),
+        ({"late": 0.03}, "the nearest two are 30 ms apart"),
+    ],
+)
+def test_what_is_no_pair_is_refused_in_words(
+    tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    drive = write_pairs(tmp_path, **values)
+    with pytest.raises(RecordingError, match=words) as caught:
+        open_pairs(drive, open_recording(drive))
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_other_rows_are_not_rectified(tmp_path: Path) -> None:
+    drive = write_pairs(tmp_path)
+    for file in (drive / "image_03").glob("*.png"):
+        cv2.imwrite(str(file), np.roll(cv2.imread(str(file)), 10, axis=0))
+    with pytest.raises(RecordingError, match="not rectified"):
+        open_pairs(drive, open_recording(drive))
+
+
+def test_a_frame_without_partner_is_counted(tmp_path: Path) -> None:
+    drive = write_pairs(tmp_path)
+    (drive / "image_03" / f"{2:010d}.png").unlink()
+    found = source(tmp_path, "S")
+    assert [t[1] for t in found.sequences[0].triplets] == [0, 1, 3]
+    assert any("frame 2: no partner" in line for line in found.skipped)
+    shutil.rmtree(drive / "image_03")
+    with pytest.raises(ValueError, match=r"data.mode needs stereo pairs.*image_03"):
+        source(tmp_path, "MS")
+
+
+def write_stereo_bag(root: Path, out: Path, baseline: float = BASELINE) -> Path:
+    recording = open_recording(root / NAME)
+    pairs = open_pairs(root / NAME, recording)
+    frames = {p: pairs.partner.frames[q] for p, q in pairs.positions.items()}
+    write_bag(recording, out, quality=100, partner=Partner(frames, baseline))
+    return out
+
+
+def test_a_bag_of_two_cameras_trains_as_its_folder(wall: Path, tmp_path: Path) -> None:
+    bag = write_stereo_bag(wall, tmp_path / "pair.mcap")
+    (topic, metres) = bag_partners(bag, "/camera/image_raw/compressed")[0]
+    assert topic.startswith("/camera_right/")
+    assert metres == pytest.approx(BASELINE)
+    (line,) = stereo(bag, open_bag(bag))
+    assert "4 pairs" in line
+    assert "0.500 m to the right; serves training in mode S and MS" in line
+    ours = load_triplets(tmp_path, [Drive(path="pair.mcap")], SIZE, UNIT, mode="MS")
+    folder = source(wall, "MS")
+    a, b = (s.batch(4, np.random.default_rng(3)) for s in (ours, folder))
+    assert a.partner is not None
+    assert b.partner is not None
+    torch.testing.assert_close(a.partner_pose, b.partner_pose)
+    torch.testing.assert_close(a.partner_K, b.partner_K)
+    assert (a.partner - b.partner).abs().mean() < 0.05  # JPEG halves the colour's resolution
+    assert (a.partner - a.images[:, 1]).abs().mean() > 0.1
+
+
+def test_a_bag_says_what_it_lacks(wall: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.mcap"
+    write_bag(open_recording(wall / NAME), alone)
+    assert "mode M only" in stereo(alone, open_bag(alone))[0]
+    with pytest.raises(RecordingError, match="no other camera is known to stand beside"):
+        open_pairs(alone, open_bag(alone))
+    flat = write_stereo_bag(wall, tmp_path / "flat.mcap", baseline=0.0)
+    with pytest.raises(RecordingError, match="baseline"):
+        open_pairs(flat, open_bag(flat), "/camera_right/image_raw/compressed")
+
+
+# --- what they explain
+
+
+def by_partner(batch: TripletBatch) -> Views:
+    none = batch.poses.transpose(0, 1)[:0]
+    return views_of(batch, batch.K, motion_sources(batch.images, "S"), none)
+
+
+@pytest.mark.parametrize("camera", ["image_02", "image_03"])
+def test_exact_depth_rebuilds_the_frame_flipped_or_not(wall: Path, camera: str) -> None:
+    batch = source(wall, "S", camera=camera).batch(8, np.random.default_rng(0))
+    assert batch.partner is not None
+    assert batch.partner_pose is not None
+    assert set(batch.mirrored.tolist()) == {False, True}
+    # (left to right, mirrored): the partner stands on the other side of each
+    assert set(batch.partner_pose[:, 0, 3].sign().tolist()) == {-1.0, 1.0}
+    depth = torch.full((8, 1, 96, 320), DEPTH / UNIT)
+    views = by_partner(batch)
+    assert len(views.sources) == 1
+    inner = (..., slice(16, -16))
+    error = (views.rebuild(depth)[0] - batch.images[:, 1])[inner].abs()
+    assert error.mean() < 0.01
+    assert (batch.partner - batch.images[:, 1])[inner].abs().mean() > 0.1
+
+
+def test_the_wrong_side_costs_and_is_told(wall: Path) -> None:
+    batch = source(wall, "S").batch(4, np.random.default_rng(0))
+    assert batch.partner_pose is not None
+    depth, target = torch.full((4, 1, 96, 320), DEPTH / UNIT), Target.of(batch.images[:, 1])
+    errors, told = [], []
+    for sign in (1.0, -1.0):
+        pose = batch.partner_pose.clone()
+        pose[:, :3, 3] *= sign
+        turned = replace(batch, partner_pose=pose)
+        views = by_partner(turned)
+        rebuilt, health = views.rebuild(depth), Health()
+        errors.append(float(view_errors(rebuilt, target).mean()))
+        scene = Scene(
+            turned,
+            views.sources[:0],
+            target,
+            batch.poses.transpose(0, 1)[:0],
+            depth,
+            depth,
+            rebuilt,
+        )
+        figures = {k: float(v) for k, v in partner_figures(scene).items()}
+        told.append([health.look(figures) for _ in range(WINDOW)][-1])
+    assert errors[0] < 0.3 * errors[1]
+    assert not told[0]
+    assert "left and right swapped" in told[1][0].text
+
+
+def test_gradients_reach_depth_through_another_camera() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    sources = random(2, 1, 1, 6, 8)
+    K = torch.tensor([[[6.0, 0, 3.6], [0, 5.5, 2.4], [0, 0, 1]]], dtype=torch.float64)
+    other = torch.stack([K, K + torch.tensor([[0.4, 0, 0.3], [0, 0.2, 0.1], [0, 0, 0]])])
+    poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1, 1)
+    poses[1, 0, 0, 3] = -0.31
+    depth = (2 + random(1, 1, 6, 8)).requires_grad_(True)
+    views = Views.of(sources, K, poses, other)
+    assert torch.autograd.gradcheck(views.rebuild, (depth,), atol=1e-4)
+    same = Views.of(sources, K, poses, torch.stack([K, K]))
+    torch.testing.assert_close(same.rebuild(depth), Views.of(sources, K, poses).rebuild(depth))
+
+
+def recipe(mode: Mode, **values: Any) -> Recipe:
+    content: dict[str, Any] = {
+        "size": SIZE,
+        "data": {"drives": [{"path": NAME}], "mode": mode},
+        "stages": [{"kind": "self_supervised", "steps": 2, "train": ["student"]}],
+        "output": {"name": "x", "licence": "Apache-2.0"},
+    }
+    return Recipe.model_validate(content | values)
+
+
+def stage(wall: Path, mode: Mode, **values: Any) -> SelfSupervisedStage:
+    from training.stages.system import System
+
+    config = SelfSupervised(kind="self_supervised", steps=2, batch=2, **values)
+    system = System.build(recipe(mode), torch.device("cpu"))
+    return SelfSupervisedStage(
+        config, system, source(wall, mode), None, Validation(wall, SIZE), mode=mode
+    )
+
+
+def test_each_mode_uses_its_sources_and_learns(wall: Path) -> None:
+    losses = {}
+    for mode, train in (
+        ("M", ["student", "pose"]),
+        ("S", ["student"]),
+        ("MS", ["student", "pose"]),
+    ):
+        torch.manual_seed(0)
+        built = stage(wall, mode, train=train)  # type: ignore[arg-type]
+        loss, logs = built.loss(built.draw_batch(np.random.default_rng(1)))
+        loss.backward()
+        losses[mode] = float(logs["photometric"])
+        assert ("stereo_side" in logs) == (mode != "M")
+        assert ("translation" in logs) == (mode != "S")
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.trained)
+    assert losses["MS"] <= losses["M"] + 1e-5  # the minimum over one source more
+
+
+def test_the_multi_frame_network_is_explained_by_the_partner_too(wall: Path) -> None:
+    built = stage(wall, "MS", train=["student", "pose", "multi_frame"])
+    _, logs = built.loss(built.draw_batch(np.random.default_rng(1)))
+    assert torch.isfinite(logs["multi/photometric"])
+
+
+def test_mirrored_pairs_are_those_of_the_mirrored_scene() -> None:
+    from depth_prior_ros.geometry.warping import Pose
+
+    K = torch.tensor([[[200.0, 0, 150.0], [0, 200.0, 40.0], [0, 0, 1]]])
+    motion = torch.eye(4)[None].clone()
+    motion[0, 0, 3] = -0.5
+    mirrored = mirror_pose(Pose(motion)).matrix
+    assert mirrored[0, 0, 3] == 0.5
+    torch.testing.assert_close(mirror_intrinsics(mirror_intrinsics(K, 320), 320), K)
+
+
+@pytest.mark.parametrize("offset", [0.54, -0.54])
+def test_rendered_pairs_agree_with_their_depth(offset: float) -> None:
+    drives = [
+        SyntheticDrive(8, SIZE, DriveSpec(frames=1, stop=False), 1, offset=o) for o in (0.0, offset)
+    ]
+    try:
+        left, right = (drive.render(0) for drive in drives)
+    except RendererUnavailableError as error:
+        pytest.skip(str(error))
+    finally:
+        for drive in drives:
+            drive.close()
+
+    def tensor(picture: np.ndarray) -> Tensor:
+        return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+
+    motion = torch.eye(4)[None, None].clone()
+    motion[..., 0, 3] = -offset
+    K = torch.from_numpy(drives[0].camera.matrix()).float()[None]
+    depth = torch.from_numpy(np.where(left.depth > 0, left.depth, 1e3))[None, None].float()
+    target, sources = Target.of(tensor(left.image)), tensor(right.image)[None]
+    rebuilt = Views.of(sources, K, motion).rebuild(depth)
+    swapped = Views.of(sources, K, motion.inverse()).rebuild(depth)
+    right_one, wrong, plain = view_errors(torch.cat([rebuilt, swapped, sources]), target)
+    ground = torch.from_numpy(left.depth > 0)[None, None] & (depth < 30)
+    assert right_one[ground].median() < 0.3 * plain[ground].median()
+    assert right_one[ground].median() < 0.3 * wrong[ground].median()
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "words"),
+    [
+        ("S", {"stages": [{"kind": "self_supervised", "steps": 1}]}, "train names pose and multi"),
+        ("S", {"stages": [{"kind": "teacher", "steps": 1}]}, "compare frames over time"),
+        ("MS", {"output": {"name": "x", "licence": "MIT", "camera_height": 1.6}}, "baselines fix"),
+        ("S", {"output": {"name": "x", "licence": "MIT", "scale_drive": "a"}}, "baselines fix"),
+    ],
+)
+def test_what_does_not_go_with_a_mode_is_refused(
+    mode: Mode, values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        recipe(mode, **values)
+
+
+def test_scenes_of_mode_s_have_no_motion(wall: Path) -> None:
+    built = stage(wall, "S", train=["student"])
+    batch = built.draw_batch(np.random.default_rng(0)).triplets
+    scene, _, _ = built._student(batch)
+    assert isinstance(scene, Scene)
+    assert len(scene.sources) == len(scene.poses) == 0
+    assert len(scene.rebuilt) == 1
+    noise = torch.zeros(1, 2, 1, SIZE[1], SIZE[0])
+    assert batch.partner is not None
+    plain = identity_error(batch.partner[None], scene.target, noise)
+    torch.testing.assert_close(scene.identity, plain, atol=1e-3, rtol=0)
+    assert Camera(FOCAL, FOCAL, 160, 48, *SIZE).matrix()[0, 0] == pytest.approx(
+        float(batch.K[0, 0, 0])
+    )
