@@ -79,7 +79,7 @@ def judge(pipeline: DepthPipeline, drives: Drives, row: str) -> dict[str, float]
     """Print a row; its figures."""
     figures, cells = {}, []
     for chosen in drives.judged:
-        frames = evaluate_model(pipeline, chosen, "single_frame", chosen.judged)
+        frames = evaluate_model(pipeline, chosen, "single_frame", chosen.positions)
         metric = mean_errors([frame.metric for frame in frames]).abs_rel
         scaled = mean_errors([frame.errors for frame in frames]).abs_rel
         figures[f"adapt_{row}_{chosen.name}_abs_rel_metres"] = metric

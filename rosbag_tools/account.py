@@ -75,7 +75,7 @@ class Account:
         latency_ms: float,
         image: NDArray[np.uint8] | None = None,
     ) -> FrameRecord:
-        """ReplayErrors one depth image (h, w) and keep small pictures of it.
+        """Judge one depth image (h, w) and keep small pictures of it.
 
         image: of the frame, where it was read already.
         """

@@ -88,7 +88,7 @@ def test_ways_of_a_pair(bundle: Bundle) -> None:
     pipeline = DepthPipeline(bundle, "torch", "cpu")
     drive = Drive("wall", [])
     found = pose_source.evaluate_pair(pipeline, (drive.frames[0], drive.frames[1]), seed=1)
-    assert set(found) >= {way.name for way in pose_source.ways()} | {"single_frame"}
+    assert set(found) >= {one.name for one in pose_source.sources()} | {"single_frame"}
     assert found["network by odometry"] == 0.0
     assert found["exact by odometry"] == 1.0
     assert found["exact"] != found["network"]

@@ -221,7 +221,10 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
         ({"seed": 2}, "other settings .seed 1, not 2"),
         ({"per_image": 8}, "per_image 7, not 8"),
         ({"triplets": 10}, "triplets 11, not 10"),
-        ({"teacher": PictureTeacher(name="another")}, "another teacher .picture, .* not another"),
+        (
+            {"teacher": PictureTeacher(name="another", digest="f" * 16)},
+            "another teacher .picture, .* not another",
+        ),
         ({"data": source(drive("a", 12), drive("c", 7))}, "other settings .other frames"),
     ],
 )

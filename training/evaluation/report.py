@@ -191,7 +191,7 @@ def _print_baselines_beaten(report: SetReport, out: Console) -> None:
         f"at least {1 - NEEDED:.0%} below the best image-independent predictor: {word} "
         f"({outcome.abs_rel:.3f} is {change} {outcome.best_abs_rel:.3f} of "
         f"'{_LABELS[outcome.best_baseline]}')"
-        + (f"; not evaluated: {', '.join(_LABELS[name] for name in missing)}" if missing else "")
+        + (f"; not result: {', '.join(_LABELS[name] for name in missing)}" if missing else "")
     )
 
 
