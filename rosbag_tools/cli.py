@@ -20,7 +20,7 @@ from depth_prior_ros.recording_options import (
 )
 from depth_prior_ros.share import recording_path
 from depth_prior_ros.untrusted import printable_lines
-from rosbag_tools.recording_commands import add_process, count
+from rosbag_tools.recording_commands import add_check, add_process, add_report, count
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     own, ros = _split(arguments)
     parsed = build_parser().parse_args(own, argparse.Namespace(arguments=own, ros_arguments=ros))
-    command: Callable[[argparse.Namespace], None] = parsed.run
+    command: Callable[[argparse.Namespace], int | None] = parsed.run
     try:
-        command(parsed)
+        return command(parsed) or 0
     except KeyboardInterrupt:
         print("depth_bag: interrupted", file=sys.stderr)
         return 130
@@ -72,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -95,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_process(commands)
     _add_replay(commands)
     _add_play(commands)
-    _add_report(commands)
+    add_report(commands)
+    add_check(commands)
     _add_demo(commands)
     return parser
 
@@ -312,18 +312,6 @@ def _play(parsed: argparse.Namespace) -> None:
 
     options = PlayOptions(parsed.rate, parsed.loop, parsed.clock, parsed.wait, parsed.frame_id)
     play(_open(parsed), options, parsed.ros_arguments)
-
-
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("report", help="make report.html of a finished replay again")
-    parser.add_argument("folder", type=Path, help="the --out of a replay")
-    parser.set_defaults(run=_report)
-
-
-def _report(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.report import report
-
-    print(report(parsed.folder))
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

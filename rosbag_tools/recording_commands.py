@@ -141,6 +141,99 @@ def _rate(found: Processed) -> str:
     )
 
 
+def add_report(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`depth_bag report`."""
+    parser = commands.add_parser(
+        "report",
+        help="make report.html of a result again, or compare several results",
+        description="One result: its report.html again. Two or more of one recording: a page that "
+        "compares the others with the first, and a verdict.",
+    )
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="RESULT", help="the --out of a replay or process"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("comparison.html"),
+        metavar="PAGE",
+        help="of several results (default: comparison.html)",
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    if len(parsed.folders) == 1:
+        from rosbag_tools.report import report
+
+        print(report(parsed.folders[0]))
+        return
+    from rosbag_tools.console import show
+    from rosbag_tools.side_by_side import side_by_side
+
+    show(*side_by_side(parsed.folders, parsed.out), str(parsed.out))
+
+
+def add_check(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`depth_bag check`."""
+    parser = commands.add_parser(
+        "check",
+        help="a result against a baseline, for CI",
+        description="Exit code 0: as good as the baseline, 1: worse, 2: not comparable.",
+    )
+    parser.add_argument("folder", type=Path, metavar="RESULT", help="of a replay or process")
+    parser.add_argument("--against", type=Path, required=True, metavar="BASELINE.json")
+    parser.add_argument(
+        "--tolerance",
+        type=_tolerances,
+        default="abs_rel=2%,flicker=5%",
+        metavar="NAME=AMOUNT,...",
+        help="how much worse a figure may be, as a share (2%%) or an amount "
+        "(default: abs_rel=2%%,flicker=5%%)",
+    )
+    parser.add_argument(
+        "--accept", action="store_true", help="write the result's figures as the baseline"
+    )
+    parser.set_defaults(run=_check)
+
+
+def _tolerances(text: str) -> dict[str, tuple[float, bool]]:
+    from rosbag_tools.check import parse_tolerances
+
+    try:
+        return parse_tolerances(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    import sys
+
+    from depth_prior_ros.recordings import RecordingError
+    from depth_prior_ros.untrusted import printable_lines
+    from rosbag_tools.check import NOT_COMPARABLE, accept, check
+    from rosbag_tools.console import show
+
+    try:
+        if parsed.accept:
+            accept(parsed.folder, parsed.against)
+            show(f"{parsed.against}: the baseline is now {parsed.folder}")
+            return 0
+        code, rows = check(parsed.folder, parsed.against, parsed.tolerance)
+    except RecordingError as error:
+        print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
+        return NOT_COMPARABLE
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "baseline", "now", "change", "allowed", ""):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right")
+    for row in rows:
+        table.add_row(*row)
+    show(table)
+    return code
+
+
 # -- shared ---------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from depth_prior_ros.share import demo_bag
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 
-COMMANDS = ("info", "make", "render", "process", "replay", "report", "demo")
+COMMANDS = ("info", "make", "render", "process", "replay", "report", "check", "demo")
 
 
 def test_help_is_instant_and_imports_nothing_heavy() -> None:
