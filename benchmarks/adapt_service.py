@@ -225,7 +225,7 @@ def run(options: argparse.Namespace, recording: StoredRecording, known: str, fol
         print(f"~/adapt answered in {took:.0f} ms: {words}", flush=True)
         if not success:
             return 1
-        deadline, time_of_call = time.monotonic() + 1.0, time.monotonic()
+        deadline = time.monotonic() + 1.0
         while operator.values.get("adapt.state") != "running" and time.monotonic() < deadline:
             time.sleep(0.01)
         again, refused, _ = operator.adapt()
@@ -237,7 +237,6 @@ def run(options: argparse.Namespace, recording: StoredRecording, known: str, fol
         answered, during = played(player, node, plays.part(0, learned), options.rate, fitting)
         while fitting():
             time.sleep(0.1)
-        seconds = time.monotonic() - time_of_call
         lost = sum(d and not a for a, d in zip(answered, during, strict=True))
         after = judged(player, node, operator, plays.part(learned, options.frames))
         outcome = operator.values.get("adapt.outcome", "")
@@ -259,7 +258,6 @@ def run(options: argparse.Namespace, recording: StoredRecording, known: str, fol
     print(f"figure {name}_lost_share {lost / max(1, count):.3f}")
     print(f"figure {name}_usual_lost_share {usual / learned:.3f}")
     print(f"figure {name}_answer_ms {took:.0f}")
-    del seconds
     return 0
 
 
