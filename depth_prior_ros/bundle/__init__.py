@@ -37,6 +37,9 @@ from depth_prior_ros.bundle.bundle import (
     Provenance as Provenance,
 )
 from depth_prior_ros.bundle.bundle import (
+    ReferencesSpec as ReferencesSpec,
+)
+from depth_prior_ros.bundle.bundle import (
     TeacherIdentity as TeacherIdentity,
 )
 from depth_prior_ros.bundle.bundle import (

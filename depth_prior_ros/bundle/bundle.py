@@ -8,6 +8,7 @@ A bundle is a folder::
                               where they come from (see `bundle_prior`)
     multi_frame.safetensors   the multi-frame network with its PADS map
     pose.safetensors          the pose network
+    references.safetensors    what a student with an episodic prior looks up (see `references`)
     teacher/                  the bundle that the prior came from
 
 Floating-point tensors are half precision on disk and single precision in memory. All but the
@@ -40,6 +41,7 @@ from depth_prior_ros.bundle.manifest import (
     FILE_NAMES,
     MANIFEST_NAME,
     PARTS,
+    REFERENCES_NAME,
     SCHEMA_VERSION,
     TEACHER_FOLDER,
     TEACHER_NAME,
@@ -52,6 +54,7 @@ from depth_prior_ros.bundle.manifest import (
     Part,
     PriorSpec,
     Provenance,
+    ReferencesSpec,
     TeacherIdentity,
     file_name,
     read_manifest,
@@ -68,11 +71,13 @@ from depth_prior_ros.bundle.prior import (
     verify_teacher,
     write_prior,
 )
+from depth_prior_ros.bundle.references import read_references, verify_references
 from depth_prior_ros.untrusted import TENSOR_NUMBERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
     from depth_prior_ros.models.mism import AnyMultiFrame
     from depth_prior_ros.models.pose import PoseNet
     from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
@@ -92,6 +97,7 @@ __all__ = [
     "PriorSources",
     "PriorSpec",
     "Provenance",
+    "ReferencesSpec",
     "TeacherIdentity",
     "build_network",
     "describe",
@@ -142,6 +148,12 @@ class Bundle:
     def prior_sources(self) -> PriorSources | None:
         """Where the reference pixels come from; None where the bundle does not say."""
         return read_sources(self._file("prior"))
+
+    def references(self) -> References | None:
+        """What the student looks up, float32; None where the bundle holds no references."""
+        if REFERENCES_NAME not in self.manifest.files:
+            return None
+        return read_references(self.tensor_file(REFERENCES_NAME))
 
     def teacher(self) -> Bundle | None:
         """The bundle that the prior came from, verified; None where it is not in here."""
@@ -391,6 +403,7 @@ def _verify_content(bundle: Bundle) -> None:
     """Hashes, then tensors: a part at a time, so that one file at most is in memory."""
     manifest = bundle.manifest
     fusion: PriorFusion | None = None
+    episodic: EpisodicPrior | None = None
     _check_memory(bundle)
     for part in PARTS:  # the student before the prior that it reads
         if not bundle.has(part):
@@ -398,11 +411,15 @@ def _verify_content(bundle: Bundle) -> None:
         file = bundle._file(part)
         if part != "prior":
             net = _verify_network(bundle, part, file)
-            fusion = _read_fusion(file, net) if part == "student" else fusion
+            if part == "student":
+                fusion, episodic = _reader(file, net, "fusion"), _reader(file, net, "episodic")
         elif manifest.prior is None:
             raise BundleError(bundle.path / MANIFEST_NAME, "lists a prior file but has no `prior`")
         else:
             verify_prior(file, manifest.prior, fusion)
+    if manifest.references is not None:
+        references = bundle.tensor_file(REFERENCES_NAME)
+        verify_references(references, manifest.references, episodic)
     if BASELINES_NAME in manifest.files:
         bundle.tensor_file(BASELINES_NAME)
     if TEACHER_NAME in manifest.files:
@@ -446,13 +463,13 @@ def _verify_network(bundle: Bundle, part: Part, file: TensorFile) -> nn.Module:
     return net
 
 
-def _read_fusion(file: TensorFile, student: nn.Module) -> PriorFusion | None:
-    """The fusion of a student just built, with its weights from the file."""
-    fusion: PriorFusion | None = getattr(student, "fusion", None)
-    if fusion is not None:
-        state = {name: file.tensors[f"fusion.{name}"].float() for name in fusion.state_dict()}
-        fusion.load_state_dict(state, assign=True)
-    return fusion
+def _reader(file: TensorFile, student: nn.Module, name: str) -> Any:
+    """What reads a prior of a student just built, with its weights from the file."""
+    reader: nn.Module | None = getattr(student, name, None)
+    if reader is not None:
+        state = {own: file.tensors[f"{name}.{own}"].float() for own in reader.state_dict()}
+        reader.load_state_dict(state, assign=True)
+    return reader
 
 
 def _stored(net: nn.Module, kept: bool = True) -> dict[str, Tensor]:

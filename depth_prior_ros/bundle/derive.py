@@ -1,4 +1,5 @@
-"""A new bundle with the same networks: another prior (`select`), another camera (`adapt`)."""
+"""A new bundle with the same networks: another prior (`select`), another camera (`adapt`), other
+references."""
 
 from __future__ import annotations
 
@@ -16,18 +17,22 @@ from depth_prior_ros.bundle.files import (
 from depth_prior_ros.bundle.manifest import (
     BASELINES_NAME,
     MANIFEST_NAME,
+    REFERENCES_NAME,
     TEACHER_FOLDER,
     TEACHER_NAME,
     BundleError,
     CameraCodeSpec,
     Manifest,
     PriorSpec,
+    ReferencesSpec,
     file_name,
     validate_manifest,
 )
 from depth_prior_ros.bundle.prior import PriorSources, write_prior
+from depth_prior_ros.bundle.references import write_references
 
 if TYPE_CHECKING:
+    from depth_prior_ros.models.episodic_prior import References
     from depth_prior_ros.models.prior_fusion import Prior
 
 _NETWORKS = tuple(file_name(part) for part in ("student", "multi_frame", "pose"))
@@ -128,6 +133,49 @@ def replace_prior(
         if inside is not None:
             embed_teacher(folder, inside, spec, identify)
         return seal_bundle(folder, out, manifest)
+
+
+def replace_references(
+    bundle: Bundle,
+    out: str | Path,
+    references: References | None,
+    spec: ReferencesSpec | None,
+    **changes: Any,
+) -> Bundle:
+    """Write a bundle with everything of another and new references, or none.
+
+    Args:
+        bundle: where all files come from, byte for byte.
+        out: folder of the new bundle; an existing bundle is replaced, it may be `bundle` itself.
+        references: what the student looks up; None: nothing.
+        spec: what they are; `alignment`, `count` and `channels` are filled in.
+        changes: further fields of the manifest. What was measured without these references does
+            not travel: without `metrics` there are none.
+
+    Raises:
+        BundleError: a student that looks nothing up, references that do not fit it, a full disk.
+    """
+    out = Path(out)
+    refuse_foreign(out)
+    look_up = bundle.student().episodic
+    if look_up is None and references is not None:
+        raise BundleError(bundle.path, "this student looks no references up (networks.episodic)")
+    if references is not None and spec is not None and look_up is not None:
+        filled = {
+            "alignment": look_up.alignment_hash(),
+            "count": len(references),
+            "channels": references.features.shape[1],
+        }
+        spec = spec.model_copy(update=filled)
+    update = {"references": spec, "metrics": {}, **changes}
+    with staging(out) as folder:
+        for file in set(bundle.manifest.files) - {REFERENCES_NAME, TEACHER_NAME}:
+            copy_file(bundle.path / file, folder / file)
+        if references is not None:
+            write_references(folder / REFERENCES_NAME, references)
+        if TEACHER_NAME in bundle.manifest.files:
+            embed_teacher(folder, bundle.path / TEACHER_FOLDER, bundle.manifest.prior)
+        return seal_bundle(folder, out, bundle.manifest.model_copy(update=update))
 
 
 def _check_teacher(bundle: Bundle, spec: PriorSpec) -> None:

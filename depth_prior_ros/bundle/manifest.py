@@ -25,17 +25,25 @@ from depth_prior_ros.untrusted import (
 
 # 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.
 # 3: a student may be told its camera, and a bundle hold what it is told.
-# 4: what a fusion and a teacher called `tap` is called `stride`.
+# 4: what a fusion and a teacher called `tap` is called `stride`; a student may look up references
+# of its camera, and a bundle hold some.
 SCHEMA_VERSION = 4
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
+# What a student with an episodic prior looks up; see bundle.references.
+REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
 # A whole bundle inside a bundle: the teacher that its prior came from.
 TEACHER_FOLDER = "teacher"
 TEACHER_NAME = f"{TEACHER_FOLDER}/{MANIFEST_NAME}"
-FILE_NAMES = (*(f"{part}.safetensors" for part in PARTS), BASELINES_NAME, TEACHER_NAME)
+FILE_NAMES = (
+    *(f"{part}.safetensors" for part in PARTS),
+    BASELINES_NAME,
+    REFERENCES_NAME,
+    TEACHER_NAME,
+)
 
 _SEAL = "sha256: "
 _HEX = "^[0-9a-f]{64}$"
@@ -132,6 +140,19 @@ class DepthSpec(_Strict):
 _ALIKE = 0.05
 
 
+def unlike(fitted: CameraSpec, camera: Camera) -> str | None:
+    """In what a camera is not the one that something was fitted to; None where it is alike."""
+    mine = (fitted.fx / fitted.width, fitted.fy / fitted.height, fitted.cy / fitted.height)
+    seen = (camera.fx / camera.width, camera.fy / camera.height, camera.cy / camera.height)
+    names = ("fx over width", "fy over height", "cy over height")
+    apart = [
+        f"{name} is {new:.3f}, not {old:.3f}"
+        for name, old, new in zip(names, mine, seen, strict=True)
+        if abs(new - old) > _ALIKE
+    ]
+    return ", ".join(apart) or None
+
+
 class CameraCodeSpec(_Strict):
     """What a student is told of the camera that the bundle was fitted to.
 
@@ -153,21 +174,43 @@ class CameraCodeSpec(_Strict):
 
     def doubt(self, camera: Camera) -> str | None:
         """Why these numbers may be wrong for a camera, in words; None where it is like theirs."""
-        fitted = self.camera
-        mine = (fitted.fx / fitted.width, fitted.fy / fitted.height, fitted.cy / fitted.height)
-        seen = (camera.fx / camera.width, camera.fy / camera.height, camera.cy / camera.height)
-        names = ("fx over width", "fy over height", "cy over height")
-        apart = [
-            f"{name} is {new:.3f}, not {old:.3f}"
-            for name, old, new in zip(names, mine, seen, strict=True)
-            if abs(new - old) > _ALIKE
-        ]
-        if not apart:
+        apart = unlike(self.camera, camera)
+        if apart is None:
             return None
         return (
-            f"the bundle was fitted to another camera ({self.source}): {', '.join(apart)}. Depth "
+            f"the bundle was fitted to another camera ({self.source}): {apart}. Depth "
             "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
             "adapt, or the node's service ~/adapt)"
+        )
+
+
+class ReferencesSpec(_Strict):
+    """What references a student looks up, and of which camera they are.
+
+    Attributes:
+        count: how many.
+        channels: of their features.
+        camera: of the recording that they were taken from, at that recording's image size.
+        source: the recording, where depth came from, and the error on frames that were left out,
+            without and with the references of the others.
+        alignment: `EpisodicPrior.alignment_hash` of the weights that read them.
+    """
+
+    count: int = Field(gt=0, le=PRIOR_ENTRIES)
+    channels: int = Field(gt=0, le=ARCHITECTURE_NUMBER)
+    camera: CameraSpec
+    source: str = Field(min_length=1)
+    alignment: str = Field(pattern=_HEX)
+
+    def doubt(self, camera: Camera) -> str | None:
+        """Why they must not be looked up for a camera, in words; None where it is like theirs."""
+        apart = unlike(self.camera, camera)
+        if apart is None:
+            return None
+        return (
+            f"the bundle's references are of another camera ({self.source}): {apart}. They are "
+            "not looked up, as depth would be worse than without any; take some of this camera "
+            "(depth_train adapt)"
         )
 
 
@@ -254,6 +297,7 @@ class Manifest(_Strict):
     provenance: Provenance = Field(default_factory=Provenance)
     prior: PriorSpec | None = None
     camera_code: CameraCodeSpec | None = None
+    references: ReferencesSpec | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -280,6 +324,10 @@ class Manifest(_Strict):
         told = self.architecture.student.get("camera_code", False)
         if self.camera_code is not None and not told:
             raise ValueError("camera_code is given, but the student is not told its camera")
+        if self.files and (self.references is None) == (REFERENCES_NAME in self.files):
+            raise ValueError(f"references and {REFERENCES_NAME} go together: one is missing")
+        if self.references is not None and not self.architecture.student.get("episodic"):
+            raise ValueError("references are given, but the student looks none up")
         unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")

@@ -42,6 +42,7 @@ class ConvexDecoder(Decoder):
 
     CHANNELS = (32, 32, 64, 96)
     HEADS = CHANNELS[:3]
+    EIGHTH = CHANNELS[2]
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
@@ -60,14 +61,17 @@ class ConvexDecoder(Decoder):
         """One more than there are heads: the full resolution has none of its own."""
         return tuple(range(len(cls.HEADS) + 1))
 
-    def _disparities(self, features: Features, wanted: Sequence[int]) -> dict[int, Tensor]:
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
         d4 = self.node4(torch.cat(features[32], dim=1), features[16])
         d3 = self.node3(d4, features[8])
         d2 = self.node2(d3, features[4])
         d1 = self.node1(d2, features[2])
-        maps = {1: d1, 2: d2, 3: d3}
+        return {1: d1, 2: d2, 3: d3}
+
+    def _disparities(self, maps: Mapping[int, Tensor], wanted: Sequence[int]) -> dict[int, Tensor]:
         found = {s: self.heads[s - 1](maps[s]) for s in maps if s in wanted or s == 1}
         if 0 in wanted:
+            d1 = maps[1]
             with torch.autocast(device_type=d1.device.type, enabled=False):
                 found[0] = convex_upsample(found[1], self.mask(d1.to(self.mask.weight.dtype)), 2)
         return {scale: found[scale] for scale in wanted}

@@ -76,6 +76,8 @@ class Decoder(nn.Module):
 
     #: Channels of the maps at scale 0, 1, ... that have a head.
     HEADS: tuple[int, ...]
+    #: Channels of the map at 1/8; None: there is none.
+    EIGHTH: int | None = None
     #: The smallest side of the input; those that reflect at 1/32 of it need two pixels there.
     MIN_SIDE = 32
 
@@ -99,8 +101,8 @@ class Decoder(nn.Module):
         """The scales this decoder has."""
         return self.offered()
 
-    def _maps(self, features: Features) -> list[Tensor]:
-        """Maps at 1/1, 1/2, ...; one a head."""
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
+        """Scale -> map at 1 / 2**scale of the input."""
         raise NotImplementedError
 
     def forward(self, features: Features, scales: Sequence[int] | None = None) -> dict[int, Tensor]:
@@ -117,6 +119,12 @@ class Decoder(nn.Module):
             ValueError: features of another trunk or of too small an image, or a scale that this
                 decoder has not.
         """
+        return self.with_maps(features, scales)[0]
+
+    def with_maps(
+        self, features: Features, scales: Sequence[int] | None = None
+    ) -> tuple[dict[int, Tensor], Mapping[int, Tensor]]:
+        """As `forward`, and the maps that the disparities are read from: scale -> (B, C, h, w)."""
         wanted = self.scales if scales is None else tuple(scales)
         check_scales(wanted, self.scales)
         check_features(features, self.trunk_channels)
@@ -126,11 +134,11 @@ class Decoder(nn.Module):
                 f"an image with a side of {side} is too small for this decoder: at least "
                 f"{self.MIN_SIDE} are needed"
             )
-        return self._disparities(features, wanted)
-
-    def _disparities(self, features: Features, wanted: Sequence[int]) -> dict[int, Tensor]:
-        """The disparity of each of the scales that are wanted, from its map and head."""
         maps = self._maps(features)
+        return self._disparities(maps, wanted), maps
+
+    def _disparities(self, maps: Mapping[int, Tensor], wanted: Sequence[int]) -> dict[int, Tensor]:
+        """The disparity of each of the scales that are wanted, from its map and head."""
         return {scale: self.heads[scale](maps[scale]) for scale in wanted}
 
 
@@ -166,6 +174,7 @@ class Monodepth2Decoder(Decoder):
 
     CHANNELS = (16, 32, 64, 128, 256)
     HEADS = CHANNELS[:4]
+    EIGHTH = CHANNELS[3]
     MIN_SIDE = 64
 
     def __init__(
@@ -180,9 +189,9 @@ class Monodepth2Decoder(Decoder):
         self.node1 = _Node(c2, channels[2], c1)
         self.node0 = _Node(c1, 0, c0)
 
-    def _maps(self, features: Features) -> list[Tensor]:
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
         d4 = self.node4(torch.cat(features[32], dim=1), features[16])
         d3 = self.node3(d4, features[8])
         d2 = self.node2(d3, features[4])
         d1 = self.node1(d2, features[2])
-        return [self.node0(d1, []), d1, d2, d3]
+        return {0: self.node0(d1, []), 1: d1, 2: d2, 3: d3}

@@ -46,6 +46,7 @@ class DiffNetDecoder(Decoder):
     """DIFFNet's decoder (section 3.3): 1,306,840 parameters on HRNet-W18."""
 
     HEADS = (16, 32, 64, 128)
+    EIGHTH = 128
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
@@ -59,13 +60,13 @@ class DiffNetDecoder(Decoder):
         self.node0_low = ConvBlock(32, 16)
         self.node0_high = ConvBlock(16, 16)
 
-    def _maps(self, features: Features) -> list[Tensor]:
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
         d4 = self.node4(torch.cat(features[32], dim=1), features[16])
         d3 = self.node3(d4, features[8])
         d2 = self.node2(d3, features[4])
         d1 = self.node1(d2, features[2])
         d0 = self.node0_high(upsample(self.node0_low(d1)))
-        return [d0, d1, d2, d3]
+        return {0: d0, 1: d1, 2: d2, 3: d3}
 
 
 class LightNode(nn.Module):
@@ -89,6 +90,7 @@ class LightDecoder(Decoder):
 
     CHANNELS = (16, 24, 32, 64, 96)
     HEADS = CHANNELS[:4]
+    EIGHTH = CHANNELS[3]
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
@@ -102,9 +104,9 @@ class LightDecoder(Decoder):
         self.node1 = LightNode(c2, channels[2], c1)
         self.node0 = LightNode(c1, (), c0)
 
-    def _maps(self, features: Features) -> list[Tensor]:
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
         d4 = self.node4(torch.cat(features[32], dim=1), features[16])
         d3 = self.node3(d4, features[8])
         d2 = self.node2(d3, features[4])
         d1 = self.node1(d2, features[2])
-        return [self.node0(d1, []), d1, d2, d3]
+        return {0: self.node0(d1, []), 1: d1, 2: d2, 3: d3}

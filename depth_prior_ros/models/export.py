@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.models.episodic_prior import ProjectedReferences, corrected, pooled_depth
 from depth_prior_ros.models.matching import STRIDE, Features
 from depth_prior_ros.models.mism import AnyMultiFrame
 from depth_prior_ros.models.pose import PoseNet
@@ -147,10 +148,15 @@ def _in_double(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return layer.weight.double().flatten(1), layer.bias.double()
 
 
+#: Inputs of an exported student that looks up references.
+REFERENCE_INPUTS = ("reference_keys", "reference_values")
+
+
 class StudentRunner(nn.Module):
     """image (B, 3, H, W) -> inverse depth (B, 1, H, W) in network units, confidence (B, 1, H, W).
 
-    A student that is told its camera takes the code (B, 5) as a second input.
+    A student that is told its camera takes the code (B, 5) as a further input; one that looks up
+    references their keys and values, (1, heads, capacity, P) each, of `EpisodicPrior.project`.
 
     Args:
         student: the network; it is set to eval mode.
@@ -183,22 +189,36 @@ class StudentRunner(nn.Module):
             )
         self.student = student.eval()
         self.min_depth, self.max_depth = min_depth, max_depth
-        self.INPUTS = ("image",) if student.camera_code is None else ("image", "code")
+        self.INPUTS = ("image",)
+        if student.camera_code is not None:
+            self.INPUTS += ("code",)
+        if student.episodic is not None:
+            self.INPUTS += REFERENCE_INPUTS
         self.folded = None
         if student.fusion is not None and prior is not None:
             self.folded = FoldedFusion(student.fusion, prior, precision)
 
-    def forward(self, image: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run the student; RGB in [0, 1]."""
-        features = self.student.features(image, code)
-        if self.folded is None:
-            disparity = self.student.decoder(features, (0,))[0]
-        else:
+    def forward(self, image: Tensor, *further: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the student; RGB in [0, 1], then what else `INPUTS` names.
+
+        Without a code it is the training camera's; without references none are looked up.
+        """
+        told = dict(zip(self.INPUTS[1:], further, strict=False))
+        features = self.student.features(image, told.get("code"))
+        fused = None
+        if self.folded is not None:
             fused = self.folded(self.student.at_fusion(features))
             features = self.student.with_fused(features, fused.features)
-            disparity = self.student.decoder(features, (0,))[0]
+        disparities, maps = self.student.decoder.with_maps(features, (0,))
+        disparity = disparities[0]
+        if fused is not None:
             disparity = blend_disparity(disparity, fused, self.min_depth, self.max_depth)
         inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)
+        if self.student.episodic is not None and REFERENCE_INPUTS[0] in told:
+            found = ProjectedReferences(*(told[name] for name in REFERENCE_INPUTS))
+            inverse = corrected(
+                inverse, self.student.episodic(maps[3], pooled_depth(inverse), found)
+            )
         return inverse, single_frame_confidence(inverse)
 
 

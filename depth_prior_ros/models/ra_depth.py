@@ -81,9 +81,9 @@ class RADepthDecoder(Decoder):
         self.finer = ConvBlock(stem, 32)
         self.finest = ConvBlock(32, 16)
 
-    def _maps(self, features: Features) -> list[Tensor]:
+    def _maps(self, features: Features) -> Mapping[int, Tensor]:
         maps = [features[stride][-1] for stride in _STRIDES]
         for dense in self.rounds:
             maps = dense(maps)
         half = self.stem(features[2][-1]) + self.lift(self.quarter(maps[0]))
-        return [self.finest(upsample(self.finer(half)))]
+        return {0: self.finest(upsample(self.finer(half)))}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
 from depth_prior_ros.models.camera_code import NUMBERS, CameraCode
 from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS
+from depth_prior_ros.models.episodic_prior import KEY_STRIDES, EpisodicConfig, EpisodicPrior
 from depth_prior_ros.models.prior_fusion import (
     FusionConfig,
     Prior,
@@ -57,9 +58,11 @@ class Student(nn.Module):
         fusion: sizes of the prior fusion, None for a plain student.
         far_bias: logit that the disparity heads start with.
         camera_code: whether it is told its camera, see `models.camera_code`.
+        episodic: sizes of the look-up of references, see `models.episodic_prior`; None: none.
 
     Raises:
-        ValueError: an unknown name, or a stride of the fusion that the trunk has not.
+        ValueError: an unknown name, a stride of the fusion that the trunk has not, or a look-up for
+            a decoder without a map at 1/8.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Student(nn.Module):
         fusion: FusionConfig | None = None,
         far_bias: float = FAR_BIAS,
         camera_code: bool = False,
+        episodic: EpisodicConfig | None = None,
     ) -> None:
         super().__init__()
         self.trunk = TRUNKS[trunk]()
@@ -78,6 +82,7 @@ class Student(nn.Module):
         with torch.random.fork_rng(devices=[]):
             self.fusion = None if fusion is None else self._build_fusion(fusion, trunk)
             self.camera_code = CameraCode(self.trunk.channels) if camera_code else None
+            self.episodic = None if episodic is None else self._build_episodic(episodic, decoder)
         self.architecture: dict[str, Any] = {
             "trunk": trunk,
             "decoder": decoder,
@@ -85,6 +90,15 @@ class Student(nn.Module):
         }
         if camera_code:
             self.architecture["camera_code"] = True
+        if episodic is not None:
+            self.architecture["episodic"] = episodic.to_dict()
+
+    def _build_episodic(self, config: EpisodicConfig, decoder: str) -> EpisodicPrior:
+        eighth = self.decoder.EIGHTH
+        if eighth is None:
+            raise ValueError(f"episodic: decoder {decoder} has no map at 1/8 that looks up")
+        keys = sum(sum(self.trunk.channels[stride]) for stride in KEY_STRIDES)
+        return EpisodicPrior(eighth, keys, config)
 
     def _build_fusion(self, config: FusionConfig, trunk: str) -> PriorFusion:
         if config.stride not in self.trunk.channels:
@@ -158,9 +172,17 @@ class Student(nn.Module):
         Raises:
             ValueError: an image of a wrong shape, or a code for a student that takes none.
         """
-        features: Features = self.trunk(image)
+        return self.told(self.trunk(image), code)
+
+    def told(self, features: Features, code: Tensor | None = None) -> Features:
+        """The trunk's features as they are where the student is told a camera's `code` (B, 5).
+
+        Raises:
+            ValueError: a code for a student that takes none.
+        """
         if self.camera_code is not None:
-            code = image.new_zeros((len(image), NUMBERS)) if code is None else code
+            like = features[32][0]
+            code = like.new_zeros((len(like), NUMBERS)) if code is None else code
             return self.camera_code(features, code)
         if code is not None:
             raise ValueError("this student is not told its camera: build it with camera_code")
@@ -194,17 +216,21 @@ def build_student(architecture: Mapping[str, Any]) -> Student:
     """Build a randomly initialised student from a bundle's or recipe's description.
 
     Args:
-        architecture: `trunk`, `decoder`, `fusion` (mapping or None), optionally `far_bias` and
-            `camera_code`.
+        architecture: `trunk`, `decoder`, `fusion` (mapping or None), optionally `far_bias`,
+            `camera_code` and `episodic` (mapping or None).
 
     Raises:
         ValueError: an unknown key or name.
     """
     values = dict(architecture)
-    unknown = sorted(set(values) - {"trunk", "decoder", "fusion", "far_bias", "camera_code"})
+    known = {"trunk", "decoder", "fusion", "far_bias", "camera_code", "episodic"}
+    unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"unknown student settings: {unknown}")
     fusion = values.pop("fusion", None)
     if fusion is not None and not isinstance(fusion, FusionConfig):
         fusion = FusionConfig.from_dict(fusion)
-    return Student(fusion=fusion, **values)
+    episodic = values.pop("episodic", None)
+    if episodic is not None and not isinstance(episodic, EpisodicConfig):
+        episodic = EpisodicConfig.from_dict(episodic)
+    return Student(fusion=fusion, episodic=episodic, **values)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -63,6 +63,10 @@ from depth_prior_ros.pipeline.results import (
 from depth_prior_ros.pipeline.runtime import Native, Stopwatch, compile_networks
 from depth_prior_ros.pipeline.settings import PipelineSettings, TimeBudget
 from depth_prior_ros.scale import FixedScale, Scale, ScaleSight
+
+if TYPE_CHECKING:
+    from depth_prior_ros.bundle import ReferencesSpec
+    from depth_prior_ros.models.episodic_prior import References
 
 __all__ = [
     "DepthPipeline",
@@ -154,6 +158,9 @@ class DepthPipeline(PipelineSettings):
         self._trained = self.bundle.manifest.camera
         self._told = self.bundle.manifest.camera_code
         self._last_camera: Camera | None = None
+        self._references = (self.bundle.references(), self.bundle.manifest.references)
+        #: Why the references are not looked up for the camera that is seen; None where they are.
+        self.references_doubt: str | None = None
         self._gate = MotionGate(gate)
         self._pictures = RecentPictures()
         self._step = MultiFrameStep(self.networks, self._trained, self.guard)
@@ -403,7 +410,30 @@ class DepthPipeline(PipelineSettings):
             told = self._told
             if told is not None and (doubt := told.doubt(camera)) is not None:
                 _log.warning("%s", doubt)
+            if self._references[1] is not None:
+                self._look_up_for(camera)
         return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+
+    def set_references(self, references: References | None, spec: ReferencesSpec | None) -> None:
+        """What is looked up from the next frame on, instead of the bundle's own references.
+
+        Nothing is compiled. For a camera unlike that of ``spec`` none are looked up; then
+        `references_doubt` says why. Raises ValueError for references that do not fit the student.
+        """
+        self._references = (references, spec)
+        self._look_up_for(self._last_camera)
+
+    def _look_up_for(self, camera: Camera | None) -> None:
+        """The references for a camera like theirs; none for another one."""
+        references, spec = self._references
+        self.references_doubt = None
+        if spec is not None and camera is not None:
+            self.references_doubt = spec.doubt(camera)
+        if self.references_doubt is not None:
+            _log.warning("%s", self.references_doubt)
+            references = None
+        if self.networks.takes_references:
+            self.networks.set_references(references)
 
     def _single(self, current: ObservedFrame) -> Native:
         """Inverse depth; where memory runs out, again with as much as is left."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from depth_prior_ros.backends import (
 )
 from depth_prior_ros.backends.choice import reason_of
 from depth_prior_ros.bundle import Bundle, BundleError
+
+if TYPE_CHECKING:
+    from depth_prior_ros.models.episodic_prior import References
 
 Native = Any
 Features = tuple[Native, ...]
@@ -102,12 +105,16 @@ class Networks:
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
         self._code: tuple[Native, ...] = ()
+        self._references: tuple[Native, ...] = ()
+        self._look_up = student_net.episodic
         self.takes_code = student_net.camera_code is not None
         if self.takes_code:
-            told = bundle.manifest.camera_code
-            self.tell_camera(told.numbers if told is not None else (0.0,) * 5)
-        example = np.zeros((1, 5), np.float32)
-        self._student = backend.compile(student, (image, example) if self.takes_code else (image,))
+            spec = bundle.manifest.camera_code
+            self.tell_camera(spec.numbers if spec is not None else (0.0,) * 5)
+        self.set_references(bundle.references())
+        told = (np.zeros((1, 5), np.float32),) if self.takes_code else ()
+        looked_up = [np.asarray(backend.to_numpy(given)) for given in self._references]
+        self._student = backend.compile(student, (image, *told, *looked_up))
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
         self.parallax = 0.0
@@ -152,7 +159,7 @@ class Networks:
 
     def single(self, image: Native) -> tuple[Native, Native]:
         """Image (1, 3, H, W) to inverse depth in 1/units and confidence, both (1, 1, H, W)."""
-        inverse, confidence = self._student(image, *self._code)
+        inverse, confidence = self._student(image, *self._code, *self._references)
         return inverse, confidence
 
     def tell_camera(self, numbers: Sequence[float]) -> None:
@@ -164,6 +171,26 @@ class Networks:
             raise ValueError("this bundle's student is not told its camera")
         code = np.asarray(numbers, np.float32).reshape(1, 5)
         self._code = (self.backend.to_native(code),)
+
+    @property
+    def takes_references(self) -> bool:
+        """Whether the student looks up references (`models.episodic_prior`)."""
+        return self._look_up is not None
+
+    def set_references(self, references: References | None) -> None:
+        """What the student looks up from the next image on, or nothing; nothing is compiled.
+
+        Raises ValueError for a student that looks nothing up, or references that do not fit it.
+        """
+        import torch
+
+        if self._look_up is None:
+            if references is not None:
+                raise ValueError("this bundle's student looks no references up")
+            return
+        with torch.inference_mode(), self._few_threads():
+            found = self._look_up.project([references])
+            self._references = tuple(self.backend.to_native(t.numpy()) for t in found)
 
     def features(self, image: Native) -> Features:
         """What the multi-frame network keeps of an image: matching and context features."""

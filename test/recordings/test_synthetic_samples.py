@@ -220,3 +220,37 @@ def test_real_frames_become_textures_and_tones(frames: list[Path]) -> None:
     tones = tone_quantiles(np.random.default_rng(0), frames, 3)
     assert tones.shape == (3, 33, 3) and (np.diff(tones, axis=1) >= 0).all()
     assert tone_quantiles(np.random.default_rng(0), [], 3).shape == (0, 33, 3)
+
+
+def test_recordings_are_of_one_camera_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pairs in a row: one camera and mount, other places; a twin set: the same cameras."""
+    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 5)  # a recording a shard: they stay whole
+    sets = []
+    for seed, camera_seed in ((5, None), (6, 5)):
+        folder = write_samples(
+            tmp_path / str(seed),
+            6,
+            (64, 32),
+            seed,
+            progress=False,
+            cameras=1.0,
+            frames_per_street=3,
+            camera_seed=camera_seed,
+        )
+        shards = sorted(folder.glob("shard_*"))
+        assert len(shards) == 2
+        sets.append([{p.stem: np.load(p) for p in shard.glob("*.npy")} for shard in shards])
+    for first, second in zip(*sets, strict=True):
+        assert np.array_equal(first["K"], np.repeat(first["K"][:1], 3, axis=0))
+        assert np.ptp(first["mount"], axis=0).max() < np.deg2rad(3)
+        assert np.ptp(first["mount"][:, 0]) == 0
+        assert np.array_equal(first["K"], second["K"]), "the twin has the same camera"
+        assert first["mount"][0, 0] == second["mount"][0, 0]
+        assert not np.array_equal(first["images"], second["images"])
+        steps = np.linalg.norm(first["previous_from_current"][:, :3, 3], axis=1)
+        assert ((steps > 0.9) & (steps < 2.1)).all()
+    assert not np.array_equal(sets[0][0]["K"], sets[0][1]["K"])
+    with pytest.raises(ValueError, match="frames_per_street 4: 0, or what divides"):
+        write_samples(tmp_path / "odd", 6, (64, 32), progress=False, frames_per_street=4)
+    with pytest.raises(ValueError, match="other frames_per_street"):
+        write_samples(tmp_path / "5", 6, (64, 32), 5, progress=False, cameras=1.0, camera_seed=None)

@@ -200,6 +200,7 @@ def ensure_samples(
             processes=synthetic.processes,
             dense=synthetic.dense,
             cameras=synthetic.cameras,
+            frames_per_street=synthetic.frames_per_street,
         )
     except (RendererUnavailableError, ValueError) as error:
         raise RecipeError(f"data.synthetic: {error}") from error

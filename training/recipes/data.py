@@ -150,7 +150,18 @@ class Synthetic(Strict):
     cameras: float = Field(
         0.0, ge=0, le=1, description="share of streets whose camera is mounted unlike KITTI's"
     )
+    frames_per_street: int = Field(
+        0,
+        ge=0,
+        description="pairs of one recording in a row: one street, one camera; 0: each for itself",
+    )
     processes: int = Field(1, ge=1, description="that render; the pairs do not depend on it")
+
+    @model_validator(mode="after")
+    def _whole_recordings(self) -> Synthetic:
+        if self.frames_per_street and self.count % self.frames_per_street:
+            raise ValueError(f"count {self.count}: no multiple of {self.frames_per_street} frames")
+        return self
 
 
 class Data(Strict):

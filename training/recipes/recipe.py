@@ -86,6 +86,14 @@ class Fusion(Strict):
         return self
 
 
+class Episodic(Strict):
+    """How the student looks up references of its own camera (models/episodic_prior.py)."""
+
+    heads: int = Field(4, ge=1, le=64)
+    width: int = Field(16, ge=1, le=256, description="learned channels of keys and values, a head")
+    capacity: int = Field(1024, ge=1, le=65536, description="references there is room for")
+
+
 class Init(Strict):
     """Files with weights (ImageNet's by timm's names) that the encoders begin with."""
 
@@ -139,6 +147,9 @@ class Networks(Strict):
     pose: Literal["resnet18", "small"] = "small"
     multi_frame: MultiFrame = MultiFrame()
     fusion: Fusion | None = Field(None, description="reads a prior; default: a plain student")
+    episodic: Episodic | None = Field(
+        None, description="looks up references of its own camera; default: it does not"
+    )
     camera_code: bool = Field(
         False, description="the student is told height, pitch, roll, focal length, principal row"
     )

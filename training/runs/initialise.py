@@ -172,8 +172,8 @@ def _load_files(system: System, recipe: Recipe) -> list[str]:
 def _start_with_bundle(system: System, bundle: Bundle, wanted: tuple[str, ...]) -> str:
     """Begin with those of a bundle's networks that are built as the recipe's are.
 
-    A student may lack the camera code, which adds nothing at first, or have a prior fusion that the
-    recipe's has not, which is left out. The PADS map belongs to an
+    A student may lack the camera code, which adds nothing at first, or the look-up of references,
+    or have a prior fusion that the recipe's has not, which is left out. The PADS map belongs to an
     input size, so it begins anew at another one.
 
     Raises:
@@ -191,7 +191,7 @@ def _start_with_bundle(system: System, bundle: Bundle, wanted: tuple[str, ...]) 
             state = {name: t for name, t in state.items() if not name.startswith("fusion.")}
         fits = all(name in own and own[name].shape == t.shape for name, t in state.items())
         new = {name for name, _ in network.named_parameters()} - set(state)
-        if fits and all(name.startswith("camera_code.") for name in new):
+        if fits and all(name.startswith(("camera_code.", "episodic.")) for name in new):
             network.load_state_dict(state, strict=False)
             taken.append(part)
         else:

@@ -188,8 +188,12 @@ def _without_size(architecture: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in architecture.items() if key != "size"}
 
 
-def _training_camera(recipe: Recipe, seen: list[tuple[Drive, StoredRecording]]) -> Camera:
+def training_camera(recipe: Recipe, root: Path) -> Camera:
     """The camera of the first drive at the input size; KITTI's where nothing real was seen."""
+    return _training_camera(recipe, _trained_on(recipe, root))
+
+
+def _training_camera(recipe: Recipe, seen: list[tuple[Drive, StoredRecording]]) -> Camera:
     if seen:
         drive, recording = seen[0]
         return network_camera(recording, Window(recipe.size, drive.crop))

@@ -23,6 +23,7 @@ from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import remove_leftovers, write_text
 from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.progress import ProgressBar
 from training.data.pairs import PairSource
 from training.data.sources import LoadedData, load_data, plan_data
@@ -36,7 +37,7 @@ from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import keep_environment
 from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
-from training.runs.output import write_bundle
+from training.runs.output import training_camera, write_bundle
 from training.stages.base import StageConfig, TrainingConfig
 from training.stages.system import System
 from training.stages.validation import Validation
@@ -234,6 +235,10 @@ class Run:
             out = f", {len(training.skipped)} left out" if training.skipped else ""
             self.console.print(f"{len(training)} triplets to train on{out}")
         return self._data
+
+    def training_camera(self) -> Camera:
+        """What the student sees every image as, at the input size."""
+        return training_camera(self.recipe, self.root)
 
     def pairs(self, count: int | None = None) -> PairSource | None:
         """Synthetic pairs; the first ``count`` (default: all) are rendered if they are missing."""

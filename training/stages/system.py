@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
 from depth_prior_ros.models.alignment import align_motion
+from depth_prior_ros.models.episodic_prior import EpisodicConfig
 from depth_prior_ros.models.matching import Features, Lookup
 from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
 from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
@@ -77,7 +78,8 @@ class System:
         torch.manual_seed(recipe.seed)
         nets = recipe.networks
         far = math.log(nets.far_disparity / (1 - nets.far_disparity))
-        student = Student(nets.trunk, nets.decoder, fusion, far, nets.camera_code)
+        look_up = None if nets.episodic is None else EpisodicConfig(**nets.episodic.model_dump())
+        student = Student(nets.trunk, nets.decoder, fusion, far, nets.camera_code, look_up)
         system = cls(
             student,
             PoseNet(nets.pose),

@@ -13,6 +13,9 @@ A shard is a folder of .npy files (N pairs of size W x H, previous frame first):
 Every shard depends on (seed, number of the shard, size, textures, shares of dense traffic and of
 cameras) only, so an interrupted run goes on where it stopped and gives the same files.
 
+With `frames_per_street`, pairs come in recordings: that many in a row are of one street, one light
+and one camera with its mount, at least `STREET_STEP` metres apart; shards hold whole recordings.
+
 One random pair of frames after the other: camera, traffic, light, picture, depth, motion.
 """
 
@@ -25,7 +28,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +39,7 @@ from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings.synthetic.exposure import (
+    Development,
     automatic_exposure,
     develop,
     matching_curve,
@@ -57,6 +61,9 @@ from depth_prior_ros.recordings.synthetic.world import Mover, StreetWorld, place
 
 PAIRS_PER_WORLD = 8
 FRAME_TIME = 0.1  # seconds between the frames of a pair
+STREET_STEP = 4.0  # metres between the frames of a recording, at least
+# Metres between the two frames of a pair of a recording: a keyframe to match with.
+_STREET_TRAVEL = (1.0, 2.0)
 _ATTEMPTS = 6
 CAMERA_FROM_VEHICLE = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -111,6 +118,32 @@ class Mount:
         )
 
 
+@dataclass
+class Recording:
+    """What the frames of one recording have in common.
+
+    places: how far along the street its frames were taken, in metres. picture: exposure and tone
+    curve, which the first frame decides.
+    """
+
+    camera: Camera
+    mount: Mount
+    how: Development
+    places: list[float] = field(default_factory=list)
+    picture: tuple[float, np.ndarray | None] | None = None
+
+    def next_place(self, rng: np.random.Generator, last: float) -> float:
+        """Where on a street of `last` metres the next frame is taken."""
+        for _ in range(100):
+            place = float(rng.uniform(0, last))
+            if all(abs(place - other) >= STREET_STEP for other in self.places):
+                break
+        return place
+
+
+_KITTI_MOUNT = Mount(height=1.65, pitch=0.0, roll=0.0, focal=1.0, row=0.0)
+
+
 def random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
     """A camera like KITTI's, varied a little."""
     width, height = size
@@ -154,10 +187,11 @@ def _aim(
     size: tuple[int, int],
     dense: bool,
     mount: Mount | None,
+    recording: Recording | None,
 ) -> _Shot:
     spec = world.spec
     last = 150.0 if not spec.dead_end else 110.0
-    s = rng.uniform(0, last)
+    s = rng.uniform(0, last) if recording is None else recording.next_place(rng, last)
     own = max(1, spec.lanes // 2)
     lane = int(rng.integers(own))
     d = world.lane_offset(lane) + rng.normal(0, 0.25)
@@ -170,7 +204,9 @@ def _aim(
         height, pitch, roll = mount.height, mount.pitch + pitch / 3, mount.roll + roll / 3
     current = world.course.frame(s, d, height) @ turned(yaw, pitch, roll)
     travel = rng.uniform(0.0, TOP_SPEED * FRAME_TIME) if dense else rng.uniform(0.2, 2.0)
-    if rng.random() < (0.2 if dense else 0.1):
+    if recording is not None:
+        travel = rng.uniform(*_STREET_TRAVEL)
+    if rng.random() < (0.2 if dense else 0.1) and recording is None:
         previous, travel = current.copy(), 0.0
     else:
         step = turned(*(rng.normal(0, np.deg2rad([0.5, 0.15, 0.1])) * (0.5 + travel)))
@@ -179,7 +215,7 @@ def _aim(
     poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
     camera, time = random_camera(rng, size), rng.uniform(0, 3)
     if mount is not None:
-        camera = mount.of(camera)
+        camera = mount.of(camera) if recording is None else recording.camera
     mounted = (height, pitch, roll)
     return _Shot(camera, poses, time, s, lane, travel / FRAME_TIME, world.movers, mounted)
 
@@ -224,18 +260,20 @@ def render_pair(
     tones: np.ndarray | None = None,
     fleet: list[Body] | None = None,
     mount: Mount | None = None,
+    recording: Recording | None = None,
 ) -> RenderedPair | None:
     """One random pair of frames in a loaded world; None where something blocks the view.
 
     tones: (n, knots, 3) quantiles of real frames; half of the pairs take over one's grey levels.
     fleet: the vehicles of dense, slow traffic; None leaves the street its own.
     mount: of the camera; None: about as KITTI's.
+    recording: that the frames go on with, `mount` being its own; None: a pair for itself.
     """
-    shot = _aim(world, rng, size, fleet is not None, mount)
+    shot = _aim(world, rng, size, fleet is not None, mount, recording)
     gap = float(np.exp(rng.uniform(np.log(4.5), np.log(45.0))))
     if fleet is not None:
         shot, gap = _in_traffic(world, shot, rng, fleet), 0.8 * NEAREST
-    how = random_development(rng)
+    how = random_development(rng) if recording is None else recording.how
     eye = shot.poses[1]
     renderer.cast_shadows(
         light,
@@ -252,14 +290,9 @@ def render_pair(
         if not frames and _blocked(frame[1]):
             return None
         frames.append(frame)
-    exposure = automatic_exposure(frames[0][0], how.target)
-    curve = None
-    if tones is not None and len(tones) and rng.random() < 0.5:
-        clean = replace(how, blur=0.0, noise=0.0, jpeg=None)
-        image = develop(frames[0][0], clean, rng, exposure)
-        tone = tones[rng.integers(len(tones))]
-        tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
-        curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
+    if recording is not None:
+        recording.places.append(shot.s)
+    exposure, curve = _picture(frames[0][0], how, rng, tones, recording)
     frames.reverse()
     return RenderedPair(
         images=np.stack([develop(f[0], how, rng, exposure, curve) for f in frames]),
@@ -269,6 +302,29 @@ def render_pair(
         moving=frames[1][2].astype(np.uint8),
         mount=np.array(shot.mount, np.float32),
     )
+
+
+def _picture(
+    radiance: np.ndarray,
+    how: Development,
+    rng: np.random.Generator,
+    tones: np.ndarray | None,
+    recording: Recording | None,
+) -> tuple[float, np.ndarray | None]:
+    """Exposure and tone curve, those of the recording where it has some."""
+    if recording is not None and recording.picture is not None:
+        return recording.picture
+    exposure = automatic_exposure(radiance, how.target)
+    curve = None
+    if tones is not None and len(tones) and rng.random() < 0.5:
+        clean = replace(how, blur=0.0, noise=0.0, jpeg=None)
+        image = develop(radiance, clean, rng, exposure)
+        tone = tones[rng.integers(len(tones))]
+        tone = tone.mean(1, keepdims=True).repeat(3, 1) if how.grey else tone
+        curve = matching_curve(image, tone, rng.uniform(0.5, 1.0))
+    if recording is not None:
+        recording.picture = (exposure, curve)
+    return exposure, curve
 
 
 def _blocked(depth: np.ndarray) -> bool:
@@ -316,6 +372,48 @@ def iterate(
                 break
 
 
+def iterate_recordings(
+    renderer: Renderer,
+    shard: int,
+    count: int,
+    size: tuple[int, int],
+    seed: int,
+    texture_images: Sequence[Path] = (),
+    *,
+    frames: int,
+    dense: float = 0.0,
+    cameras: float = 1.0,
+    camera_seed: int | None = None,
+) -> Iterator[RenderedPair]:
+    """As `iterate`, in recordings of `frames` pairs each; `count` is a multiple of it.
+
+    camera_seed: what the cameras come from; None: `seed`. Two sets that share it have the same
+    cameras, recording by recording, in other streets.
+    """
+    bank = TextureBank([seed, shard], texture_images)
+    renderer.load_textures(bank)
+    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
+    eyes = seed if camera_seed is None else camera_seed
+    done = number = 0
+    while done * frames < count:
+        world, fleet = _world([seed, shard, number], bank, dense)
+        renderer.load(world.drawing)
+        rng = np.random.default_rng([seed, shard, number, 1])
+        number += 1
+        light, how = random_light(rng, bank), random_development(rng)
+        which = np.random.default_rng([eyes, shard, done, 3])
+        mount = Mount.draw(which) if which.random() < cameras else _KITTI_MOUNT
+        recording = Recording(mount.of(random_camera(which, size)), mount, how)
+        pairs: list[RenderedPair] = []
+        for _ in range(2 * frames + _ATTEMPTS):
+            pair = render_pair(renderer, world, light, rng, size, tones, fleet, mount, recording)
+            pairs += [] if pair is None else [pair]
+            if len(pairs) == frames:
+                yield from pairs
+                done += 1
+                break
+
+
 def _mount(seed: list[int], cameras: float) -> Mount | None:
     rng = np.random.default_rng([*seed, 3])
     return Mount.draw(rng) if rng.random() < cameras else None
@@ -334,6 +432,7 @@ def _world(
 SCHEMA = 1
 SCHEMA_DENSE = 2  # some streets have dense traffic
 SCHEMA_CAMERAS = 3  # some streets have a camera of their own
+SCHEMA_RECORDINGS = 4  # several pairs in a row are of one recording
 PAIRS_PER_SHARD = 128
 _T = TypeVar("_T")
 
@@ -356,6 +455,8 @@ def write_samples(
     processes: int = 1,
     dense: float = 0.0,
     cameras: float = 0.0,
+    frames_per_street: int = 0,
+    camera_seed: int | None = None,
 ) -> Path:
     """Write `count` pairs to `out_dir`; shards that are there already are kept.
 
@@ -370,6 +471,9 @@ def write_samples(
         dense: share of the streets with dense, slow traffic (cars and lorries 4 to 15 m ahead).
         cameras: share of the streets with a camera of their own: height .9 to 2.4 m, pitch to 5
             degrees, focal length .75 to 2 times KITTI's. The others have about KITTI's.
+        frames_per_street: pairs of one recording (see above), of which `count` is a multiple; 0:
+            every pair for itself.
+        camera_seed: of the recordings' cameras, see `iterate_recordings`.
 
     Raises:
         ValueError: `out_dir` holds samples made with other arguments, or an argument is wrong.
@@ -380,27 +484,34 @@ def write_samples(
             f"need processes >= 1, dense between 0 and 1 and cameras too, got {processes}, {dense} "
             f"and {cameras}"
         )
+    if frames_per_street < 0 or (frames_per_street and count % frames_per_street):
+        raise ValueError(
+            f"frames_per_street {frames_per_street}: 0, or what divides the {count} pairs"
+        )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     images = tuple(Path(p) for p in texture_images)
-    sizes = [min(PAIRS_PER_SHARD, count - at) for at in range(0, count, PAIRS_PER_SHARD)]
+    whole = PAIRS_PER_SHARD // max(frames_per_street, 1) * max(frames_per_street, 1)
+    sizes = [min(whole, count - at) for at in range(0, count, whole)]
     missing = [(i, wanted) for i, wanted in enumerate(sizes) if _pairs_in(out, i) < wanted]
     manifest = {
-        "schema": SCHEMA_CAMERAS if cameras else SCHEMA_DENSE if dense else SCHEMA,
+        "schema": _schema(dense, cameras, frames_per_street),
         "seed": seed,
         "size": list(size),
         "count": count,
-        "pairs_per_shard": PAIRS_PER_SHARD,
+        "pairs_per_shard": whole,
         "texture_sources": sorted({str(p.parent) for p in images}),
         "texture_fingerprint": _fingerprint(images),
         "depth_unit": "metres, 0 = sky",
         "frame_time": FRAME_TIME,
         "dense_traffic": dense,
         "cameras": cameras,
+        "frames_per_street": frames_per_street,
+        "camera_seed": camera_seed,
         "renderer": Renderer.name,  # folders drawn by another one exist
     }
     _check_manifest(out / "manifest.json", manifest)
-    job = _Job(out, size, seed, images, dense, cameras)
+    job = _Job(out, size, seed, images, dense, cameras, frames_per_street, camera_seed)
     if processes > 1 and len(missing) > 1:
         _in_processes(job, missing, min(processes, len(missing)), progress)
     elif missing:
@@ -408,6 +519,12 @@ def write_samples(
             for shard in _shown(missing, len(missing), progress):
                 worker.write(*shard)
     return out
+
+
+def _schema(dense: float, cameras: float, frames_per_street: int) -> int:
+    if frames_per_street:
+        return SCHEMA_RECORDINGS
+    return SCHEMA_CAMERAS if cameras else SCHEMA_DENSE if dense else SCHEMA
 
 
 @dataclass(frozen=True)
@@ -420,6 +537,21 @@ class _Job:
     images: tuple[Path, ...]
     dense: float
     cameras: float
+    frames_per_street: int
+    camera_seed: int | None
+
+    def pairs(self, renderer: Renderer, shard: int, count: int) -> Iterator[RenderedPair]:
+        """Draw the pairs of a shard."""
+        what = (renderer, shard, count, self.size, self.seed, self.images)
+        if not self.frames_per_street:
+            return iterate(*what, dense=self.dense, cameras=self.cameras)
+        return iterate_recordings(
+            *what,
+            frames=self.frames_per_street,
+            dense=self.dense,
+            cameras=self.cameras,
+            camera_seed=self.camera_seed,
+        )
 
 
 class _Worker:
@@ -434,17 +566,7 @@ class _Worker:
         job = self._job
         if _pairs_in(job.out, shard) >= count:  # written by another process
             return
-        pairs = iterate(
-            self._renderer,
-            shard,
-            count,
-            job.size,
-            job.seed,
-            job.images,
-            dense=job.dense,
-            cameras=job.cameras,
-        )
-        _write_shard(job.out, shard, list(pairs))
+        _write_shard(job.out, shard, list(job.pairs(self._renderer, shard, count)))
 
     def close(self) -> None:
         """Give the renderer back."""
@@ -509,6 +631,8 @@ def _check_manifest(path: Path, manifest: dict[str, object]) -> None:
         old = {
             "dense_traffic": 0.0,
             "cameras": 0.0,
+            "frames_per_street": 0,
+            "camera_seed": None,
             "renderer": "gl",
             **old,
         }  # once there was nothing else

@@ -1,0 +1,304 @@
+"""What references of its own camera do for a student: streets and cameras that it has never seen.
+
+    python benchmarks/episodic_prior.py [--bundle lite] [--global-bundle DIR] [--seeds 1 2]
+
+Renders (once, about ten minutes) 40 streets with a camera of their own each, and 40 other streets
+with the same cameras. Three frames of a street are the references of the other three. Rows: no
+references, RPrDepth's global set (of a bundle that has one), references, the five numbers of the
+camera fitted to the same frames, both; exact depth, depth with smooth errors of 12 %, depth by the
+bundle's own multi-frame network with odometry that is 5 % off at random from step to step. AbsRel
+is of depth in metres at the centres of 8x8 pixels, and after median scaling (in brackets); the mean
+over frames. Without DEPTH_PRIOR_DATA textures are drawn, not photographed: other streets.
+
+With DEPTH_PRIOR_DATA also real drives: LiDAR and own multi-frame depth of drive 0039's first half,
+judged on its second half, on drive 0052 and on KITTI 2015, whole images by the usual protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.models.alignment import align_motion
+from depth_prior_ros.models.episodic_prior import STRIDE, References
+from depth_prior_ros.models.student import Student
+from depth_prior_ros.recordings.synthetic.samples import write_samples
+from depth_prior_ros.scale.state import focal_ratio
+from training.data.episodes import SeenFrame, cell_depth, draw_references, see, smooth_noise
+from training.data.pairs import SampleSet
+
+FRAMES, STREETS = 6, 40
+SEED, OTHER_SEED = 7701, 8801
+COUNT = 1000
+COUNTS = (10, 25, 50, 100, 250, 500, 1000, 1920)
+TEXTURES = (
+    "kitti_raw/2011_09_26/2011_09_26_drive_0095_sync",
+    "kitti_raw/2011_09_26/2011_09_26_drive_9001_sync",
+    "kitti_odometry/sequences/03",
+)
+NOISE, ODOMETRY = 0.12, 0.05
+
+
+@dataclass
+class Errors:
+    """AbsRel of frames in metres and after median scaling, and the share within 25 %."""
+
+    metric: list[float] = field(default_factory=list)
+    scaled: list[float] = field(default_factory=list)
+    within: list[float] = field(default_factory=list)
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """One frame: two maps of depth, truth 0 where unknown."""
+        known = truth > 0
+        p, t = predicted[known], truth[known]
+        self.metric.append(float(((p - t) / t).abs().mean()))
+        p_scaled = p * (t.median() / p.median())
+        self.scaled.append(float(((p_scaled - t) / t).abs().mean()))
+        self.within.append(float((torch.maximum(p / t, t / p) < 1.25).float().mean()))
+
+    def row(self) -> str:
+        """As it is printed."""
+        m, s, w = (np.mean(values) for values in (self.metric, self.scaled, self.within))
+        return f"{m:7.3f} ({s:.3f}) {w:7.3f}"
+
+
+@dataclass
+class Street:
+    """A recording: its frames as seen, with exact depth, and with that of the multi-frame net."""
+
+    images: list[Tensor]
+    exact: list[SeenFrame]
+    matched: list[SeenFrame]
+
+
+def recordings(
+    folder: Path, seed: int, camera_seed: int | None, size: tuple[int, int]
+) -> SampleSet:
+    """The streets of a seed, rendered where they are missing."""
+    root = Path(os.environ.get("DEPTH_PRIOR_DATA", "/nowhere"))
+    images = [p for d in TEXTURES for p in sorted((root / d).glob("image_0*/**/*"))]
+    write_samples(
+        folder,
+        STREETS * FRAMES,
+        size,
+        seed,
+        [p for p in images if p.suffix in (".jpg", ".png")],
+        dense=0.2,
+        cameras=1.0,
+        frames_per_street=FRAMES,
+        camera_seed=camera_seed,
+    )
+    return SampleSet(folder)
+
+
+class Matcher:
+    """Multi-frame depth of a pair in metres, from noisy odometry, where there is parallax."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.student = bundle, bundle.student()
+        self.pose, self.multi = bundle.pose(), bundle.multi_frame()
+
+    @torch.no_grad()
+    def depth(self, row: dict[str, np.ndarray], error: float) -> Tensor:
+        """(1, 1, h, w) in metres at cells, 0 = unknown; odometry says (1 + error) of the step.
+
+        As on a vehicle: the pose network's motion, refined against single-frame depth, and the
+        unit of both from the length that odometry has for the step.
+        """
+        before, now = (_picture(image) for image in row["images"])
+        trained = self.bundle.manifest.camera
+        K = torch.from_numpy(np.array(row["K"], np.float32))
+        stretch = focal_ratio(float(K[0, 0]), float(K[1, 1]), trained.fx, trained.fy)
+        K = K.clone()
+        K[0, 0], K[1, 1] = K[0, 0] / stretch, K[1, 1] / stretch
+        single = disparity_to_depth(self.student(now).disparity[0])[1]
+        guess = self.pose(before, now).inverse()
+        motion = align_motion(now, before, single, K[None], guess)
+        mine, theirs = self.multi.features(now), self.multi.features(before)
+        found = self.multi.match(mine, theirs.matching, motion.matrix, K[None], single)
+        step = motion.matrix[0, :3, 3] * torch.tensor([1.0, 1.0, stretch])
+        walked = float(np.linalg.norm(row["previous_from_current"][:3, 3])) * (1 + error)
+        metres = found.depth * (walked / float(step.norm())) * stretch
+        middle = STRIDE // 2
+        cells = metres[:, :, middle::STRIDE, middle::STRIDE]
+        # All of a cell must be matched, not taken over from the single-frame network.
+        sure = -torch.nn.functional.max_pool2d(-found.parallax, 2) >= self.multi.parallax
+        return cells * sure * (cells > 0.5) * (cells < 80)
+
+
+def _picture(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def look(
+    samples: SampleSet, bundle: Bundle, student: Student, matcher: Matcher, seed: int
+) -> list[Street]:
+    """All streets of a set as the student sees them; depth in its units."""
+    rng = np.random.default_rng(seed)
+    trained, unit = bundle.manifest.camera, bundle.manifest.depth.metres_per_unit
+    streets = []
+    for first in range(0, STREETS * FRAMES, FRAMES):
+        street = Street([], [], [])
+        for i in range(first, first + FRAMES):
+            row = samples[i]
+            K = row["K"]
+            factor = unit * focal_ratio(float(K[0, 0]), float(K[1, 1]), trained.fx, trained.fy)
+            image = _picture(row["images"][1])
+            exact = see(student, image, cell_depth(row["depth"][1]) / factor)
+            matched = matcher.depth(row, ODOMETRY * rng.standard_normal()) / factor
+            street.images.append(image)
+            street.exact.append(exact)
+            street.matched.append(SeenFrame(exact.decoded, exact.keys, exact.own, matched))
+        streets.append(street)
+    return streets
+
+
+def noisy(frames: Sequence[SeenFrame], rng: np.random.Generator) -> list[SeenFrame]:
+    """The frames with smooth errors of depth, and without half of it."""
+    found = []
+    for frame in frames:
+        error = smooth_noise(frame.depth.shape[2:], rng, NOISE).exp()
+        kept = torch.from_numpy(rng.random(frame.depth.shape) < 0.5)
+        found.append(SeenFrame(frame.decoded, frame.keys, frame.own, frame.depth * error * kept))
+    return found
+
+
+def any_known(frames: Sequence[SeenFrame]) -> bool:
+    """Whether there is depth to look up."""
+    return any(bool((frame.depth > 0).any()) for frame in frames)
+
+
+@torch.no_grad()
+def looked_up(
+    student: Student, queries: Sequence[SeenFrame], references: References | None
+) -> list[Tensor]:
+    """Depth of the queries at cells, with references or without."""
+    if references is None:
+        return [frame.own for frame in queries]
+    assert student.episodic is not None
+    found = student.episodic.project([references], len(references))
+    return [
+        frame.own * student.episodic(frame.decoded.float(), frame.own, found).exp()
+        for frame in queries
+    ]
+
+
+def shuffled(references: References, rng: np.random.Generator) -> References:
+    """The references with their depths exchanged among each other."""
+    order = torch.from_numpy(rng.permutation(len(references)))
+    return References(references.features, references.position, references.inverse_depth[order])
+
+
+def fitted_queries(
+    student: Student,
+    street: Street,
+    frames: Sequence[SeenFrame],
+    images: Sequence[Tensor],
+    unit: float,
+) -> list[SeenFrame]:
+    """The first half of a street as seen with numbers that were fitted to other frames."""
+    from depth_prior_ros.adaptation.camera_code import fit_camera_code
+
+    code = fit_camera_code(student, images, [frame.depth for frame in frames], unit)
+    told = torch.tensor([code])
+    pairs = zip(street.images[: FRAMES // 2], street.exact, strict=False)
+    return [see(student, image, frame.depth, told) for image, frame in pairs]
+
+
+def table_of_streets(bundle: Bundle, data: Path, seed: int, codes: int) -> dict[str, Errors]:
+    """All rows on rendered streets."""
+    student = bundle.student()
+    size = bundle.manifest.input_size
+    matcher = Matcher(bundle)
+    own = look(recordings(data / "test", SEED, None, size), bundle, student, matcher, seed)
+    other = look(
+        recordings(data / "same_camera", OTHER_SEED, SEED, size), bundle, student, matcher, seed + 1
+    )
+    rng = np.random.default_rng([seed, 7])
+    rows: dict[str, Errors] = {}
+    half = FRAMES // 2
+
+    def add(name: str, queries: Sequence[SeenFrame], references: References | None) -> None:
+        errors = rows.setdefault(name, Errors())
+        for frame, depth in zip(queries, looked_up(student, queries, references), strict=True):
+            errors.add(depth, frame.depth)
+
+    def draw(frames: Sequence[SeenFrame], count: int = COUNT) -> References | None:
+        return draw_references(frames, count, rng) if any_known(frames) else None
+
+    for number, street in enumerate(own):
+        queries, rest = street.exact[:half], street.exact[half:]
+        elsewhere, stranger = other[number], own[(number + 1) % len(own)]
+        add("none", queries, None)
+        add("none, one factor fitted", _rescaled(queries, rest), None)
+        add("own street, exact", queries, draw(rest))
+        add("own street, 12 % errors", queries, draw(noisy(rest, rng)))
+        add("own street, multi-frame", queries, draw(street.matched[half:]))
+        add("other street, same camera, exact", queries, draw(elsewhere.exact[half:]))
+        add("other street, same camera, multi-frame", queries, draw(elsewhere.matched[half:]))
+        add("another camera, exact", queries, draw(stranger.exact[half:]))
+        references = draw(rest)
+        assert references is not None
+        add("own street, depths exchanged", queries, shuffled(references, rng))
+        for count in COUNTS:
+            add(f"own street, {count} references", queries, draw(rest, count))
+    for number, street in enumerate(own[:codes]):
+        kinds = {
+            "own street, exact": (street.exact, street.images),
+            "own street, multi-frame": (street.matched, street.images),
+            "other street, same camera, exact": (other[number].exact, other[number].images),
+            "another camera, exact": (
+                own[(number + 1) % len(own)].exact,
+                own[(number + 1) % len(own)].images,
+            ),
+        }
+        for kind, (frames, images) in kinds.items():
+            if not any_known(frames[half:]):
+                continue
+            queries = fitted_queries(student, street, frames[half:], images[half:], 1.0)
+            add(f"code, {kind}", queries, None)
+            add(f"both, {kind}", queries, draw(frames[half:]))
+    return rows
+
+
+def _rescaled(queries: Sequence[SeenFrame], references: Sequence[SeenFrame]) -> list[SeenFrame]:
+    """The queries with their own depth times what scales the references' medians right."""
+    logs = [(f.depth / f.own).log()[f.depth > 0] for f in references]
+    factor = torch.cat(logs).median().exp()
+    return [SeenFrame(f.decoded, f.keys, f.own * factor, f.depth) for f in queries]
+
+
+def main() -> int:
+    """Print the tables, then the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="lite")
+    parser.add_argument("--data", type=Path, default=Path("runs/episodic_streets"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--codes", type=int, default=STREETS, help="streets that codes are fitted on"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    bundle = load_bundle(options.bundle)
+    rows = table_of_streets(bundle, options.data, options.seed, options.codes)
+    print(f"{options.bundle}, {STREETS} streets, seed {options.seed}")
+    print(f"{'AbsRel in metres (after scaling), within 25 %':50s}")
+    for name, errors in rows.items():
+        print(f"{name:50s}{errors.row()}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

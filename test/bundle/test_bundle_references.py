@@ -1,0 +1,181 @@
+"""References in a bundle: stored, checked, looked up for their own camera only, exchanged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_manifest
+
+from depth_prior_ros.adaptation.references import make_references
+from depth_prior_ros.backends.base import BackendError
+from depth_prior_ros.bundle import (
+    Bundle,
+    BundleError,
+    CameraSpec,
+    ReferencesSpec,
+    load_bundle,
+    save_bundle,
+)
+from depth_prior_ros.bundle.derive import replace_references
+from depth_prior_ros.bundle.manifest import Architecture
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.models.episodic_prior import References
+from depth_prior_ros.models.export import StudentRunner
+from depth_prior_ros.models.student import build_student
+from depth_prior_ros.pipeline import DepthPipeline
+from depth_prior_ros.pipeline.runtime import compile_networks
+
+CAMERA = Camera(240.0, 240.0, 160.0, 50.0, 320, 107)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A student that looks up references, and has none."""
+    manifest = tiny_manifest()
+    student = {"trunk": "mobilenet_v2", "decoder": "convex", "camera_code": True, "far_bias": -2.0}
+    torch.manual_seed(0)
+    net = build_student({**student, "episodic": {"capacity": 24}})
+    assert net.episodic is not None
+    torch.nn.init.normal_(net.episodic.weigh.weight)
+    manifest = manifest.model_copy(
+        update={"architecture": Architecture(student=net.architecture), "prior": None}
+    )
+    return save_bundle(tmp_path_factory.mktemp("look_up") / "bundle", manifest, student=net)
+
+
+def _references(bundle: Bundle, seed: int = 0) -> References:
+    torch.manual_seed(seed)
+    height, width = bundle.manifest.input_size[::-1]
+    depth = torch.rand(2, 1, height // 8, width // 8) * 30
+    return make_references(
+        bundle.student(), torch.rand(2, 3, height, width), depth, 20, metres_per_unit=20.0
+    )
+
+
+def _spec(camera: Camera = CAMERA) -> ReferencesSpec:
+    return ReferencesSpec(
+        count=1,
+        channels=1,
+        camera=CameraSpec.of(camera),
+        source="a drive, exact depth",
+        alignment="0" * 64,
+    )
+
+
+def test_they_are_stored_in_half_precision(bundle: Bundle, tmp_path: Path) -> None:
+    references = _references(bundle)
+    written = replace_references(bundle, tmp_path / "with", references, _spec())
+    again = load_bundle(tmp_path / "with")
+    spec, found = again.manifest.references, again.references()
+    assert spec is not None and found is not None
+    assert (spec.count, spec.channels) == (20, 128)
+    for name in ("features", "position", "inverse_depth"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(references, name), rtol=1e-3, atol=1e-3
+        )
+    kept = {name: digest for name, digest in written.manifest.files.items() if name != "x"}
+    assert kept.items() >= bundle.manifest.files.items(), "no weight changed"
+    without = replace_references(again, tmp_path / "without", None, None)
+    assert without.references() is None and without.manifest.references is None
+    assert without.manifest.files == bundle.manifest.files
+
+
+def test_other_weights_refuse_them(bundle: Bundle, tmp_path: Path) -> None:
+    with_some = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    net = bundle.student()
+    assert net.episodic is not None
+    with torch.no_grad():
+        net.episodic.near.add_(0.5)
+    other = save_bundle(tmp_path / "other", bundle.manifest, student=net)
+    (other.path / "references.safetensors").write_bytes(
+        (with_some.path / "references.safetensors").read_bytes()
+    )
+    from depth_prior_ros.bundle.bundle import seal_bundle
+
+    claimed = other.manifest.model_copy(update={"references": with_some.manifest.references})
+    with pytest.raises(BundleError, match="layers that read these references have changed"):
+        seal_bundle(other.path, tmp_path / "sealed", claimed)
+
+
+def test_a_student_without_a_look_up_takes_none(bundle: Bundle, tmp_path: Path) -> None:
+    plain = build_student({"trunk": "mobilenet_v2", "decoder": "convex", "far_bias": -2.0})
+    manifest = bundle.manifest.model_copy(
+        update={"architecture": Architecture(student=plain.architecture)}
+    )
+    without = save_bundle(tmp_path / "plain", manifest, student=plain)
+    with pytest.raises(BundleError, match="looks no references up"):
+        replace_references(without, tmp_path / "out", _references(bundle), _spec())
+    networks, _ = compile_networks(without, "torch")
+    with pytest.raises(ValueError, match="looks no references up"):
+        networks.set_references(_references(bundle))
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime"])
+def test_every_backend_looks_up_and_exchanges_them(
+    bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    """The same compiled network gives with other references what PyTorch computes from them."""
+    try:
+        networks, _ = compile_networks(bundle, name, "cpu")
+    except BackendError as error:
+        pytest.skip(str(error))
+    student = bundle.student()
+    assert student.episodic is not None
+    image = np.random.default_rng(0).random((1, 3, 32, 96), np.float32)
+    found = []
+    for references in (None, _references(bundle), _references(bundle, 1), None):
+        networks.set_references(references)
+        inverse = networks.backend.to_numpy(networks.single(networks.backend.to_native(image))[0])
+        with torch.inference_mode():
+            projected = student.episodic.project([references])
+            code = torch.zeros(1, 5)
+            expected = StudentRunner(student)(torch.from_numpy(image), code, *projected)[0]
+        np.testing.assert_allclose(inverse, expected.numpy(), rtol=2e-3)
+        found.append(np.array(inverse))
+    np.testing.assert_array_equal(found[0], found[3])
+    assert np.abs(found[1] / found[0] - 1).max() > 0.01
+    assert np.abs(found[2] / found[1] - 1).max() > 0.01
+
+
+def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:
+    with_some = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    image = np.random.default_rng(1).integers(0, 255, (107, 320, 3), dtype=np.uint8)
+    pipeline, plain = DepthPipeline(with_some, "torch"), DepthPipeline(bundle, "torch")
+    longer = replace(CAMERA, fx=1.6 * CAMERA.fx, fy=1.6 * CAMERA.fy)
+    for number, (camera, alike) in enumerate(((CAMERA, True), (longer, False), (CAMERA, True))):
+        depth, expected = (p.process(image, number, camera=camera).depth for p in (pipeline, plain))
+        assert np.array_equal(depth, expected, equal_nan=True) == (not alike)
+        doubt = pipeline.references_doubt
+        assert (doubt is None) == alike
+        assert alike or (doubt is not None and "references are of another camera" in doubt)
+    pipeline.set_references(None, None)
+    depth, expected = (p.process(image, 9, camera=CAMERA).depth for p in (pipeline, plain))
+    np.testing.assert_array_equal(depth, expected)
+
+
+def test_references_are_known_pixels_of_their_frames(bundle: Bundle) -> None:
+    student = bundle.student()
+    images = torch.rand(3, 3, 32, 96)
+    depth = torch.zeros(3, 1, 4, 12)
+    depth[1, 0, 2, 5], depth[2, 0, 0, 0] = 10.0, 40.0
+    found = make_references(student, images, depth, 100, metres_per_unit=20.0)
+    assert len(found) == 2
+    expected = torch.tensor([[0.25, -1 / 12], [-0.75, -11 / 12]])
+    torch.testing.assert_close(found.position, expected)
+    torch.testing.assert_close(found.inverse_depth, torch.tensor([2.0, 0.5]))
+    with torch.no_grad():
+        keys = student.episodic.key_features(student.trunk(images[1:2]))  # type: ignore[union-attr]
+    torch.testing.assert_close(found.features[0], keys[0, :, 2, 5])
+    drawn = [
+        make_references(student, images, depth + 1, 5, s, metres_per_unit=1.0) for s in (0, 0, 1)
+    ]
+    assert torch.equal(drawn[0].position, drawn[1].position)
+    assert not torch.equal(drawn[0].position, drawn[2].position)
+    with pytest.raises(ValueError, match="none of these frames has any"):
+        make_references(student, images, depth * 0, 5, metres_per_unit=1.0)
+    with pytest.raises(ValueError, match="expected \\(3, 1, 4, 12\\)"):
+        make_references(student, images, depth[:2], 5, metres_per_unit=1.0)

@@ -1,0 +1,154 @@
+"""The look-up of references: against attention written out, and what must change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from depth_prior_ros.models.episodic_prior import (
+    EpisodicConfig,
+    EpisodicPrior,
+    References,
+    corrected,
+    place_map,
+    pooled_depth,
+)
+from depth_prior_ros.models.export import StudentRunner
+from depth_prior_ros.models.student import build_student
+
+CHANNELS, KEYS = 6, 5
+CONFIG = EpisodicConfig(heads=2, width=4, capacity=12)
+
+
+def _prior() -> EpisodicPrior:
+    torch.manual_seed(0)
+    prior = EpisodicPrior(CHANNELS, KEYS, CONFIG)
+    torch.nn.init.normal_(prior.weigh.weight)
+    return prior.eval()
+
+
+def _references(count: int = 7, seed: int = 1) -> References:
+    torch.manual_seed(seed)
+    return References(
+        torch.randn(count, KEYS), torch.rand(count, 2) * 2 - 1, torch.rand(count) + 0.1
+    )
+
+
+def _frame(seed: int = 2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return torch.randn(2, CHANNELS, 3, 5), torch.rand(2, 1, 3, 5) + 0.5
+
+
+@torch.no_grad()
+def test_scores_are_products_and_a_locality() -> None:
+    """Keys and queries as projected give softmax(q k - a dy^2 - b dx^2), written out in float64."""
+    prior, references = _prior().double(), _references()
+    references = References(*(t.double() for t in vars(references).values()))
+    decoded, depth = (t.double() for t in _frame())
+    place = place_map(decoded)
+    own = (depth / 1.2).log()
+    read = torch.nn.functional.elu(
+        prior.read(torch.cat([decoded, own, place.expand(2, -1, -1, -1)], 1))
+    )
+    keys = prior.project([references]).keys[0]
+    scores = prior._queries(read, place) @ keys.transpose(-2, -1)
+    weights = torch.softmax(scores, dim=-1)
+    assert weights[..., 7:].abs().max() == 0, "empty slots have no weight"
+    learned_q = prior.query(read).flatten(2).unflatten(1, (2, 4)).transpose(2, 3) / 2
+    learned_k = keys[:, :7, :4]
+    at = place[0, :2].flatten(1).T  # (15, 2)
+    apart = (at[:, None] - references.position[None]).square()  # (15, 7, 2)
+    near = torch.einsum("qnk,hk->hqn", apart, prior.near.exp())
+    expected = torch.softmax(learned_q @ learned_k.transpose(-2, -1) - near, dim=-1)
+    torch.testing.assert_close(weights[..., :7], expected, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_order_and_room_change_nothing() -> None:
+    prior, references = _prior(), _references()
+    decoded, depth = _frame()
+    expected = prior(decoded, depth, prior.project([references]))
+    turned = references.rows(torch.arange(6, -1, -1))
+    for found in (prior.project([turned]), prior.project([references], 7)):
+        torch.testing.assert_close(prior(decoded, depth, found), expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_each_image_looks_up_its_own() -> None:
+    prior = _prior()
+    decoded, depth = _frame()
+    both = prior.project([_references(), None])
+    together = prior(decoded, depth, both)
+    alone = prior(decoded[:1], depth[:1], prior.project([_references()]))
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(together[1], torch.zeros_like(together[1])), "none: exactly nothing"
+
+
+@torch.no_grad()
+def test_depth_lies_between_own_and_looked_up() -> None:
+    """A mixture: where all references are 8 units away, so is what is added to 2 at most."""
+    prior, references = _prior(), _references()
+    same = References(references.features, references.position, torch.full((7,), 1 / 8))
+    decoded, _ = _frame()
+    added = prior(decoded, torch.full((2, 1, 3, 5), 2.0), prior.project([same]))
+    assert added.min() > 0
+    assert added.max() <= torch.log(torch.tensor(4.0)) + 1e-4
+
+
+@torch.no_grad()
+def test_the_correction_keeps_edges() -> None:
+    inverse = torch.rand(1, 1, 16, 24) + 0.5
+    added = torch.full((1, 1, 2, 3), 0.3)
+    torch.testing.assert_close(corrected(inverse, added), inverse * torch.exp(-added[0, 0, 0, 0]))
+    torch.testing.assert_close(
+        pooled_depth(torch.full((1, 1, 16, 24), 0.25)), torch.full((1, 1, 2, 3), 4.0)
+    )
+
+
+@torch.no_grad()
+def test_without_references_a_student_stays_bitwise() -> None:
+    plain = {"trunk": "mobilenet_v2", "decoder": "convex", "camera_code": True}
+    torch.manual_seed(0)
+    before = build_student(plain).eval()
+    torch.manual_seed(0)
+    student = build_student({**plain, "episodic": {"capacity": 16}}).eval()
+    assert student.episodic is not None
+    torch.nn.init.normal_(student.episodic.weigh.weight)
+    student.load_state_dict(before.state_dict(), strict=False)
+    image, code = torch.rand(1, 3, 64, 96), torch.rand(1, 5)
+    expected = StudentRunner(before)(image, code)
+    runner = StudentRunner(student)
+    assert runner.INPUTS == ("image", "code", "reference_keys", "reference_values")
+    none = student.episodic.project([None])
+    for found in (runner(image, code, *none), runner(image, code)):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    channels = student.episodic.key_channels
+    some = References(torch.randn(9, channels), torch.rand(9, 2), torch.rand(9) + 0.1)
+    changed = runner(image, code, *student.episodic.project([some]))
+    assert not torch.allclose(changed[0], expected[0], rtol=1e-2)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    prior = _prior()
+    with pytest.raises(ValueError, match="13 references: there is room for 12"):
+        prior.project([_references(13)])
+    wrong = References(torch.zeros(2, KEYS + 1), torch.zeros(2, 2), torch.ones(2))
+    with pytest.raises(ValueError, match="trunk has 5"):
+        prior.project([wrong])
+    with pytest.raises(ValueError, match="unknown episodic settings"):
+        EpisodicConfig.from_dict({"head": 4})
+    with pytest.raises(ValueError, match="no map at 1/8"):
+        build_student({"trunk": "hrnet_w18_small", "decoder": "ra_depth", "episodic": {}})
+
+
+def test_the_hash_follows_what_reads_references() -> None:
+    prior = _prior()
+    before = prior.alignment_hash()
+    with torch.no_grad():
+        prior.weigh.weight.add_(1)
+    assert prior.alignment_hash() == before, "what comes behind the look-up does not count"
+    with torch.no_grad():
+        prior.near.add_(0.1)
+    assert prior.alignment_hash() != before

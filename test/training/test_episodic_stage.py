@@ -1,0 +1,143 @@
+"""The stage `episodic`: what it draws, what it leaves alone, and that it learns to look up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.models.student import Student, build_student
+from training.data.episodes import EpisodeSource, draw_references, see, smooth_noise
+from training.data.pairs import SampleSet
+from training.recipes.recipe import Recipe
+from training.stages.episodic import Episodic, EpisodicStage
+from training.stages.system import System
+
+TRAINED = Camera(56.0, 61.0, 48.0, 16.0, 96, 32)
+FRAMES, RECORDINGS = 4, 3
+
+
+def _student() -> Student:
+    torch.manual_seed(0)
+    values = {"trunk": "mobilenet_v2", "decoder": "convex", "far_bias": -2.0}
+    return build_student({**values, "episodic": {"capacity": 40}}).eval()
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
+    """Noise, with depth that is the recording's own everywhere: 4, 10 or 25 m."""
+    shard = tmp_path_factory.mktemp("recordings") / "shard_00000"
+    shard.mkdir()
+    count = FRAMES * RECORDINGS
+    rng = np.random.default_rng(0)
+    metres = np.repeat([4.0, 10.0, 25.0], FRAMES).astype(np.float16)
+    depth = np.broadcast_to(metres[:, None, None, None], (count, 2, 32, 96)).copy()
+    depth[:, :, :12] = 0
+    K = np.array([[112.0, 0, 48], [0, 122.0, 16], [0, 0, 1]], np.float32)
+    np.save(shard / "images.npy", rng.integers(0, 255, (count, 2, 32, 96, 3), dtype=np.uint8))
+    np.save(shard / "depth.npy", depth)
+    np.save(shard / "K.npy", np.repeat(K[None], count, axis=0))
+    np.save(shard / "previous_from_current.npy", np.repeat(np.eye(4)[None], count, axis=0))
+    return SampleSet(shard.parent)
+
+
+def _recipe(**networks: object) -> dict[str, object]:
+    return {
+        "size": [96, 32],
+        "networks": {"trunk": "mobilenet_v2", "decoder": "convex", **networks},
+        "data": {"synthetic": {"folder": "x", "count": 12, "frames_per_street": 4, "cameras": 1.0}},
+        "stages": [
+            {"kind": "episodic", "steps": 3, "batch": 2, "queries": 2, "references": [5, 30]}
+        ],
+        "output": {"name": "x", "licence": "x"},
+    }
+
+
+def test_depth_is_that_of_the_training_cameras_focal_length(samples: SampleSet) -> None:
+    source = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0)
+    assert len(source.recordings) == RECORDINGS
+    for metres, (plain, mirrored) in zip((4, 10, 25), source.recordings, strict=True):
+        for frame in (*plain, *mirrored):  # a focal length twice that of training
+            known = frame.depth[frame.depth > 0]
+            torch.testing.assert_close(known, torch.full_like(known, metres / 2 / 2))
+            assert (frame.depth == 0).float().mean() == 0.25
+    assert not torch.equal(source.recordings[0][0][0].keys, source.recordings[0][1][0].keys)
+
+
+def test_references_come_from_other_frames_of_the_recording(samples: SampleSet) -> None:
+    source = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0)
+    settings = {"queries": 2, "references": (5, 30), "frames": (1, 5)}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        batch = source.batch(rng, recordings=2, noise_share=0.0, noise=0.1, **settings)  # type: ignore[arg-type]
+        assert batch.which.tolist() == [0, 0, 1, 1]
+        for i, which in enumerate(batch.which.tolist()):
+            found = batch.references[which]
+            assert 5 <= len(found) <= 30
+            depth = batch.depth[i][batch.depth[i] > 0].unique()
+            torch.testing.assert_close(1 / found.inverse_depth, depth.expand(len(found)))
+            # No pixel of a frame that asks is a reference.
+            asked = source.recordings[[1.0, 2.5, 6.25].index(float(depth))]
+            query = next(
+                f
+                for f in (*asked[0], *asked[1])
+                if torch.equal(f.decoded.float()[0], batch.decoded[i])
+            )
+            keys = query.keys.float()[0].flatten(1).T
+            assert torch.cdist(found.features, keys).min() > 1e-3
+
+
+def test_errors_are_smooth_and_as_large_as_asked(samples: SampleSet) -> None:
+    source = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0)
+    rng = np.random.default_rng(0)
+    noise = torch.cat([smooth_noise((16, 52), rng, 0.1) for _ in range(200)])
+    assert 0.05 < float(noise.std()) < 0.1
+    assert float((noise[..., 1:] - noise[..., :-1]).abs().max()) < 0.1
+    found = draw_references(source.recordings[0][0], 30, rng, 0.1)
+    assert 0.01 < float(found.inverse_depth.log().std()) < 0.2
+
+
+def test_it_learns_the_look_up_and_nothing_else(samples: SampleSet) -> None:
+    recipe = Recipe.model_validate(_recipe(episodic={"capacity": 40}))
+    system = System.build(recipe, torch.device("cpu"))
+    config = recipe.stages[0]
+    assert isinstance(config, Episodic)
+    source = EpisodeSource.open(samples, FRAMES, system.student.eval(), TRAINED, 2.0)
+    stage = EpisodicStage(config, system, source, source)
+    before = {name: t.clone() for name, t in system.student.state_dict().items()}
+    image, depth = torch.rand(1, 3, 32, 96), torch.ones(1, 1, 4, 12)
+    seen = see(system.student, image, depth)
+    optimiser = torch.optim.Adam(stage.trained, lr=3e-3)
+    errors = []
+    for step in range(40):
+        loss, logs = stage.loss(stage.draw_batch(np.random.default_rng(step)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        errors.append(float(logs["episodic/error"] / logs["episodic/none"]))
+    assert np.mean(errors[-10:]) < 0.6 * np.mean(errors[:5]), errors
+    for name, tensor in system.student.state_dict().items():
+        assert name.startswith("episodic.") or torch.equal(tensor, before[name]), name
+    assert torch.equal(see(system.student, image, depth).own, seen.own)
+    figures = stage.validate()
+    assert figures["abs_rel_references"] < figures["abs_rel_none"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"networks": {}}, "needs networks.episodic"),
+        ({"stages": {"references": [5, 50]}}, "has room for 40"),
+        ({"stages": {"queries": 4, "batch": 4}}, "frames_per_street of 5 or more"),
+        ({"stages": {"batch": 3}}, "no multiple of queries"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(change: dict[str, dict], message: str) -> None:
+    values = _recipe(episodic={"capacity": 40})
+    if "networks" in change:
+        values["networks"] = {}
+    for key, value in change.get("stages", {}).items():
+        values["stages"][0][key] = value  # type: ignore[index]
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate(values)
