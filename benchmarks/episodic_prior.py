@@ -1,17 +1,16 @@
 """What references of its own camera do for a student: streets and cameras that it has never seen.
 
-    python benchmarks/episodic_prior.py [--bundle lite] [--global-bundle DIR] [--seeds 1 2]
+    python benchmarks/episodic_prior.py [--bundle BUNDLE] [--seed 0] [--codes 40]
 
 Renders (once, about ten minutes) 40 streets with a camera of their own each, and 40 other streets
 with the same cameras. Three frames of a street are the references of the other three. Rows: no
-references, RPrDepth's global set (of a bundle that has one), references, the five numbers of the
-camera fitted to the same frames, both; exact depth, depth with smooth errors of 12 %, depth by the
-bundle's own multi-frame network with odometry that is 5 % off at random from step to step. AbsRel
-is of depth in metres at the centres of 8x8 pixels, and after median scaling (in brackets); the mean
-over frames. Without DEPTH_PRIOR_DATA textures are drawn, not photographed: other streets.
+references, references, the five numbers of the camera fitted to the same frames (code), both; exact
+depth, depth with smooth errors of 12 %, depth by the bundle's own multi-frame network with odometry
+that is 5 % off at random from step to step. AbsRel is of depth in metres at the centres of 8x8
+pixels, and after median scaling (in brackets); the mean over frames. Without DEPTH_PRIOR_DATA
+textures are drawn, not photographed: other streets.
 
-With DEPTH_PRIOR_DATA also real drives: LiDAR and own multi-frame depth of drive 0039's first half,
-judged on its second half, on drive 0052 and on KITTI 2015, whole images by the usual protocol.
+Figures: `episodic_ROW`, AbsRel in metres.
 """
 
 from __future__ import annotations
@@ -49,6 +48,15 @@ TEXTURES = (
     "kitti_odometry/sequences/03",
 )
 NOISE, ODOMETRY = 0.12, 0.05
+FIGURES = {
+    "none": "none",
+    "own_exact": "own street, exact",
+    "own_noisy": "own street, 12 % errors",
+    "own_multi_frame": "own street, multi-frame",
+    "same_camera": "other street, same camera, exact",
+    "another_camera": "another camera, exact",
+    "code_own_multi_frame": "code, own street, multi-frame",
+}
 
 
 @dataclass
@@ -206,12 +214,12 @@ def fitted_queries(
     street: Street,
     frames: Sequence[SeenFrame],
     images: Sequence[Tensor],
-    unit: float,
 ) -> list[SeenFrame]:
     """The first half of a street as seen with numbers that were fitted to other frames."""
     from depth_prior_ros.adaptation.camera_code import fit_camera_code
 
-    code = fit_camera_code(student, images, [frame.depth for frame in frames], unit)
+    depth = [frame.depth[0, 0] for frame in frames]
+    code = fit_camera_code(student, [image[0] for image in images], depth)
     told = torch.tensor([code])
     pairs = zip(street.images[: FRAMES // 2], street.exact, strict=False)
     return [see(student, image, frame.depth, told) for image, frame in pairs]
@@ -267,7 +275,7 @@ def table_of_streets(bundle: Bundle, data: Path, seed: int, codes: int) -> dict[
         for kind, (frames, images) in kinds.items():
             if not any_known(frames[half:]):
                 continue
-            queries = fitted_queries(student, street, frames[half:], images[half:], 1.0)
+            queries = fitted_queries(student, street, frames[half:], images[half:])
             add(f"code, {kind}", queries, None)
             add(f"both, {kind}", queries, draw(frames[half:]))
     return rows
@@ -297,6 +305,9 @@ def main() -> int:
     print(f"{'AbsRel in metres (after scaling), within 25 %':50s}")
     for name, errors in rows.items():
         print(f"{name:50s}{errors.row()}", flush=True)
+    for name, row in FIGURES.items():
+        if row in rows:
+            print(f"figure episodic_{name} {np.mean(rows[row].metric):.4f}")
     return 0
 
 

@@ -105,7 +105,7 @@ class Networks:
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
         self._code: tuple[Native, ...] = ()
-        self._references: tuple[Native, ...] = ()
+        self._references: tuple[Native, ...]  # by `set_references`
         self._look_up = student_net.episodic
         self.takes_code = student_net.camera_code is not None
         if self.takes_code:
@@ -113,7 +113,7 @@ class Networks:
             self.tell_camera(spec.numbers if spec is not None else (0.0,) * 5)
         self.set_references(bundle.references())
         told = (np.zeros((1, 5), np.float32),) if self.takes_code else ()
-        looked_up = [np.asarray(backend.to_numpy(given)) for given in self._references]
+        looked_up = [backend.to_numpy(given) for given in self._references]
         self._student = backend.compile(student, (image, *told, *looked_up))
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
