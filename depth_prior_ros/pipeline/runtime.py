@@ -187,6 +187,7 @@ class Networks:
         if self._look_up is None:
             if references is not None:
                 raise ValueError("this bundle's student looks no references up")
+            self._references = ()
             return
         with torch.inference_mode(), self._few_threads():
             found = self._look_up.project([references])
