@@ -7,7 +7,7 @@ nothing is compiled. `depth_train adapt` and the node's service `~/adapt` are th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.scale import focal_ratio
 
 if TYPE_CHECKING:
+    from depth_prior_ros.models.episodic_prior import References
     from depth_prior_ros.models.prior_fusion import Prior
     from depth_prior_ros.models.student import Student
 
@@ -55,6 +56,8 @@ class Adapted:
         after: those with the new numbers.
         fitted: keyframes that were fitted on.
         judged: those that were held out.
+        references: out of the keyframes that were fitted on, for a student that looks some up.
+        looked_up: errors with the references and the numbers from before; empty without.
     """
 
     told: CameraCodeSpec
@@ -62,6 +65,21 @@ class Adapted:
     after: list[FrameResult]
     fitted: int
     judged: list[Keyframe]
+    references: References | None = None
+    looked_up: list[FrameResult] = field(default_factory=list)
+
+    @property
+    def by_references(self) -> bool:
+        """Whether references are better than the bundle as it was, and than the numbers."""
+        if not self.looked_up:
+            return False
+        error = self.metric_looked_up.abs_rel
+        return error < min(self.metric_before.abs_rel, self.metric_after.abs_rel)
+
+    @property
+    def metric_looked_up(self) -> DepthErrors:
+        """Mean errors in metres with references."""
+        return mean_errors([frame.metric for frame in self.looked_up])
 
     @property
     def better(self) -> bool:
@@ -84,6 +102,7 @@ class Adapted:
         return (
             f"AbsRel in metres on {len(self.judged)} keyframes kept out "
             f"{self.metric_before.abs_rel:.3f} before, {self.metric_after.abs_rel:.3f} after"
+            + (f", {self.metric_looked_up.abs_rel:.3f} with references" if self.looked_up else "")
         )
 
 
@@ -143,6 +162,11 @@ def adapt(
     judge = _Judge(bundle, student, prior, factor, judged, progress, stop)
     before = judge.errors("before", present.numbers if present else (0.0,) * 5)
     after = judge.errors("after", numbers)
+    references, looked_up = None, []
+    if student.episodic is not None:
+        references = take_references(student, fitted, factor, trained)
+        told_now = present.numbers if present else (0.0,) * 5
+        looked_up = judge.errors("with references", told_now, references)
     found = Adapted(
         CameraCodeSpec(
             numbers=numbers,  # type: ignore[arg-type]  # five of them
@@ -153,9 +177,33 @@ def adapt(
         after,
         len(fitted),
         judged,
+        references,
+        looked_up,
     )
     described = found.told.model_copy(update={"source": f"{source}: {found.text}"})
-    return Adapted(described, before, after, len(fitted), judged)
+    return replace(found, told=described)
+
+
+def take_references(
+    student: Student, keyframes: Sequence[Keyframe], metres_per_unit: float, trained: Camera
+) -> References:
+    """As many pixels of keyframes as the student's look-up has room for.
+
+    trained: the camera that the student takes every image for.
+    """
+    import torch
+
+    from depth_prior_ros.adaptation.references import make_references
+
+    assert student.episodic is not None
+    depth = [f.depth / np.float32(_stretch(f, trained)) for f in keyframes]
+    return make_references(
+        student,
+        torch.from_numpy(np.stack([_planes(frame) for frame in keyframes])),
+        torch.from_numpy(np.stack(depth)[:, None]),
+        student.episodic.config.capacity,
+        metres_per_unit=metres_per_unit,
+    )
 
 
 def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyframe]]:
@@ -192,7 +240,9 @@ class _Judge:
     progress: Progress
     stop: Callable[[], bool]
 
-    def errors(self, what: str, numbers: Sequence[float]) -> list[FrameResult]:
+    def errors(
+        self, what: str, numbers: Sequence[float], references: References | None = None
+    ) -> list[FrameResult]:
         """Of all keyframes, with the depth."""
         from depth_prior_ros.adaptation.camera_code import StoppedError
 
@@ -205,6 +255,7 @@ class _Judge:
             code=tuple(numbers),
             trained=self.bundle.manifest.camera,
             depth_range=(depth.min_units, depth.max_units),
+            references=references,
         )
         found = []
         for place, frame in enumerate(self.keyframes):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from depth_prior_ros.models.episodic_prior import References
     from depth_prior_ros.models.prior_fusion import Prior
     from depth_prior_ros.pipeline import DepthPipeline, Model
 
@@ -105,7 +106,7 @@ class NetworkPredictor:
     metres_per_unit: of its depth. batch: frames at a time. code: the five numbers that it is told
     of its camera; None: nothing. trained: the camera that it takes every image for, whose focal
     length depth is corrected from; None: that of the frames. depth_range: smallest and largest
-    depth, units; None: as networks are built.
+    depth, units; None: as networks are built. references: what the student looks up; None: nothing.
     """
 
     student: nn.Module
@@ -116,6 +117,7 @@ class NetworkPredictor:
     code: Sequence[float] | None = None
     trained: Camera | None = None
     depth_range: tuple[float, float] | None = None
+    references: References | None = None
 
     def predict(
         self, frames: Iterable[EvaluationFrame]
@@ -146,6 +148,8 @@ class NetworkPredictor:
             with torch.inference_mode():
                 pixels = torch.from_numpy(images).to(self.device)
                 image = pixels.permute(0, 3, 1, 2).float().div(255)
+                if self.references is not None:
+                    return self._looked_up(image)
                 prior = () if self.prior is None else (self.prior,)
                 told: dict[str, Any] = {}
                 if self.code is not None:
@@ -159,6 +163,20 @@ class NetworkPredictor:
                 return found
         finally:
             self.student.train(was_training)
+
+    def _looked_up(self, image: torch.Tensor) -> NDArray[np.float32]:
+        """As a vehicle runs a student that looks references up."""
+        from depth_prior_ros.models.export import StudentRunner
+
+        student: Any = self.student
+        runner = StudentRunner(student, self.prior, *(self.depth_range or ()))
+        assert self.references is not None
+        found = student.episodic.project([self.references], len(self.references))
+        code = image.new_tensor([list(self.code or (0.0,) * 5)] * len(image))
+        told = (code, *found) if student.camera_code is not None else tuple(found)
+        inverse, _ = runner(image, *told)
+        values: NDArray[np.float32] = inverse[:, 0].cpu().numpy()
+        return values
 
 
 @dataclass

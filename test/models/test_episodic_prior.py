@@ -152,3 +152,35 @@ def test_the_hash_follows_what_reads_references() -> None:
     with torch.no_grad():
         prior.near.add_(0.1)
     assert prior.alignment_hash() != before
+
+
+def test_the_evaluator_looks_up_as_an_exported_student_does() -> None:
+    """References take the slots that they need, or all of an exported network: the same depth."""
+    import numpy as np
+
+    from depth_prior_ros.evaluation.predictors import NetworkPredictor
+
+    torch.manual_seed(0)
+    student = build_student(
+        {
+            "trunk": "mobilenet_v2",
+            "decoder": "convex",
+            "camera_code": True,
+            "episodic": {"heads": 2, "width": 4, "capacity": 12},
+        }
+    ).eval()
+    assert student.episodic is not None
+    torch.nn.init.normal_(student.episodic.weigh.weight)
+    references = References(
+        torch.randn(7, student.episodic.key_channels), torch.rand(7, 2) * 2 - 1, torch.rand(7) + 0.1
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    code = (0.5, 0.0, 0.1, 0.0, -0.2)
+    seen = NetworkPredictor(student, code=code, references=references).inverse_depth(picture)
+    with torch.inference_mode():
+        image = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255
+        slots = student.episodic.project([references])
+        exported, _ = StudentRunner(student, None)(image, torch.tensor([code]), *slots)
+    np.testing.assert_allclose(seen, exported[:, 0], rtol=1e-4)
+    plain = NetworkPredictor(student, code=code).inverse_depth(picture)
+    assert np.abs(seen / plain - 1).max() > 1e-3

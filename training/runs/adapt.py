@@ -131,7 +131,9 @@ def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
         raise TrainingError(f"{recording.name}: {error}") from error
     figures = _figures(found, bundle, recording, request)
     written = None
-    if found.better:
+    if found.by_references:
+        written = _with_references(bundle, out, found, {"adapt": figures})
+    elif found.better:
         from depth_prior_ros.bundle.derive import tell_camera
 
         written = tell_camera(bundle, out, found.told, metrics={"adapt": figures})
@@ -139,6 +141,21 @@ def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
     write_json(place.with_suffix(".json"), figures)
     write_text(place, _page(found, bundle, recording))
     return Outcome(found, written, place, place.with_suffix(".json"))
+
+
+def _with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:
+    from depth_prior_ros.bundle import ReferencesSpec
+    from depth_prior_ros.bundle.derive import replace_references
+
+    assert found.references is not None
+    spec = ReferencesSpec(  # the last three are filled in
+        camera=found.told.camera,
+        source=found.told.source,
+        count=1,
+        channels=1,
+        alignment="0" * 64,
+    )
+    return replace_references(bundle, out, found.references, spec, metrics=metrics)
 
 
 def _check(request: Request) -> None:
@@ -213,6 +230,8 @@ def _figures(
         "better": found.better,
         "before": asdict(found.metric_before),
         "after": asdict(found.metric_after),
+        "by_references": found.by_references,
+        "with_references": asdict(found.metric_looked_up) if found.looked_up else None,
     }
 
 
