@@ -18,7 +18,7 @@ from depth_prior_ros.recording_options import (
     intrinsics_option,
     recording_options,
 )
-from depth_prior_ros.untrusted import printable_lines
+from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_expected(error):
             raise
-        print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
+        print(f"depth_bag: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -322,10 +322,11 @@ def _is_plain(error: Exception) -> bool:
     from training.evaluation.sets import EvaluationError
     from training.loop.checkpoint import CheckpointError
     from training.loop.trainer import TrainingError
+    from depth_prior_ros.pipeline.guard import ModelFailedError
     from training.recipes.recipe import RecipeError
 
     plain = (BackendError, BundleError, RecordingError, RecipeError, EvaluationError, OSError)
-    return isinstance(error, (*plain, CheckpointError, TrainingError))
+    return isinstance(error, (*plain, CheckpointError, TrainingError, ModelFailedError))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
