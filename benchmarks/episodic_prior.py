@@ -41,7 +41,7 @@ from training.data.pairs import SampleSet
 FRAMES, STREETS = 6, 40
 SEED, OTHER_SEED = 7701, 8801
 COUNT = 1000
-COUNTS = (10, 25, 50, 100, 250, 500, 1000, 1920)
+COUNTS = (10, 25, 50, 100, 250, 500, 1000)
 TEXTURES = (
     "kitti_raw/2011_09_26/2011_09_26_drive_0095_sync",
     "kitti_raw/2011_09_26/2011_09_26_drive_9001_sync",

@@ -21,7 +21,6 @@ from depth_prior_ros.untrusted import (
 )
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LARGEST = 2**64  # whole numbers beyond fit no field, and overflow as floats
 
 
@@ -65,9 +64,27 @@ def read(path: Path, limit: int = YAML_BYTES) -> Any:
     return parse(read_file(path, limit), limit)
 
 
-def dump(data: Any) -> str:
-    """YAML for plain data, keys in their order, letters of any language as they are."""
-    return str(yaml.dump(data, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=100))
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    def ignore_aliases(self, data: Any) -> bool:
+        """What stands in two places is written twice: aliases are not read."""
+        return True
+
+
+def dump(data: Any, one_line_each: bool = False) -> str:
+    """YAML for plain data, keys in their order, letters of any language as they are.
+
+    one_line_each: innermost lists and mappings on one line, however long.
+    """
+    return str(
+        yaml.dump(
+            data,
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=1 << 16 if one_line_each else 100,
+            default_flow_style=None if one_line_each else False,
+        )
+    )
 
 
 def problem_of(error: OSError) -> str:

@@ -19,7 +19,7 @@ from depth_prior_ros.recording_options import (
     recording_options,
 )
 from depth_prior_ros.share import recording_path
-from depth_prior_ros.untrusted import printable_lines
+from depth_prior_ros.untrusted import printable
 from rosbag_tools.recording_commands import add_check, add_process, add_report, count
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_expected(error):
             raise
-        print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
+        print(f"depth_bag: {printable(error)}", file=sys.stderr)
         return 1
 
 

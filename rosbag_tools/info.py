@@ -7,6 +7,7 @@ from pathlib import Path
 
 from depth_prior_ros.recordings import Recording, RecordingError, StoredRecording, is_bag
 from depth_prior_ros.recordings.bag_file import BagFile
+from depth_prior_ros.untrusted import printable
 from rosbag_tools.console import show, show_skipped
 
 _FIRST = 3  # of the things left out, that are shown without --full
@@ -52,7 +53,7 @@ def summary(recording: Recording) -> list[str]:
     depths = sum(frame.has_depth for frame in frames)
     lines.append(f"depth: in {depths} frames" + (f" ({recording.depth_source})" if depths else ""))
     lines += [f"note: {note}" for note in recording.notes]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def stereo(path: Path, recording: StoredRecording) -> list[str]:
@@ -79,7 +80,7 @@ def _show_topics(path: Path) -> None:
     table = Table("topic", "type", "messages", box=None, pad_edge=False)
     bag = BagFile(path)
     for topic, (kind, count) in sorted(bag.topics().items()):
-        table.add_row(topic, kind, str(count))
+        table.add_row(printable(topic), printable(kind), str(count))
     for topic in sorted(bag.foreign()):
-        table.add_row(topic, "cannot be read", "")
+        table.add_row(printable(topic), "cannot be read", "")
     show(table)

@@ -400,7 +400,7 @@ def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
     try:
         return problem, strict_yaml.parse(body, MANIFEST_BYTES)
     except strict_yaml.YamlError as error:
-        raise BundleError(path, f"{problem or 'altered'}; not valid YAML: {error}") from error
+        raise BundleError(path, f"{problem or 'altered'}; {error}") from error
 
 
 def validate_manifest(path: Path, data: Mapping[str, Any]) -> Manifest:

@@ -22,6 +22,9 @@ from depth_prior_ros.pipeline.pipeline import (
     Model as Model,
 )
 from depth_prior_ros.pipeline.pipeline import (
+    ModelFailedError as ModelFailedError,
+)
+from depth_prior_ros.pipeline.pipeline import (
     Motion as Motion,
 )
 from depth_prior_ros.pipeline.pipeline import (

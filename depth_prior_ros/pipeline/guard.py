@@ -10,6 +10,11 @@ from typing import Any, Literal
 
 Fault = Literal["model_failed", "memory", "budget"]
 
+
+class ModelFailedError(RuntimeError):
+    """The single-frame network's answer is of no use: there is no depth of this frame."""
+
+
 _WINDOW = 20
 _ENOUGH = 5
 _LONGEST = 16  # times budget_pause

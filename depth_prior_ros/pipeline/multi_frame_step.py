@@ -24,7 +24,7 @@ from depth_prior_ros.pipeline.guard import (
     is_out_of_memory,
     release_references,
 )
-from depth_prior_ros.pipeline.results import PoseSource, Reason
+from depth_prior_ros.pipeline.results import PoseSource, Reason, holds_depth
 from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
 from depth_prior_ros.scale import focal_ratio
 
@@ -207,7 +207,7 @@ class MultiFrameStep:
             assert found.pair is not None
             assert found.step is not None
             output = self.depth(found.pair, found.step, clock)
-            if not np.isfinite(self._networks.backend.to_numpy(output[0])).any():
+            if not holds_depth(self._networks.backend.to_numpy(output[0])):
                 raise ValueError("the multi-frame network's answer holds no number")
             return replace(found, output=output), "forced" if forced else "moving"
         except PoseError as error:

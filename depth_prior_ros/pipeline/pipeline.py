@@ -35,7 +35,12 @@ from depth_prior_ros.motion.gate import (
 )
 from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, NetworkInput, frame_image
-from depth_prior_ros.pipeline.guard import Fault, MultiFrameGuard, is_out_of_memory
+from depth_prior_ros.pipeline.guard import (
+    Fault,
+    ModelFailedError,
+    MultiFrameGuard,
+    is_out_of_memory,
+)
 from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, KEYFRAME_UNIT, Candidate, Keyframes
 from depth_prior_ros.pipeline.multi_frame_step import (
     FramePair,
@@ -54,6 +59,7 @@ from depth_prior_ros.pipeline.results import (
     OutputSize,
     OutputView,
     Reason,
+    holds_depth,
     known_inverse,
     to_confidence,
     to_metres,
@@ -73,6 +79,7 @@ __all__ = [
     "DepthResult",
     "InvalidFrameError",
     "Model",
+    "ModelFailedError",
     "Motion",
     "OutputSize",
     "PoseChoice",
@@ -260,7 +267,7 @@ class DepthPipeline(PipelineSettings):
             picture = generator.integers(0, 256, shape, dtype=np.uint8)
             shown = self._show(picture, 0, None)
             inverse, _ = self.networks.single(shown.native)
-            self.networks.backend.to_numpy(inverse)
+            self._check(inverse)
             if self.networks.has_multi_frame:
                 try:
                     self._step.rehearse(shown, inverse)
@@ -335,8 +342,9 @@ class DepthPipeline(PipelineSettings):
         training camera's field of view is assumed. confidence: whether it is wanted. outside:
         (H, W), where the image shows nothing (the corners of a rectified one).
 
-        Raises InvalidFrameError, after which the pipeline goes on as though the frame had never
-        been, and TypeError for arguments in another order.
+        Raises InvalidFrameError and, where the single-frame network's answer holds no number,
+        ModelFailedError, after which the pipeline goes on as though the frame had never been; and
+        TypeError for arguments in another order.
         """
         _check_order(stamp_ns, motion, camera)
         clock = Stopwatch(self.networks.backend.synchronize)
@@ -364,6 +372,8 @@ class DepthPipeline(PipelineSettings):
         elif pairs and travel and self._may_measure(fault):
             found = self._step.travel(pairs[0], clock)
         assert reason is not None
+        if found.output is None:
+            self._check(single)
         with clock("postprocess"):
             units = self._units(current, single, found)
             self._observe(current, single, units, way, found, before)
@@ -445,6 +455,14 @@ class DepthPipeline(PipelineSettings):
             self._keyframes.release()
             self._step.report(error)
             return self.networks.single(current.native)[0]
+
+    def _check(self, single: Native) -> None:
+        """Raise ModelFailedError for an answer of the single-frame network without a number."""
+        if not holds_depth(self.networks.backend.to_numpy(single)):
+            raise ModelFailedError(
+                "the single-frame network's answer holds no number: the bundle is no good on this "
+                "backend; try another `backend`, or another bundle"
+            )
 
     # -- which model ---------------------------------------------------------------------------
 

@@ -157,6 +157,11 @@ def view_of(framed: NetworkInput, output: OutputSize) -> OutputView:
     return OutputView(size, camera, region, (0, 0, *size))
 
 
+def holds_depth(values: NDArray[np.float32]) -> bool:
+    """Whether a network's output, depth or inverse depth, has a single usable number in it."""
+    return bool((np.isfinite(values) & (values > 0)).any())
+
+
 def known_inverse(
     values: NDArray[np.float32], outside: NDArray[np.bool_] | None = None, *, inverse: bool
 ) -> NDArray[np.float32]:

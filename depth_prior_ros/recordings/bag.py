@@ -159,8 +159,12 @@ def open_bag(
     wanted = _with_kept(bag, topics or BagTopics())
     there = bag.topics()
     unreadable = {} if wanted.image else _unreadable(bag, image_topics(there))
-    chosen, notes = choose_topics(there, wanted, bag.path, unreadable)
-    notes += [f"{topic} is left out: {why}" for topic, why in sorted(bag.foreign().items())]
+    left_out = [f"{topic} is left out: {why}" for topic, why in sorted(bag.foreign().items())]
+    try:
+        chosen, notes = choose_topics(there, wanted, bag.path, unreadable)
+    except RecordingError as error:
+        raise RecordingError(" ".join([str(error), *left_out])) from error
+    notes += left_out
     try:
         contents = _scan(bag, chosen, there)
     except AttributeError as error:  # definitions in the file are not those of their types

@@ -15,6 +15,7 @@ from typing import Any
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
 from depth_prior_ros.recordings.bounded_bags import check_bag, check_topics
+from depth_prior_ros.untrusted import printable
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 _UNFINISHED = ".active"  # what ROS 1's recorder calls a file that it still writes
@@ -106,7 +107,7 @@ class BagFile:
     def _why_foreign(self, connection: Any) -> str | None:
         form = getattr(connection.ext, "serialization_format", "cdr")
         if form != "cdr":
-            return f"its messages are {form or 'of an unknown encoding'}, not those of ROS"
+            return f"its messages are {form or 'of an unknown encoding'}, not those of ROS 2"
         if connection.msgtype not in self.reader().typestore.fielddefs:
             return f"the bag does not define its type {connection.msgtype}"
         return None
@@ -186,17 +187,21 @@ def _tolerant_reader() -> Any:
             self.schemas = _ReadableSchemas()
 
         def open(self) -> None:
-            # A schema of protobuf is no text, and cannot be passed over without this.
+            # A schema of protobuf is no text, and cannot be passed over without this. The first
+            # text is the profile: whatever it is, each channel says its own encoding.
+            texts = iter(("ros2",))
+
+            def read_text(bio: Any) -> str:
+                found = storage_mcap.read_bytes(bio).decode(errors="replace")
+                return next(texts, found)
+
             with _OPENING:
                 strict = storage_mcap.read_string
-                storage_mcap.read_string = _read_string
+                storage_mcap.read_string = read_text
                 try:
                     super().open()
                 finally:
                     storage_mcap.read_string = strict
-
-    def _read_string(bio: Any) -> str:
-        return storage_mcap.read_bytes(bio).decode(errors="replace")
 
     class TolerantFolder(DirectoryReader):
         STORAGE_PLUGINS = {**DirectoryReader.STORAGE_PLUGINS, "mcap": TolerantMcap}  # noqa: RUF012
@@ -243,4 +248,5 @@ def _cannot_open(path: Path, error: Exception) -> str:
         return f"{path}: has no index (its recording was not finished); `rosbag reindex` makes one"
     if isinstance(error, FileNotFoundError) or "files are missing" in said:
         return f"{path}: {said}; copy them beside it, or name one file"
-    return f"{path}: cannot be read as a bag ({said or type(error).__name__})"
+    words = printable(" ".join(said.split()) or type(error).__name__, 300)
+    return f"{path}: cannot be read as a bag ({words})"

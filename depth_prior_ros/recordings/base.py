@@ -16,13 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.untrusted import printable
 
 # Where the depth of a recording comes from decides how it may be evaluated (see metrics.py).
 DEPTH_SOURCES = ("lidar", "stereo", "exact")
 
 
 class RecordingError(Exception):
-    """A recording cannot be opened; the message says what is wrong and what to do."""
+    """A recording cannot be opened; the message says what is wrong and what to do, on one line.
+
+    Names in it come from elsewhere, and are made printable.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class CorruptFrameError(RecordingError):

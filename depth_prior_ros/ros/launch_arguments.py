@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.ros.parameters import PARAMETERS, Value, nearest
 from depth_prior_ros.share import share_dir
 
@@ -172,7 +171,10 @@ def read_cameras(path: Path) -> dict[str, dict[str, str]]:
         OSError: it cannot be read.
     """
     path = path.expanduser().absolute()
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = strict_yaml.read(path)
+    except strict_yaml.YamlError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("cameras"), dict):
         example = share_dir() / "config" / "several_cameras.yaml"
         raise ValueError(f"{path}: needs a table `cameras`, as in {example}")

@@ -32,6 +32,7 @@ from depth_prior_ros.ros.services import Background, RefusedError, Services, sav
 from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions, image_topic
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
+from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline
@@ -260,6 +261,7 @@ class DepthNode(LifecycleNode):
     def _refuse(self, cause: str, text: str, frame: bool = True) -> None:
         if cause == INTERNAL and not self.context.ok():
             return  # a signal ended the context below the frame: no fault, and nobody to tell
+        text = printable(text)  # names of encodings and models come from elsewhere
         count = self._statistics.refused(cause, text, frame)
         # A camera that always sends the same wrong thing must not fill the log: 1, 10, 100, ...
         if math.log10(count).is_integer():

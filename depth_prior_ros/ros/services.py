@@ -33,9 +33,11 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import Trigger
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.ros.outputs.clouds import CloudMaker
 from depth_prior_ros.ros.worker import Frame
+from depth_prior_ros.untrusted import printable
 
 _PNG_METRES = 256.0
 
@@ -76,19 +78,13 @@ def _publish(partial: Path, folder: Path, frame: Frame) -> Path:
 def _write(
     folder: Path, frame: Frame, parameters: Mapping[str, Any], state: Mapping[str, str]
 ) -> None:
-    import yaml
-
     depth = frame.result.depth
     _write_png(folder / "image.png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
     np.save(folder / "depth.npy", depth)
     _write_png(folder / "depth.png", depth_png(depth))
     _write_ply(folder / "points.ply", frame)
-    # The caller waits, and the dumper in Python takes ten times as long.
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     values = {"/**": {"ros__parameters": dict(parameters)}}
-    (folder / "parameters.yaml").write_text(
-        yaml.dump(values, Dumper=dumper, sort_keys=False), encoding="utf-8"
-    )
+    (folder / "parameters.yaml").write_text(strict_yaml.dump(values), encoding="utf-8")
     (folder / "snapshot.json").write_text(
         json.dumps(_facts(frame, state), indent=2) + "\n", encoding="utf-8"
     )
@@ -140,7 +136,7 @@ def _write_ply(path: Path, frame: Frame) -> None:
     properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in columns + colours)
     header = (
         "ply\nformat binary_little_endian 1.0\n"
-        f"comment metres, camera optical frame {frame.header.frame_id}\n"
+        f"comment metres, camera optical frame {printable(frame.header.frame_id, 200)}\n"
         f"element vertex {len(rows)}\n{properties}end_header\n"
     )
     path.write_bytes(header.encode("ascii", "replace") + vertices.tobytes())

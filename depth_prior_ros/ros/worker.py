@@ -16,7 +16,7 @@ from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.motion.odometry import CameraMount
 from depth_prior_ros.pipeline.framing import InvalidFrameError
-from depth_prior_ros.pipeline.guard import is_out_of_memory, release_references
+from depth_prior_ros.pipeline.guard import ModelFailedError, is_out_of_memory, release_references
 from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
@@ -164,6 +164,8 @@ class FrameWorker:
                 self._refuse(error.cause, error.text)
             except InvalidFrameError as error:
                 self._refuse(f"frame_{error.cause}", str(error))
+            except ModelFailedError as error:
+                self._refuse("model_failed", str(error))
             except Exception as error:  # one frame's trouble must not end the node
                 if not self._stopping.is_set():
                     self._survive(error)

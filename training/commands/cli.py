@@ -373,6 +373,7 @@ def _is_plain(error: Exception) -> bool:
     """Whether the message alone says what to do, so that a traceback would only hide it."""
     from depth_prior_ros.backends.base import BackendError
     from depth_prior_ros.bundle import BundleError
+    from depth_prior_ros.pipeline.guard import ModelFailedError
     from depth_prior_ros.recordings import RecordingError
     from training.evaluation.sets import EvaluationError
     from training.loop.checkpoint import CheckpointError
@@ -380,7 +381,7 @@ def _is_plain(error: Exception) -> bool:
     from training.recipes.recipe import RecipeError
 
     plain = (BackendError, BundleError, RecordingError, RecipeError, EvaluationError, OSError)
-    return isinstance(error, (*plain, CheckpointError, TrainingError))
+    return isinstance(error, (*plain, CheckpointError, TrainingError, ModelFailedError))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

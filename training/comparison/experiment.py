@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import Field, ValidationError
 from rich.console import Console
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.bundle import MANIFEST_NAME
+from depth_prior_ros.untrusted import printable
 from training.errors import TrainingError
 from training.evaluation.sets import DATA_VARIABLE
 from training.recipes.base import RecipeError, Strict
@@ -104,12 +105,15 @@ def read_experiment(path: Path) -> Experiment:
         RecipeError: not readable, an unknown key, or a wrong type; names file and key.
     """
     try:
-        return Experiment.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        return Experiment.model_validate(strict_yaml.read(path))
+    except OSError as error:
+        problem = strict_yaml.problem_of(error)
+        raise RecipeError(f"experiment {path} cannot be read: {problem}") from error
+    except strict_yaml.YamlError as error:
         raise RecipeError(f"experiment {path} cannot be read: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(f"experiment {path} is not valid:\n" + "\n".join(lines)) from error
+        words = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"experiment {path} is not valid: {printable(words)}") from error
 
 
 def plan(experiment: Experiment, path: Path, out: Path) -> ExperimentPlan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros import strict_yaml
 from training.evaluation.sets import EvaluationError
 
 if TYPE_CHECKING:
@@ -103,11 +104,12 @@ def read_listing(path: Path) -> Listing:
     Raises:
         EvaluationError: not of that form.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = strict_yaml.read(path)
+    except OSError as error:
+        problem = strict_yaml.problem_of(error)
+        raise EvaluationError(f"{path}: cannot be read ({problem})") from error
+    except strict_yaml.YamlError as error:
         raise EvaluationError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("rows"), Mapping):
         raise EvaluationError(f"{path}: 'rows' with NAME: [BUNDLE, ...] expected")

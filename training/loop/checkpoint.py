@@ -109,7 +109,8 @@ def load_checkpoint(
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
-            raise CheckpointError(f"checkpoint {path} holds another '{name}': {error}") from error
+            cause = printable(" ".join(str(error).split()), 400)
+            raise CheckpointError(f"checkpoint {path} holds another '{name}': {cause}") from error
     try:
         if optimiser is not None:
             _load_optimiser(optimiser, tensors)
@@ -119,7 +120,8 @@ def load_checkpoint(
             average.load(own)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"checkpoint {path} holds another optimiser or average: {error}"
+            f"checkpoint {path} holds another optimiser or average: "
+            f"{printable(' '.join(str(error).split()), 400)}"
         ) from error
     return progress
 

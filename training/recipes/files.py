@@ -15,6 +15,7 @@ from training.recipes.base import RecipeError, Strict
 from training.recipes.recipe import Recipe
 
 # Keys of older versions, by their last part.
+_TOLD = 8  # keys in one message
 _RENAMED = {
     "kept_pixels_only": "auto_masked",
     "rich": "teacher (and its key teacher is model)",
@@ -30,7 +31,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
     Raises:
         RecipeError: file missing or not YAML, unknown key, wrong type or value, a circle of
-            ``extends``; the message names the file and every offending key.
+            ``extends``; the message names the file and the offending keys.
     """
     values = read_values(Path(path))
     for override in overrides or []:
@@ -45,8 +46,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             for e in found
             if not any(o["loc"][: len(e["loc"])] == e["loc"] != o["loc"] for o in found)
         ]
-        lines = [f"  {_plain(e)}" for e in causes]
-        raise RecipeError(f"{_kind(Path(path))}:\n" + "\n".join(lines)) from error
+        words = "; ".join(map(_plain, causes[:_TOLD]))
+        more = len(causes) - _TOLD
+        rest = f"; and {more} more" if more > 0 else ""
+        raise RecipeError(f"{_kind(Path(path))}: {words}{rest}") from error
 
 
 def read_values(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def _index(target: list[Any], name: str, override: str) -> int:
 def _plain(error: Any) -> str:
     place = printable(".".join(map(str, error["loc"])) or "recipe")
     if error["type"] != "extra_forbidden":
-        return printable(f"{place}: {error['msg']}")
+        return printable(f"{place}: {' '.join(error['msg'].split())}")
     if (key := str(error["loc"][-1])) in _RENAMED:
         return f"unknown key {place}; it is called {_RENAMED[key]} now"
     allowed = _keys_at(error["loc"][:-1])

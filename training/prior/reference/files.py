@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import write_bytes
+from depth_prior_ros.untrusted import read_file
 from training.errors import TrainingError
 
 SCHEMA_VERSION = 1
@@ -39,6 +40,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "pixel": np.dtype("<i4"),
 }
 _NAMES = {"<f2": "F16", "<i4": "I32"}
+_MANIFEST_BYTES = 1 << 27  # a hundred thousand images, with room
+_MANIFEST_NODES = 1 << 22
 _AGAIN = "remove it, and the command that made the set extracts it again"
 
 
@@ -147,16 +150,18 @@ def read_manifest(folder: Path) -> ReferenceManifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        text = path.read_bytes().decode()
+        text = read_file(path, _MANIFEST_BYTES).decode()
     except FileNotFoundError:
         raise ReferenceSetError(path, "missing: this folder is no reference set") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReferenceSetError(path, f"cannot be read: {error}") from error
+    except OSError as error:
+        raise ReferenceSetError(path, f"cannot be read: {strict_yaml.problem_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ReferenceSetError(path, f"cannot be read: {error.reason}") from error
     body, _, seal = text.rpartition(_SEAL)
     whole = seal == hashlib.sha256(body.encode()).hexdigest() + "\n"
     try:
-        data = yaml.load(body or text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        data = strict_yaml.parse(body or text, _MANIFEST_BYTES, _MANIFEST_NODES)
+    except strict_yaml.YamlError:
         data = None
     version = data.get("schema") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -177,14 +182,7 @@ def read_manifest(folder: Path) -> ReferenceManifest:
 
 def write_manifest(folder: Path, manifest: ReferenceManifest) -> None:
     """Write reference.yaml, sealed. Raises ReferenceSetError."""
-    body = yaml.dump(
-        manifest.model_dump(by_alias=True, mode="json"),
-        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=1 << 16,
-    )
+    body = strict_yaml.dump(manifest.model_dump(by_alias=True, mode="json"), one_line_each=True)
     seal = hashlib.sha256(body.encode()).hexdigest()
     _write(folder / MANIFEST_NAME, f"{body}{_SEAL}{seal}\n".encode())
 

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
+from depth_prior_ros.untrusted import YAML_BYTES, read_file
 from training.prior.teachers.base import (
     TeacherError,
     TeacherIdentity,
@@ -235,9 +236,10 @@ def _card(place: str, local: bool) -> Mapping[str, Any]:
 
     try:
         file = cached_file(place, _CARD, local_files_only=local)
-        parts = Path(file).read_text(encoding="utf-8").split("---", 2)
-        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_file(Path(file), YAML_BYTES).decode("utf-8")
+        parts = text.split("---", 2)
+        found = strict_yaml.parse(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (OSError, ValueError):  # of YAML, too
         return {}
     return found if isinstance(found, Mapping) else {}
 
