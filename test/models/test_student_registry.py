@@ -120,7 +120,7 @@ def test_monodepth2_decoder_against_its_description() -> None:
     net = Monodepth2Decoder(OTHER)
     features = {s: [torch.rand(1, c, 64 // s, 96 // s) for c in cs] for s, cs in OTHER.items()}
     maps = net._maps(features)
-    assert [m.shape[1] for m in maps] == [16, 32, 64, 128]
+    assert [maps[scale].shape[1] for scale in range(4)] == [16, 32, 64, 128]
     blocks = [m for m in net.modules() if isinstance(m, ConvBlock)]
     assert [(b.conv.in_channels, b.conv.out_channels) for b in blocks] == [
         (12, 256),

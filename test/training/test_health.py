@@ -44,6 +44,7 @@ def test_healthy_training_is_left_in_peace() -> None:
         ("motion_exploded", "translation", 50.0),
         ("auto_mask_keeps_little", "auto_mask_share", 0.02),
         ("auto_mask_keeps_all", "auto_mask_share", 0.9999),
+        ("stereo_other_side", "stereo_side", 0.3),
         ("map_at_clip", "multi/at_clip", 0.9),
         ("map_wide", "multi/delta_mean", 4.0),
         ("best_at_range_end", "multi/at_range_end", 0.8),
