@@ -35,19 +35,19 @@ _WAYS = {
     "active": ("deactivate",),
 }
 _ANYTHING = 0.15  # share of transitions that are drawn without asking for the state
+_WATCHED = 0.3  # share of activations after which depth has to come before the walk goes on
 _SETTLED = 0.1  # share of the walk over which memory is averaged
 _PARAMETERS: tuple[tuple[str, Any], ...] = (
-    ("max_metres", 40.0),
-    ("max_metres", -1.0),
+    ("max_depth_m", 40.0),
+    ("max_depth_m", -1.0),
+    ("max_depth_m", "far"),
     ("failure_pause", 3),
-    ("parallax", 1.5),
     ("force_model", "single_frame"),
     ("force_model", ""),
     ("force_model", "no_such_model"),
     ("bundle", "no_such_bundle"),
     ("points.stride", 2),
     ("no_such_parameter", 1),
-    ("max_metres", "far"),
 )
 
 
@@ -61,6 +61,7 @@ class Walk:
     wordless: Counter[str] = field(default_factory=Counter)
     memory: list[float] = field(default_factory=list)  # MB after each transition
     unanswered: Counter[str] = field(default_factory=Counter)
+    watched: int = 0  # activations after which depth was waited for, and came
 
     @property
     def growth(self) -> float:
@@ -131,17 +132,20 @@ def _refusals(name: str, answer: Any) -> list[tuple[bool, str]]:
     return []
 
 
-def _storm(caller: Caller, chance: random.Random) -> None:
+def _set(caller: Caller, name: str, value: Any) -> None:
     from rclpy.parameter import Parameter
 
+    parameter = Parameter(name, value=value).to_parameter_msg()
+    caller.send("set_parameters", parameters=[parameter])
+
+
+def _storm(caller: Caller, chance: random.Random) -> None:
     def set_one() -> None:
-        name, value = chance.choice(_PARAMETERS)
-        message = Parameter(name, value=value).to_parameter_msg()
-        caller.send("set_parameters", parameters=[message])
+        _set(caller, *chance.choice(_PARAMETERS))
 
     quick: tuple[Callable[[], Any], ...] = (
         lambda: caller.send("get_state"),
-        lambda: caller.send("get_parameters", names=["bundle", "max_metres"]),
+        lambda: caller.send("get_parameters", names=["bundle", "max_depth_m"]),
         lambda: caller.send("list_parameters"),
         lambda: caller.send("reset_scale"),
         set_one,
@@ -171,7 +175,7 @@ def run(transitions: int, seed: int, rate: float = 15.0) -> tuple[Walk, dict[str
     with tempfile.TemporaryDirectory() as place:
         bundle = Path(place) / "bundle"
         make_tiny_bundle(bundle, BUNDLE_SIZE)
-        options = {"snapshot.folder": Path(place) / "snapshots"}
+        options = {"snapshot_folder": Path(place) / "snapshots"}
         with scene(bundle, **options) as one:
             one.camera(size=BUNDLE_SIZE, rate=rate, speed=5.0, stamp=10**15, step=10**8)
             one.until(lambda: one.witness.depth, "depth")
@@ -184,6 +188,7 @@ def run(transitions: int, seed: int, rate: float = 15.0) -> tuple[Walk, dict[str
                 if chance.random() < _ANYTHING:
                     ways = tuple(_TRANSITIONS)
                 _storm(caller, chance)
+                _set(caller, "bundle", str(bundle))  # a storm may have named another
                 wanted = {"id": _TRANSITIONS[chance.choice(ways)]}
                 caller.send("change_state", transition=_transition(**wanted))
                 _storm(caller, chance)
@@ -191,12 +196,21 @@ def run(transitions: int, seed: int, rate: float = 15.0) -> tuple[Walk, dict[str
                 if not one.process.alive:
                     raise SystemExit(f"the node ended:\n{one.process.output[-2000:]}")
                 walk.memory.append(_memory(one.process.process.pid))
+                if chance.random() < _WATCHED and _is_active(caller):
+                    one.until(lambda: one.witness.depth, "depth after activation")
+                    walk.watched += 1
                 one.witness.depth.clear()
                 one.witness.info.clear()
                 del one.witness.diagnostics[:-1]
             status = one.witness.status()
     rclpy.try_shutdown()
     return walk, status
+
+
+def _is_active(caller: Caller) -> bool:
+    state = caller.send("get_state")
+    caller.collect()
+    return bool(state.done()) and state.result().current_state.label == "active"
 
 
 def _transition(**values: int) -> Any:
@@ -220,6 +234,7 @@ def main() -> None:
     for name, count in sorted(walk.refused.items()):
         print(f"figure refused_{name} {count}")
     print(f"figure refused_without_words {sum(walk.wordless.values())}")
+    print(f"figure activations_with_depth {walk.watched}")
     for name in ("received", "inferred", "dropped_stale", "refused_frames"):
         print(f"figure frames_{name} {status.get(name, '')}")
     print(f"figure memory_MB {walk.memory[-1]:.1f}")

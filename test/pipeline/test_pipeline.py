@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from depth_prior_ros.bundle import Bundle, build_network, save_bundle
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.mism import MultiFrameNet
 from depth_prior_ros.motion.gate import Motion
-from depth_prior_ros.pipeline import DepthPipeline, InvalidFrameError
+from depth_prior_ros.pipeline import DepthPipeline, InvalidFrameError, ModelFailedError
 from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
 from depth_prior_ros.scale import FixedScale
@@ -188,6 +189,31 @@ def test_an_answer_without_a_number_is_a_failure(
     assert results[1].error is not None
     assert "holds no number" in results[1].error
     assert np.isfinite(results[1].depth).any()
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
+def test_a_single_frame_answer_without_a_number_is_a_failure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Not a picture without any depth; the pipeline goes on as though the frame had never been."""
+    pipeline = DepthPipeline(bundle, "torch", "cpu")
+    drive(pipeline, [MOVING] * 2)
+    single = pipeline.networks.single
+
+    def empty(native: Any) -> Any:
+        inverse, rest = single(native)
+        return torch.full_like(inverse, value), rest
+
+    monkeypatch.setattr(pipeline.networks, "single", empty)
+    pipeline.force_model = "single_frame"
+    with pytest.raises(ModelFailedError, match="holds no number"):
+        pipeline.process(view(2), 2 * TENTH, MOVING)
+    with pytest.raises(ModelFailedError, match="another bundle"):
+        pipeline.warm_up()
+    monkeypatch.undo()
+    pipeline.force_model = None
+    assert pipeline.previous_stamp_ns == TENTH
+    assert pipeline.process(view(2), 2 * TENTH, MOVING).active_model == "multi_frame moving"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

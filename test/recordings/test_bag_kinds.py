@@ -283,6 +283,24 @@ def test_channels_that_are_not_of_ros_are_left_out_and_named(tmp_path, encoding,
     assert any("/gps is left out" in note for note in recording.notes)
 
 
+@pytest.mark.parametrize("profile", [b"ros1", b"\0\0\0\0", b"\x1b[2J"])
+def test_the_profile_of_a_file_does_not_decide(tmp_path, profile):
+    """Each channel says its own encoding; recorders of other systems write other profiles."""
+    path = write(tmp_path / "bag", camera()) / "bag.mcap"
+    path.write_bytes(path.read_bytes().replace(b"ros2", profile, 1))
+    assert len(open_recording(path).frames) == 3
+
+
+def test_without_images_of_ros_what_was_left_out_is_named(tmp_path):
+    path = write(tmp_path / "bag", {"/g\x1bps": ("std_msgs/msg/String", [(START, {"data": "x"})])})
+    file = path / "bag.mcap"
+    file.write_bytes(file.read_bytes().replace(b"\x03\0\0\0cdr", b"\x03\0\0\0xml"))
+    with pytest.raises(RecordingError) as caught:
+        open_recording(file)
+    assert r"/g\x1bps is left out: its messages are xml" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 # -- clocks ----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import cv2
 import pytest
-from test_bag import make_recording, smooth
+from test_bag import START, make_recording, smooth
+from test_bag_kinds import camera, write
 from test_recordings import write_drive, write_sequence
 
 from depth_prior_ros.recordings import open_recording
@@ -174,3 +175,20 @@ def test_the_embedded_drive_is_what_the_demo_needs() -> None:
     depth = recording.frames[40].depth()
     assert depth is not None
     assert 0.5 < (depth > 0).mean() < 1
+
+
+def test_names_of_strangers_reach_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topics = camera("/fr\x1b]0;title\x07ont")
+    topics["/\u202egps"] = ("std_msgs/msg/String", [(START, {"data": "x"})])
+    bag = write(tmp_path / "bag", topics)
+    for options in ([], ["--full"]):
+        assert main(["info", str(bag), *options]) == 0
+        out = "".join(capsys.readouterr())
+        assert r"/fr\x1b]0;title\x07ont/image_raw" in out
+        assert all(line.isprintable() for line in out.splitlines())
+    assert main(["info", str(bag), "--image-topic", "/x"]) == 1
+    said = capsys.readouterr().err
+    assert said.rstrip("\n").isprintable()
+    assert r"\u202egps" in said
