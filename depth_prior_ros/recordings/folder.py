@@ -16,6 +16,7 @@ from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.images.rectification import LensCorrection, Rectifier
 from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
 from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS
+from depth_prior_ros.recordings.cityscapes import is_city
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
 from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
@@ -24,8 +25,10 @@ from depth_prior_ros.recordings.video import VideoFile, is_video
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether a folder holds images directly."""
-    return path.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+    """Whether a folder holds images directly, and is no city of Cityscapes, which does so too."""
+    if not path.is_dir() or is_city(path):
+        return False
+    return any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
 
 
 @folder_format("image_folder", "a folder of images", is_image_folder, rank=2)

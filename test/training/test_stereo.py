@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -358,3 +359,46 @@ def test_scenes_of_mode_s_have_no_motion(wall: Path) -> None:
     assert Camera(FOCAL, FOCAL, 160, 48, *SIZE).matrix()[0, 0] == pytest.approx(
         float(batch.K[0, 0, 0])
     )
+
+
+# --- Cityscapes' sequences ------------------------------------------------------------------------
+
+
+def write_city(root: Path, *, numbers: tuple[int, ...] = (17, 18, 19, 20)) -> Path:
+    """Two sequences of a city at an eighth of their size, each with a calibration of its own."""
+    for sequence, focal in (("000000", 2262.0), ("000001", 2200.0)):
+        for side, x in (("left", 0.0), ("right", 9.0)):
+            folder = root / f"{side}Img8bit_sequence" / "train" / "aachen"
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in numbers:
+                picture = shifted(texture(256, 128, seed=number + int(sequence)), -x)
+                name = f"aachen_{sequence}_{number:06d}_{side}Img8bit.png"
+                cv2.imwrite(str(folder / name), picture)
+        cameras = root / "camera" / "train" / "aachen"
+        cameras.mkdir(parents=True, exist_ok=True)
+        content = {
+            "intrinsic": {"fx": focal, "fy": focal, "u0": 1096.0, "v0": 513.0},
+            "extrinsic": {"baseline": 0.21},
+        }
+        (cameras / f"aachen_{sequence}_000019_camera.json").write_text(json.dumps(content))
+    return root / "leftImg8bit_sequence" / "train" / "aachen"
+
+
+def test_a_city_is_a_recording_of_sequences_with_their_own_cameras(tmp_path: Path) -> None:
+    city = write_city(tmp_path)
+    recording = open_recording(city)
+    assert [recording.gap_before(i) for i in range(8)] == [False] * 4 + [True] + [False] * 3
+    assert recording.frames[0].camera.size == (256, 96)  # without the bonnet
+    focals = [frame.camera.fx for frame in recording.frames]
+    assert focals == pytest.approx([2262 / 8] * 4 + [2200 / 8] * 4)
+    pairs = open_pairs(city, recording)
+    assert pairs.baseline == pytest.approx(0.21)
+    drive = Drive(path=str(city))
+    found = load_triplets(tmp_path, [drive], (128, 64), UNIT, mode="MS")
+    assert [t[1] for t in found.sequences[0].triplets] == [1, 2, 5, 6]  # no triplet across a gap
+    batch = found.triplet(0, 3)
+    assert float(batch.K[0, 0, 0]) == pytest.approx(2200 / 16)
+    (tmp_path / "camera" / "train" / "aachen" / "aachen_000001_000019_camera.json").unlink()
+    left = open_recording(city)
+    assert len(left.frames) == 4
+    assert "000001" in str(left.skipped[0])
