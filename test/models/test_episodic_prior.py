@@ -107,13 +107,14 @@ def test_the_correction_keeps_edges() -> None:
     )
 
 
+@pytest.mark.parametrize("stride", [8, 16])
 @torch.no_grad()
-def test_without_references_a_student_stays_bitwise() -> None:
+def test_without_references_a_student_stays_bitwise(stride: int) -> None:
     plain = {"trunk": "mobilenet_v2", "decoder": "convex", "camera_code": True}
     torch.manual_seed(0)
     before = build_student(plain).eval()
     torch.manual_seed(0)
-    student = build_student({**plain, "episodic": {"capacity": 16}}).eval()
+    student = build_student({**plain, "episodic": {"capacity": 16, "stride": stride}}).eval()
     assert student.episodic is not None
     torch.nn.init.normal_(student.episodic.weigh.weight)
     student.load_state_dict(before.state_dict(), strict=False)
@@ -130,6 +131,21 @@ def test_without_references_a_student_stays_bitwise() -> None:
     assert not torch.allclose(changed[0], expected[0], rtol=1e-2)
 
 
+@torch.no_grad()
+def test_a_coarser_map_looks_up_the_same_where_nothing_varies() -> None:
+    """Stride 16 is the mean of four places: where those are alike, so is what is added."""
+    prior = _prior()
+    coarse = EpisodicPrior(CHANNELS, KEYS, EpisodicConfig(heads=2, width=4, capacity=12, stride=16))
+    coarse.load_state_dict(prior.state_dict())
+    found = prior.project([_references()])
+    decoded = torch.randn(1, CHANNELS, 2, 3).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    depth = (torch.rand(1, 1, 2, 3) + 0.5).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    at_16 = coarse(decoded, depth, found)
+    small = prior(decoded[..., ::2, ::2], depth[..., ::2, ::2], found)
+    expected = torch.nn.functional.interpolate(small, (4, 6), mode="bilinear")
+    torch.testing.assert_close(at_16, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     prior = _prior()
     with pytest.raises(ValueError, match="13 references: there is room for 12"):
@@ -137,6 +153,8 @@ def test_what_does_not_fit_is_refused() -> None:
     wrong = References(torch.zeros(2, KEYS + 1), torch.zeros(2, 2), torch.ones(2))
     with pytest.raises(ValueError, match="trunk has 5"):
         prior.project([wrong])
+    with pytest.raises(ValueError, match="stride 4: must be 8 or 16"):
+        EpisodicConfig(stride=4)
     with pytest.raises(ValueError, match="unknown episodic settings"):
         EpisodicConfig.from_dict({"head": 4})
     with pytest.raises(ValueError, match="no map at 1/8"):

@@ -92,6 +92,7 @@ class Episodic(Strict):
     heads: int = Field(4, ge=1, le=64)
     width: int = Field(16, ge=1, le=256, description="learned channels of keys and values, a head")
     capacity: int = Field(1024, ge=1, le=65536, description="references there is room for")
+    stride: Literal[8, 16] = Field(8, description="of the map that looks up; 16 costs half")
 
 
 class Init(Strict):

@@ -35,7 +35,6 @@ class Episodic(TrainingConfig):
     frames: tuple[int, int] = Field((1, 5), description="fewest and most that they come from")
     noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")
     noise: float = Field(0.12, ge=0, description="largest deviation of log depth there, smooth")
-    weight_decay: float = Field(0.01, ge=0)
     recordings: int | None = Field(None, ge=2, description="the first so many only; default: all")
     held_out: int = Field(8, ge=0, description="the last of them are kept for validation")
 
