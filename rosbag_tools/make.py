@@ -21,7 +21,6 @@ The same recording gives the same bytes.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.motion.odometry import UNKNOWN
@@ -110,10 +110,9 @@ def write_bag(
     out = Path(out)
     if out.exists():
         raise RecordingError(f"{out} exists already; remove it or choose another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as temporary:
+    with staging_folder(out) as temporary:
         # the writer names the file after its folder
-        folder = Path(temporary) / out.stem
+        folder = temporary / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
             messages = FrameMessages(writer, quality, moving, partner)
             for done, frame in enumerate(recording.frames, start=1):

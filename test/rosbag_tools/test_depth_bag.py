@@ -192,3 +192,20 @@ def test_names_of_strangers_reach_no_terminal(
     said = capsys.readouterr().err
     assert said.rstrip("\n").isprintable()
     assert r"\u202egps" in said
+
+
+@pytest.mark.slow
+def test_what_a_killed_rendering_left_is_removed(tmp_path: Path) -> None:
+    run = [sys.executable, "-c", "import sys; from rosbag_tools.cli import main; sys.exit(main())"]
+    options = ["render", "--out", "r.mcap", "--size", "96x32", "--frames"]
+    first = subprocess.Popen([*run, *options, "80"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob(".r*.partial*")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    first.kill()
+    first.wait()
+    assert list(tmp_path.iterdir())
+    subprocess.run([*run, *options, "3"], cwd=tmp_path, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.mcap"]

@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import remove_leftovers, staging_folder
+from depth_prior_ros.ros.launch_arguments import read_cameras
+from training.comparison.experiment import read_experiment
+from training.comparison.rows import read_listing
 from training.errors import TrainingError
+from training.evaluation.sets import EvaluationError
 from training.loop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.loop.progress import StageLog
+from training.prior.reference.files import read_manifest
 from training.recipes.files import load_recipe
 from training.recipes.recipe import RecipeError
 from training.runs.run import Run
@@ -176,3 +182,31 @@ def test_a_full_disk_under_tensorboard_is_one_line(
             log.scalars(step, {"loss": 1.0})
             log._board.flush()
     assert "Traceback" not in capfd.readouterr().err
+
+
+_BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nrows: *b\ncameras: *b\n"
+
+
+@pytest.mark.parametrize("text", [_BOMB, "x: " + "[" * 5000, "x: 2001-99-99\n", "\x1b[2J: ]\n"])
+@pytest.mark.parametrize("reader", ["cameras", "experiment", "listing", "reference"])
+def test_yaml_is_read_alike_everywhere(tmp_path: Path, reader: str, text: str) -> None:
+    file = tmp_path / ("reference.yaml" if reader == "reference" else "x.yaml")
+    file.write_text(text)
+    readers = {
+        "cameras": read_cameras,
+        "experiment": read_experiment,
+        "listing": read_listing,
+        "reference": lambda path: read_manifest(path.parent),
+    }
+    with pytest.raises((ValueError, RecipeError, EvaluationError, TrainingError)) as caught:
+        readers[reader](file)
+    assert str(file) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_what_stands_in_two_places_is_written_twice() -> None:
+    """Aliases are not read, so none are written."""
+    twice = ["a", "b"]
+    text = strict_yaml.dump({"one": twice, "other": twice})
+    assert "&" not in text
+    assert strict_yaml.parse(text) == {"one": twice, "other": twice}
