@@ -259,7 +259,7 @@ def test_what_a_kill_left_half_written_is_removed(source: TripletSource, tmp_pat
     """A shard of 1024x320 is 160 MiB, and every kill would leave another one."""
     opened = TeacherOutputs.open(tmp_path, Counting(), source)
     assert opened.folder is not None
-    left = opened.folder / ".00000.safetensors.4711.partial"
+    left = opened.folder / ".00000.safetensors.99999999.partial"
     left.write_bytes(b"half")
     TeacherOutputs.open(tmp_path, Counting(), source)
     assert not left.exists() and list(opened.folder.glob("*.safetensors"))

@@ -252,5 +252,5 @@ def test_recordings_are_of_one_camera_each(tmp_path: Path, monkeypatch: pytest.M
     assert not np.array_equal(sets[0][0]["K"], sets[0][1]["K"])
     with pytest.raises(ValueError, match="frames_per_street 4: 0, or what divides"):
         write_samples(tmp_path / "odd", 6, (64, 32), progress=False, frames_per_street=4)
-    with pytest.raises(ValueError, match="other frames_per_street"):
+    with pytest.raises(ValueError, match="other schema, pairs_per_shard, frames_per_street"):
         write_samples(tmp_path / "5", 6, (64, 32), 5, progress=False, cameras=1.0, camera_seed=None)

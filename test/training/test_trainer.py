@@ -381,7 +381,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
         if call == 5:
             for _ in range(2):
                 signal.raise_signal(signal.SIGINT)
-                time.sleep(0.01)  # two at once may arrive as one
+                time.sleep(0.1)  # two at once may arrive as one
 
     stage = OneWeight(before=press_twice)
     before = signal.getsignal(signal.SIGINT)
