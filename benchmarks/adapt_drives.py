@@ -85,7 +85,7 @@ def judge(pipeline: DepthPipeline, drives: Drives, row: str) -> dict[str, float]
         figures[f"adapt_{row}_{chosen.name}_abs_rel_metres"] = metric
         figures[f"adapt_{row}_{chosen.name}_abs_rel_scaled"] = scaled
         cells.append(f"{metric:.3f} ({scaled:.3f})")
-    print(f"{row:12}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    print(f"{row:22}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
     return figures
 
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     drives, pipeline = Drives(Path(options.data)), DepthPipeline(options.bundle)
     before = pipeline.camera_code
-    print(f"{'fitted on':12}" + "".join(f"{chosen.name:>18}" for chosen in drives.judged))
+    print(f"{'fitted on':22}" + "".join(f"{chosen.name:>18}" for chosen in drives.judged))
     figures = judge(pipeline, drives, "before")
     for row in options.rows:
         pipeline.tell_camera(before)
@@ -113,9 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         adapted: Adapted = adapt(pipeline.bundle, found, found[0].camera, source)
         pipeline.tell_camera(adapted.told)
         figures |= judge(pipeline, drives, row)
+        if adapted.references is not None:
+            pipeline.tell_camera(before)
+            pipeline.set_references(adapted.references, None)
+            figures |= judge(pipeline, drives, f"{row}_references")
+            pipeline.set_references(None, None)
         numbers = ", ".join(f"{number:.2f}" for number in adapted.told.numbers)
-        kept = "kept" if adapted.better else "not kept"
-        print(f"{'':12}{len(found)} keyframes; numbers {numbers}; {adapted.text}: {kept}")
+        won = "references kept" if adapted.by_references else "numbers kept"
+        kept = won if adapted.by_references or adapted.better else "not kept"
+        print(f"{'':22}{len(found)} keyframes; numbers {numbers}; {adapted.text}: {kept}")
     for name, value in figures.items():
         print(f"figure {name} {value:.3f}")
     return 0

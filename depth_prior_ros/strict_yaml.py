@@ -6,6 +6,7 @@ the parser. Both are found in the stream of events, before anything is built.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,21 @@ def dump(data: Any, one_line_each: bool = False) -> str:
             default_flow_style=None if one_line_each else False,
         )
     )
+
+
+def read_as(path: Path, wrong: Callable[[str], Exception]) -> Any:
+    """As `read`, with one error of the caller's kind, which names the file.
+
+    Raises FileNotFoundError where there is none, and what ``wrong`` makes of the words.
+    """
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise wrong(f"{path}: cannot be read: {problem_of(error)}") from error
+    except YamlError as error:
+        raise wrong(f"{path}: cannot be read: {error}") from error
 
 
 def problem_of(error: OSError) -> str:

@@ -85,23 +85,14 @@ class Messages:
 
     def scale(self, topic: str, status: ScaleStatus) -> Entry:
         """A DiagnosticStatus of where the metres come from, as the node publishes it."""
-        relative = status.state == "none"
-        values = {
-            "mode": status.mode,
-            "state": status.state,
-            "unit": "relative" if relative else "metres",
-            "metres_per_unit": f"{status.metres_per_unit:.6g}",
-            "spread": "" if status.spread is None else f"{status.spread:.4g}",
-            "samples": str(status.samples),
-        }
         pairs = [
             self.make("diagnostic_msgs/msg/KeyValue", key=key, value=value)
-            for key, value in values.items()
+            for key, value in status.values().items()
         ]
         return self.entry(
             topic,
             _STATUS,
-            level=1 if relative or status.state == "searching" else 0,
+            level=1 if status.unsure else 0,
             name="depth_node: scale",
             message=status.text,
             hardware_id="",

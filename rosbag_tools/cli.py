@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import (
     add_recording_options,
     intrinsics,
@@ -20,7 +19,7 @@ from depth_prior_ros.recording_options import (
 )
 from depth_prior_ros.share import recording_path
 from depth_prior_ros.untrusted import printable
-from rosbag_tools.recording_commands import add_check, add_process, add_report, count
+from rosbag_tools.recording_commands import add_check, add_network, add_process, add_report, count
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -174,8 +173,7 @@ def _make(parsed: argparse.Namespace) -> None:
 
         path = parsed.kitti_raw or parsed.kitti_odometry or parsed.images
         pairs = open_pairs(path, recording)
-        frames = {p: pairs.partner.frames[q] for p, q in pairs.positions.items()}
-        partner = Partner(frames, pairs.baseline)
+        partner = Partner(pairs.by_stamp(), pairs.baseline)
     make(recording, parsed.out, parsed.quality, partner=partner)
 
 
@@ -344,7 +342,7 @@ def _add_recording(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_node_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", default="lite", help="name or path (default: lite)")
+    add_network(parser)
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument(
         "--lockstep",
@@ -353,21 +351,6 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
     )
     pace.add_argument(
         "--rate", type=positive, metavar="X", help="X times real time, counting drops"
-    )
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        choices=("auto", *BACKENDS),
-        help="what runs the networks (default: auto)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--force-model", choices=("single_frame", "multi_frame"), help="force the node's model"
-    )
-    parser.add_argument(
-        "--no-forced",
-        action="store_true",
-        help="evaluate only what the node published, not each model on its own",
     )
     parser.add_argument(
         "--timeout", type=positive, default=20.0, help="seconds to wait for an answer"

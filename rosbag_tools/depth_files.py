@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.atomic_files import replacing
+from depth_prior_ros.geometry.points import to_points
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.pages import colours
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, is_bag
@@ -75,20 +76,16 @@ def npy(made: Made) -> bytes:
 
 def ply(made: Made) -> bytes:
     """The points whose depth is finite, in the camera's optical frame, with their colours."""
-    depth, camera, rgb = made.result.depth, made.result.camera, made.result.rgb
-    known = np.isfinite(depth)
-    v, u = np.nonzero(known)
-    z = depth[known]
-    points = np.empty(z.size, [("xyz", "<f4", 3), ("rgb", "u1", 3)])
-    points["xyz"][:, 0] = (u - camera.cx) / camera.fx * z
-    points["xyz"][:, 1] = (v - camera.cy) / camera.fy * z
-    points["xyz"][:, 2] = z
+    seen = to_points(made.result.depth, made.result.camera, organised=True)
+    known, rgb = np.isfinite(seen[..., 2]), made.result.rgb
+    points = np.empty(int(known.sum()), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    points["xyz"] = seen[known]
     points["rgb"] = 128 if rgb is None else rgb[known]
     lines = [
         "ply",
         "format binary_little_endian 1.0",
         "comment metres in the camera's optical frame: x right, y down, z forward",
-        f"element vertex {z.size}",
+        f"element vertex {points.size}",
         *(f"property float {name}" for name in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "end_header\n",

@@ -69,10 +69,10 @@ DEFAULT_QUALITY = 95
 
 @dataclass(frozen=True)
 class Partner:
-    """The other pictures of a stereo bag: one a frame where there is one, and where their camera
-    stands, metres to the right."""
+    """The other pictures of a stereo bag: one a frame where there is one, by the stamp of the frame
+    that they belong to; and where their camera stands, metres to the right."""
 
-    frames: Mapping[int, Frame]  # by the position of the frame that they belong to
+    frames: Mapping[int, Frame]
     baseline: float
 
 
@@ -116,7 +116,7 @@ def write_bag(
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
             messages = FrameMessages(writer, quality, moving, partner)
             for done, frame in enumerate(recording.frames, start=1):
-                messages.write(recording, frame, done - 1)
+                messages.write(recording, frame)
                 if progress is not None:
                     progress(done, len(recording.frames))
         counts = messages.counts
@@ -149,8 +149,8 @@ class FrameMessages:
         self._connections: dict[str, Any] = {}
         self.counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
 
-    def write(self, recording: Recording, frame: Frame, position: int = -1) -> None:
-        """Write a frame, and the partner of its position.
+    def write(self, recording: Recording, frame: Frame) -> None:
+        """Write a frame, and its stereo partner.
 
         One that cannot be read is named in `recording.skipped`.
         """
@@ -158,7 +158,7 @@ class FrameMessages:
         try:
             image, depth = self._encode(frame), frame.depth()
             moving = frame.moving() if self._moving else None
-            other = None if self._partner is None else self._partner.frames.get(position)
+            other = None if self._partner is None else self._partner.frames.get(frame.stamp_ns)
             beside = None if other is None else self._encode(other)
         except CorruptFrameError as error:
             name_skipped(recording.skipped, f"frame {frame.index}", str(error))
@@ -350,7 +350,9 @@ def render(
         street_drive(seed, frames, size, street=street, traffic=traffic, stop=stop, offset=offset)
         for offset in ([0.0, stereo] if stereo else [0.0])
     ]
-    partner = Partner(dict(enumerate(drives[1].frames)), stereo) if stereo else None
+    partner = None
+    if stereo:
+        partner = Partner({frame.stamp_ns: frame for frame in drives[1].frames}, stereo)
     try:
         make(drives[0], out, quality, moving=moving, partner=partner)
     except RendererUnavailableError as error:

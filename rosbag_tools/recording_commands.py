@@ -55,15 +55,7 @@ def add_process(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     for name, words in _OUTPUTS.items():
         parser.add_argument(f"--{name}", action="store_true", help=words)
-    _add_network(parser)
-    parser.add_argument(
-        "--force-model", choices=("single_frame", "multi_frame"), help="force a model"
-    )
-    parser.add_argument(
-        "--no-forced",
-        action="store_true",
-        help="judge only the depth that is written, not each model on its own",
-    )
+    add_network(parser)
     parser.set_defaults(run=_process)
 
 
@@ -253,7 +245,8 @@ def _add_recordings(parser: argparse.ArgumentParser) -> None:
     add_recording_options(parser)
 
 
-def _add_network(parser: argparse.ArgumentParser) -> None:
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Which bundle, what runs it, and which models are evaluated."""
     parser.add_argument("--bundle", default="lite", help="name or path (default: lite)")
     parser.add_argument(
         "--backend",
@@ -262,6 +255,14 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="what runs the networks (default: auto)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--force-model", choices=("single_frame", "multi_frame"), help="force a model"
+    )
+    parser.add_argument(
+        "--no-forced",
+        action="store_true",
+        help="evaluate only the depth that comes out, not each model on its own",
+    )
 
 
 def _places(recordings: Sequence[Path], out: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from depth_prior_ros.adaptation.keyframes import AdaptationError
 from depth_prior_ros.atomic_files import remove_leftovers, write_text
@@ -48,14 +47,7 @@ def load_adaptation(
 
     from depth_prior_ros import strict_yaml
 
-    try:
-        data: Any = strict_yaml.read(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise AdaptationError(f"{path}: cannot be read: {strict_yaml.problem_of(error)}") from error
-    except strict_yaml.YamlError as error:
-        raise AdaptationError(f"{path}: cannot be read: {error}") from error
+    data = strict_yaml.read_as(path, AdaptationError)
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise AdaptationError(f"{path}: not an adaptation of format {_FORMAT}")
     try:

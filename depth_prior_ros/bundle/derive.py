@@ -45,7 +45,7 @@ def tell_camera(
     *,
     metrics: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Write a bundle with the networks and the prior of another, whose student is told its camera.
+    """Write a bundle with all of another, but what its student is told of the camera.
 
     What was measured with the old numbers does not travel: metrics, and the mean of the student's
     own depth.
@@ -69,7 +69,7 @@ def tell_camera(
     provenance["note"] = "; ".join(filter(None, (provenance["note"], note)))
     manifest = validate_manifest(out / MANIFEST_NAME, data)
     with staging(out) as folder:
-        for file in (*_NETWORKS, file_name("prior")):
+        for file in (*_NETWORKS, file_name("prior"), REFERENCES_NAME):
             if file in bundle.manifest.files:
                 copy_file(bundle.path / file, folder / file)
         _copy_baselines(bundle, folder)
@@ -122,7 +122,7 @@ def replace_prior(
     _check_teacher(bundle, spec)
     manifest = _manifest(bundle, out, spec, note, name, data_sources, metrics, licence)
     with staging(out) as folder:
-        for file in _NETWORKS:
+        for file in (*_NETWORKS, REFERENCES_NAME):
             if file in bundle.manifest.files:
                 copy_file(bundle.path / file, folder / file)
         write_prior(folder / file_name("prior"), prior, spec, sources)

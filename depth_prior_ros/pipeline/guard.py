@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
+from depth_prior_ros.backends.base import BackendError
+
 Fault = Literal["model_failed", "memory", "budget"]
 
 
-class ModelFailedError(RuntimeError):
+class ModelFailedError(BackendError):
     """The single-frame network's answer is of no use: there is no depth of this frame."""
 
 

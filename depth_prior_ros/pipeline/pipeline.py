@@ -267,7 +267,7 @@ class DepthPipeline(PipelineSettings):
             picture = generator.integers(0, 256, shape, dtype=np.uint8)
             shown = self._show(picture, 0, None)
             inverse, _ = self.networks.single(shown.native)
-            self._check(inverse)
+            self._numbers(inverse)
             if self.networks.has_multi_frame:
                 try:
                     self._step.rehearse(shown, inverse)
@@ -295,7 +295,7 @@ class DepthPipeline(PipelineSettings):
         field of view is assumed, and metres are as right as that is. confidence: whether it is
         wanted. The result's reason is `first_frame`, its stamp 0.
 
-        Raises as `read_picture`, and InvalidFrameError.
+        Raises as `read_picture`; and InvalidFrameError and ModelFailedError as `process`.
         """
         clock = Stopwatch(self.networks.backend.synchronize)
         with clock("preprocess"):
@@ -372,8 +372,6 @@ class DepthPipeline(PipelineSettings):
         elif pairs and travel and self._may_measure(fault):
             found = self._step.travel(pairs[0], clock)
         assert reason is not None
-        if found.output is None:
-            self._check(single)
         with clock("postprocess"):
             units = self._units(current, single, found)
             self._observe(current, single, units, way, found, before)
@@ -456,13 +454,16 @@ class DepthPipeline(PipelineSettings):
             self._step.report(error)
             return self.networks.single(current.native)[0]
 
-    def _check(self, single: Native) -> None:
-        """Raise ModelFailedError for an answer of the single-frame network without a number."""
-        if not holds_depth(self.networks.backend.to_numpy(single)):
+    def _numbers(self, single: Native) -> NDArray[np.float32]:
+        """The single-frame network's answer (1, 1, H, W). Raises ModelFailedError where it holds
+        no number."""
+        values = self.networks.backend.to_numpy(single)
+        if not holds_depth(values):
             raise ModelFailedError(
                 "the single-frame network's answer holds no number: the bundle is no good on this "
                 "backend; try another `backend`, or another bundle"
             )
+        return values
 
     # -- which model ---------------------------------------------------------------------------
 
@@ -556,12 +557,11 @@ class DepthPipeline(PipelineSettings):
         self, current: ObservedFrame, single: Native, found: MultiFrameResult
     ) -> NDArray[np.float32]:
         """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
-        native = single if found.output is None else found.output[0]
-        return known_inverse(
-            self.networks.backend.to_numpy(native)[0, 0],
-            current.framed.outside,
-            inverse=found.output is None,
-        )
+        if found.output is None:
+            values = self._numbers(single)
+        else:
+            values = self.networks.backend.to_numpy(found.output[0])
+        return known_inverse(values[0, 0], current.framed.outside, inverse=found.output is None)
 
     def _metres(
         self,

@@ -133,11 +133,17 @@ def open_city(path: Path, *, camera: str | None = None) -> StoredRecording:
     if not frames:
         first = f" (first: {skipped[0]})" if skipped else ""
         raise RecordingError(f"{folder}: no usable image of a sequence{first}")
-    baseline = next(found[1] for found in cameras.values() if found is not None)
+    baselines = [found[1] for found in cameras.values() if found is not None]
+    baseline, notes = baselines[0], []
+    if max(baselines) > 1.01 * min(baselines):
+        notes.append(
+            f"baselines from {min(baselines):.4f} to {max(baselines):.4f} m; that of the first "
+            "sequence counts for all"
+        )
     rig_from_camera = np.eye(4)
     rig_from_camera[0, 3] = baseline if side == "right" else 0.0
     mount = Mount(side, rig_from_camera)
-    return StoredRecording(f"cityscapes_{city}", frames, skipped, mount=mount)
+    return StoredRecording(f"cityscapes_{city}", frames, skipped, mount=mount, notes=notes)
 
 
 def _sequence_frame(file: Path, index: int, camera: Camera) -> Frame:

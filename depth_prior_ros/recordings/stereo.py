@@ -81,6 +81,11 @@ class StereoPairs:
         """Metres to the partner along x: above 0 where it stands to the right."""
         return -float(self.partner_from_camera[0, 3])
 
+    def by_stamp(self) -> dict[int, Frame]:
+        """The partners by the stamp of the frame that they belong to."""
+        frames, others = self.recording.frames, self.partner.frames
+        return {frames[p].stamp_ns: others[q] for p, q in self.positions.items()}
+
     def __str__(self) -> str:
         side = "right" if self.baseline > 0 else "left"
         camera = self.partner.mount.camera if self.partner.mount else self.partner.name
@@ -142,7 +147,12 @@ def open_pairs(
 def bag_partners(path: Path, camera: str) -> list[tuple[str, float]]:
     """Image topics of a bag whose cameras stand beside ``camera``'s, with the metres to them along
     x (above 0: to the right), by the P of their calibrations, else by tf."""
-    cameras, transforms = cameras_in_bag(path)
+    return _beside(camera, *cameras_in_bag(path))
+
+
+def _beside(
+    camera: str, cameras: Sequence[BagCamera], transforms: TransformBuffer
+) -> list[tuple[str, float]]:
     mine = next((c for c in cameras if camera_of(c.topic) == camera_of(camera)), None)
     if mine is None:
         return []
@@ -163,8 +173,9 @@ def _open_in_bag(
 ) -> tuple[StoredRecording, StoredRecording]:
     """Both cameras of a bag, by the P of their calibrations, else rectified together by tf."""
     camera = _name(recording)
+    cameras, transforms = cameras_in_bag(path)
     if partner is None:
-        beside = [topic for topic, _ in bag_partners(path, camera)]
+        beside = [topic for topic, _ in _beside(camera, cameras, transforms)]
         if len(beside) > 1:
             raise RecordingError(
                 f"{path}: several cameras stand beside {camera}: name one of {', '.join(beside)}"
@@ -176,7 +187,6 @@ def _open_in_bag(
                 "tf between two cameras"
             )
         partner = beside[0]
-    cameras, transforms = cameras_in_bag(path)
     mine, other = (
         next((c for c in cameras if camera_of(c.topic) in (topic, camera_of(topic))), None)
         for topic in (camera, partner)

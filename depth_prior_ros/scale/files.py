@@ -60,13 +60,9 @@ def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[
 
     try:
         path = _place(path)
-        data = strict_yaml.read(path)
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise ScaleFileError(f"{path}: cannot be read: {strict_yaml.problem_of(error)}") from error
-    except strict_yaml.YamlError as error:
-        raise ScaleFileError(f"{path}: cannot be read: {error}") from error
+    data = strict_yaml.read_as(path, ScaleFileError)
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise ScaleFileError(f"{path}: not a scale file of format {_FORMAT}")
     try:

@@ -69,6 +69,27 @@ class ScaleStatus:
     samples: int
     text: str
 
+    @property
+    def relative(self) -> bool:
+        """Whether nobody knows the factor, so that depth is no metres."""
+        return self.state == "none"
+
+    @property
+    def unsure(self) -> bool:
+        """Whether depth is not, or not yet, to be taken for metres."""
+        return self.relative or self.state == "searching"
+
+    def values(self) -> dict[str, str]:
+        """Keys and values as messages carry them."""
+        return {
+            "mode": self.mode,
+            "state": self.state,
+            "unit": "relative" if self.relative else "metres",
+            "metres_per_unit": f"{self.metres_per_unit:.6g}",
+            "spread": "" if self.spread is None else f"{self.spread:.4g}",
+            "samples": str(self.samples),
+        }
+
 
 class Scale(Protocol):
     """Where the pipeline gets the metric factor from. May be asked from any thread."""

@@ -10,18 +10,22 @@ import pytest
 import torch
 from helpers import tiny_manifest
 
+from depth_prior_ros.adaptation.adapt import PROTOCOL, Adapted, take_references
+from depth_prior_ros.adaptation.keyframes import Keyframe
 from depth_prior_ros.adaptation.references import make_references
 from depth_prior_ros.backends.base import BackendError
 from depth_prior_ros.bundle import (
     Bundle,
     BundleError,
+    CameraCodeSpec,
     CameraSpec,
     ReferencesSpec,
     load_bundle,
     save_bundle,
 )
-from depth_prior_ros.bundle.derive import replace_references
+from depth_prior_ros.bundle.derive import replace_references, tell_camera
 from depth_prior_ros.bundle.manifest import Architecture
+from depth_prior_ros.evaluation.evaluate import FrameResult
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.episodic_prior import References
 from depth_prior_ros.models.export import StudentRunner
@@ -179,3 +183,59 @@ def test_references_are_known_pixels_of_their_frames(bundle: Bundle) -> None:
         make_references(student, images, depth * 0, 5, metres_per_unit=1.0)
     with pytest.raises(ValueError, match="expected \\(3, 1, 4, 12\\)"):
         make_references(student, images, depth[:2], 5, metres_per_unit=1.0)
+
+
+def test_another_camera_code_leaves_the_references(bundle: Bundle, tmp_path: Path) -> None:
+    written = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    code = CameraCodeSpec(numbers=(0.1,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
+    told = tell_camera(written, tmp_path / "told", code)
+    found, before = load_bundle(told.path).references(), written.references()
+    assert found is not None
+    assert before is not None
+    assert torch.equal(found.features, before.features)
+
+
+def test_keyframes_become_references_in_the_students_units(bundle: Bundle) -> None:
+    """Depth of a camera with twice the focal length is twice as far as the student sees it."""
+    width, height = bundle.manifest.input_size
+    trained = bundle.manifest.camera
+    camera = replace(trained, fx=2 * trained.fx, fy=2 * trained.fy)
+    depth = np.zeros((height // 8, width // 8), np.float32)
+    depth[1, :3] = 8.0, 16.0, 24.0
+    pixels = np.zeros((height, width, 3), np.uint8)
+    keyframe = Keyframe(0, pixels, camera, depth)
+    found = take_references(bundle.student(), [keyframe], 4.0, trained)
+    assert len(found) == 3
+    assert sorted(found.inverse_depth.tolist()) == pytest.approx([1 / 3, 1 / 2, 1.0])
+    assert found.position[:, 0].tolist() == pytest.approx([(1.5 * 2 / depth.shape[0]) - 1] * 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "looked_up", "wins"),
+    [
+        (0.3, 0.2, 0.1, True),
+        (0.3, 0.2, 0.25, False),
+        (0.1, 0.2, 0.15, False),
+        (0.3, 0.2, None, False),
+    ],
+)
+def test_references_are_taken_where_they_beat_both(
+    before: float, after: float, looked_up: float | None, wins: bool
+) -> None:
+    def frames(error: float) -> list[FrameResult]:
+        truth = np.full((4, 4), 10.0, np.float32)
+        pixels = PROTOCOL.truth(truth).compare(truth * np.float32(1 + error))
+        errors = pixels.errors("none")
+        return [FrameResult(0, 0, "single_frame", "", errors, errors, (0, 0, 4, 4))]
+
+    code = CameraCodeSpec(numbers=(0.0,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
+    found = Adapted(
+        code,
+        frames(before),
+        frames(after),
+        1,
+        [],
+        looked_up=[] if looked_up is None else frames(looked_up),
+    )
+    assert found.by_references is wins
+    assert ("with references" in found.text) == (looked_up is not None)

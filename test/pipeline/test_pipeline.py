@@ -208,6 +208,8 @@ def test_a_single_frame_answer_without_a_number_is_a_failure(
     pipeline.force_model = "single_frame"
     with pytest.raises(ModelFailedError, match="holds no number"):
         pipeline.process(view(2), 2 * TENTH, MOVING)
+    with pytest.raises(ModelFailedError, match="holds no number"):
+        pipeline.infer(view(2), order="rgb")
     with pytest.raises(ModelFailedError, match="another bundle"):
         pipeline.warm_up()
     monkeypatch.undo()

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from depth_prior_ros.adaptation.keyframes import Keyframe
     from depth_prior_ros.evaluation.evaluate import FrameResult
 
-References = Literal["auto", "recorded", "multi_frame"]
-REFERENCES: tuple[References, ...] = ("auto", "recorded", "multi_frame")
+DepthSource = Literal["auto", "recorded", "multi_frame"]
+REFERENCES: tuple[DepthSource, ...] = ("auto", "recorded", "multi_frame")
 
 _TEMPLATE = Path(__file__).parent / "templates" / "adapt.html"
 _PICTURED = 4
@@ -59,7 +59,7 @@ class Request:
     bundle: str | Path
     bag: Path
     out: Path | None = None
-    references: References = "auto"
+    references: DepthSource = "auto"
     camera_height: float | None = None
     camera_pitch_deg: float = 0.0
     ignore_bottom: float = 0.0
@@ -89,6 +89,8 @@ class Outcome:
             f"{name:<18} {getattr(before, key):8.3f} {getattr(after, key):8.3f}"
             for name, key in (("AbsRel", "abs_rel"), ("RMSE", "rmse"), ("d1", "d1"))
         ]
+        if found.looked_up:
+            rows.append(f"with references    {found.metric_looked_up.abs_rel:8.3f} AbsRel")
         numbers = ", ".join(f"{number:.2f}" for number in found.told.numbers)
         kept = (
             f"bundle: {self.bundle.path}"
@@ -237,6 +239,14 @@ def _figures(
 
 def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
     before, after = found.metric_before, found.metric_after
+    figures = [
+        (f"{before.abs_rel:.3f}", "AbsRel in metres before"),
+        (f"{after.abs_rel:.3f}", "after"),
+        (str(found.fitted), "keyframes fitted on"),
+        (str(len(found.judged)), "keyframes kept out, which judge"),
+    ]
+    if found.looked_up:
+        figures.insert(2, (f"{found.metric_looked_up.abs_rel:.3f}", "with references instead"))
     places = np.linspace(0, len(found.judged) - 1, min(_PICTURED, len(found.judged))).astype(int)
     rows = [
         (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}")
@@ -251,13 +261,9 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
         _TEMPLATE,
         title=f"{bundle.manifest.name}, adapted to {recording.name}",
         subtitle=found.told.source,
-        figures=[
-            (f"{before.abs_rel:.3f}", "AbsRel in metres before"),
-            (f"{after.abs_rel:.3f}", "after"),
-            (str(found.fitted), "keyframes fitted on"),
-            (str(len(found.judged)), "keyframes kept out, which judge"),
-        ],
+        figures=figures,
         better=found.better,
+        by_references=found.by_references,
         rows=rows,
         pictures=[
             _pictures(found.judged[i], found.before[i], found.after[i]) for i in map(int, places)

@@ -225,10 +225,10 @@ class Run:
         """Real triplets, read once; what had to be left out is named."""
         if self._data is None:
             r = self.recipe
-            rich = self.prior.size()
+            teacher_size = self.prior.size()
             # The first process fills the cache.
             with self.processes.main_process_first(), ProgressBar(self.console) as bar:
-                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit, rich, bar)
+                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit, teacher_size, bar)
             training = self._data.training
             for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)

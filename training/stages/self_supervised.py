@@ -477,10 +477,12 @@ def partner_figures(scene: Scene) -> Logs:
     """
     batch, one = scene.batch, slice(1)
     assert batch.partner is not None
+    assert batch.partner_K is not None
     assert batch.partner_pose is not None
     other = replace(
         batch,
         partner=batch.partner[one],
+        partner_K=batch.partner_K[one],
         partner_pose=Pose(batch.partner_pose[one]).inverse().matrix,
     )
     none = scene.poses[:0, one]

@@ -34,8 +34,7 @@ def views_of(batch: TripletBatch, K: Tensor, sources: Tensor, poses: Tensor) -> 
         return Views.of(sources, K, poses)
     assert batch.partner_pose is not None
     assert batch.partner_K is not None
-    count = len(K)
-    images = torch.cat([sources, batch.partner[None, :count]])
-    motions = torch.cat([poses, batch.partner_pose[None, :count].to(poses)])
-    through = [K[None].expand(len(sources), -1, -1, -1), batch.partner_K[None, :count]]
+    images = torch.cat([sources, batch.partner[None]])
+    motions = torch.cat([poses, batch.partner_pose[None].to(poses)])
+    through = [K[None].expand(len(sources), -1, -1, -1), batch.partner_K[None]]
     return Views.of(images, K, motions, torch.cat(through))

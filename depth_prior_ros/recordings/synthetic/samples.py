@@ -22,6 +22,7 @@ One random pair of frames after the other: camera, traffic, light, picture, dept
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -348,16 +349,13 @@ def iterate(
     dense: share of the worlds with dense, slow traffic; the other worlds do not depend on it.
     cameras: share of the worlds with a camera of their own (`Mount.draw`) instead of KITTI's.
     """
-    bank = TextureBank([seed, shard], texture_images)
-    renderer.load_textures(bank)
-    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
-    made = number = 0
-    while made < count:
-        world, fleet = _world([seed, shard, number], bank, dense)
-        renderer.load(world.drawing)
-        rng = np.random.default_rng([seed, shard, number, 1])
+    bank, tones = _textures(renderer, [seed, shard], texture_images)
+    made = 0
+    for number in itertools.count():
+        if made >= count:
+            return
+        world, fleet, rng = _street(renderer, [seed, shard, number], bank, dense)
         mount = _mount([seed, shard, number], cameras)
-        number += 1
         light = random_light(rng, bank)
         good = 0
         for attempt in range(PAIRS_PER_WORLD + _ATTEMPTS):
@@ -390,16 +388,13 @@ def iterate_recordings(
     camera_seed: what the cameras come from; None: `seed`. Two sets that share it have the same
     cameras, recording by recording, in other streets.
     """
-    bank = TextureBank([seed, shard], texture_images)
-    renderer.load_textures(bank)
-    tones = tone_quantiles(np.random.default_rng([seed, shard]), texture_images, 24)
+    bank, tones = _textures(renderer, [seed, shard], texture_images)
     eyes = seed if camera_seed is None else camera_seed
-    done = number = 0
-    while done * frames < count:
-        world, fleet = _world([seed, shard, number], bank, dense)
-        renderer.load(world.drawing)
-        rng = np.random.default_rng([seed, shard, number, 1])
-        number += 1
+    done = 0
+    for number in itertools.count():
+        if done * frames >= count:
+            return
+        world, fleet, rng = _street(renderer, [seed, shard, number], bank, dense)
         light, how = random_light(rng, bank), random_development(rng)
         which = np.random.default_rng([eyes, shard, done, 3])
         mount = Mount.draw(which) if which.random() < cameras else _KITTI_MOUNT
@@ -412,6 +407,24 @@ def iterate_recordings(
                 yield from pairs
                 done += 1
                 break
+
+
+def _textures(
+    renderer: Renderer, seed: list[int], texture_images: Sequence[Path]
+) -> tuple[TextureBank, np.ndarray | None]:
+    """The textures of a shard, loaded into the renderer, and tones of real pictures."""
+    bank = TextureBank(seed, texture_images)
+    renderer.load_textures(bank)
+    return bank, tone_quantiles(np.random.default_rng(seed), texture_images, 24)
+
+
+def _street(
+    renderer: Renderer, seed: list[int], bank: TextureBank, dense: float
+) -> tuple[StreetWorld, list[Body] | None, np.random.Generator]:
+    """A street, loaded into the renderer, its queues, and what decides all else."""
+    world, fleet = _world(seed, bank, dense)
+    renderer.load(world.drawing)
+    return world, fleet, np.random.default_rng([*seed, 1])
 
 
 def _mount(seed: list[int], cameras: float) -> Mount | None:

@@ -234,18 +234,8 @@ class Outputs:
 def scale_message(status: ScaleStatus, node: str) -> DiagnosticStatus:
     """A scale status as a message: level, words, and the numbers as key and value."""
     message = DiagnosticStatus()
-    relative = status.state == "none"
-    unsure = relative or status.state == "searching"
-    message.level = DiagnosticStatus.WARN if unsure else DiagnosticStatus.OK
+    message.level = DiagnosticStatus.WARN if status.unsure else DiagnosticStatus.OK
     message.name = f"{node.lstrip('/')}: scale"
     message.message = status.text
-    values = {
-        "mode": status.mode,
-        "state": status.state,
-        "unit": "relative" if relative else "metres",
-        "metres_per_unit": f"{status.metres_per_unit:.6g}",
-        "spread": "" if status.spread is None else f"{status.spread:.4g}",
-        "samples": str(status.samples),
-    }
-    message.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+    message.values = [KeyValue(key=k, value=value) for k, value in status.values().items()]
     return message
