@@ -228,7 +228,9 @@ class Run:
             teacher_size = self.prior.size()
             # The first process fills the cache.
             with self.processes.main_process_first(), ProgressBar(self.console) as bar:
-                self._data = load_data(self.root, r.data, r.size, r.metres_per_unit, teacher_size, bar)
+                self._data = load_data(
+                    self.root, r.data, r.size, r.metres_per_unit, teacher_size, bar
+                )
             training = self._data.training
             for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)
