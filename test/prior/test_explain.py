@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from explain_files import DRIVE, GONE, MAP, REFERENCES, explained_bundle, write_
 from helpers import METRES_PER_UNIT, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_bag import CAMERA
+from test_bag_kinds import camera, write
 from training_files import damage, write_moving_drive
 
 from depth_prior_ros.bundle import Bundle, rewrite_manifest, save_bundle
+from depth_prior_ros.recording_options import add_recording_options
 from training.commands.cli import main
 from training.prior.explain.command import explain_image
 from training.prior.explain.lookup import ExplainError, PriorReader, default_pixels, entropy
@@ -27,6 +31,7 @@ from training.prior.explain.sources import (
     read_origins,
 )
 from training.prior.explain.statistics import BINS, FAR, NEAR, depth_edges, depth_shares, percent
+from training.prior.selection.command import recorded_images
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +369,19 @@ def test_the_shipped_bundle_on_a_real_frame(data_dir: Path, tmp_path: Path) -> N
     image = next((data_dir / "kitti_2015" / "image_02").glob("*.jpg"))
     words = explain_image("lite", image, tmp_path / "lite.png", pixels=[(600, 300)], data=data_dir)
     assert "of 2,048" in words and (tmp_path / "lite.png").stat().st_size > 100_000
+
+
+def test_of_a_bag_with_two_cameras_either_is_explained(tmp_path: Path) -> None:
+    topics = {**camera("/front"), **camera("/rear", count=2)}
+    bag = write(tmp_path / "bag", topics)
+    parser = argparse.ArgumentParser()
+    add_recording_options(parser)
+    front, rear = (
+        parser.parse_args(["--image-topic", f"/{name}/image_raw"]) for name in ("front", "rear")
+    )
+    assert one_image(bag, 2, front)[0] == "bag · 2"
+    with pytest.raises(ExplainError, match="no frame 2: 0 to 1"):
+        one_image(bag, 2, rear)
+    assert len(example_images([bag], None, 9, rear)) == 2
+    frames = recorded_images(bag, CAMERA, 9, rear)
+    assert len(list(frames)) == 2

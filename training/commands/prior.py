@@ -9,6 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
+from depth_prior_ros.recording_options import add_recording_options
 from depth_prior_ros.share import recipe_path, recording_path
 
 # Kept here as plain words, so that --help needs no import; a test compares them.
@@ -82,6 +83,7 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--data", type=Path, help="data root of the recipe (default: its own, $DEPTH_PRIOR_DATA)")
     add("--seed", type=int, default=1, help="of random and k_means (default: 1)")
     add("--device", default="auto", help="where the student runs (default: auto)")
+    add_recording_options(parser)
     parser.set_defaults(handler=_select)
 
 
@@ -97,6 +99,7 @@ def _select(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         data=arguments.data,
         images_from=arguments.images_from,
+        reading=arguments,
         seed=arguments.seed,
         device=arguments.device,
     )
@@ -183,6 +186,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="the picture, or without an image the page (default: runs/explain/NAME.png, .html)",
     )
+    add_recording_options(parser)
     parser.set_defaults(handler=_explain)
 
 
@@ -214,6 +218,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             branch=arguments.branch,
             data=arguments.data,
             frame=arguments.frame,
+            reading=arguments,
             top=5 if arguments.top is None else arguments.top,
         )
         print(f"{words}\npicture: {picture}")
@@ -224,6 +229,7 @@ def _explain(arguments: argparse.Namespace) -> int:
                 page,
                 data=arguments.data,
                 images=arguments.images_from,
+                reading=arguments,
                 count=20 if arguments.images is None else arguments.images,
                 reference=arguments.reference,
                 progress=progress,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ def explain_image(
     branch: str | None = None,
     data: Path | None = None,
     frame: int | None = None,
+    reading: Any = None,
     top: int = 5,
 ) -> str:
     """Write the picture of what was looked up at some pixels of an image.
@@ -41,6 +43,7 @@ def explain_image(
         branch: see `PriorReader`.
         data: folder with the recordings that the prior came from; default: $DEPTH_PRIOR_DATA.
         frame: of a recording; default: its middle.
+        reading: how a recording is read, see `recording_options`; default: as it is found.
         top: references to show per pixel, 1 to 8.
 
     Returns:
@@ -59,7 +62,7 @@ def explain_image(
     if kind not in KINDS:
         raise ExplainError(f"{out}: a picture's name ends in .{', .'.join(KINDS)}")
     reader = PriorReader(_opened(bundle), branch)
-    name, picture = one_image(image, frame)
+    name, picture = one_image(image, frame, reading)
     prediction = reader.predict(picture)
     names = {} if pixels else default_pixels(prediction)
     lookups = [reader.look_up(prediction, pixel) for pixel in (pixels or names)]
@@ -82,6 +85,7 @@ def explain_prior(
     *,
     data: Path | None = None,
     images: Sequence[Path] = (),
+    reading: Any = None,
     count: int = 20,
     reference: Path | None = None,
     progress: Progress | None = None,
@@ -94,6 +98,7 @@ def explain_prior(
         data: data folder; default: $DEPTH_PRIOR_DATA. There the recordings that the prior came from
             are looked for and, without ``images``, evaluation sets to measure its use on.
         images: image files, folders of images or recordings to measure its use on.
+        reading: how recordings among them are read, as of `explain_image`.
         count: how many images, evenly spread.
         reference: the reference set that the prior was chosen from, to compare depths.
         progress: is told what is done: done, of how many (0: not known).
@@ -107,7 +112,7 @@ def explain_prior(
 
     reader = PriorReader(_opened(bundle))
     root = _root(data)
-    examples = example_images(images, root, count)
+    examples = example_images(images, root, count, reading)
     use = measure_use(reader, examples, progress) if len(examples) else None
     origin = examples.origin
     if examples.left_out:

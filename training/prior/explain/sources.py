@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from depth_prior_ros.bundle import Bundle, Manifest
 from depth_prior_ros.pipeline.framing import fit_region
+from depth_prior_ros.recording_options import recording_options
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     RecordingError,
@@ -350,12 +351,13 @@ class ExampleImages:
                 self.left_out.append(f"{name}: {error}")
 
 
-def one_image(path: Path, frame: int | None = None) -> tuple[str, Picture]:
+def one_image(path: Path, frame: int | None = None, reading: Any = None) -> tuple[str, Picture]:
     """The name and pixels (H, W, 3) of an image file, or of a frame of a recording.
 
     Args:
         path: a JPEG or PNG, or a recording.
         frame: position in the recording; default: its middle.
+        reading: how a recording is read, see `recording_options`; default: as it is found.
 
     Raises:
         ExplainError: it is not there or cannot be read, or has no such frame.
@@ -365,7 +367,7 @@ def one_image(path: Path, frame: int | None = None) -> tuple[str, Picture]:
             if frame is not None:
                 raise ExplainError(f"{path} is an image: it has no frame {frame}")
             return path.name, read_image(path)
-        readers = _readers(path)
+        readers = _readers(path, reading)
         place = len(readers) // 2 if frame is None else frame
         if not 0 <= place < len(readers):
             raise ExplainError(f"{path} has no frame {frame}: 0 to {len(readers) - 1}")
@@ -375,7 +377,9 @@ def one_image(path: Path, frame: int | None = None) -> tuple[str, Picture]:
         raise ExplainError(str(error)) from error
 
 
-def example_images(paths: Sequence[Path], data: Path | None, count: int) -> ExampleImages:
+def example_images(
+    paths: Sequence[Path], data: Path | None, count: int, reading: Any = None
+) -> ExampleImages:
     """Images to measure a prior's use on.
 
     Args:
@@ -383,6 +387,7 @@ def example_images(paths: Sequence[Path], data: Path | None, count: int) -> Exam
             ``data`` (KITTI 2015, Eigen test drives), or ``data`` where that is a recording.
         data: the data folder; None: there is none.
         count: how many, evenly spread.
+        reading: how recordings among the paths are read, see `recording_options`.
 
     Raises:
         ExplainError: a path that holds no images.
@@ -391,7 +396,7 @@ def example_images(paths: Sequence[Path], data: Path | None, count: int) -> Exam
         raise ExplainError(f"{count} images: at least one is needed")
     try:
         if paths:
-            readers = [entry for path in paths for entry in _readers(path)]
+            readers = [entry for path in paths for entry in _readers(path, reading)]
             origin = ", ".join(path.name for path in paths)
         else:
             readers, origin = _below(data)
@@ -403,13 +408,14 @@ def example_images(paths: Sequence[Path], data: Path | None, count: int) -> Exam
     return ExampleImages([readers[place] for place in places], origin=origin)
 
 
-def _readers(path: Path) -> list[tuple[str, Load]]:
+def _readers(path: Path, reading: Any = None) -> list[tuple[str, Load]]:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         return [(path.name, lambda: read_image(path))]
     if is_image_folder(path) and not is_bag(path):  # needs no intrinsics here
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         return [(file.name, _reader(file)) for file in files]
-    recording = open_recording(path)
+    options = {} if reading is None else recording_options(path, reading)
+    recording = open_recording(path, **options)
     return [(f"{recording.name} · {i}", f.image) for i, f in enumerate(recording.frames)]
 
 

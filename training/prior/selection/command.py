@@ -21,6 +21,7 @@ from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 from depth_prior_ros.pipeline.framing import InvalidFrameError, frame_image
 from depth_prior_ros.progress import ProgressBar
+from depth_prior_ros.recording_options import recording_options
 from depth_prior_ros.recordings import CorruptFrameError, open_recording
 from training.data.sources import load_data
 from training.data.triplets import TripletSource
@@ -99,6 +100,7 @@ def select_command(
     images: int = 64,
     data: Path | None = None,
     images_from: Path | None = None,
+    reading: Any = None,
     seed: int = 1,
     device: str = "auto",
 ) -> SelectionReport:
@@ -113,6 +115,7 @@ def select_command(
         images: number of validation images at most, evenly spaced.
         data: data root for the bundle's own recipe; default: the recipe's, else $DEPTH_PRIOR_DATA.
         images_from: take the images from this recording instead of the recipe's data.
+        reading: how it is read, see `recording_options`; default: as it is found.
         seed: of the methods that draw.
         device: "cpu", "cuda"; "auto": CUDA where there is one.
 
@@ -132,7 +135,7 @@ def select_command(
     ReferenceSet.open(reference, verify=True)
     looked: list[Tensor] = []
     if method == "attention":
-        looked = list(_images(source, images, data, images_from))
+        looked = list(_images(source, images, data, images_from, reading))
     student.to(choose_device(device))
     with ProgressBar() as progress:
         found = select(
@@ -180,12 +183,12 @@ def _student(bundle: Bundle, references: ReferenceSet) -> Student:
 
 
 def _images(
-    bundle: Bundle, count: int, data: Path | None, recording: Path | None
+    bundle: Bundle, count: int, data: Path | None, recording: Path | None, reading: Any
 ) -> Iterator[Tensor]:
     if count < 1:
         raise SelectionError(f"images {count}: selection needs at least one validation image")
     if recording is not None:
-        return recorded_images(recording, bundle.manifest.camera, count)
+        return recorded_images(recording, bundle.manifest.camera, count, reading)
     return spread_images(recipe_triplets(bundle, data), count)
 
 
@@ -237,18 +240,22 @@ def spread_images(source: TripletSource, count: int) -> Iterator[Tensor]:
                 continue
 
 
-def recorded_images(recording: Path, camera: Camera, count: int) -> Iterator[Tensor]:
+def recorded_images(
+    recording: Path, camera: Camera, count: int, reading: Any = None
+) -> Iterator[Tensor]:
     """``count`` evenly spaced images (3, H, W) of a recording, framed as at inference.
 
     Args:
         recording: whatever `open_recording` opens.
         camera: the training camera at the input size.
+        reading: how it is read, see `recording_options`.
         count: images at most; one that cannot be read is replaced by the next one.
 
     Raises:
         RecordingError: it cannot be opened.
     """
-    frames = open_recording(recording).frames
+    options = {} if reading is None else recording_options(recording, reading)
+    frames = open_recording(recording, **options).frames
     for chosen in spread(len(frames), count):
         for place in chosen:
             try:
