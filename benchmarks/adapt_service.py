@@ -36,8 +36,8 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from rosbag_tools.make import write_bag
-from rosbag_tools.node_process import NodeProcess
-from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Answer, Player
+from rosbag_tools.replaying.node_process import NodeProcess
+from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Answer, Player
 
 _PATIENCE = 300.0
 

@@ -118,7 +118,7 @@ def time_rows(rows: list[Row], images: list[NDArray[np.uint8]], camera: Any, rou
 def evaluate_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int) -> int:
     """Errors and disagreement on pairs of frames; how many."""
     from depth_prior_ros.evaluation.metrics import NoValidPixelsError
-    from rosbag_tools.scoring import in_view
+    from rosbag_tools.reports.scoring import in_view
 
     count = 0
     for position in range(1, len(drive.frames), every):

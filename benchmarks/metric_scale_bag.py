@@ -27,7 +27,7 @@ from metric_scale import KITTI_HEIGHT, run_pipeline
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import Recording, StoredRecording
 from rosbag_tools.make import write_bag
-from rosbag_tools.node_process import NodeProcess
+from rosbag_tools.replaying.node_process import NodeProcess
 
 MEASURED = ("camera_height", "odometry")
 
@@ -44,7 +44,7 @@ class Told:
 
 def played(recording: Recording, bundle: str, mode: str, folder: Path) -> Told:
     """Play a recording to a node in a scale mode."""
-    from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
+    from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
 
     domain = random.SystemRandom().randint(1, 101)
     remappings = {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC, "odom": ODOMETRY_TOPIC}

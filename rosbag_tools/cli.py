@@ -23,7 +23,7 @@ from rosbag_tools.recording_commands import add_check, add_network, add_process,
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
-    from rosbag_tools.session import ReplayOptions
+    from rosbag_tools.replaying.session import ReplayOptions
 
 
 def positive(text: str) -> float:
@@ -266,9 +266,9 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _replay(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.account import command_line
-    from rosbag_tools.demo import show_results
-    from rosbag_tools.session import replay
+    from rosbag_tools.replaying.demo import show_results
+    from rosbag_tools.replaying.session import replay
+    from rosbag_tools.reports.account import command_line
 
     results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
     show_results(results, parsed.out)
@@ -303,10 +303,10 @@ def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _play(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.session import check_rclpy
+    from rosbag_tools.replaying.session import check_rclpy
 
     check_rclpy()
-    from rosbag_tools.play import PlayOptions, play
+    from rosbag_tools.replaying.play import PlayOptions, play
 
     options = PlayOptions(parsed.rate, parsed.loop, parsed.clock, parsed.wait, parsed.frame_id)
     play(_open(parsed), options, parsed.ros_arguments)
@@ -322,8 +322,8 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.account import command_line
-    from rosbag_tools.demo import demo
+    from rosbag_tools.replaying.demo import demo
+    from rosbag_tools.reports.account import command_line
 
     demo(parsed.out, _options(parsed), command_line(parsed.arguments))
 
@@ -359,7 +359,7 @@ def _add_node_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(parsed: argparse.Namespace) -> ReplayOptions:
-    from rosbag_tools.session import ReplayOptions
+    from rosbag_tools.replaying.session import ReplayOptions
 
     return ReplayOptions(
         bundle=parsed.bundle,

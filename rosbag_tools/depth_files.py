@@ -26,8 +26,8 @@ from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.pages import colours
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, is_bag
 from depth_prior_ros.recordings.image_files import encode_depth
-from rosbag_tools import pictures
 from rosbag_tools.bag_messages import Messages
+from rosbag_tools.reports import pictures
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthResult

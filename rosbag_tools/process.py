@@ -34,7 +34,6 @@ from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, r
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from depth_prior_ros.recordings.base import Skipped, name_skipped
 from depth_prior_ros.untrusted import read_file
-from rosbag_tools.account import Account
 from rosbag_tools.depth_files import (
     FRAMEWISE,
     Made,
@@ -43,7 +42,8 @@ from rosbag_tools.depth_files import (
     write_depth_bag,
     write_video,
 )
-from rosbag_tools.results import PICTURES, REPORT, save
+from rosbag_tools.reports.account import Account
+from rosbag_tools.reports.results import PICTURES, REPORT, save
 from rosbag_tools.work import Workbook
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class _Run:
             latency="from a decoded image to its depth, while others were decoded and encoded",
         )
         save(out, results)
-        from rosbag_tools.report import render
+        from rosbag_tools.reports.report import render
 
         write_text(out / REPORT, render(out, results))
 

@@ -78,10 +78,10 @@ class _Job:
 
 def _process(parsed: argparse.Namespace) -> None:
     from depth_prior_ros.recordings import RecordingError
-    from rosbag_tools.account import command_line
     from rosbag_tools.console import show, show_skipped
     from rosbag_tools.process import ProcessOptions
-    from rosbag_tools.results import METRICS, REPORT
+    from rosbag_tools.reports.account import command_line
+    from rosbag_tools.reports.results import METRICS, REPORT
 
     outputs = tuple(n for n in _OUTPUTS if getattr(parsed, n.replace("-", "_"))) or ("npy",)
     options = ProcessOptions(
@@ -156,12 +156,12 @@ def add_report(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _report(parsed: argparse.Namespace) -> None:
     if len(parsed.folders) == 1:
-        from rosbag_tools.report import report
+        from rosbag_tools.reports.report import report
 
         print(report(parsed.folders[0]))
         return
     from rosbag_tools.console import show
-    from rosbag_tools.side_by_side import side_by_side
+    from rosbag_tools.reports.side_by_side import side_by_side
 
     show(*side_by_side(parsed.folders, parsed.out), str(parsed.out))
 
@@ -190,7 +190,7 @@ def add_check(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _tolerances(text: str) -> dict[str, tuple[float, bool]]:
-    from rosbag_tools.check import parse_tolerances
+    from rosbag_tools.reports.check import parse_tolerances
 
     try:
         return parse_tolerances(text)
@@ -203,8 +203,8 @@ def _check(parsed: argparse.Namespace) -> int:
 
     from depth_prior_ros.recordings import RecordingError
     from depth_prior_ros.untrusted import printable_lines
-    from rosbag_tools.check import NOT_COMPARABLE, accept, check
     from rosbag_tools.console import show
+    from rosbag_tools.reports.check import NOT_COMPARABLE, accept, check
 
     try:
         if parsed.accept:

@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 _PARENT = """
 import sys, time
 from pathlib import Path
-from rosbag_tools.node_process import NodeProcess
+from rosbag_tools.replaying.node_process import NodeProcess
 with NodeProcess({"autostart": False}, {}, domain_id=83, log=Path(sys.argv[1])) as node:
     print(node._process.pid, flush=True)
     time.sleep(60)

@@ -26,8 +26,8 @@ from depth_prior_ros.recordings import open_recording
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 from rosbag_tools.process import MANIFEST, ProcessOptions, process
-from rosbag_tools.results import load
-from rosbag_tools.session import ReplayOptions, replay
+from rosbag_tools.replaying.session import ReplayOptions, replay
+from rosbag_tools.reports.results import load
 from rosbag_tools.units import Unit, run_units
 from rosbag_tools.work import pack, unpack
 
@@ -80,7 +80,7 @@ def depths(folder: Path) -> list[NDArray[np.float32]]:
 def test_the_depth_is_that_of_a_replay_in_lockstep(
     made: Path, bag: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rosbag_tools.account import Account
+    from rosbag_tools.reports.account import Account
 
     published: dict[int, NDArray[np.float32]] = {}
     answered = Account.answered
@@ -159,7 +159,7 @@ def test_the_bag_has_the_input_beside_the_depth(made: Path, bag: Path) -> None:
 
 
 def test_every_frame_of_the_video_shows_image_and_depth(made: Path, bag: Path) -> None:
-    from rosbag_tools.pictures import colour_depth
+    from rosbag_tools.reports.pictures import colour_depth
 
     video = cv2.VideoCapture(str(made / "depth.mp4"))
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(10, rel=0.01)

@@ -25,14 +25,20 @@ from depth_prior_ros.recordings import (
 from depth_prior_ros.recordings.base import Frame
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
-from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.results import FrameRecord, latency_percentiles, load, result_folder, switches
-from rosbag_tools.scoring import (
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
+from rosbag_tools.replaying.session import ReplayOptions, replay
+from rosbag_tools.reports.results import (
+    FrameRecord,
+    latency_percentiles,
+    load,
+    result_folder,
+    switches,
+)
+from rosbag_tools.reports.scoring import (
     OWN_DRIVE,
     ReplayErrors,
     in_view,
 )
-from rosbag_tools.session import ReplayOptions, replay
 
 SIZE = (96, 32)
 ERRORS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
@@ -214,7 +220,7 @@ def test_node_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_node_that_dies_on_the_way_ends_the_replay(bundle: Path, tmp_path: Path) -> None:
-    from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, Player
+    from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, Player
 
     process = NodeProcess(
         {"bundle": str(bundle), "backend": "torch", "image_reliability": "reliable"},
@@ -241,7 +247,7 @@ def test_node_that_dies_on_the_way_ends_the_replay(bundle: Path, tmp_path: Path)
 def test_node_that_never_answers_is_an_error(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rosbag_tools import session
+    from rosbag_tools.replaying import session
 
     # an image topic that nobody publishes on
     original = session.NodeProcess

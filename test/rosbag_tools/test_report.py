@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 
 from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools import charts, pictures
-from rosbag_tools.report import render, report
-from rosbag_tools.results import FrameRecord, Results, latency_percentiles, load, save, switches
+from rosbag_tools.reports import charts, pictures
+from rosbag_tools.reports.report import render, report
+from rosbag_tools.reports.results import (
+    FrameRecord,
+    Results,
+    latency_percentiles,
+    load,
+    save,
+    switches,
+)
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -166,7 +173,7 @@ def test_frames_travel_in_the_page(tmp_path: Path) -> None:
 
 
 def test_page_stays_light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rosbag_tools import report as module
+    from rosbag_tools.reports import report as module
 
     monkeypatch.setattr(module, "_PICTURE_BUDGET", 5000)
     (tmp_path / "pictures").mkdir()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from depth_prior_ros.evaluation.metrics import summary
-from rosbag_tools import pictures
 from rosbag_tools.cli import main
-from rosbag_tools.intervals import difference
-from rosbag_tools.results import PICTURES, FrameRecord, Results, latency_percentiles, save
-from rosbag_tools.side_by_side import pair_frames, rows, verdict
+from rosbag_tools.reports import pictures
+from rosbag_tools.reports.intervals import difference
+from rosbag_tools.reports.results import PICTURES, FrameRecord, Results, latency_percentiles, save
+from rosbag_tools.reports.side_by_side import pair_frames, rows, verdict
 
 
 def correlated(generator: np.random.Generator, n: int, r: float = 0.8) -> np.ndarray:
@@ -126,7 +126,7 @@ def test_a_page_says_which_is_better_and_carries_everything_in_itself(
 def test_the_same_result_is_the_same_and_another_recording_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rosbag_tools.results import load
+    from rosbag_tools.reports.results import load
 
     one = load(made(tmp_path / "one"))
     found = rows(pair_frames(one, one))
@@ -163,7 +163,7 @@ def test_check_passes_on_the_same_fails_on_worse_and_refuses_another_recording(
 
 
 def test_records_of_an_older_result_are_read(tmp_path: Path) -> None:
-    from rosbag_tools.results import load
+    from rosbag_tools.reports.results import load
 
     folder = made(tmp_path / "old")
     saved = json.loads((folder / "frames.json").read_text())

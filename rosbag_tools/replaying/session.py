@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.recordings import StoredRecording
-from rosbag_tools.account import Account
 from rosbag_tools.console import progress
-from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.results import NODE_LOG, REPORT, Results, result_folder, save
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
+from rosbag_tools.reports.account import Account
+from rosbag_tools.reports.results import NODE_LOG, REPORT, Results, result_folder, save
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
-    from rosbag_tools.replay import Answer, Played, Player
+    from rosbag_tools.replaying.replay import Answer, Played, Player
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def replay(recording: StoredRecording, out: Path, options: ReplayOptions, comman
             raise ReplayError(f"{recording.name}: not one frame could be read ({reasons})")
         results = session.results(played, command)
         save(folder, results)
-        from rosbag_tools.report import render
+        from rosbag_tools.reports.report import render
 
         (folder / REPORT).write_text(render(folder, results), encoding="utf-8")
     return results
@@ -78,7 +78,7 @@ class _Session:
 
     def play(self) -> Played:
         """Run the node and the player; fills the account."""
-        from rosbag_tools.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
+        from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
 
         options = self.options
         domain = options.domain_id
@@ -157,7 +157,7 @@ class _Session:
 def check_rclpy() -> None:
     """Raise ReplayError, in words, where there is no ROS 2."""
     try:
-        import rosbag_tools.replay  # noqa: F401 - a module with rclpy in it
+        import rosbag_tools.replaying.replay  # noqa: F401 - a module with rclpy in it
     except ImportError as error:
         raise ReplayError(
             f"a replay needs rclpy ({error}): source a ROS 2 installation, or install this "

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import depth_prior_ros
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools.sending import replay_environment
+from rosbag_tools.replaying.sending import replay_environment
 
 # The kernel tells the node of its parent's death (PR_SET_PDEATHSIG), however sudden that was; set
 # before anything that takes time, and no hook between fork and exec, which threads make unsafe.

@@ -10,7 +10,7 @@ import numpy as np
 
 from depth_prior_ros.pages.charts import new_axes, new_figure, plain, svg
 from depth_prior_ros.pages.colours import BLUE, DIM, ORANGE, RED
-from rosbag_tools.results import FrameRecord
+from rosbag_tools.reports.results import FrameRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,16 +22,16 @@ from depth_prior_ros.evaluation.evaluate import FrameResult
 from depth_prior_ros.evaluation.metrics import DepthErrors, summary
 from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
 from depth_prior_ros.recordings import Frame, StoredRecording
-from rosbag_tools import pictures
 from rosbag_tools.console import progress
-from rosbag_tools.results import (
+from rosbag_tools.reports import pictures
+from rosbag_tools.reports.results import (
     PICTURES,
     FrameRecord,
     Results,
     latency_percentiles,
     switches,
 )
-from rosbag_tools.scoring import ReplayErrors, evaluate_forced, in_view, protocol_entry
+from rosbag_tools.reports.scoring import ReplayErrors, evaluate_forced, in_view, protocol_entry
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle

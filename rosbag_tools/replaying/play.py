@@ -19,8 +19,14 @@ from rosgraph_msgs.msg import Clock
 
 from depth_prior_ros.recordings import Recording, read_frames
 from rosbag_tools.console import show, show_skipped
-from rosbag_tools.node_process import ReplayError
-from rosbag_tools.sending import CAMERA_FRAME, IMAGE_TOPIC, Sender, time_of, use_large_images
+from rosbag_tools.replaying.node_process import ReplayError
+from rosbag_tools.replaying.sending import (
+    CAMERA_FRAME,
+    IMAGE_TOPIC,
+    Sender,
+    time_of,
+    use_large_images,
+)
 
 _POLL_SECONDS = 0.05
 # The last frames may still be on their way when the publishers go.

@@ -12,7 +12,7 @@ from typing import Any
 from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.recordings import RecordingError
 from depth_prior_ros.untrusted import read_file
-from rosbag_tools.results import Results, load
+from rosbag_tools.reports.results import Results, load
 
 SAME, WORSE, NOT_COMPARABLE = 0, 1, 2
 """Exit codes."""

@@ -25,8 +25,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from depth_prior_ros.recordings import Frame, Recording, read_frames
-from rosbag_tools.node_process import NodeProcess, ReplayError
-from rosbag_tools.sending import (
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
+from rosbag_tools.replaying.sending import (
     IMAGE_TOPIC,
     INFO_TOPIC,
     ODOMETRY_TOPIC,

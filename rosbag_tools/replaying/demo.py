@@ -8,9 +8,9 @@ from typing import Any
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.share import demo_bag
 from rosbag_tools.console import number, show
-from rosbag_tools.results import METRICS, REPORT, Results
-from rosbag_tools.scoring import BASELINE_LABELS
-from rosbag_tools.session import ReplayOptions, replay
+from rosbag_tools.replaying.session import ReplayOptions, replay
+from rosbag_tools.reports.results import METRICS, REPORT, Results
+from rosbag_tools.reports.scoring import BASELINE_LABELS
 
 
 def demo(out: Path, options: ReplayOptions, command: str) -> Results:

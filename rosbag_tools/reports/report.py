@@ -9,10 +9,10 @@ from typing import Any
 from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.pages import colours, page
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools import charts, pictures
 from rosbag_tools.console import number
-from rosbag_tools.results import PICTURES, REPORT, FrameRecord, Results, load
-from rosbag_tools.scoring import BASELINE_LABELS
+from rosbag_tools.reports import charts, pictures
+from rosbag_tools.reports.results import PICTURES, REPORT, FrameRecord, Results, load
+from rosbag_tools.reports.scoring import BASELINE_LABELS
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _KINDS = {"image": "image", "depth": "depth", "truth": "true depth", "error": "relative error"}

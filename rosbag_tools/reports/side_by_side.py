@@ -15,8 +15,8 @@ from depth_prior_ros.pages.charts import legend, new_axes, new_figure, plain, sv
 from depth_prior_ros.pages.colours import BLUE, GREEN, ORANGE, RED
 from depth_prior_ros.recordings import RecordingError
 from rosbag_tools.console import number
-from rosbag_tools.intervals import Difference, Statistic, difference, mean, percentile_95
-from rosbag_tools.results import PICTURES, FrameRecord, Results, load
+from rosbag_tools.reports.intervals import Difference, Statistic, difference, mean, percentile_95
+from rosbag_tools.reports.results import PICTURES, FrameRecord, Results, load
 
 _TEMPLATE = Path(__file__).parent / "templates" / "side_by_side.html"
 _MOVES = 0.5  # m/s
