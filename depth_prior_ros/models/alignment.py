@@ -25,6 +25,7 @@ _HUBER = 0.05  # grey levels in [0, 1]; beyond, a pixel counts as an outlier
 _NEAREST = 0.02  # network units: points closer to the previous camera are not used
 _OVERLAP = 0.25  # of the pixels have to be seen by both frames
 _DAMPING = 1e-3
+_CONVERGED = 1e-3  # of the cost: a step that lowers it by less is a sample's last on this level
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def align_motion(
     K: Tensor,
     previous_from_current: Pose,
     levels: tuple[tuple[int, int], ...] = LEVELS,
+    *,
+    length_only: bool = False,
 ) -> Pose:
     """Refine a motion so that the previous image explains the current one; no gradient.
 
@@ -71,6 +74,8 @@ def align_motion(
         K: intrinsics (B, 3, 3) in pixels of the full image.
         previous_from_current: the motion to begin with (B, 4, 4), network units.
         levels: (reduction, iterations) from coarse to fine.
+        length_only: rotation and direction stay, which odometry knows well; the translation alone
+            becomes as long as the depth's unit asks for.
 
     Returns:
         The refined motion (B, 4, 4), float32.
@@ -79,7 +84,7 @@ def align_motion(
         pose = Pose(previous_from_current.matrix.detach().float())
         for reduction, iterations in levels:
             level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
-            pose = _align_level(level, pose, iterations)
+            pose = _align_level(level, pose, iterations, length_only)
     return pose
 
 
@@ -130,14 +135,19 @@ def _level(
     return _Level(here, there, points, small)
 
 
-def _align_level(level: _Level, pose: Pose, iterations: int) -> Pose:
+def _align_level(level: _Level, pose: Pose, iterations: int, length_only: bool) -> Pose:
     best = _residual(level, pose)
     damping = best.cost.new_full((len(best.cost), 1, 1), _DAMPING)
+    going = torch.ones_like(best.cost, dtype=torch.bool)
     for _ in range(iterations):
-        tried = _step(level, best, damping) @ pose
+        if not bool(going.any()):
+            break
+        along = pose.translation if length_only else None
+        tried = _step(level, best, damping, along) @ pose
         after = _residual(level, tried)
         # False for NaN, too. A motion without overlap has no gradient that could be trusted.
-        better = (after.cost < best.cost) & best.cost.isfinite()
+        better = going & (after.cost < best.cost) & best.cost.isfinite()
+        going = going & ~(better & (after.cost > (1 - _CONVERGED) * best.cost))
         pose = Pose(torch.where(better[:, None, None], tried.matrix, pose.matrix))
         damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
         best = _Residual(
@@ -169,8 +179,11 @@ def _residual(level: _Level, pose: Pose) -> _Residual:
     return _Residual(moved, sampled[:, 1:], difference, weight, cost)
 
 
-def _step(level: _Level, at: _Residual, damping: Tensor) -> Pose:
-    """A Levenberg-Marquardt step, as the motion (B, 4, 4) to put in front of the current one."""
+def _step(level: _Level, at: _Residual, damping: Tensor, along: Tensor | None = None) -> Pose:
+    """A Levenberg-Marquardt step, as the motion (B, 4, 4) to put in front of the current one.
+
+    along: (B, 3), the only direction to go in.
+    """
     fx, fy = level.K[:, 0, 0].view(-1, 1, 1), level.K[:, 1, 1].view(-1, 1, 1)
     x, y, z = at.points.unbind(1)
     z = z.clamp(min=_NEAREST)
@@ -178,10 +191,15 @@ def _step(level: _Level, at: _Residual, damping: Tensor) -> Pose:
     along_z = -(along_x * x + along_y * y) / z
     turn = (along_z * y - along_y * z, along_x * z - along_z * x, along_y * x - along_x * y)
     jacobian = torch.stack([along_x, along_y, along_z, *turn], dim=1).flatten(2)
+    unknowns = torch.eye(6, dtype=jacobian.dtype, device=jacobian.device)[None]
+    if along is not None:  # one unknown moves the three of the translation
+        unknowns = F.pad(F.normalize(along, dim=1), (0, 3))[:, None]
+        jacobian = unknowns @ jacobian
     weighted = jacobian * at.weight.flatten(2)
     normal = weighted @ jacobian.transpose(1, 2)
     gradient = (weighted * at.difference.flatten(2)).sum(-1, keepdim=True)
     diagonal = torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
-    floor = 1e-6 * torch.eye(6, dtype=normal.dtype, device=normal.device)
-    change = -torch.linalg.solve(normal + damping * diagonal + floor, gradient)[..., 0]
+    floor = 1e-6 * torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
+    solved = torch.linalg.solve(normal + damping * diagonal + floor, gradient)
+    change = -(unknowns.mT @ solved)[..., 0]
     return Pose.from_axis_angle(change[:, 3:], change[:, :3])

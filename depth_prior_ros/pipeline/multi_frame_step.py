@@ -124,11 +124,30 @@ class Motions:
 
         Raises PoseError for numbers that are not finite.
         """
+        return self._aligned(pair, step, length_only=False)
+
+    def in_unit(self, pair: FramePair, step: EstimatedMotion) -> EstimatedMotion:
+        """Odometry's step in the unit of this frame's single-frame depth, if the bundle aligns.
+
+        The metric factor is one number, and the depth's unit differs from frame to frame: matching
+        would follow the one and the search range the other. Rotation and direction stay. Raises
+        PoseError as `refined`.
+        """
+        return self._aligned(pair, step, length_only=True)
+
+    def _aligned(
+        self, pair: FramePair, step: EstimatedMotion, *, length_only: bool
+    ) -> EstimatedMotion:
         if not self._networks.aligns:
             return step
-        images = pair.previous.native, pair.current.native
-        K = self.matching_matrix(pair)
-        matrix = self._networks.refine(*images, step.matrix, K, pair.inverse)
+        matrix = self._networks.refine(
+            pair.previous.native,
+            pair.current.native,
+            step.matrix,
+            self.matching_matrix(pair),
+            pair.inverse,
+            length_only=length_only,
+        )
         if not np.isfinite(matrix).all():
             raise PoseError("the refined motion is not finite")
         return EstimatedMotion(matrix, step.source)
@@ -178,9 +197,10 @@ class MultiFrameResult:
 class MultiFrameStep:
     """Runs the multi-frame network on a frame and an earlier one.
 
-    pose_source: `network`, refined against the single-frame depth; `odometry` as it is (the network
-    where there is none); `auto`: odometry, unless the picture contradicts it. min_pose_ratio: a
-    motion by the network shorter than this share of odometry's is a pose network that has lost it.
+    pose_source: `network`, refined against the single-frame depth; `odometry`, its length in the
+    unit of that depth (the network where there is none); `auto`: odometry, unless the picture
+    contradicts it. min_pose_ratio: a motion by the network shorter than this share of odometry's is
+    a pose network that has lost it.
     guard: told of failures.
     """
 
@@ -277,6 +297,8 @@ class MultiFrameStep:
             except PoseError as error:
                 network, units, lost = None, None, error
         odometry = None if wanted == "network" else motions.by_odometry(pair, units)
+        if odometry is not None:
+            odometry = motions.in_unit(pair, odometry)
         step = network if odometry is None else odometry
         if wanted == "auto" and odometry is not None:
             step = self._better(pair, network or motions.refined(pair, odometry), odometry)
@@ -287,7 +309,7 @@ class MultiFrameStep:
     def _better(
         self, pair: FramePair, refined: EstimatedMotion, odometry: EstimatedMotion
     ) -> EstimatedMotion:
-        """Odometry's motion as it is, unless the picture contradicts it.
+        """Odometry's motion, unless the picture contradicts it.
 
         The refined one always fits the picture a little better, as it was made to; where odometry's
         fits nearly as well, it is the truer one.

@@ -210,8 +210,10 @@ class Networks:
         previous_from_current: NDArray[np.float64],
         K: NDArray[np.float64],
         single_inverse: Native,
+        *,
+        length_only: bool = False,
     ) -> NDArray[np.float64]:
-        """The motion (4, 4) refined against single-frame depth; see `aligns`.
+        """The motion (4, 4) refined against single-frame depth, or its length alone; see `aligns`.
 
         Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
         """
@@ -222,7 +224,8 @@ class Networks:
             image, before, depth, intrinsics, matrix = self._tensors(
                 current, previous, single_inverse, K, previous_from_current
             )
-            refined = align_motion(image, before, depth, intrinsics, Pose(matrix))
+            start = Pose(matrix)
+            refined = align_motion(image, before, depth, intrinsics, start, length_only=length_only)
         return refined.matrix[0].double().cpu().numpy()
 
     def photometric_costs(

@@ -57,6 +57,28 @@ def test_a_motion_of_wrong_length_is_mended(factor: float) -> None:
     assert degrees(found, truth) < 0.1
 
 
+@pytest.mark.parametrize("factor", [0.7, 0.9, 1.2, 1.5])
+def test_the_length_alone_is_mended(factor: float) -> None:
+    """As odometry tells it over a factor that is off: rotation and direction stay exactly."""
+    truth = motion((0.002, 0.01, -0.003), (0.01, -0.004, 0.12))
+    current, previous, depth, K = scene(truth)
+    start = Pose.from_rotation_translation(truth.rotation, factor * truth.translation)
+    found = align_motion(current, previous, depth, K, start, length_only=True)
+    assert torch.allclose(found.rotation, truth.rotation, atol=1e-6)
+    ratio = found.translation / truth.translation
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), atol=1e-4)
+    assert abs(float(ratio.mean()) - 1) < 0.02
+
+
+def test_a_motion_of_no_length_has_no_direction_to_be_mended_in() -> None:
+    truth = motion((0.0, 0.0, 0.0), (0.0, 0.0, 0.12))
+    current, previous, depth, K = scene(truth)
+    start = Pose(torch.eye(4)[None])
+    assert torch.equal(
+        align_motion(current, previous, depth, K, start, length_only=True).matrix, start.matrix
+    )
+
+
 def test_the_depth_decides_the_unit() -> None:
     truth = motion((0, 0, 0), (0, 0, 0.1))
     current, previous, depth, K = scene(truth)

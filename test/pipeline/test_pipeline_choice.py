@@ -27,7 +27,7 @@ from depth_prior_ros.models.mism import MultiFrameNet
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import BUDGET_SHARE, DepthPipeline, DepthResult
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
-from depth_prior_ros.pipeline.multi_frame_step import units_step
+from depth_prior_ros.pipeline.multi_frame_step import PoseChoice, units_step
 from depth_prior_ros.scale import FixedScale
 
 
@@ -154,6 +154,27 @@ def test_auto_takes_what_explains_the_picture(
     result = drive(pipeline, [MOVING, Motion(0.6, "odometry", metres), None])[1]
     assert result.pose_source == better
     np.testing.assert_allclose(given.steps[0], slide, atol=1e-9)
+
+
+@pytest.mark.parametrize("source", ["auto", "odometry"])
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_a_metric_factor_that_is_off_does_not_reach_the_matching(
+    pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch, source: PoseChoice, factor: float
+) -> None:
+    """The camera slides by four pixels before a wall: the depth says how many units that is."""
+    networks = pipeline.networks
+    wall = torch.full((1, 1, 32, 96), 0.5), torch.ones(1, 1, 32, 96)
+    monkeypatch.setattr(networks, "single", lambda _: wall)
+    monkeypatch.setattr(networks, "aligns", True)
+    slide = np.eye(4)
+    slide[0, 3] = -1.0 / pipeline.bundle.manifest.camera.fx / 0.5
+    metres = slide.copy()
+    metres[:3, 3] *= factor * METRES_PER_UNIT
+    pipeline.pose_source = source
+    given = Given(pipeline, monkeypatch)
+    result = drive(pipeline, [MOVING, Motion(0.6, "odometry", metres)])[1]
+    assert result.pose_source == "odometry"
+    np.testing.assert_allclose(given.steps[0], slide, atol=0.1 * abs(slide[0, 3]))
 
 
 def test_odometry_helps_where_the_network_has_lost_the_motion(
