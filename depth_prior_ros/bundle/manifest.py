@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
+from depth_prior_ros.sealed import Damage, seal, unseal
 from depth_prior_ros.untrusted import (
     ARCHITECTURE_NUMBER,
     IMAGE_SIDE,
@@ -45,7 +45,11 @@ FILE_NAMES = (
     TEACHER_NAME,
 )
 
-_SEAL = "sha256: "
+_DAMAGE: dict[Damage, str] = {
+    "truncated": "truncated: the sha256 on its last line is missing",
+    "altered": "altered: its sha256 does not match (to change a manifest, use "
+    "depth_prior_ros.bundle.rewrite_manifest)",
+}
 _HEX = "^[0-9a-f]{64}$"
 
 
@@ -388,15 +392,8 @@ def _unseal(path: Path, text: str) -> tuple[str | None, Any]:
 
     The seal is reported last: a newer schema or an unknown key says more than "altered".
     """
-    body, found, tail = text.rpartition(_SEAL)
-    problem = None
-    if not found or (body and not body.endswith("\n")):
-        problem, body = "truncated: the sha256 on its last line is missing", text
-    elif tail != hashlib.sha256(body.encode()).hexdigest() + "\n":
-        problem = (
-            "altered: its sha256 does not match (to change a manifest, use "
-            "depth_prior_ros.bundle.rewrite_manifest)"
-        )
+    body, damage = unseal(text)
+    problem = _DAMAGE[damage] if damage else None
     try:
         return problem, strict_yaml.parse(body, MANIFEST_BYTES)
     except strict_yaml.YamlError as error:
@@ -441,5 +438,4 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest with its seal as the last line."""
     data = manifest.model_dump(by_alias=True, mode="json")
     body = strict_yaml.dump(data)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    path.write_bytes(f"{body}{_SEAL}{seal}\n".encode())
+    path.write_bytes(seal(body).encode())

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings.synthetic import shaders
 from depth_prior_ros.recordings.synthetic.mesh import FLOATS_PER_VERTEX, Mesh
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
@@ -225,7 +226,7 @@ class Renderer:
         target.use()
         self._gl.enable_only(self._gl.DEPTH_TEST)
         target.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
-        clip_from_world = clip_from_camera(camera) @ np.linalg.inv(world_from_camera)
+        clip_from_world = clip_from_camera(camera) @ rigid_inverse(world_from_camera)
         values = {
             "clip_from_world": clip_from_world,
             "shadow_from_world": self._shadow_matrix,

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import write_bytes
+from depth_prior_ros.sealed import seal, unseal
 from depth_prior_ros.untrusted import read_file
 from training.errors import TrainingError
 
@@ -32,7 +33,6 @@ SHARDS = "shards"
 #: Smallest inverse depth that is stored: half precision's smallest number of full precision.
 SMALLEST_INVERSE_DEPTH = float(np.finfo(np.float16).tiny)
 
-_SEAL = "sha256: "
 _DTYPES: dict[str, np.dtype[Any]] = {
     "features": np.dtype("<f2"),
     "inverse_depth": np.dtype("<f2"),
@@ -157,10 +157,9 @@ def read_manifest(folder: Path) -> ReferenceManifest:
         raise ReferenceSetError(path, f"cannot be read: {strict_yaml.problem_of(error)}") from error
     except UnicodeDecodeError as error:
         raise ReferenceSetError(path, f"cannot be read: {error.reason}") from error
-    body, _, seal = text.rpartition(_SEAL)
-    whole = seal == hashlib.sha256(body.encode()).hexdigest() + "\n"
+    body, damage = unseal(text)
     try:
-        data = strict_yaml.parse(body or text, _MANIFEST_BYTES, _MANIFEST_NODES)
+        data = strict_yaml.parse(body, _MANIFEST_BYTES, _MANIFEST_NODES)
     except strict_yaml.YamlError:
         data = None
     version = data.get("schema") if isinstance(data, dict) else None
@@ -170,7 +169,7 @@ def read_manifest(folder: Path) -> ReferenceManifest:
             f"written by a newer version (schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}): update the package",
         )
-    if not whole:
+    if damage:
         raise ReferenceSetError(path, "cut off or altered: its sha256 does not match; extract anew")
     try:
         return ReferenceManifest.model_validate(data)
@@ -183,8 +182,7 @@ def read_manifest(folder: Path) -> ReferenceManifest:
 def write_manifest(folder: Path, manifest: ReferenceManifest) -> None:
     """Write reference.yaml, sealed. Raises ReferenceSetError."""
     body = strict_yaml.dump(manifest.model_dump(by_alias=True, mode="json"), one_line_each=True)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    _write(folder / MANIFEST_NAME, f"{body}{_SEAL}{seal}\n".encode())
+    _write(folder / MANIFEST_NAME, seal(body).encode())
 
 
 # -- shards --------------------------------------------------------------------------------------
