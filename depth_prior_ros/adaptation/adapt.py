@@ -1,4 +1,4 @@
-"""Fit a bundle to its camera on keyframes, judge it on others, and keep it where it is better.
+"""Fit a bundle to its camera on keyframes, evaluate it on others, and keep it where it is better.
 
 What is fitted are the five numbers that the student is told of its camera; no weight changes, and
 nothing is compiled. `depth_train adapt` and the node's service `~/adapt` are this one function.
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 LEAST = 8
 """Keyframes below which nothing is fitted."""
 
-FITTED, JUDGED = 24, 12
-"""Keyframes that are fitted on and judged on, at most."""
+FITTED, EVALUATED = 24, 12
+"""Keyframes that are fitted on and evaluated on, at most."""
 
 STRETCHES = 8
 """Of a drive, alternately fitted on and held out."""
@@ -55,7 +55,7 @@ class Adapted:
         before: errors of the bundle as it was, one a keyframe that was held out.
         after: those with the new numbers.
         fitted: keyframes that were fitted on.
-        judged: those that were held out.
+        evaluated: those that were held out.
         references: out of the keyframes that were fitted on, for a student that looks some up.
         looked_up: errors with the references and the numbers from before; empty without.
     """
@@ -64,7 +64,7 @@ class Adapted:
     before: list[FrameResult]
     after: list[FrameResult]
     fitted: int
-    judged: list[Keyframe]
+    evaluated: list[Keyframe]
     references: References | None = None
     looked_up: list[FrameResult] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class Adapted:
     def text(self) -> str:
         """Both, in words."""
         return (
-            f"AbsRel in metres on {len(self.judged)} keyframes kept out "
+            f"AbsRel in metres on {len(self.evaluated)} keyframes kept out "
             f"{self.metric_before.abs_rel:.3f} before, {self.metric_after.abs_rel:.3f} after"
             + (f", {self.metric_looked_up.abs_rel:.3f} with references" if self.looked_up else "")
         )
@@ -117,7 +117,7 @@ def adapt(
     progress: Progress = quiet,
     stop: Callable[[], bool] | None = None,
 ) -> Adapted:
-    """Fit on every second stretch of a drive and judge on those between.
+    """Fit on every second stretch of a drive and evaluate on those between.
 
     Args:
         bundle: whose student is told its camera.
@@ -143,7 +143,7 @@ def adapt(
     import torch
 
     stop = stop or never
-    fitted, judged = stretches(keyframes)
+    fitted, evaluated = stretches(keyframes)
     student = bundle.student()
     prior = bundle.prior() if bundle.has("prior") else None
     depth = bundle.manifest.depth
@@ -159,14 +159,14 @@ def adapt(
         stop=stop,
     )
     present = told or bundle.manifest.camera_code
-    judge = _Judge(bundle, student, prior, factor, judged, progress, stop)
-    before = judge.errors("before", present.numbers if present else (0.0,) * 5)
-    after = judge.errors("after", numbers)
+    evaluation = _Evaluation(bundle, student, prior, factor, evaluated, progress, stop)
+    before = evaluation.errors("before", present.numbers if present else (0.0,) * 5)
+    after = evaluation.errors("after", numbers)
     references, looked_up = None, []
     if student.episodic is not None:
         references = take_references(student, fitted, factor, trained)
         told_now = present.numbers if present else (0.0,) * 5
-        looked_up = judge.errors("with references", told_now, references)
+        looked_up = evaluation.errors("with references", told_now, references)
     found = Adapted(
         CameraCodeSpec(
             numbers=numbers,  # type: ignore[arg-type]  # five of them
@@ -176,7 +176,7 @@ def adapt(
         before,
         after,
         len(fitted),
-        judged,
+        evaluated,
         references,
         looked_up,
     )
@@ -207,7 +207,7 @@ def take_references(
 
 
 def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyframe]]:
-    """Keyframes to fit on and to judge on: alternate stretches, of which some are taken.
+    """Keyframes to fit on and to evaluate on: alternate stretches, of which some are taken.
 
     Frames beside each other show the same place; a whole half of the drive may be another kind of
     road than the other half.
@@ -218,7 +218,7 @@ def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyfr
         [frame for frame, stretch in zip(keyframes, number, strict=True) if stretch % 2 == rest]
         for rest in (0, 1)
     )
-    return spaced(even, FITTED), spaced(odd, JUDGED)
+    return spaced(even, FITTED), spaced(odd, EVALUATED)
 
 
 def check_student(bundle: Bundle) -> None:
@@ -231,7 +231,7 @@ def check_student(bundle: Bundle) -> None:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Evaluation:
     bundle: Bundle
     student: Student
     prior: Prior | None
@@ -261,7 +261,7 @@ class _Judge:
         for place, frame in enumerate(self.keyframes):
             if self.stop():
                 raise StoppedError
-            self.progress(f"judging, {what}", place, len(self.keyframes))
+            self.progress(f"evaluating, {what}", place, len(self.keyframes))
             shown = _shown(place, frame)
             found += evaluate(predictor, [shown], PROTOCOL, keep_depth=True)
         return found

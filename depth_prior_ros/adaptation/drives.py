@@ -20,7 +20,7 @@ from depth_prior_ros.recordings import CorruptFrameError, Frame, Recording, read
 from depth_prior_ros.recordings.base import name_skipped
 from depth_prior_ros.scale import RoadSettings
 
-#: Frames with depth that are read, evenly spaced: twice what is fitted and judged on.
+#: Frames with depth that are read, evenly spaced: twice what is fitted and evaluated on.
 _READ = 96
 
 

@@ -106,10 +106,10 @@ def _models(manifest: Manifest) -> str:
 
 
 def _headlines(metrics: Mapping[str, Any]) -> list[str]:
-    """A line for each set that the bundle was judged on, as far as the manifest has figures."""
-    judged = metrics.get("evaluation")
+    """A line for each set that the bundle was evaluated on, as far as the manifest has figures."""
+    evaluated = metrics.get("evaluation")
     lines = []
-    for name, figures in judged.items() if isinstance(judged, Mapping) else ():
+    for name, figures in evaluated.items() if isinstance(evaluated, Mapping) else ():
         own = figures.get("all") if isinstance(figures, Mapping) else None
         if not isinstance(own, Mapping) or not isinstance(own.get("abs_rel"), float):
             continue

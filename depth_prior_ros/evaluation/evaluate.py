@@ -55,7 +55,7 @@ class FrameResult:
     :func:`metrics.part_errors`). `depth` is the prediction (h, w) for the `region` of the image,
     empty where it was not kept; `position` counts in the recording's frames, `index` is the number
     that the recording gives the frame. `flicker`: from the frame before (see `flicker`); None where
-    that was not judged, or no pose is known.
+    that was not evaluated, or no pose is known.
     """
 
     position: int

@@ -1,9 +1,9 @@
 """`~/adapt`: the running node fits its student to its camera, on what it has just seen.
 
 The pipeline shows every matched frame to a bounded memory of keyframes. The service starts a thread
-of low priority that fits and judges (`depth_prior_ros.adaptation`); what is better is told to the
-student between two frames. The lifecycle: deactivating cancels a fit under way, and what was fitted
-but not yet told waits for the next frame; keyframes and numbers stay until the node is cleaned up,
+of low priority that fits and evaluates (`depth_prior_ros.adaptation`); what is better is told to
+the student between two frames. The lifecycle: deactivating cancels a fit under way, and what was
+fitted but not yet told waits for the next frame; keyframes and numbers stay until the node is cleaned up,
 the outcome in words until it ends.
 """
 
@@ -263,7 +263,7 @@ class Adapter:
                 self._end(fit, outcome)
 
     def _fitted(self, fit: _Fit) -> str:
-        """Fit, judge, and hand on what is better; the outcome in words."""
+        """Fit, evaluate, and hand on what is better; the outcome in words."""
         from depth_prior_ros.adaptation.adapt import adapt
 
         found = adapt(

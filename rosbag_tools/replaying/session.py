@@ -1,4 +1,4 @@
-"""One replay from beginning to end: node, playing, judging, metrics.json, report.html."""
+"""One replay from beginning to end: node, playing, evaluating, metrics.json, report.html."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ReplayOptions:
     """How to replay.
 
     rate: None for lockstep, otherwise the speed in multiples of real time. forced: whether to
-    judge each model forced as well. force_model: what the node itself is forced to. start_timeout
-    and answer_timeout: seconds. domain_id: a ROS domain, None for a random one.
+    evaluate each model forced as well. force_model: what the node itself is forced to.
+    start_timeout and answer_timeout: seconds. domain_id: a ROS domain, None for a random one.
     """
 
     bundle: str = "lite"
@@ -123,8 +123,8 @@ class _Session:
         }
         if options.force_model:
             parameters["force_model"] = options.force_model
-        # In lockstep time costs nothing: no model is left out for being slow, no frame is judged
-        # without its odometry. Without any, waiting for it would only measure the waiting.
+        # In lockstep time costs nothing: no model is left out for being slow, no frame is answered
+        # before its odometry. Without any, waiting for it would only measure the waiting.
         if options.rate is None:
             parameters["time_budget"] = 0.0
         if options.rate is None and any(f.speed is not None for f in self.recording.frames):

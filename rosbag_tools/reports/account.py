@@ -75,7 +75,7 @@ class Account:
         latency_ms: float,
         image: NDArray[np.uint8] | None = None,
     ) -> FrameRecord:
-        """Judge one depth image (h, w) and keep small pictures of it.
+        """Evaluate one depth image (h, w) and keep small pictures of it.
 
         image: of the frame, where it was read already.
         """
@@ -95,21 +95,25 @@ class Account:
     def journal_entry(self, position: int) -> dict[str, Any]:
         """What `take_up` needs of a frame, as plain data."""
         found = [r for r in self.errors.results[-1:] if r.position == position]
-        judged = None
+        evaluated = None
         if found:
-            judged = {k: v for k, v in asdict(found[0]).items() if k != "depth"}
-        return {"position": position, "record": asdict(self.records[position]), "judged": judged}
+            evaluated = {k: v for k, v in asdict(found[0]).items() if k != "depth"}
+        return {
+            "position": position,
+            "record": asdict(self.records[position]),
+            "evaluated": evaluated,
+        }
 
     def take_up(self, entry: Mapping[str, Any]) -> None:
         """Go on after a frame of a `journal_entry`; in order."""
         self.records[entry["position"]] = FrameRecord(**entry["record"])
-        if entry["judged"] is not None:
-            judged = dict(entry["judged"])
+        if entry["evaluated"] is not None:
+            evaluated = dict(entry["evaluated"])
             for name in ("errors", "metric"):
-                judged[name] = DepthErrors(**judged[name])
-            judged["parts"] = {k: DepthErrors(**v) for k, v in judged["parts"].items()}
-            judged["region"] = tuple(judged["region"])
-            self.errors.results.append(FrameResult(**judged))
+                evaluated[name] = DepthErrors(**evaluated[name])
+            evaluated["parts"] = {k: DepthErrors(**v) for k, v in evaluated["parts"].items()}
+            evaluated["region"] = tuple(evaluated["region"])
+            self.errors.results.append(FrameResult(**evaluated))
 
     def results(
         self,
@@ -194,7 +198,7 @@ class Account:
         entries: dict[str, Any] = {"all": self.errors.entry()}
         if self.protocol is None or pipeline is None:
             return entries | {"single_frame": summary([]), "multi_frame": summary([])}
-        with progress("judging each model") as update:
+        with progress("evaluating each model") as update:
             forced, self.fell_back = evaluate_forced(
                 self.recording, pipeline, self.protocol, update
             )
@@ -203,7 +207,7 @@ class Account:
     def _baselines(self) -> dict[str, Any]:
         if not self.errors.results:
             return {}
-        with progress("judging image-independent maps") as update:
+        with progress("evaluating image-independent maps") as update:
             return self.errors.baselines(self.bundle, update)
 
 

@@ -34,7 +34,7 @@ def figures(results: Results) -> dict[str, float | None]:
 
 
 def baseline_of(results: Results) -> dict[str, Any]:
-    """What `--accept` writes: which recording, how it was judged, and the figures."""
+    """What `--accept` writes: which recording, how it was evaluated, and the figures."""
     stamps = json.dumps([frame.stamp_ns for frame in results.frames])
     return {
         "schema": _SCHEMA,
@@ -71,14 +71,14 @@ def check(
 ) -> tuple[int, list[tuple[str, ...]]]:
     """Compare a result with a baseline: the exit code, and a row for each figure.
 
-    Rows: name, baseline, now, change, what is allowed, verdict. Raises RecordingError where the
+    Rows: name, baseline, now, change, what is allowed, outcome. Raises RecordingError where the
     two cannot be compared: another recording, another protocol, a figure that one has not.
     """
     now = baseline_of(load(folder))
     before = _read(baseline)
     for name, words in (
         ("stamps_sha256", "another recording"),
-        ("protocol", "judged by another protocol"),
+        ("protocol", "evaluated by another protocol"),
     ):
         if before.get(name) != now[name]:
             raise RecordingError(
@@ -98,8 +98,8 @@ def check(
         code = WORSE if failed else code
         limit = f"{amount:.3g}" if not share else f"{amount:.2%}"
         change = f"{(new - old) / old:+.2%}" if old else f"{new - old:+.4g}"
-        verdict = "worse" if failed else "ok"
-        rows.append((name, f"{old:.5g}", f"{new:.5g}", change, limit, verdict))
+        outcome = "worse" if failed else "ok"
+        rows.append((name, f"{old:.5g}", f"{new:.5g}", change, limit, outcome))
     return code, rows
 
 

@@ -62,7 +62,7 @@ def test_the_new_bundle_is_told_its_camera(
     said = capsys.readouterr().out
     assert "recorded depth (stereo)" in said and f"bundle: {out}" in said
     figures = json.loads((tmp_path / "mine.json").read_text())
-    assert figures["better"] and figures["fitted"] == figures["judged"] == FRAMES // 2
+    assert figures["better"] and figures["fitted"] == figures["evaluated"] == FRAMES // 2
     assert figures["after"]["abs_rel"] < figures["before"]["abs_rel"]
     page = (tmp_path / "mine.html").read_text()
     assert "was written" in page and page.count("<img") == 16

@@ -1,4 +1,4 @@
-"""`depth_train`: run recipes, judge bundles, show what is in them.
+"""`depth_train`: run recipes, evaluate bundles, show what is in them.
 
 Only the parser lives at import time: `depth_train --help` loads none of the libraries.
 """
@@ -30,7 +30,7 @@ REFERENCES = ("auto", "recorded", "multi_frame")
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `depth_train`."""
     parser = argparse.ArgumentParser(
-        prog="depth_train", description="Train, judge and inspect depth bundles."
+        prog="depth_train", description="Train, evaluate and inspect depth bundles."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -83,14 +83,14 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add(
         "--pose",
         action="store_true",
-        help="judge ego-motion on the recordings with poses (KITTI odometry's sequences below "
+        help="evaluate ego-motion on the recordings with poses (KITTI odometry's sequences below "
         "--data, or the one there); with --protocol, depth as well",
     )
-    add("--model", choices=MODEL_NAMES, default="both", help="models to judge (default: both)")
+    add("--model", choices=MODEL_NAMES, default="both", help="models to evaluate (default: both)")
     add(
         "--baselines",
         action="store_true",
-        help="also judge predictors that do not look at the image",
+        help="also evaluate predictors that do not look at the image",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
@@ -104,10 +104,10 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare = commands.add_parser(
         "compare",
         help="one table of many bundles: spread over seeds, paired differences",
-        description="Judge bundles on the same frames of KITTI 2015, the Eigen test drives and "
+        description="Evaluate bundles on the same frames of KITTI 2015, the Eigen test drives and "
         "synthetic drives, and write a table with the spread over seeds and the differences "
         "paired by seed, beside predictors that do not look at the image. The same command again "
-        "judges only what is new.",
+        "evaluates only what is new.",
     )
     add = compare.add_argument
     add(
@@ -134,7 +134,12 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="BAG",
         help="synthetic drives",
     )
-    add("--sets", nargs="+", choices=SET_NAMES, help="sets to judge on (default: all but kept_out)")
+    add(
+        "--sets",
+        nargs="+",
+        choices=SET_NAMES,
+        help="sets to evaluate on (default: all but kept_out)",
+    )
     add("--cost", action="store_true", help="also time and size of every row")
     add("--data", type=Path, help="folder with the data (default: $DEPTH_PRIOR_DATA)")
     add(
@@ -142,7 +147,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         default=Path("runs/comparison"),
         metavar="DIR",
-        help="folder of comparison.md, comparison.json and what was judged already "
+        help="folder of comparison.md, comparison.json and what was evaluated already "
         "(default: runs/comparison)",
     )
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
@@ -205,7 +210,7 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "adapt",
         help="fit a bundle to the camera of your own drive",
         description="Fit what a bundle's student is told of its camera on every second stretch "
-        "of a drive, judge it in metres on those between, and write a new bundle where it is "
+        "of a drive, evaluate it in metres on those between, and write a new bundle where it is "
         "better; no weight changes. Depth to fit on is the recording's own (LiDAR, exact), or the "
         "multi-frame network's, with metres by odometry or by the camera's height.",
     )

@@ -17,6 +17,7 @@ from training.recipes.recipe import Recipe
 # Keys of older versions, by their last part.
 _TOLD = 8  # keys in one message
 _RENAMED = {
+    "held_out": "validation_recordings",
     "kept_pixels_only": "auto_masked",
     "rich": "teacher (and its key teacher is model)",
     "tap": "stride",

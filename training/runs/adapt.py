@@ -110,7 +110,7 @@ class Outcome:
 
 
 def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
-    """Fit a bundle to a recording's camera, judge it between, write it where it is better.
+    """Fit a bundle to a recording's camera, evaluate it between, write it where it is better.
 
     Raises:
         BundleError, RecordingError: one of them cannot be opened, or ``out`` not be written.
@@ -228,7 +228,7 @@ def _figures(
         "source": found.told.source,
         "numbers": list(found.told.numbers),
         "fitted": found.fitted,
-        "judged": len(found.judged),
+        "evaluated": len(found.evaluated),
         "better": found.better,
         "before": asdict(found.metric_before),
         "after": asdict(found.metric_after),
@@ -243,11 +243,13 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
         (f"{before.abs_rel:.3f}", "AbsRel in metres before"),
         (f"{after.abs_rel:.3f}", "after"),
         (str(found.fitted), "keyframes fitted on"),
-        (str(len(found.judged)), "keyframes kept out, which judge"),
+        (str(len(found.evaluated)), "keyframes kept out, not fitted on"),
     ]
     if found.looked_up:
         figures.insert(2, (f"{found.metric_looked_up.abs_rel:.3f}", "with references instead"))
-    places = np.linspace(0, len(found.judged) - 1, min(_PICTURED, len(found.judged))).astype(int)
+    places = np.linspace(0, len(found.evaluated) - 1, min(_PICTURED, len(found.evaluated))).astype(
+        int
+    )
     rows = [
         (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}")
         for words, key in (
@@ -266,7 +268,7 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
         by_references=found.by_references,
         rows=rows,
         pictures=[
-            _pictures(found.judged[i], found.before[i], found.after[i]) for i in map(int, places)
+            _pictures(found.evaluated[i], found.before[i], found.after[i]) for i in map(int, places)
         ],
         scale=(colours.depth_gradient(_NEAR, _FAR), (f"{_NEAR:g} m", f"{_FAR:g} m")),
         numbers=", ".join(f"{number:.2f}" for number in found.told.numbers),

@@ -36,7 +36,9 @@ class Episodic(TrainingConfig):
     noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")
     noise: float = Field(0.12, ge=0, description="largest deviation of log depth there, smooth")
     recordings: int | None = Field(None, ge=2, description="the first so many only; default: all")
-    held_out: int = Field(8, ge=0, description="the last of them are kept for validation")
+    validation_recordings: int = Field(
+        8, ge=0, description="the last of them are kept for validation"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Episodic:
@@ -78,9 +80,9 @@ class Episodic(TrainingConfig):
             run.recipe.metres_per_unit,
             min(pairs.count, wanted or pairs.count) // frames,
         )
-        training = source.recordings[: len(source.recordings) - self.held_out]
-        held_out = source.recordings[len(training) :]
-        return EpisodicStage(self, system, EpisodeSource(training), EpisodeSource(held_out))
+        training = source.recordings[: len(source.recordings) - self.validation_recordings]
+        validation = source.recordings[len(training) :]
+        return EpisodicStage(self, system, EpisodeSource(training), EpisodeSource(validation))
 
 
 @dataclass
@@ -90,7 +92,7 @@ class EpisodicStage:
     config: Episodic
     system: System
     source: EpisodeSource
-    held_out: EpisodeSource
+    validation: EpisodeSource
     name: str = "episodic"
 
     def __post_init__(self) -> None:
@@ -145,7 +147,7 @@ class EpisodicStage:
         rng = np.random.default_rng(0)
         none: list[float] = []
         own: list[float] = []
-        for frames, _ in self.held_out.recordings:
+        for frames, _ in self.validation.recordings:
             half = len(frames) // 2
             count = self.config.references[1]
             found = self.look_up.project([draw_references(frames[half:], count, rng)], count)
