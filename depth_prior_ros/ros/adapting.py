@@ -3,8 +3,8 @@
 The pipeline shows every matched frame to a bounded memory of keyframes. The service starts a thread
 of low priority that fits and evaluates (`depth_prior_ros.adaptation`); what is better is told to
 the student between two frames. The lifecycle: deactivating cancels a fit under way, and what was
-fitted but not yet told waits for the next frame; keyframes and numbers stay until the node is cleaned up,
-the outcome in words until it ends.
+fitted but not yet told waits for the next frame; keyframes and numbers stay until the node is
+cleaned up, the outcome in words until it ends.
 """
 
 from __future__ import annotations
