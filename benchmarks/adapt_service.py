@@ -19,7 +19,6 @@ goes on where the one before ended.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 import threading
@@ -36,7 +35,7 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from rosbag_tools.make import write_bag
-from rosbag_tools.replaying.node_process import NodeProcess
+from rosbag_tools.replaying.node_process import NodeProcess, free_domain
 from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Answer, Player
 
 _PATIENCE = 300.0
@@ -195,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, recording: StoredRecording, known: str, folder: Path) -> int:
-    domain = random.SystemRandom().randint(1, 101)
+    domain = free_domain()
     remappings = {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC, "odom": ODOMETRY_TOPIC}
     parameters: dict[str, bool | int | float | str] = {
         "bundle": options.bundle,

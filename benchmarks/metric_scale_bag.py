@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from metric_scale import KITTI_HEIGHT, run_pipeline
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import Recording, StoredRecording
 from rosbag_tools.make import write_bag
-from rosbag_tools.replaying.node_process import NodeProcess
+from rosbag_tools.replaying.node_process import NodeProcess, free_domain
 
 MEASURED = ("camera_height", "odometry")
 
@@ -46,7 +45,7 @@ def played(recording: Recording, bundle: str, mode: str, folder: Path) -> Told:
     """Play a recording to a node in a scale mode."""
     from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
 
-    domain = random.SystemRandom().randint(1, 101)
+    domain = free_domain()
     remappings = {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC, "odom": ODOMETRY_TOPIC}
     parameters: dict[str, bool | int | float | str] = {
         "bundle": bundle,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -30,6 +32,26 @@ sys.exit(main())
 """
 _TAIL_LINES = 15
 _STOP_SECONDS = 15.0
+
+
+def free_domain() -> int:
+    """A ROS domain, 1 to 101, in which nobody on this machine takes part, chosen at random.
+
+    Two replays in one domain would take each other's images. The first participant of a domain
+    listens on the port that the standard fixes (DDSI-RTPS 2.5, 9.6.2.3).
+    """
+    domains = list(range(1, 102))
+    random.SystemRandom().shuffle(domains)
+    return next((domain for domain in domains if _nobody_listens(domain)), domains[0])
+
+
+def _nobody_listens(domain: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("", 7400 + 250 * domain + 10))
+        except OSError:
+            return False
+    return True
 
 
 class ReplayError(RecordingError):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depth_prior_ros.recordings import StoredRecording
 from rosbag_tools.console import progress
-from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError, free_domain
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import NODE_LOG, REPORT, Results, result_folder, save
 
@@ -24,7 +23,7 @@ class ReplayOptions:
 
     rate: None for lockstep, otherwise the speed in multiples of real time. forced: whether to
     evaluate each model forced as well. force_model: what the node itself is forced to.
-    start_timeout and answer_timeout: seconds. domain_id: a ROS domain, None for a random one.
+    start_timeout and answer_timeout: seconds. domain_id: a ROS domain, None for one that is free.
     """
 
     bundle: str = "lite"
@@ -81,9 +80,7 @@ class _Session:
         from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC, Player
 
         options = self.options
-        domain = options.domain_id
-        if domain is None:
-            domain = random.SystemRandom().randint(1, 101)
+        domain = free_domain() if options.domain_id is None else options.domain_id
         remappings = {"image": IMAGE_TOPIC, "camera_info": INFO_TOPIC, "odom": ODOMETRY_TOPIC}
         process = NodeProcess(
             self._node_parameters(), remappings, domain_id=domain, log=self.folder / NODE_LOG

@@ -25,7 +25,7 @@ from depth_prior_ros.recordings import (
 from depth_prior_ros.recordings.base import Frame
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
-from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError, free_domain
 from rosbag_tools.replaying.session import ReplayOptions, replay
 from rosbag_tools.reports.results import (
     FrameRecord,
@@ -358,3 +358,19 @@ def test_the_real_stop_is_seen_without_odometry(
     assert found["protocol"]["max_depth"] == 80
     assert found["depth"]["all"]["frames"] == 78
     assert found["depth"]["multi_frame"]["frames"] == 77
+
+
+def test_a_domain_in_which_somebody_takes_part_is_not_free() -> None:
+    from rclpy.context import Context
+    from rclpy.node import Node
+
+    from rosbag_tools.replaying import node_process
+
+    domain = free_domain()
+    assert 1 <= domain <= 101 and node_process._nobody_listens(domain)
+    context = Context()
+    context.init(domain_id=domain)
+    node = Node("somebody", context=context)
+    assert not node_process._nobody_listens(domain)
+    node.destroy_node()
+    context.shutdown()
