@@ -36,6 +36,7 @@ from std_msgs.msg import Header, String
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.ros.messages import camera_info_of, image_to_depth
+from rosbag_tools.replaying.sending import publish
 
 FRAME = "camera_optical_frame"
 RELIABLE = QoSProfile(depth=10)
@@ -254,13 +255,13 @@ class Peer(SpunNode):
         height, width = pixels.shape[:2]
         info = info or camera_info_for(width, height)
         info.header = header
-        self.info_publisher.publish(info)
-        self.image_publisher.publish(image_message(pixels, header, encoding))
+        publish(self.info_publisher, info)
+        publish(self.image_publisher, image_message(pixels, header, encoding))
 
     def send_odometry(self, speed: float, stamp: int) -> None:
         header = Header(stamp=stamp_of(stamp), frame_id="odom")
         twist = TwistWithCovariance(twist=Twist(linear=Vector3(x=speed)))
-        self.odometry_publisher.publish(Odometry(header=header, twist=twist))
+        publish(self.odometry_publisher, Odometry(header=header, twist=twist))
 
     def answer(self, stamp: int, timeout: float = PATIENCE) -> Image:
         """The depth image with that stamp."""

@@ -261,6 +261,8 @@ class DepthNode(LifecycleNode):
     def _refuse(self, cause: str, text: str, frame: bool = True) -> None:
         if cause == INTERNAL and not self.context.ok():
             return  # a signal ended the context below the frame: no fault, and nobody to tell
+        if cause == "no_camera_info" and self._listening is not None:
+            self._listening.forget_stamp()  # sent again with its calibration, it is no copy
         text = printable(text)  # names of encodings and models come from elsewhere
         count = self._statistics.refused(cause, text, frame)
         # A camera that always sends the same wrong thing must not fill the log: 1, 10, 100, ...

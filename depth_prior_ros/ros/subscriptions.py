@@ -214,6 +214,10 @@ class Subscriptions:
         topic = self.image_topic if name == "image" else self._node.resolve_topic_name(name)
         return int(self._node.count_publishers(topic))
 
+    def forget_stamp(self) -> None:
+        """The newest image was not used: the same one may come again."""
+        self._newest_stamp = 0
+
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._statistics.received(len(message.data))
         try:

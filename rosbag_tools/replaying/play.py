@@ -24,6 +24,7 @@ from rosbag_tools.replaying.sending import (
     CAMERA_FRAME,
     IMAGE_TOPIC,
     Sender,
+    publish,
     time_of,
     use_large_images,
 )
@@ -127,7 +128,7 @@ class _Playing:
             if not self._pause(start + due - time.monotonic()):
                 return
             if self._clock is not None:
-                self._clock.publish(Clock(clock=time_of(frame.stamp_ns)))
+                publish(self._clock, Clock(clock=time_of(frame.stamp_ns)))
             self._sender.publish(self._sender.prepare(frame, image))
             self.sent += 1
 

@@ -26,6 +26,7 @@ from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from depth_prior_ros.ros.camera_infos import camera_info_of
 from depth_prior_ros.share import large_images_environment
 
+_TRIES = 10
 _NEW, _OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 
 
@@ -93,14 +94,29 @@ class Sender:
         """
         stamp = time_of(frame.stamp_ns)
         if frame.speed is not None:
-            self._odometry.publish(_odometry(frame, stamp))
+            publish(self._odometry, _odometry(frame, stamp))
         header = Header(stamp=stamp, frame_id=self._frame_id)
-        self._info.publish(camera_info_of(frame.camera, header))
+        publish(self._info, camera_info_of(frame.camera, header))
         return _image(image, header)
 
     def publish(self, message: Image) -> None:
         """Publish an image message of :meth:`prepare`."""
-        self._image.publish(message)
+        publish(self._image, message)
+
+
+def publish(publisher: Any, message: Any) -> None:
+    """Publish, again where the middleware did not take the message.
+
+    On a machine under load a writer's lock may not be free in time (RCLError, a RuntimeError, after
+    Fast DDS's `max_blocking_time` of 100 ms). What is refused ten times is raised.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            publisher.publish(message)
+            return
+        except RuntimeError:
+            continue
+    publisher.publish(message)
 
 
 def _image(pixels: NDArray[np.uint8], header: Header) -> Image:

@@ -236,7 +236,9 @@ def test_a_drive_with_another_mount_gives_metres() -> None:
         answer = peer.call(Trigger, "depth_node/adapt", Trigger.Request(), PATIENCE)
         assert answer.success, answer.message
         wait_until(
-            lambda: peer.status().get("adapt.outcome", "").startswith("better"), "the outcome"
+            lambda: peer.status().get("adapt.outcome", "").startswith("better"),
+            "the outcome, of a thread that leaves the processor to others",
+            3 * PATIENCE,
         )
         robot.after_a_gap()
         after = errors()

@@ -15,7 +15,7 @@ from test_bag import make_recording
 
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.recordings.bag_messages import camera_pose
-from rosbag_tools.replaying.sending import Sender
+from rosbag_tools.replaying.sending import Sender, publish
 
 
 class Publisher:
@@ -65,3 +65,22 @@ def test_a_pose_that_is_not_known_is_not_that_of_the_origin() -> None:
 
 def test_without_a_speed_there_is_no_odometry() -> None:
     assert odometry_of(speed=None) == []
+
+
+def test_what_the_middleware_refuses_is_sent_again_and_in_the_end_raised() -> None:
+    class Busy(Publisher):
+        def __init__(self, refusals: int) -> None:
+            super().__init__()
+            self.refusals = refusals
+
+        def publish(self, message: Any) -> None:
+            self.refusals -= 1
+            if self.refusals >= 0:
+                raise RuntimeError("cannot publish data")
+            super().publish(message)
+
+    patient = Busy(9)
+    publish(patient, "message")
+    assert patient.sent == ["message"]
+    with pytest.raises(RuntimeError, match="cannot publish"):
+        publish(Busy(10), "message")
