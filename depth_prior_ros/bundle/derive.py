@@ -1,5 +1,5 @@
-"""A new bundle with the same networks: another prior (`select`), another camera (`adapt`), other
-references."""
+"""A new bundle out of another: another prior (`select`), another camera (`adapt`), other
+references, other weights of the student (`tune`)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from depth_prior_ros.bundle.manifest import (
     TEACHER_NAME,
     BundleError,
     CameraCodeSpec,
+    CameraSpec,
+    DepthSpec,
     Manifest,
     PriorSpec,
+    Provenance,
     ReferencesSpec,
     file_name,
     validate_manifest,
@@ -32,6 +35,8 @@ from depth_prior_ros.bundle.prior import PriorSources, write_prior
 from depth_prior_ros.bundle.references import write_references
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from depth_prior_ros.models.episodic_prior import References
     from depth_prior_ros.models.prior_fusion import Prior
 
@@ -76,6 +81,70 @@ def tell_camera(
         if TEACHER_NAME in bundle.manifest.files:
             embed_teacher(folder, bundle.path / TEACHER_FOLDER, bundle.manifest.prior)
         return seal_bundle(folder, out, manifest)
+
+
+def replace_student(
+    bundle: Bundle,
+    out: str | Path,
+    *,
+    student: nn.Module,
+    pose: nn.Module | None,
+    camera: CameraSpec,
+    depth: DepthSpec,
+    provenance: Provenance,
+    name: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write a bundle with other weights of the student and the pose network, and all else as it is.
+
+    What belonged to the old weights does not travel: what the student was told of its camera, the
+    references that it looks up, metrics, and the mean of its own depth.
+
+    Args:
+        bundle: where the multi-frame network, the prior and its teacher come from.
+        out: folder of the new bundle; an existing bundle is replaced.
+        student: built as the bundle's.
+        pose: built as the bundle's; None where it has none.
+        camera: that the student takes every image for now.
+        depth: its unit now.
+        provenance: of the new bundle.
+        name: of the new bundle; default: as before.
+        metrics: of the new bundle; default: none.
+
+    Raises:
+        BundleError: networks of another form, weights that are not finite, a foreign folder, a
+            full disk.
+    """
+    out = Path(out)
+    refuse_foreign(out)
+    old = bundle.manifest
+    prior = old.prior
+    if prior is not None:
+        own = getattr(student, "fusion", None)
+        prior = aligned(prior.model_copy(update={"alignment": None}), own)
+    update = {
+        "name": name or old.name,
+        "training_camera": camera,
+        "depth": depth,
+        "provenance": provenance,
+        "metrics": dict(metrics or {}),
+        "prior": prior,
+        "references": None,
+        "camera_code": None,
+    }
+    states = {"student": student.state_dict()}
+    if pose is not None:
+        states["pose"] = pose.state_dict()
+    with staging(out) as folder:
+        for part, state in states.items():
+            write_tensors(folder / file_name(part), state)  # type: ignore[arg-type]
+        for file in (file_name("multi_frame"), file_name("prior")):
+            if file in old.files:
+                copy_file(bundle.path / file, folder / file)
+        _copy_baselines(bundle, folder)
+        if TEACHER_NAME in old.files:
+            embed_teacher(folder, bundle.path / TEACHER_FOLDER, prior)
+        return seal_bundle(folder, out, old.model_copy(update=update))
 
 
 def replace_prior(

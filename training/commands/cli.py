@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_import(commands)
     _add_adapt(commands)
+    _add_tune(commands)
     add_prior_commands(commands)
     return parser
 
@@ -237,6 +238,16 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="depth to fit on; recorded: the recording's own; multi_frame: the bundle's; auto: "
         "the former where there is enough of it (default: auto)",
     )
+    _add_mounting(parser)
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+    add_recording_options(parser)
+    parser.set_defaults(handler=_adapt)
+
+
+def _add_mounting(parser: argparse.ArgumentParser) -> None:
+    """How the camera is mounted, by which its height gives metres."""
+    add = parser.add_argument
     add(
         "--camera-height",
         type=float,
@@ -257,10 +268,70 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SHARE",
         help="of the picture that shows the vehicle itself, for --camera-height (default: 0)",
     )
+
+
+def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="train a bundle further on your own drive, and keep it where it is better",
+        description="Train a bundle further on a recording, without labels: the frames beside a "
+        "frame, and its stereo partner where there is one, must explain it. A quarter of the "
+        "recording, in spans, is held out: by one part of it is chosen, by the other judged, "
+        "before and after. The same command again goes on after a kill.",
+    )
+    add = parser.add_argument
+    add("bundle", help="name of a shipped bundle, or its folder")
+    add(
+        "--bag",
+        type=recording_path,
+        required=True,
+        metavar="RECORDING",
+        help="bag, drive, image folder or video",
+    )
+    add(
+        "--minutes",
+        type=float,
+        default=20.0,
+        help="for all of it, by the speed of this machine when it begins (default: 20)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the recipe, the run, the page and the bundle (default: "
+        "runs/tune/NAME_RECORDING)",
+    )
+    add(
+        "--test",
+        type=recording_path,
+        metavar="RECORDING",
+        help="a further one that the bundle is judged on, before and after",
+    )
+    add(
+        "--mode",
+        choices=("auto", "M", "MS"),
+        default="auto",
+        help="M: frames before and after; MS: the stereo partner, too (default: where there is "
+        "one)",
+    )
+    add("--seed", type=int, default=1, help="decides all that is random (default: 1)")
+    _add_mounting(parser)
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
     add("--device", default="auto", help="device of the backend (default: auto)")
     add_recording_options(parser)
-    parser.set_defaults(handler=_adapt)
+    parser.set_defaults(handler=_tune)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.progress import ProgressBar
+    from training.runs.tune import Request, tune_bundle
+
+    ignored = ("command", "handler")
+    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    with ProgressBar() as progress:
+        outcome = tune_bundle(Request(**asked), progress)
+    print(outcome)
+    return 0 if outcome.bundle is not None else 1
 
 
 def _adapt(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from depth_prior_ros.recordings.stereo import StereoPairs, open_pairs
 from depth_prior_ros.recordings.video import is_video
 from depth_prior_ros.share import recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
+from training.data.spans import part_of
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
 from training.recipes.data import Drive, Intrinsics, Mode, Topics
@@ -224,7 +225,7 @@ def open_drive(root: Path, drive: Drive) -> StoredRecording:
         raise RecipeError(f"drive {drive.path}: {error}{hint}") from error
     for camera in {frame.camera for frame in recording.frames}:
         check_camera(camera, f"drive {drive.path}")
-    return recording
+    return part_of(recording, drive.part)
 
 
 def _recipe_camera(path: Path, drive: Drive) -> Camera:
@@ -247,7 +248,7 @@ def open_partner(root: Path, drive: Drive, recording: StoredRecording) -> Stereo
     """
     path = drive_path(root, drive.path)
     try:
-        return open_pairs(
+        pairs = open_pairs(
             path,
             recording,
             drive.partner,
@@ -256,6 +257,15 @@ def open_partner(root: Path, drive: Drive, recording: StoredRecording) -> Stereo
         )
     except RecordingError as error:
         raise RecipeError(f"drive {drive.path}: data.mode needs stereo pairs: {error}") from error
+    return pairs if pairs.recording is recording else _pairs_of_part(pairs, drive)
+
+
+def _pairs_of_part(pairs: StereoPairs, drive: Drive) -> StereoPairs:
+    """Those of a drive's part, where both cameras were read anew and so as a whole."""
+    cut = part_of(pairs.recording, drive.part)
+    partners = {pairs.recording.frames[p].index: q for p, q in pairs.positions.items()}
+    kept = {i: partners[f.index] for i, f in enumerate(cut.frames) if f.index in partners}
+    return replace(pairs, recording=cut, positions=kept)
 
 
 def find_triplets(recording: Recording, stride: int, usable: Sequence[bool]) -> list[Triplet]:

@@ -10,6 +10,7 @@ from training.recipes.base import Strict
 
 Static = Literal["none", "speed", "image", "auto"]
 Mode = Literal["M", "S", "MS"]
+Part = Literal["all", "training", "choosing", "judging"]
 _STATIC = (
     "leave out where the camera stands: by speed (or poses), by image motion, auto: by speed "
     "where it is known, otherwise by image motion"
@@ -68,6 +69,10 @@ class Drive(Strict):
     )
     weight: float = Field(1.0, gt=0, description="how often it is drawn, relative to the others")
     stride: int = Field(1, ge=1, description="frames between neighbours")
+    part: Part = Field(
+        "all",
+        description="of eight spans, 'training' leaves out two: 'choosing' and 'judging'",
+    )
     keep_out: Literal["none", "depth"] = Field(
         "none", description="'depth' keeps frames with ground truth and their neighbours out"
     )

@@ -109,8 +109,12 @@ class Outcome:
         )
 
 
-def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
+def adapt_bundle(
+    request: Request, progress: Progress = quiet, recording: StoredRecording | None = None
+) -> Outcome:
     """Fit a bundle to a recording's camera, evaluate it between, write it where it is better.
+
+    recording: what of the bag is fitted and evaluated on; None: all.
 
     Raises:
         BundleError, RecordingError: one of them cannot be opened, or ``out`` not be written.
@@ -121,7 +125,8 @@ def adapt_bundle(request: Request, progress: Progress = quiet) -> Outcome:
 
     _check(request)
     bundle = load_bundle(request.bundle)
-    recording = open_recording(request.bag, **recording_options(request.bag, request))
+    if recording is None:
+        recording = open_recording(request.bag, **recording_options(request.bag, request))
     out = request.out or Path("runs/adapt") / f"{bundle.manifest.name}_{recording.name}"
     refuse_foreign(out)
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.recordings import StoredRecording, open_recording, read_frames
@@ -21,9 +23,10 @@ from training.data.drives import network_camera
 from training.data.frames import Window
 from training.data.triplets import DriveFrames, load_sequence
 from training.losses.photometric import Target, identity_error, minimum_reprojection
+from training.losses.views import Views
 from training.recipes.base import RecipeError
 from training.recipes.data import Drive
-from training.stages.system import System, rebuild
+from training.stages.system import System
 
 # With less parallax (metres from frame to frame) the pictures do not tell the scale.
 _MIN_STEP = 0.2
@@ -124,11 +127,43 @@ def fit_metres_per_unit(
             the frames is explained best by the largest or the smallest candidate.
     """
     sequence, _ = load_sequence(open_recording(drive), Drive(path=str(drive)), size)
-    chosen = [
-        frames
-        for frames in sequence.triplets
-        if all(i in sequence.poses for i in frames) and _parallax(sequence, frames) >= _MIN_STEP
-    ]
+    return fit_on_frames(system, sequence, metres_per_unit, "output.scale_drive")
+
+
+@torch.no_grad()
+def fit_on_frames(
+    system: System,
+    sequence: DriveFrames,
+    metres_per_unit: float,
+    key: str,
+    most: int = _MAX_FRAMES,
+) -> tuple[float, float]:
+    """As `fit_metres_per_unit`, on frames that are read already.
+
+    Where they have stereo partners, a frame is rebuilt from its partner in place of its neighbours:
+    the distance between the cameras gives the metres.
+
+    Args:
+        system: networks; only the student is used.
+        sequence: frames with metric poses or with stereo partners.
+        metres_per_unit: unit of the training, the middle of the candidates.
+        key: what of a recipe or command line asks for it, for messages.
+        most: frames that are looked at.
+
+    Returns:
+        Factor, and its spread over frames (interquartile range over the median).
+
+    Raises:
+        RecipeError: as `fit_metres_per_unit`.
+    """
+    drive = sequence.name
+    chosen = sequence.triplets
+    if sequence.partner is None:
+        chosen = [
+            frames
+            for frames in chosen
+            if all(i in sequence.poses for i in frames) and _parallax(sequence, frames) >= _MIN_STEP
+        ]
     if not chosen:
         raise RecipeError(f"{drive}: no neighbouring frames to fit the metric factor on")
     system.student.eval()
@@ -140,11 +175,11 @@ def fit_metres_per_unit(
 
         return _best_step(measure)
 
-    best = [best_of(frames) for frames in chosen[:: max(1, len(chosen) // _MAX_FRAMES)]]
+    best = [best_of(frames) for frames in chosen[:: max(1, len(chosen) // most)]]
     low, middle, high = np.percentile(best, [25, 50, 75])
     if low <= -_REACH or high >= _REACH:
         raise RecipeError(
-            f"output.scale_drive: the metric factor cannot be fitted on {drive}: of {len(best)} "
+            f"{key}: the metric factor cannot be fitted on {drive}: of {len(best)} "
             f"frames {sum(abs(step) >= _REACH for step in best)} are explained best by a factor "
             f"{_STEP**_REACH:g} times the unit of training ({metres_per_unit:g} m) or its inverse. "
             "Are the poses in metres? Name another drive, or none, and run again: what was trained "
@@ -181,11 +216,34 @@ def _errors(
     system: System, sequence: DriveFrames, frames: tuple[int, int, int], factors: np.ndarray
 ) -> list[float]:
     """Photometric error of a triplet's middle image for each factor."""
-    before, now, after = sequence.pictures(frames).to(system.device)[:, None].unbind(0)
-    target, sources = Target.of(now), torch.stack([before, after])
+    now = _picture(sequence.picture(frames[1]), system)
+    target, (sources, motion, through) = Target.of(now), _sources(system, sequence, frames)
     identity = identity_error(sources, target, torch.Generator().manual_seed(0))
     _, units = disparity_to_depth(system.single(now)[0])
-    K = torch.from_numpy(sequence.K)[None].to(now)
-    motion = torch.from_numpy(np.asarray(sequence.motions(frames)))[:, None].to(now)
-    rebuilt = (rebuild(sources, units * float(f), K, motion) for f in factors)
+    K = torch.from_numpy(sequence.matrix(frames[1]))[None].to(now)
+    views = Views.of(sources, K, motion, None if through is None else through.to(now))
+    rebuilt = (views.rebuild(units * float(f)) for f in factors)
     return [float(minimum_reprojection(view, target, identity)[0]) for view in rebuilt]
+
+
+def _sources(
+    system: System, sequence: DriveFrames, frames: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pictures (S, 1, 3, H, W), motions to them in metres (S, 1, 4, 4), and their intrinsics
+    (S, 1, 3, 3) where those are not the target's: the stereo partner, else the neighbours."""
+    partner = sequence.partner
+    if partner is None:
+        pictures = [_picture(sequence.picture(frames[i]), system) for i in (0, 2)]
+        motion = torch.from_numpy(np.asarray(sequence.motions(frames)))
+    else:
+        pictures = [_picture(partner.picture(frames[1]), system)]
+        motion = torch.from_numpy(partner.partner_from_camera)[None]
+    sources = torch.stack(pictures)
+    through = None if partner is None else torch.from_numpy(partner.K)[None, None]
+    return sources, motion[:, None].to(sources), through
+
+
+def _picture(picture: NDArray[np.uint8], system: System) -> Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+    return planes[None].to(system.device).float() / 255

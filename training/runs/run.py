@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -42,6 +44,9 @@ from training.stages.base import StageConfig, TrainingConfig
 from training.stages.system import System
 from training.stages.validation import Validation
 
+# Steps of which the quickest tells how long one takes.
+_TIMED = 3
+
 
 @dataclass(frozen=True)
 class Part:
@@ -60,6 +65,7 @@ class Run:
     recipe: Recipe
     folder: Path
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    loaded: LoadedData | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         device = choose_device(self.recipe.device)
@@ -75,7 +81,6 @@ class Run:
             self.console.print(f"precision {self.precision}: bf16 is computed {how} here")
         self.root = self._root()
         self.validation = Validation(self.root, self.recipe.size)
-        self._data: LoadedData | None = None
         self.done: dict[int, Path] = {}  # stage number -> its checkpoint
         self.prior = PriorWork(
             self.recipe, self.folder, self.device, self.processes, self.console, self.data
@@ -84,8 +89,33 @@ class Run:
     def carry_out(self) -> Path:
         """Run all stages and write the bundle; returns its folder."""
         self._check_folders()
+        bundle = self.folder / "bundle"
         with self._alone():
-            return self._carry_out()
+            self._begin()
+            if (bundle / MANIFEST_NAME).is_file():
+                self.console.print(f"finished already; remove {bundle} to write it once more")
+                return load_bundle(bundle).path
+            return self._write(bundle, *self._train())
+
+    def train(self) -> System:
+        """Run all stages; the networks as they are then, and no bundle."""
+        self._check_folders()
+        with self._alone():
+            self._begin()
+            return self._train()[0]
+
+    def seconds_per_step(self) -> float:
+        """What a step of the first stage takes here, forward and backward; changes nothing."""
+        config = next(stage for stage in self.recipe.stages if isinstance(stage, TrainingConfig))
+        stage = config.build(self, config.prepare(self, self.initial_system(), 0))
+        rng, times = np.random.default_rng(self.recipe.seed), []
+        for network in stage.networks.values():
+            network.train()
+        for _ in range(_TIMED):
+            begun = time.monotonic()
+            stage.loss(stage.draw_batch(rng))[0].backward()
+            times.append(time.monotonic() - begun)
+        return min(times)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -110,16 +140,16 @@ class Run:
                 remove_leftovers(stage)
             yield
 
-    def _carry_out(self) -> Path:
-        bundle = self.folder / "bundle"
+    def _begin(self) -> None:
+        """The recipe in the folder, which is that of this run."""
         with self.processes.main_process_first():
             if self.processes.is_main_process:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 begun = any([*self.folder.glob(f"*/{LAST}"), *self.folder.glob(f"*/{FILE}")])
                 _keep_recipe(self.folder / "recipe.yaml", self.recipe, begun)
-        if (bundle / MANIFEST_NAME).is_file():
-            self.console.print(f"finished already; remove {bundle} to write it once more")
-            return load_bundle(bundle).path
+
+    def _train(self) -> tuple[System, list[dict[str, Any]]]:
+        """All stages: the networks, and how far each came."""
         if self.processes.is_main_process:
             path = self.folder / "environment.json"
             keep_environment(path, self.recipe.seed, self.device, self.precision)
@@ -138,7 +168,7 @@ class Run:
             self.done[part.stage] = folder / LAST
             if part.config.leaves_bundle and part.stage + 1 < len(self.recipe.stages):
                 self._write(folder / "bundle", system, progress)
-        return self._write(bundle, system, progress)
+        return system, progress
 
     def _parts(self) -> Iterator[Part]:
         trained = 0
@@ -223,20 +253,20 @@ class Run:
 
     def data(self) -> LoadedData:
         """Real triplets, read once; what had to be left out is named."""
-        if self._data is None:
+        if self.loaded is None:
             r = self.recipe
             teacher_size = self.prior.size()
             # The first process fills the cache.
             with self.processes.main_process_first(), ProgressBar(self.console) as bar:
-                self._data = load_data(
+                self.loaded = load_data(
                     self.root, r.data, r.size, r.metres_per_unit, teacher_size, bar
                 )
-            training = self._data.training
+            training = self.loaded.training
             for line in training.skipped:
                 self.console.print(f"left out: {line}", markup=False, highlight=False)
             out = f", {len(training.skipped)} left out" if training.skipped else ""
             self.console.print(f"{len(training)} triplets to train on{out}")
-        return self._data
+        return self.loaded
 
     def training_camera(self) -> Camera:
         """What the student sees every image as, at the input size."""
