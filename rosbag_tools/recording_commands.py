@@ -178,10 +178,9 @@ def add_check(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--tolerance",
         type=_tolerances,
-        default="abs_rel=2%,flicker=5%",
         metavar="NAME=AMOUNT,...",
         help="how much worse a figure may be, as a share (2%%) or an amount "
-        "(default: abs_rel=2%%,flicker=5%%)",
+        "(default: abs_rel=2%%,metric_abs_rel=2%%,flicker=5%%, as far as the baseline has them)",
     )
     parser.add_argument(
         "--accept", action="store_true", help="write the result's figures as the baseline"

@@ -21,6 +21,10 @@ _SCHEMA = 1
 _BYTES = 1 << 20
 _LARGER_IS_BETTER = ("d1", "d2", "d3")
 
+DEFAULTS = {"abs_rel": 0.02, "metric_abs_rel": 0.02, "flicker": 0.05}
+"""Shares by which a figure may be worse where nothing is said. Scaling by medians hides a wrong
+metric factor, so metres stand beside."""
+
 
 def figures(results: Results) -> dict[str, float | None]:
     """The figures of a result that can be checked, by name; None where there is no truth."""
@@ -67,9 +71,11 @@ def parse_tolerances(text: str) -> dict[str, tuple[float, bool]]:
 
 
 def check(
-    folder: Path, baseline: Path, tolerances: Mapping[str, tuple[float, bool]]
+    folder: Path, baseline: Path, tolerances: Mapping[str, tuple[float, bool]] | None = None
 ) -> tuple[int, list[tuple[str, ...]]]:
     """Compare a result with a baseline: the exit code, and a row for each figure.
+
+    tolerances: of `parse_tolerances`; None: `DEFAULTS`, of the figures that the baseline has.
 
     Rows: name, baseline, now, change, what is allowed, outcome. Raises RecordingError where the
     two cannot be compared: another recording, another protocol, a figure that one has not.
@@ -85,6 +91,14 @@ def check(
                 f"{folder} is not comparable with {baseline}: {words} ({now['recording']}, "
                 f"{now['frames']} frames; {before.get('recording')}, {before.get('frames')})"
             )
+    if tolerances is None:
+        known = [name for name in DEFAULTS if before["figures"].get(name) is not None]
+        if not known:
+            raise RecordingError(
+                f"{baseline}: the recording has no true depth: name figures with --tolerance, "
+                "such as latency_p95=10%"
+            )
+        tolerances = {name: (DEFAULTS[name], True) for name in known}
     rows: list[tuple[str, ...]] = []
     code = SAME
     for name, (amount, share) in tolerances.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,3 +267,30 @@ def test_state_goes_through_a_file_unchanged() -> None:
     assert found["a"][:4] == [1, 2.5, None, "x"]
     np.testing.assert_array_equal(found["a"][4]["b"], tree["a"][4]["b"])  # type: ignore[index]
     assert found["c"].dtype == bool
+
+
+def test_check_sees_a_wrong_metric_factor_by_itself(
+    bag: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from depth_prior_ros.bundle import load_bundle, rewrite_manifest
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+
+    def result(name: str, factor: float) -> Path:
+        changed = load_bundle(copy)
+        depth = changed.manifest.depth
+        update = {"metres_per_unit": depth.metres_per_unit * factor}
+        rewrite_manifest(changed, depth=depth.model_copy(update=update))
+        process(bag, open_recording(bag), tmp_path / name, options(copy), "test")
+        return tmp_path / name
+
+    ratio = load(result("raw", 1.0)).metrics["depth"]["all"]["ratio_median"]
+    against = ["--against", str(tmp_path / "baseline.json")]
+    assert main(["check", str(result("right", ratio)), *against, "--accept"]) == 0
+    assert main(["check", str(tmp_path / "right"), *against]) == 0
+    capsys.readouterr()
+    assert main(["check", str(result("wrong", 1.2)), *against]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    worse = [line.split()[0] for line in lines if line.rstrip().endswith("worse")]
+    assert worse == ["metric_abs_rel"]  # scaling by medians hides it
