@@ -138,9 +138,11 @@ def replace_student(
     with staging(out) as folder:
         for part, state in states.items():
             write_tensors(folder / file_name(part), state)  # type: ignore[arg-type]
-        for file in (file_name("multi_frame"), file_name("prior")):
-            if file in old.files:
-                copy_file(bundle.path / file, folder / file)
+        if prior is not None:
+            path = folder / file_name("prior")
+            write_prior(path, bundle.prior(), prior, bundle.prior_sources())
+        if file_name("multi_frame") in old.files:
+            copy_file(bundle.path / file_name("multi_frame"), folder / file_name("multi_frame"))
         _copy_baselines(bundle, folder)
         if TEACHER_NAME in old.files:
             embed_teacher(folder, bundle.path / TEACHER_FOLDER, prior)

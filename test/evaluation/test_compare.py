@@ -460,3 +460,32 @@ def test_cost_of_every_row(bundles: list[Bundle], tmp_path: Path):
     assert single["megabytes"] == pytest.approx((student + prior) / 1e6)
     text = "\n".join(cost_table(cost))
     assert f"| {rows[0].name} | " in text and "torch" in text
+
+
+def test_recordings_with_lidar_of_ones_own_are_truth(
+    root: Path,
+    bundles: list[Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As by `evaluate --protocol drive`, and without a data folder."""
+    from training.evaluation.evaluation import evaluate_bundle
+
+    monkeypatch.delenv("DEPTH_PRIOR_DATA", raising=False)
+    drive = root / "kitti_raw" / "2011_09_26" / TEST_DRIVE
+    own = tmp_path / "2011_09_26" / "my_vehicle"
+    shutil.copytree(drive, own)
+    for file in [*drive.parent.glob("*.txt"), *drive.parent.parent.glob("*.txt")]:
+        shutil.copy(file, own.parent)
+    command = ["compare", "--rows", f"S={bundles[0].path}", "--recordings", str(own)]
+    assert cli.main([*command, "--backend", "torch", "--out", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / comparison.FIGURES).read_text())
+    assert list(content["sets"]) == ["my_vehicle"]
+    found = content["sets"]["my_vehicle"]["views"]["all"]["rows"]["S"]
+    expected = evaluate_bundle(bundles[0], own, "drive", **TORCH).sets[0].rows["single_frame"]
+    mean = np.mean([frame.errors.abs_rel for frame in expected])
+    assert found["abs_rel"]["mean"] == pytest.approx(mean, rel=1e-6)
+    shutil.rmtree(own / "proj_depth")
+    assert cli.main([*command, "--out", str(tmp_path / "none")]) == 1
+    assert "no frame has true depth" in capsys.readouterr().err

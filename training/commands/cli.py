@@ -115,7 +115,8 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "listing",
         nargs="?",
         type=Path,
-        help="YAML file with rows, against, pairs, synthetic, sets, in place of the options",
+        help="YAML file with rows, against, pairs, synthetic, recordings, sets, in place of the "
+        "options",
     )
     add(
         "--rows",
@@ -134,6 +135,15 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=recording_path,
         metavar="BAG",
         help="synthetic drives",
+    )
+    add(
+        "--recordings",
+        nargs="+",
+        default=[],
+        type=recording_path,
+        metavar="RECORDING",
+        help="recordings of your own with depth (LiDAR, stereo, exact), each a set of its own; "
+        "without --sets, they alone",
     )
     add(
         "--sets",
@@ -323,13 +333,11 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from depth_prior_ros.progress import ProgressBar
     from training.runs.tune import Request, tune_bundle
 
     ignored = ("command", "handler")
     asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    with ProgressBar() as progress:
-        outcome = tune_bundle(Request(**asked), progress)
+    outcome = tune_bundle(Request(**asked))
     print(outcome)
     return 0 if outcome.bundle is not None else 1
 
@@ -404,6 +412,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     listing.against = arguments.against or listing.against
     listing.pairs += arguments.pairs
     listing.synthetic += arguments.synthetic
+    listing.recordings += arguments.recordings
     listing.sets = arguments.sets or listing.sets
     listing.cost = arguments.cost or listing.cost
     _table(listing, arguments.out, arguments.data, arguments.backend, arguments.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -124,7 +124,8 @@ def compare(
 
     Args:
         listing: rows, the row to compare with (the first one by default), further pairs, bags of
-            synthetic drives, and the sets (KITTI 2015, the Eigen test drives and those bags).
+            synthetic drives, the sets (KITTI 2015, the Eigen test drives and those bags), and
+            recordings of one's own; without sets, those recordings are all there is.
         out: folder of the table, and of what was evaluated already.
         data: data folder; the environment variable DEPTH_PRIOR_DATA by default.
         backend, device: what runs the networks.
@@ -139,7 +140,9 @@ def compare(
     Raises:
         EvaluationError: nothing to evaluate. Also BundleError, BackendError, RecordingError.
     """
-    folder = data_folder(data)
+    wanted = listing.wanted(SETS)
+    # Recordings of one's own need no data folder; without it, maps are those in the bundles.
+    folder = data_folder(data) if wanted else listing.recordings[0].absolute().parent
     rows, notes = open_rows(listing.specs)
     names = [row.name for row in rows]
     against = listing.against or names[0]
@@ -147,7 +150,7 @@ def compare(
         raise EvaluationError(f"no row '{against}' to compare with: {', '.join(names)}")
     pairs = [(name, against) for name in names if name != against]
     pairs += [resolve_pair(text, names) for text in listing.pairs]
-    found = find_sets(folder, listing.synthetic, listing.sets or SETS)
+    found = find_sets(folder, listing.synthetic, wanted, listing.recordings)
     work = _Work(out, backend, device, progress, found)
     results = _evaluate_rows(work, rows, next(row for row in rows if row.name == against), folder)
     content = {
@@ -321,10 +324,14 @@ class PreparedSet:
 
 
 def find_sets(
-    data: Path, synthetic: Sequence[Path], wanted: Sequence[str] = SETS
+    data: Path,
+    synthetic: Sequence[Path],
+    wanted: Sequence[str] = SETS,
+    recordings: Sequence[Path] = (),
 ) -> list[tuple[str, EvaluationSet]]:
     """(group, set): KITTI 2015, each Eigen test drive, the bags of synthetic drives together, and
-    if asked for the LiDAR frames of drive 0039, which the small recipes keep out of training.
+    if asked for the LiDAR frames of drive 0039, which the small recipes keep out of training; then
+    each of the recordings with its depth, whether of LiDAR, stereo or exact, for itself.
 
     Raises:
         EvaluationError: an unknown name, or a wanted set that is not there.
@@ -352,9 +359,23 @@ def find_sets(
         if not sets and name != "synthetic":
             raise EvaluationError(f"{data}: no {name} there; leave it out of the sets")
         found += sets
+    found += [_own_set(path, found) for path in recordings]
     if not found:
         raise EvaluationError("nothing to evaluate on: name a bag with --synthetic, or other sets")
     return found
+
+
+def _own_set(path: Path, others: Sequence[tuple[str, EvaluationSet]]) -> tuple[str, EvaluationSet]:
+    """A recording of one's own, by its name. Raises EvaluationError where it has no depth."""
+    chosen = drive_set(path)
+    if not chosen.positions:
+        raise EvaluationError(
+            f"{path}: no frame has true depth; `depth_bag info` says what the recording has"
+        )
+    name = chosen.name
+    if name in {group for group, _ in others}:
+        name = str(path)
+    return name, replace(chosen, name=name)
 
 
 def prepare(

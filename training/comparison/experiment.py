@@ -57,6 +57,7 @@ class Table(Strict):
     against: str | None = None
     pairs: tuple[str, ...] = ()
     synthetic: tuple[str, ...] = ()
+    recordings: tuple[str, ...] = ()
     sets: list[str] | None = None
     cost: bool = Field(False, description="also time and size of every row")
 
@@ -355,7 +356,10 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
         specs = [parse_spec(text) for text in table.rows]
         synthetic = [Path(bag) for bag in table.synthetic]
         pairs = list(table.pairs)
-        listing = Listing(specs, table.against, pairs, synthetic, table.sets, table.cost)
+        recordings = [Path(recording) for recording in table.recordings]
+        listing = Listing(
+            specs, table.against, pairs, synthetic, table.sets, table.cost, recordings
+        )
         check_listing(listing)
     runner.run(made.jobs)
     return listing

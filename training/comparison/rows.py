@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from depth_prior_ros.pipeline import Model
 
 _SEED = re.compile(r"^(?P<path>.+)@(?P<seed>\d+)$")
-_KEYS = ("rows", "against", "pairs", "synthetic", "sets", "cost")
+_KEYS = ("rows", "against", "pairs", "synthetic", "recordings", "sets", "cost")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class Listing:
     synthetic: list[Path] = field(default_factory=list)
     sets: list[str] | None = None
     cost: bool = False
+    recordings: list[Path] = field(default_factory=list)
+
+    def wanted(self, default: Sequence[str]) -> Sequence[str]:
+        """The sets of the data folder: those asked for; without recordings, else, the default."""
+        if self.sets is not None:
+            return self.sets
+        return () if self.recordings and not self.synthetic else default
 
 
 def check_listing(listing: Listing) -> None:
@@ -68,6 +75,9 @@ def check_listing(listing: Listing) -> None:
     for bag in listing.synthetic:
         if not bag.exists():
             raise EvaluationError(f"synthetic: {bag} is not there (depth_bag render makes one)")
+    for recording in listing.recordings:
+        if not recording.exists():
+            raise EvaluationError(f"recordings: {recording} is not there")
 
 
 def parse_spec(text: str) -> Spec:
@@ -99,7 +109,7 @@ def _spec(name: str, bundles: Sequence[tuple[str, str | None]]) -> Spec:
 
 def read_listing(path: Path) -> Listing:
     """A YAML file with `rows` (NAME: [BUNDLE, ...] or {SEED: BUNDLE}), and optionally `against`
-    (a row), `pairs` ("M'-M"), `synthetic` (bags) and `sets`.
+    (a row), `pairs` ("M'-M"), `synthetic` (bags), `recordings` and `sets`.
 
     Raises:
         EvaluationError: not of that form.
@@ -123,6 +133,7 @@ def read_listing(path: Path) -> Listing:
         [Path(bag) for bag in content.get("synthetic", [])],
         content.get("sets"),
         bool(content.get("cost", False)),
+        [Path(recording) for recording in content.get("recordings", [])],
     )
 
 

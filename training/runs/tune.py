@@ -25,7 +25,7 @@ from depth_prior_ros.bundle.derive import replace_references, replace_student
 from depth_prior_ros.bundle.files import refuse_foreign
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import fit_region
-from depth_prior_ros.progress import Progress, quiet
+from depth_prior_ros.progress import Progress, ProgressBar
 from depth_prior_ros.recordings import StoredRecording
 from depth_prior_ros.scale import focal_ratio
 from depth_prior_ros.share import share_dir
@@ -145,7 +145,7 @@ class _Tuning:
         return load_triplets(Path(), [self.part(part)], self.size, unit, mode=self.mode)
 
 
-def tune_bundle(request: Request, progress: Progress = quiet) -> Outcome:
+def tune_bundle(request: Request) -> Outcome:
     """Train a bundle on a recording, and write it where held-out spans say that it is better.
 
     The same command again goes on where it was.
@@ -155,20 +155,27 @@ def tune_bundle(request: Request, progress: Progress = quiet) -> Outcome:
             serves for no training.
         TrainingError: training cannot go on.
     """
-    tuning = _open(request, progress)
-    run = _run(tuning)
+    with ProgressBar() as progress:  # training has its own
+        tuning = _open(request, progress)
+        run = _run(tuning)
     old = run.recipe.stages[0].prepare(run, run.initial_system(), 0)  # type: ignore[attr-defined]
     system = run.train()
+    with ProgressBar() as progress:
+        tuning.progress = progress
+        return _judge(tuning, run, old, system)
+
+
+def _judge(tuning: _Tuning, run: Run, old: System, system: System) -> Outcome:
+    """What comes behind training, up to the verdict and, where it is better, the bundle."""
     unit = run.recipe.metres_per_unit
     _choose(tuning, system, old, unit)
     if not _known(tuning.recording, tuning.mode):
         unit *= _drift(tuning, run.data().training, system, old)
-    tuned = _write(tuning, run, system, unit)
-    final = _adapt(tuning, tuned)
+    final = _adapt(tuning, _write(tuning, run, system, unit))
     judged = tuning.triplets("judging", unit)
     measured = [
-        Measured.of(system_, replace(judged, metres_per_unit=factor), tuning.mode)
-        for system_, factor in ((old, tuning.unit), (system, unit))
+        Measured.of(one, replace(judged, metres_per_unit=factor), tuning.mode)
+        for one, factor in ((old, tuning.unit), (system, unit))
     ]
     verdict = _verdict(tuning, final, measured)
     page = write_verdict(tuning.out, verdict)
