@@ -92,13 +92,13 @@ def check(
                 f"{now['frames']} frames; {before.get('recording')}, {before.get('frames')})"
             )
     if tolerances is None:
-        known = [name for name in DEFAULTS if before["figures"].get(name) is not None]
-        if not known:
+        there = [name for name in DEFAULTS if before["figures"].get(name) is not None]
+        if not there:
             raise RecordingError(
                 f"{baseline}: the recording has no true depth: name figures with --tolerance, "
                 "such as latency_p95=10%"
             )
-        tolerances = {name: (DEFAULTS[name], True) for name in known}
+        tolerances = {name: (DEFAULTS[name], True) for name in there}
     rows: list[tuple[str, ...]] = []
     code = SAME
     for name, (amount, share) in tolerances.items():

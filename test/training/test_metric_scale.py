@@ -12,12 +12,14 @@ import torch
 
 from depth_prior_ros.geometry.warping import depth_to_disparity
 from depth_prior_ros.recordings import open_recording
+from training.data.drives import PartnerFrames, load_sequence
 from training.recipes.data import Drive
 from training.recipes.recipe import RecipeError
 from training.runs.metric_scale import (
     check_scale_drive,
     fit_by_camera_height,
     fit_metres_per_unit,
+    fit_on_frames,
 )
 
 SIZE = (128, 64)
@@ -58,6 +60,20 @@ def test_the_factor_is_distance_over_units(tmp_path: Path, distance: float, unit
     drive = drive_past_a_wall(tmp_path, distance, step=0.5)
     factor, spread = fit_metres_per_unit(student_that_sees(units), drive, SIZE, 6.0)  # type: ignore[arg-type]
     assert factor == pytest.approx(distance / units, rel=0.02)
+    assert spread < 0.05
+
+
+def test_stereo_baselines_give_the_factor_without_poses(tmp_path: Path) -> None:
+    """The next frame stands half a metre to the right: the partner of a rig."""
+    drive = drive_past_a_wall(tmp_path, 12.0, step=0.5)
+    sequence, _ = load_sequence(open_recording(drive), Drive(path="07"), SIZE)
+    sequence.poses.clear()
+    partner_from_camera = np.eye(4)
+    partner_from_camera[0, 3] = -0.5
+    positions = {i: i + 1 for i in range(7)}
+    sequence.partner = PartnerFrames(sequence.images, sequence.K, partner_from_camera, positions)
+    factor, spread = fit_on_frames(student_that_sees(2.0), sequence, 10.0, "tune")  # type: ignore[arg-type]
+    assert factor == pytest.approx(6.0, rel=0.02)
     assert spread < 0.05
 
 

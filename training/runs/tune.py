@@ -283,7 +283,7 @@ def _run(tuning: _Tuning) -> Run:
                 "options (see tune.yaml there); give --out another folder, or remove that one"
             )
         recipe = load_recipe(path)
-        tuning.said.append(recipe.output.provenance[-1])
+        tuning.said += [recipe.output.provenance[-1], _length(recipe)]
         return Run(recipe, tuning.out / "run")
     first = Run(Recipe.model_validate(values), tuning.out / "run")
     found = first.data()
@@ -293,16 +293,22 @@ def _run(tuning: _Tuning) -> Run:
     tuning.progress("timing a step")
     seconds = first.seconds_per_step()
     steps = max(1, round(tuning.request.minutes * 60 * _TRAINED / seconds))
-    tuning.said.append(
-        f"{steps} steps of {seconds:.2f} s, about {steps * seconds / 60:.1f} minutes"
-    )
     values["metres_per_unit"] = unit
     values["stages"][0]["steps"] = steps
     values["output"]["provenance"].append(words)
     text = "# Derived by `depth_train tune`; `depth_train run` takes it, too.\n"
     write_text(path, text + strict_yaml.dump(values))
-    first.console.print("; ".join(tuning.said), markup=False, highlight=False)
-    return replace(first, recipe=load_recipe(path), loaded=_in_unit(first, unit))
+    recipe = load_recipe(path)
+    about = f"about {steps * seconds / 60:.1f} minutes at {seconds:.2f} s a step"
+    first.console.print(
+        "; ".join([*tuning.said, _length(recipe), about]), markup=False, highlight=False
+    )
+    tuning.said.append(_length(recipe))
+    return replace(first, recipe=recipe, loaded=_in_unit(first, unit))
+
+
+def _length(recipe: Recipe) -> str:
+    return f"{recipe.stages[0].steps} steps"  # type: ignore[attr-defined]
 
 
 def _in_unit(run: Run, unit: float) -> Any:
@@ -432,8 +438,7 @@ def _drift(tuning: _Tuning, training: TripletSource, system: System, old: System
 def _write(tuning: _Tuning, run: Run, system: System, unit: float) -> Bundle:
     old, recipe = tuning.bundle.manifest, run.recipe
     *sources, words = recipe.output.provenance
-    steps = recipe.stages[0].steps  # type: ignore[attr-defined]
-    note = f"tuned on {tuning.recording.name}: {steps} steps; {tuning.said[-1]}"
+    note = f"tuned on {tuning.recording.name}: {'; '.join(tuning.said[1:])}"
     return replace_student(
         tuning.bundle,
         tuning.out / "tuned",
@@ -448,7 +453,7 @@ def _write(tuning: _Tuning, run: Run, system: System, unit: float) -> Bundle:
             recipe=recipe.model_dump(mode="json"),
             seed=recipe.seed,
             git=git_hash(),
-            steps={"0_tune": steps},
+            steps={"0_tune": recipe.stages[0].steps},  # type: ignore[attr-defined]
             note="; ".join(filter(None, (old.provenance.note, note))),
         ),
         name=recipe.output.name,

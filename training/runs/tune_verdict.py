@@ -70,12 +70,12 @@ def measure(
     from depth_prior_ros.pipeline import DepthPipeline
 
     found = {}
+    pipeline = DepthPipeline(bundle, backend, device)
     for name, recording in places.items():
         protocol, positions = protocol_for(recording), frames_with_depth(recording)
         if protocol is None or not positions:
             continue
         chosen = EvaluationSet(name, protocol, recording, positions)
-        pipeline = DepthPipeline(bundle, backend, device)
         found[name] = evaluate_set(pipeline, chosen, progress=progress)
     return found
 
