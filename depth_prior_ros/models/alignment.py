@@ -25,7 +25,9 @@ _HUBER = 0.05  # grey levels in [0, 1]; beyond, a pixel counts as an outlier
 _NEAREST = 0.02  # network units: points closer to the previous camera are not used
 _OVERLAP = 0.25  # of the pixels have to be seen by both frames
 _DAMPING = 1e-3
-_CONVERGED = 1e-3  # of the cost: a step that lowers it by less is a sample's last on this level
+_CONVERGED = 1e-3  # of the cost: a full step that lowers it by less is a sample's last on a level
+_HOPELESS = 1e4  # damping beyond which no step is left to try
+_LENGTHS = (0.2, 5.0)  # of the motion to begin with: no unit is off by more, only a wrong rotation
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,17 @@ def align_motion(
         previous_from_current: the motion to begin with (B, 4, 4), network units.
         levels: (reduction, iterations) from coarse to fine.
         length_only: rotation and direction stay, which odometry knows well; the translation alone
-            becomes as long as the depth's unit asks for.
+            becomes as long as the depth's unit asks for, a fifth to five times of what it was.
 
     Returns:
         The refined motion (B, 4, 4), float32.
     """
     with torch.autocast(device_type=current.device.type, enabled=False):
         pose = Pose(previous_from_current.matrix.detach().float())
+        length_of = pose.translation if length_only else None
         for reduction, iterations in levels:
             level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
-            pose = _align_level(level, pose, iterations, length_only)
+            pose = _align_level(level, pose, iterations, length_of)
     return pose
 
 
@@ -135,21 +138,26 @@ def _level(
     return _Level(here, there, points, small)
 
 
-def _align_level(level: _Level, pose: Pose, iterations: int, length_only: bool) -> Pose:
+def _align_level(
+    level: _Level, pose: Pose, iterations: int, length_of: Tensor | None = None
+) -> Pose:
+    """length_of: translations (B, 3) of which only the length may change."""
     best = _residual(level, pose)
     damping = best.cost.new_full((len(best.cost), 1, 1), _DAMPING)
-    going = torch.ones_like(best.cost, dtype=torch.bool)
+    going = best.cost.isfinite()  # a motion without overlap has no gradient that could be trusted
     for _ in range(iterations):
         if not bool(going.any()):
             break
-        along = pose.translation if length_only else None
-        tried = _step(level, best, damping, along) @ pose
+        tried = _step(level, best, damping, length_of) @ pose
         after = _residual(level, tried)
-        # False for NaN, too. A motion without overlap has no gradient that could be trusted.
-        better = going & (after.cost < best.cost) & best.cost.isfinite()
-        going = going & ~(better & (after.cost > (1 - _CONVERGED) * best.cost))
+        better = going & (after.cost < best.cost)  # False for NaN, too
+        if length_of is not None:
+            better = better & _same_way(tried.translation, length_of)
+        full = damping.flatten() <= _DAMPING  # a short step that gains little says nothing
+        going = going & ~(better & full & (after.cost > (1 - _CONVERGED) * best.cost))
         pose = Pose(torch.where(better[:, None, None], tried.matrix, pose.matrix))
         damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
+        going = going & (damping.flatten() < _HOPELESS)
         best = _Residual(
             *(
                 torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old)
@@ -157,6 +165,15 @@ def _align_level(level: _Level, pose: Pose, iterations: int, length_only: bool) 
             )
         )
     return pose
+
+
+def _same_way(translation: Tensor, start: Tensor) -> Tensor:
+    """(B,) whether a translation (B, 3) is a plausible length of the one to begin with.
+
+    A rotation that is off by a degree is explained by a step of another length, or backwards.
+    """
+    ratio = (translation * start).sum(1) / start.square().sum(1)
+    return (ratio >= _LENGTHS[0]) & (ratio <= _LENGTHS[1])  # False for NaN, too
 
 
 def _residual(level: _Level, pose: Pose) -> _Residual:
@@ -179,10 +196,10 @@ def _residual(level: _Level, pose: Pose) -> _Residual:
     return _Residual(moved, sampled[:, 1:], difference, weight, cost)
 
 
-def _step(level: _Level, at: _Residual, damping: Tensor, along: Tensor | None = None) -> Pose:
+def _step(level: _Level, at: _Residual, damping: Tensor, direction: Tensor | None = None) -> Pose:
     """A Levenberg-Marquardt step, as the motion (B, 4, 4) to put in front of the current one.
 
-    along: (B, 3), the only direction to go in.
+    direction: (B, 3), the only one to go in.
     """
     fx, fy = level.K[:, 0, 0].view(-1, 1, 1), level.K[:, 1, 1].view(-1, 1, 1)
     x, y, z = at.points.unbind(1)
@@ -192,8 +209,8 @@ def _step(level: _Level, at: _Residual, damping: Tensor, along: Tensor | None = 
     turn = (along_z * y - along_y * z, along_x * z - along_z * x, along_y * x - along_x * y)
     jacobian = torch.stack([along_x, along_y, along_z, *turn], dim=1).flatten(2)
     unknowns = torch.eye(6, dtype=jacobian.dtype, device=jacobian.device)[None]
-    if along is not None:  # one unknown moves the three of the translation
-        unknowns = F.pad(F.normalize(along, dim=1), (0, 3))[:, None]
+    if direction is not None:  # one unknown moves the three of the translation
+        unknowns = F.pad(F.normalize(direction, dim=1), (0, 3))[:, None]
         jacobian = unknowns @ jacobian
     weighted = jacobian * at.weight.flatten(2)
     normal = weighted @ jacobian.transpose(1, 2)

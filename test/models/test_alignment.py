@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose, view_synthesis
+from depth_prior_ros.models import alignment
 from depth_prior_ros.models.alignment import align_motion, photometric_costs
 
 HEIGHT, WIDTH = 96, 320
@@ -68,6 +69,37 @@ def test_the_length_alone_is_mended(factor: float) -> None:
     ratio = found.translation / truth.translation
     assert torch.allclose(ratio, ratio.mean().expand_as(ratio), atol=1e-4)
     assert abs(float(ratio.mean()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("yaw", [-0.05, -0.02, -0.01, 0.01, 0.02, 0.05])
+def test_a_wrong_rotation_turns_no_length_around(yaw: float) -> None:
+    """A step a little to the side, which a yaw that is off explains by another, or backwards."""
+    truth = motion((0.0, 0.0, 0.0), (0.02, 0.0, 0.02))
+    current, previous, depth, K = scene(truth)
+    start = motion((0.0, yaw, 0.0), (0.02, 0.0, 0.02))
+    found = align_motion(current, previous, depth, K, start, length_only=True)
+    ratio = found.translation / start.translation
+    assert 0.2 <= float(ratio[0, 0]) <= 5 and float(ratio[0, 2]) == pytest.approx(
+        float(ratio[0, 0]), rel=1e-4
+    )
+
+
+def test_what_cannot_be_aligned_costs_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = motion((0.0, 0.0, 0.0), (0.0, 0.0, 0.12))
+    current, previous, depth, K = scene(truth)
+    looks: list[int] = []
+    residual = alignment._residual
+    monkeypatch.setattr(alignment, "_residual", lambda *given: looks.append(1) or residual(*given))
+
+    def count(previous: Tensor, start: Pose) -> int:
+        looks.clear()
+        align_motion(current, previous, depth, K, start, length_only=True)
+        return len(looks)
+
+    away = motion((0.0, 2.0, 0.0), (0.0, 0.0, 0.1))  # nothing that both frames see
+    assert count(previous, away) == len(alignment.LEVELS)
+    most = len(alignment.LEVELS) + sum(tries for _, tries in alignment.LEVELS)
+    assert count(previous, truth) < most
 
 
 def test_a_motion_of_no_length_has_no_direction_to_be_mended_in() -> None:
