@@ -27,13 +27,16 @@ from depth_prior_ros.scale import ScaleStatus
 
 FRAME = "camera_optical_frame"
 PERIOD_NS = 50_000_000
+HEIGHT, WALL = 1.6, 9.0  # metres: of the camera over its road, and to a wall on the left
 CAMERA = Camera(40.0, 38.0, 23.5, 10.25, 48, 20)
 
 
 def result_of(i: int, confidence: bool = True, relative: bool = False) -> DepthResult:
-    """Depth that differs from frame to frame, with sky, a hole and everything else there is."""
+    """Depth that differs from frame to frame, over a road, with sky, a wall, a hole and so on."""
     rng = np.random.default_rng(i)
     depth = rng.uniform(2, 70, (20, 48)).astype(np.float32)
+    depth[12:] = HEIGHT / ((np.arange(12, 20) - CAMERA.cy) / CAMERA.fy)[:, np.newaxis]
+    depth[8:16, 5:13] = WALL
     depth[:3] = math.inf
     depth[10, 7] = math.nan
     sure = rng.random(depth.shape).astype(np.float32)

@@ -8,7 +8,6 @@ Kept per bundle and camera, so that the file of another vehicle or network does 
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from depth_prior_ros.ros.parameters import PARAMETERS, Settings
 from depth_prior_ros.ros.parameters.settings import FIRST_RATE_RATIO
 from depth_prior_ros.scale import (
     FilterSettings,
-    RoadSettings,
     Scale,
     ScaleFileError,
     load_scale,
@@ -170,10 +168,7 @@ def scale_of(settings: Settings, bundle: Bundle) -> Scale:
             first_rate=FIRST_RATE_RATIO * settings.scale_rate,
             limit=settings.scale_limit,
         ),
-        road=RoadSettings(
-            pitch=math.radians(settings.scale_camera_pitch_deg),
-            ignore_bottom=settings.scale_ignore_bottom,
-        ),
+        road=settings.road,
     )
 
 

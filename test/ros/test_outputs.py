@@ -22,14 +22,14 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
-from outputs_worker import CAMERA, FRAME, PERIOD_NS, header_of, result_of
+from outputs_worker import CAMERA, FRAME, HEIGHT, PERIOD_NS, WALL, header_of, result_of
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_helpers import LATCHED, PATIENCE, RELIABLE, NodeProcess, nanoseconds_of
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import String
 from test_clouds import read_numpy
 from test_compressed_depth import decode
@@ -149,6 +149,33 @@ def test_points(listener: Listener) -> None:
     assert np.array_equal(points["rgb"], red << 16 | green << 8 | blue)
 
 
+def test_obstacles_are_what_stands_on_the_road(listener: Listener) -> None:
+    message = listener.first(PointCloud2, "depth/obstacles")
+    frame_of(message)
+    assert [f.name for f in message.fields] == ["x", "y", "z", "intensity"]
+    points = read_numpy(message)[0]
+    height = HEIGHT - points["y"]
+    assert ((height > 0.19) & (height < 2.51)).all()
+    assert (np.hypot(points["x"], points["z"]) < 20.1).all()
+    assert np.isclose(points["z"], WALL).sum() > 20
+    # Sigma cannot be below the scale's own spread.
+    assert (points["intensity"] > 0.04 * points["z"]).all()
+
+
+def test_the_scan_has_the_wall_at_its_bearing(listener: Listener) -> None:
+    scan = listener.first(LaserScan, "depth/scan")
+    assert scan.header.frame_id == "camera_frame"
+    assert scan.header.stamp == header_of(nanoseconds_of(scan.header.stamp) // PERIOD_NS).stamp
+    assert len(scan.ranges) == 48
+    assert scan.angle_min == pytest.approx(-math.atan((47 - CAMERA.cx) / CAMERA.fx))
+    assert scan.angle_max == pytest.approx(math.atan(CAMERA.cx / CAMERA.fx))
+    ranges = np.array(scan.ranges)
+    assert ranges[np.isfinite(ranges)].max() <= scan.range_max == 20.0
+    to_the_wall = math.atan((CAMERA.cx - 9) / CAMERA.fx)
+    bin_of_it = round((to_the_wall - scan.angle_min) / scan.angle_increment)
+    assert ranges[bin_of_it] <= WALL / math.cos(to_the_wall) * 1.01
+
+
 def test_colours(listener: Listener) -> None:
     """Against OpenCV's turbo applied to log depth between 2 and 80 m, pixel by pixel."""
     message = listener.first(Image, "depth/colour")
@@ -204,7 +231,8 @@ def test_nothing_is_made_for_nobody(listener: Listener, output: str) -> None:
     assert before["depth"] == before["frames"]
     assert all(later.get(o, 0) == before.get(o, 0) for o in ON_DEMAND)
     with listener.hearing(TOPICS[output].kind, topic_name(output)) as heard:
-        listener.until(lambda: listener.told[-1]["wanted"] == [output], "being wanted")
+        asked = sorted({output} | ({"confidence"} if output == "obstacles" else set()))
+        listener.until(lambda: listener.told[-1]["wanted"] == asked, "being wanted")
         then = listener.told[-1]
         during = listener.more_frames(10)
         made = during[output] - then.get(output, 0)
@@ -290,6 +318,7 @@ def test_a_misspelt_override_leaves_no_publisher_behind() -> None:
         ({"colour_min_depth_m": 0.0}, "colour.min_depth_m"),
         ({"points_stride": 0}, "points.stride"),
         ({"compressed_depth_quantization": 0.0}, "compressed_depth.quantization"),
+        ({"obstacles_max_height_m": 0.1}, "obstacles.max_height_m"),
     ],
 )
 def test_senseless_settings_are_refused_by_name(values: dict[str, Any], named: str) -> None:

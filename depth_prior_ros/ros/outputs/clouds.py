@@ -110,7 +110,7 @@ def fill_colours(
 
 
 def cloud_message(
-    header: Header, values: NDArray[np.float32], *, dense: bool = False
+    header: Header, values: NDArray[np.float32], *, dense: bool = False, fourth: str = "rgb"
 ) -> PointCloud2:
     """A message of points, packed without gaps.
 
@@ -118,8 +118,9 @@ def cloud_message(
         header: taken over as it is.
         values: (rows, columns, 3 or 4) float32: x, y, z, and the bytes of `fill_colours`.
         dense: no point is NaN.
+        fourth: name of the fourth field.
     """
-    names = ("x", "y", "z", "rgb")[: values.shape[2]]
+    names = ("x", "y", "z", fourth)[: values.shape[2]]
     rows, columns = values.shape[:2]
     message = PointCloud2()
     message.header = header

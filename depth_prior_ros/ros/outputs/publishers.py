@@ -15,24 +15,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.lifecycle import LifecycleNode
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header, String
 
 from depth_prior_ros.ros.messages import depth_to_image
 from depth_prior_ros.ros.outputs.clouds import CloudMaker
 from depth_prior_ros.ros.outputs.colours import ColourScale, colour_image
 from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
+from depth_prior_ros.ros.outputs.obstacles import (
+    RoadWatch,
+    obstacle_cloud,
+    obstacle_scan,
+    obstacles_of,
+    scan_frame,
+)
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import overrides, qos
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthResult
     from depth_prior_ros.scale import ScaleStatus
+    from depth_prior_ros.scale.obstacles import Obstacles
 
 ALWAYS = ("depth", "info")
 """Outputs made of every frame; `model` and `scale` are made when they change."""
 
-ON_DEMAND = ("confidence", "points", "colour", "compressed")
+ON_DEMAND = ("confidence", "points", "colour", "compressed", "obstacles", "scan")
 """Outputs made only while somebody listens."""
 
 SCALE_PERIOD = 1.0
@@ -58,6 +66,8 @@ TOPICS: dict[str, Topic] = {
     "compressed": Topic(
         CompressedImage, "depth/image_rect/compressedDepth", "depth/relative/compressedDepth"
     ),
+    "obstacles": Topic(PointCloud2, "depth/obstacles"),
+    "scan": Topic(LaserScan, "depth/scan"),
     "model": Topic(String, "~/active_model", latched=True),
     "scale": Topic(DiagnosticStatus, "~/scale", latched=True),
 }
@@ -84,6 +94,7 @@ class Outputs:
         active_model: the newest one, such as `single_frame stationary`; empty before the first.
         scale: the newest scale status; None before the first.
         metres: whether the depth is metres.
+        road: the road under the newest frame that somebody wanted to know it of.
     """
 
     def __init__(
@@ -101,12 +112,16 @@ class Outputs:
         self._node = node
         self._settings = settings or Settings()
         self._cloud = CloudMaker()
+        self.road = RoadWatch(self._settings.obstacles_hold)
+        self._obstacles: tuple[DepthResult, Obstacles | None] | None = None
         self._scale_told = (-np.inf, "")
         self._makers: dict[str, Callable[[Header, DepthResult], Any]] = {
             "confidence": self._confidence,
             "points": self._points,
             "colour": self._colour,
             "compressed": self._compressed,
+            "obstacles": self._obstacle_cloud,
+            "scan": self._scan,
         }
         self._publishers: dict[str, Any] = {}
         try:
@@ -124,6 +139,7 @@ class Outputs:
     def reconfigure(self, settings: Settings) -> None:
         """Use other settings from the next frame on; called between two frames."""
         self._settings = settings
+        self.road.hold = settings.obstacles_hold
 
     def reset(self) -> None:
         """Tell model and scale again, as after activation."""
@@ -133,11 +149,13 @@ class Outputs:
     def wanted(self) -> frozenset[str]:
         """The outputs on demand that somebody listens to.
 
-        `confidence` is among them also where points are to be left out by it: then the pipeline
-        has to be asked for it.
+        `confidence` is among them also where points are to be left out by it, and for the sigma of
+        obstacles: then the pipeline has to be asked for it.
         """
         heard = {o for o in ON_DEMAND if self._publishers[o].get_subscription_count() > 0}
         if "points" in heard and self._settings.points_min_confidence > 0:
+            heard.add("confidence")
+        if "obstacles" in heard:
             heard.add("confidence")
         return frozenset(heard)
 
@@ -229,6 +247,27 @@ class Outputs:
             s.compressed_depth_max_depth_m, s.compressed_depth_quantization
         )
         return compress_depth(result.depth, header, quantisation, s.compressed_depth_png_level)
+
+    def _obstacles_of(self, result: DepthResult) -> Obstacles | None:
+        """Those of a frame, looked for once; None where there is no road to stand on."""
+        if self._obstacles is None or self._obstacles[0] is not result:
+            road = self.road.of(result, self._settings.road).road
+            found = None if road is None else obstacles_of(result, road, self._settings.obstacles)
+            self._obstacles = (result, found)
+        return self._obstacles[1]
+
+    def _obstacle_cloud(self, header: Header, result: DepthResult) -> PointCloud2 | None:
+        # Without confidence somebody began to listen after the pipeline was asked.
+        if result.confidence is None or (obstacles := self._obstacles_of(result)) is None:
+            return None
+        spread = None if result.scale is None else result.scale.spread
+        return obstacle_cloud(header, obstacles, result.confidence, spread)
+
+    def _scan(self, header: Header, result: DepthResult) -> LaserScan | None:
+        if (obstacles := self._obstacles_of(result)) is None:
+            return None
+        frame = scan_frame(header.frame_id, self._settings.obstacles_scan_frame)
+        return obstacle_scan(header, obstacles, frame)
 
 
 def scale_message(status: ScaleStatus, node: str) -> DiagnosticStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,16 +15,18 @@ from depth_prior_ros.pipeline.framing import Fit
 from depth_prior_ros.pipeline.multi_frame_step import PoseChoice
 from depth_prior_ros.pipeline.results import parse_output_size
 from depth_prior_ros.ros.parameters.declaration import declarations, parameter
-from depth_prior_ros.scale import FilterSettings, ScaleMode
+from depth_prior_ros.scale import FilterSettings, RoadSettings, ScaleMode
+from depth_prior_ros.scale.obstacles import ObstacleSettings
 
 MotionSource = Literal["auto", "odometry", "twist", "twist_with_covariance", "image"]
 
 FIRST_RATE_RATIO = 6.0
 """How much faster the scale may change until it has been measured for the first time."""
 
-_GROUPS = ("scale", "adapt", "motion", "mount", "points", "colour", "compressed_depth")
+_GROUPS = ("scale", "adapt", "motion", "mount", "points", "colour", "compressed_depth", "obstacles")
 _GATE = GateSettings()
 _FILTER = FilterSettings()
+_OBSTACLES = ObstacleSettings()
 _BASE = "in the frame that odometry describes (x forward, y left, z up)."
 
 
@@ -377,6 +380,45 @@ class Settings:
         1, "PNG compression level of compressedDepth: higher is smaller and slower.", limits=(0, 9)
     )
 
+    obstacles_min_height_m: float = parameter(
+        _OBSTACLES.min_height,
+        "Height above the road from which something is an obstacle (depth/obstacles, depth/scan); "
+        "1 % more of every metre beyond 10 m, and 2.5 % of every metre beyond 2 m to the side.",
+        limits=(0.01, 100.0),
+        unit="m",
+        section="Obstacles",
+    )
+    obstacles_max_height_m: float = parameter(
+        _OBSTACLES.max_height,
+        "Height above the road beyond which nothing is in the way; above obstacles.min_height_m.",
+        limits=(0.02, 100.0),
+        unit="m",
+    )
+    obstacles_max_range_m: float = parameter(
+        _OBSTACLES.max_range,
+        "Distance along the road up to which obstacles are looked for.",
+        limits=(0.5, 200.0),
+        unit="m",
+    )
+    obstacles_voxel_m: float = parameter(
+        _OBSTACLES.voxel,
+        "Edge of the cubes by which depth/obstacles is thinned: each has one point at most.",
+        limits=(0.01, 10.0),
+        unit="m",
+    )
+    obstacles_hold: float = parameter(
+        1.0,
+        "Time for which the newest road serves where none is in sight; after it neither "
+        "depth/obstacles nor depth/scan is made, as an empty one would say that the way is free.",
+        limits=(0.0, 60.0),
+        unit="s",
+    )
+    obstacles_scan_frame: str = parameter(
+        "",
+        "frame_id of depth/scan, x forward and y left at the camera's place; empty: that of the "
+        "image without '_optical' (camera_optical_frame: camera_frame).",
+    )
+
     snapshot_folder: str = parameter(
         "~/.ros/depth_snapshots",
         "Folder in which ~/save_snapshot makes one folder per snapshot; ~ is the home folder.",
@@ -409,6 +451,11 @@ class Settings:
                 f"colour.max_depth_m ({self.colour_max_depth_m:g}) must be above "
                 f"colour.min_depth_m ({self.colour_min_depth_m:g})"
             )
+        if self.obstacles_max_height_m <= self.obstacles_min_height_m:
+            raise ValueError(
+                f"obstacles.max_height_m ({self.obstacles_max_height_m:g}) must be above "
+                f"obstacles.min_height_m ({self.obstacles_min_height_m:g})"
+            )
         parse_output_size(self.output_size)
         _ = self.gate  # the thresholds are checked together
 
@@ -435,6 +482,24 @@ class Settings:
             hold_start=holds[0],
             hold_stop=holds[1],
             max_gap=max(_GATE.max_gap, self.max_gap + max(holds)),
+        )
+
+    @cached_property
+    def road(self) -> RoadSettings:
+        """Where the road is looked for."""
+        return RoadSettings(
+            pitch=math.radians(self.scale_camera_pitch_deg),
+            ignore_bottom=self.scale_ignore_bottom,
+        )
+
+    @cached_property
+    def obstacles(self) -> ObstacleSettings:
+        """What counts as an obstacle."""
+        return ObstacleSettings(
+            min_height=self.obstacles_min_height_m,
+            max_height=self.obstacles_max_height_m,
+            max_range=self.obstacles_max_range_m,
+            voxel=self.obstacles_voxel_m,
         )
 
 
