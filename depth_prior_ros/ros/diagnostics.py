@@ -172,9 +172,9 @@ class Statistics:
 
         Args:
             state: what is not counted (lifecycle state, backend, active model, ...), added to the
-                values; ``state`` and ``publishers.image`` decide whether silence is worth a
-                warning, which names ``image_topic``; ``backend_fell_back`` and a ``known_share``
-                of 0 are one.
+                values; ``state``, ``enabled`` and ``publishers.image`` decide whether silence is
+                worth a warning, which names ``image_topic``; ``backend_fell_back`` and a
+                ``known_share`` of 0 are one.
             remarks: what an operator ought to know all the time, added to the message.
         """
         with self._lock:
@@ -225,6 +225,9 @@ class Statistics:
         """The same, for what became of the images; refused ones apart."""
         counts, before = self._counts, self._reported
         active = state.get("state") == "active"
+        if active and state.get("enabled") == "false":
+            self._waiting_since = None
+            return OK, "paused by ~/enable: images are left alone"
         waiting = self._waiting()
         if active and waiting > STUCK and counts.received > before.received:
             return ERROR, f"images arrive, but none has become depth for {waiting:.0f} s: {_STUCK}"

@@ -82,6 +82,7 @@ class DepthNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._background: Background | None = None
         self._lifecycle = "unconfigured"
+        self._enabled = True
         self._health = HealthLog(self.get_logger)
         self._adapter = Adapter(self.get_logger)
         super().__init__(name, **options)
@@ -104,7 +105,7 @@ class DepthNode(LifecycleNode):
             "~/reset_scale": self._reset_scale,
             "~/adapt": self._adapt,
         }
-        self._triggers = Services(self, actions)
+        self._triggers = Services(self, actions, {"~/enable": self._enable})
 
     # -- transitions ---------------------------------------------------------------------------
 
@@ -159,7 +160,13 @@ class DepthNode(LifecycleNode):
         )
         self._keeper = ScaleKeeper(settings.scale_file, self.get_logger())
         self._listening = Subscriptions(
-            self, settings, self._inputs, self._statistics, self._refuse, self._saw
+            self,
+            settings,
+            self._inputs,
+            self._statistics,
+            self._refuse,
+            self._saw,
+            lambda: self._enabled,
         )
         self._worker = FrameWorker(
             self._inputs,
@@ -333,11 +340,18 @@ class DepthNode(LifecycleNode):
             raise RefusedError("the node is not active")
         return self._adapter.begin(pipeline, worker.camera, self.settings)
 
+    async def _enable(self, enabled: bool) -> str:
+        self._enabled = enabled
+        if enabled:
+            return "images become depth again, from the next one on"
+        return "paused: images are left alone until ~/enable is called with true"
+
     # -- diagnostics ---------------------------------------------------------------------------
 
     def _state(self) -> dict[str, str]:
         return state_of(
             self._lifecycle,
+            self._enabled,
             self.settings.bundle,
             self._pipeline,
             self._outputs,

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import staging_folder
@@ -145,6 +145,7 @@ def _write_ply(path: Path, frame: Frame) -> None:
 T = TypeVar("T")
 
 Action = Callable[[], Awaitable[str]]
+Switch = Callable[[bool], Awaitable[str]]
 
 
 class RefusedError(Exception):
@@ -204,30 +205,42 @@ class Background:
 
 
 class Services:
-    """``std_srvs/Trigger`` services: success and words from a coroutine.
+    """``std_srvs/Trigger`` and ``SetBool`` services: success and words from a coroutine.
 
     Args:
         node: on which they are made.
         actions: by name; what they return is the answer's message, an exception is a failure. A
             service that is still busy refuses the next call.
+        switches: the same for services that are told true or false.
     """
 
-    def __init__(self, node: LifecycleNode, actions: Mapping[str, Action]) -> None:
+    def __init__(
+        self,
+        node: LifecycleNode,
+        actions: Mapping[str, Action],
+        switches: Mapping[str, Switch] | None = None,
+    ) -> None:
         self._node = node
         # Reentrant: in the node's own group a waiting coroutine would hold up everything.
         group = ReentrantCallbackGroup()
         for name, action in actions.items():
-            node.create_service(Trigger, name, self._answering(name, action), callback_group=group)
+            answering = self._answering(name, _without_request(action))
+            node.create_service(Trigger, name, answering, callback_group=group)
+        for name, switch in (switches or {}).items():
+            answering = self._answering(name, _with_data(switch))
+            node.create_service(SetBool, name, answering, callback_group=group)
 
-    def _answering(self, name: str, action: Action) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _answering(
+        self, name: str, action: Callable[[Any], Awaitable[str]]
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
         busy = threading.Lock()
 
-        async def answer(request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        async def answer(request: Any, response: Any) -> Any:
             if not busy.acquire(blocking=False):
                 response.success, response.message = False, "still busy with an earlier call"
                 return response
             try:
-                response.message = await action()
+                response.message = await action(request)
                 response.success = True
             except RefusedError as error:
                 response.success, response.message = False, str(error)
@@ -244,3 +257,11 @@ class Services:
             return response
 
         return answer
+
+
+def _without_request(action: Action) -> Callable[[Any], Awaitable[str]]:
+    return lambda request: action()
+
+
+def _with_data(switch: Switch) -> Callable[[Any], Awaitable[str]]:
+    return lambda request: switch(bool(request.data))

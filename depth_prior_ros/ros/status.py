@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def state_of(
     lifecycle: str,
+    enabled: bool,
     bundle: str,
     pipeline: DepthPipeline | None,
     outputs: Outputs | None,
@@ -27,7 +28,7 @@ def state_of(
     """Keys and values of the diagnostics that are not counted; empty where there is nothing to say.
 
     Args:
-        lifecycle: state of the node. bundle: that was asked for.
+        lifecycle: state of the node. enabled: by ~/enable. bundle: that was asked for.
         pipeline, outputs: None before the node is configured.
         subscriptions, worker: None while it is not active.
         adapter: of the node.
@@ -35,6 +36,7 @@ def state_of(
     frame = worker.newest if worker is not None else None
     return {
         "state": lifecycle,
+        "enabled": str(enabled).lower(),
         "bundle": str(pipeline.bundle.path) if pipeline else bundle,
         **_networks(pipeline),
         **_model(outputs.active_model if outputs else "", frame.result if frame else None),

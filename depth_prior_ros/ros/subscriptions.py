@@ -80,6 +80,7 @@ class Subscriptions:
         refuse: called with cause, text, and whether it was an image, for every message that cannot
             be used.
         saw: called with the stamp (ns) of every image that can be used.
+        enabled: whether images are looked at; otherwise they are not even counted.
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class Subscriptions:
         statistics: Statistics,
         refuse: Callable[[str, str, bool], None],
         saw: Callable[[int], None],
+        enabled: Callable[[], bool] = lambda: True,
     ) -> None:
         self._node = node
         self._inputs = inputs
         self._statistics = statistics
         self._refuse = refuse
         self._saw = saw
+        self._enabled = enabled
         self._all: dict[str, Any] = {}
         self._settings = settings
         self._reliable: dict[str, bool] = {}  # how image and camera_info are subscribed to
@@ -219,6 +222,8 @@ class Subscriptions:
         self._newest_stamp = 0
 
     def _on_image(self, message: Image | CompressedImage) -> None:
+        if not self._enabled():
+            return
         self._statistics.received(len(message.data))
         try:
             check_image(message)

@@ -117,6 +117,11 @@ def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:
     return Road(1.0 / length, normal, share)
 
 
+def mounted_road(height: float, settings: RoadSettings) -> Road:
+    """The road as the camera is mounted over it, `height` units up, where none can be fitted."""
+    return Road(height, _down(settings.pitch), 0.0)
+
+
 def _down(pitch: float) -> _Floats:
     """The road's normal in the optical frame of a camera that looks down by `pitch`."""
     return np.array([0.0, math.cos(pitch), math.sin(pitch)])

@@ -36,7 +36,7 @@ from ros_helpers import (
     wait_until,
 )
 from sensor_msgs.msg import Image
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.images.calibration import Calibration
@@ -112,6 +112,29 @@ def test_reloading_takes_another_bundle_up_and_the_first_again(robot, bundles):
     robot.set(bundle=str(bundles[0]))
     assert robot.trigger("reload_bundle").success
     np.testing.assert_array_equal(robot.answered(view()), first)
+
+
+def test_enable_pauses_and_goes_on_without_a_transition(robot):
+    def enable(value: bool) -> SetBool.Response:
+        request = SetBool.Request(data=value)
+        return robot.peer.call(SetBool, "depth_node/enable", request, PATIENCE)
+
+    before = robot.answered(view())
+    answer = enable(False)
+    assert answer.success
+    assert "paused" in answer.message
+    robot.told_in("enabled", "false")
+    made = robot.peer.status()["published.depth"]
+    for _ in range(3):
+        robot.peer.send(view(), robot.next_stamp())
+    seen = len(robot.peer.diagnostics)
+    wait_until(lambda: len(robot.peer.diagnostics) >= seen + 4, "four reports", PATIENCE)
+    status = robot.peer.status()
+    assert (status["state"], status["published.depth"], status["level"]) == ("active", made, "0")
+    assert "paused by ~/enable" in status["message"]
+    assert enable(True).success
+    np.testing.assert_array_equal(robot.answered(view()), before)
+    robot.told_in("enabled", "true")
 
 
 def test_a_bundle_that_cannot_be_loaded_changes_nothing(robot, bundles, tmp_path):

@@ -32,6 +32,18 @@ from depth_prior_ros.share import large_images_environment
 ACTIVE = {"state": "active"}
 
 
+def test_a_paused_node_is_well_whatever_the_camera_does():
+    now = [0.0]
+    statistics = Statistics(clock=lambda: now[0])
+    statistics.received()
+    now[0] = STUCK + 1
+    paused = {**ACTIVE, "enabled": "false", "publishers.image": "0"}
+    report = statistics.report(paused)
+    assert report.level == OK
+    assert "~/enable" in report.message
+    assert statistics.report({**paused, "enabled": "true"}).level == STALE
+
+
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=60), st.integers(1, 30))
 def test_percentiles_are_of_the_newest_values(values, size):
     window = PercentileWindow(size)

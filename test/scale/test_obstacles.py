@@ -21,7 +21,7 @@ from depth_prior_ros.scale.obstacles import (
     road_of_depth,
     thinned,
 )
-from depth_prior_ros.scale.road import NoRoadError
+from depth_prior_ros.scale.road import NoRoadError, mounted_road
 
 CAMERA = Camera(185.9, 184.7, 157.0, 44.25, 320, 96)
 HEIGHT = 1.5
@@ -76,6 +76,15 @@ def test_what_is_low_high_or_far_is_none() -> None:
 def test_no_road_no_obstacles() -> None:
     with pytest.raises(NoRoadError):
         road_of_depth(np.full((96, 320), 5.0, np.float32), CAMERA, RoadSettings())
+
+
+def test_right_behind_a_car_the_road_as_mounted_serves() -> None:
+    depth = scene((-3.0, 3.0, 4.0, 2.0))
+    with pytest.raises(NoRoadError):
+        road_of_depth(depth, CAMERA, RoadSettings())
+    road = mounted_road(HEIGHT, RoadSettings())
+    mask = find_obstacles(depth, CAMERA, road, ObstacleSettings()).mask
+    assert np.array_equal(mask.any(axis=0), (depth == 4.0).any(axis=0))
 
 
 def by_laserscan(depth: Floats, camera: Camera, rows: int) -> tuple[Floats, float, float]:

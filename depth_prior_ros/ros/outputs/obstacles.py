@@ -1,8 +1,8 @@
 """Obstacles of a depth image as messages: `sensor_msgs/PointCloud2` and `LaserScan`.
 
-Both rest on the road of the same frame, which is fitted once. Where none is in sight the newest one
-serves for a while; after that nothing is made, because an empty cloud would say
-that the way is free.
+Both rest on the road of the same frame, which is fitted once. Where none is in sight, such as right
+behind a lorry, the newest one serves for a while, or the road as the camera is mounted over it.
+Without any nothing is made, because an empty cloud would say that the way is free.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from depth_prior_ros.scale.obstacles import (
     find_obstacles,
     road_of_depth,
 )
-from depth_prior_ros.scale.road import NoRoadError, Road
+from depth_prior_ros.scale.road import NoRoadError, Road, mounted_road
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthResult
@@ -59,14 +59,20 @@ class RoadWatch:
         self._stamp: int | None = None
         self._fitted: tuple[int, Road] | None = None
 
-    def of(self, result: DepthResult, settings: RoadSettings) -> RoadSight:
-        """The road of a frame; asked again for the same one it is not fitted again."""
+    def of(self, result: DepthResult, settings: RoadSettings, height: float = 0.0) -> RoadSight:
+        """The road of a frame; asked again for the same one it is not fitted again.
+
+        Args:
+            result: in metres.
+            settings: where it is looked for.
+            height: of the camera over the road as it is mounted, metres; 0: not known.
+        """
         if result.stamp_ns != self._stamp:
             self._stamp = result.stamp_ns
-            self.newest = self._look(result, settings)
+            self.newest = self._look(result, settings, height)
         return self.newest
 
-    def _look(self, result: DepthResult, settings: RoadSettings) -> RoadSight:
+    def _look(self, result: DepthResult, settings: RoadSettings, height: float) -> RoadSight:
         if result.scale is not None and result.scale.relative:
             return RoadSight(None, "nobody knows the metres (scale.mode 'none')")
         try:
@@ -76,6 +82,8 @@ class RoadWatch:
                 age = (result.stamp_ns - self._fitted[0]) * 1e-9
                 if 0 <= age <= self.hold:
                     return RoadSight(self._fitted[1], f"held for {age:.1f} s: {error}")
+            if height > 0:
+                return RoadSight(mounted_road(height, settings), f"as mounted: {error}")
             return RoadSight(None, str(error))
         self._fitted = (result.stamp_ns, road)
         return RoadSight(road, f"fitted, {road.share:.0%} of the region looked at belong to it")

@@ -251,8 +251,9 @@ class Outputs:
     def _obstacles_of(self, result: DepthResult) -> Obstacles | None:
         """Those of a frame, looked for once; None where there is no road to stand on."""
         if self._obstacles is None or self._obstacles[0] is not result:
-            road = self.road.of(result, self._settings.road).road
-            found = None if road is None else obstacles_of(result, road, self._settings.obstacles)
+            s = self._settings
+            road = self.road.of(result, s.road, s.scale_camera_height).road
+            found = None if road is None else obstacles_of(result, road, s.obstacles)
             self._obstacles = (result, found)
         return self._obstacles[1]
 

@@ -407,10 +407,11 @@ class Settings:
         unit="m",
     )
     obstacles_hold: float = parameter(
-        1.0,
-        "Time for which the newest road serves where none is in sight; after it neither "
-        "depth/obstacles nor depth/scan is made, as an empty one would say that the way is free.",
-        limits=(0.0, 60.0),
+        60.0,
+        "Time for which the newest road serves where none is in sight; after it the one that "
+        "scale.camera_height and scale.camera_pitch_deg say, and without those neither "
+        "depth/obstacles nor depth/scan is made: empty ones would say that the way is free.",
+        limits=(0.0, 3600.0),
         unit="s",
     )
     obstacles_scan_frame: str = parameter(
