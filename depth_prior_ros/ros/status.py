@@ -44,7 +44,7 @@ def state_of(
         **_scale(pipeline),
         **adapter.status(),
         "known_share": known_share(frame.result.depth) if frame else "",
-        "obstacles.road": outputs.road.newest.text if outputs else "",
+        "road": outputs.road.newest.text if outputs else "",
         **_camera(worker),
         "image_topic": subscriptions.image_topic if subscriptions is not None else "",
         **{f"publishers.{n}": str(c) for n, c in _counts(subscriptions).items()},
