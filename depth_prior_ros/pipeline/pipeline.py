@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -68,6 +69,7 @@ from depth_prior_ros.pipeline.results import (
 )
 from depth_prior_ros.pipeline.runtime import Native, Stopwatch, compile_networks
 from depth_prior_ros.pipeline.settings import PipelineSettings, TimeBudget
+from depth_prior_ros.pipeline.sharing import NetworkPool
 from depth_prior_ros.scale import FixedScale, Scale, ScaleSight
 
 if TYPE_CHECKING:
@@ -92,6 +94,25 @@ BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _in_turn(
+    method: Callable[Concatenate[DepthPipeline, P], R],
+) -> Callable[Concatenate[DepthPipeline, P], R]:
+    """While no other camera uses the networks; how long that took to come is remembered."""
+
+    @wraps(method)
+    def called(self: DepthPipeline, *args: P.args, **options: P.kwargs) -> R:
+        asked = time.perf_counter()
+        with self.networks.turns:
+            self._waited_ms = (time.perf_counter() - asked) * 1e3
+            return method(self, *args, **options)
+
+    return called
+
+
 class DepthPipeline(PipelineSettings):
     """Depth for a sequence of frames of one camera. Not thread-safe: one thread at a time.
 
@@ -100,6 +121,8 @@ class DepthPipeline(PipelineSettings):
     `backend_reason` tells why, `backend_fell_back` whether another one should have run.
     parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0:
     always, as in MISM.
+    pool: of networks that the pipelines of several cameras share; each has a thread of its own,
+    and their frames take turns.
 
     These may be changed between two frames:
 
@@ -144,6 +167,7 @@ class DepthPipeline(PipelineSettings):
         output_size: OutputSize = "model",
         fit: Fit = "crop",
         guard: MultiFrameGuard | None = None,
+        pool: NetworkPool | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         self.networks, self.backend_reason = compile_networks(
@@ -154,6 +178,7 @@ class DepthPipeline(PipelineSettings):
             precision=precision,
             fallback=fallback,
             parallax=parallax,
+            pool=pool,
         )
         depth = self.bundle.manifest.depth
         self.scale: Scale = scale or FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
@@ -168,6 +193,7 @@ class DepthPipeline(PipelineSettings):
         self._references = (self.bundle.references(), self.bundle.manifest.references)
         #: Why the references are not looked up for the camera that is seen; None where they are.
         self.references_doubt: str | None = None
+        self._waited_ms = 0.0
         self._gate = MotionGate(gate)
         self._pictures = RecentPictures()
         self._step = MultiFrameStep(self.networks, self._trained, self.guard)
@@ -253,6 +279,7 @@ class DepthPipeline(PipelineSettings):
         self._gate.restore(state["gate"])
         self.guard.restore(state["guard"])
 
+    @_in_turn
     def warm_up(self) -> float:
         """Run every network twice on noise; the milliseconds of the second round.
 
@@ -278,6 +305,7 @@ class DepthPipeline(PipelineSettings):
 
     # -- a picture -----------------------------------------------------------------------------
 
+    @_in_turn
     def infer(
         self,
         image: Any,
@@ -325,6 +353,7 @@ class DepthPipeline(PipelineSettings):
 
     # -- a frame -------------------------------------------------------------------------------
 
+    @_in_turn
     def process(
         self,
         image: NDArray[Any],
@@ -387,7 +416,8 @@ class DepthPipeline(PipelineSettings):
         self._keyframes.add(current)
         timings = clock.stop()
         if found.output is not None:
-            self.guard.record_duration(timings["total"], self._budget_ms())
+            # A frame that waited for other cameras is late, too.
+            self.guard.record_duration(timings["total"] + self._waited_ms, self._budget_ms())
         return DepthResult(
             depth=depth,
             model="single_frame" if found.output is None else "multi_frame",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from depth_prior_ros.backends import (
 )
 from depth_prior_ros.backends.choice import reason_of
 from depth_prior_ros.bundle import Bundle, BundleError
+from depth_prior_ros.pipeline.sharing import NetworkPool, Turns
 
 if TYPE_CHECKING:
     from depth_prior_ros.models.episodic_prior import References
@@ -65,6 +67,7 @@ class Networks:
     aligns: whether the bundle wants motion refined against single-frame depth.
     parallax: pixels from which matching is trusted entirely (`MultiFrameNet`), 0: always. The
     argument of that name stands for the bundle's own.
+    turns: held by whoever uses them, where several cameras share them.
     Raises BackendError where the backend cannot compile a network, ValueError for a parallax that
     cannot be.
     """
@@ -87,6 +90,8 @@ class Networks:
 
         self.backend = backend
         self.threads = threads
+        self.turns = Turns()
+        self._compiled_by = self
         self.fell_back = False
         depth = bundle.manifest.depth
         width, height = bundle.manifest.input_size
@@ -136,6 +141,16 @@ class Networks:
         self._multi = backend.compile(
             MultiFrameRunner(multi), (matching, context, matching, eye, K, depth_example)
         )
+
+    def for_another_camera(self) -> Networks:
+        """The same networks, compiled and in memory once, told of another camera.
+
+        What they are told (`tell_camera`, `set_references`) is each camera's own. One camera at a
+        time: hold `turns`.
+        """
+        other = copy.copy(self)
+        other._compiled_by = self  # which lives as long as any of them
+        return other
 
     @property
     def has_multi_frame(self) -> bool:
@@ -330,14 +345,21 @@ def compile_networks(
     precision: Precision = "f32",
     fallback: bool = False,
     parallax: float | None = None,
+    pool: NetworkPool | None = None,
 ) -> tuple[Networks, str]:
     """The bundle's networks on the first backend that runs them, and why that one.
 
     Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
     the networks or fails on a first image is named in the reason, and `Networks.fell_back` is true.
-    parallax: see `Networks`.
+    parallax: see `Networks`. pool: shared with others that ask it for the same.
     Raises BackendError: that of the first backend, where none is left.
     """
+    if pool is not None:
+        how = {"threads": threads, "precision": precision, "fallback": fallback}
+        return pool.networks(
+            (bundle.digest, backend, device, *how.values(), parallax),
+            lambda: compile_networks(bundle, backend, device, parallax=parallax, **how),  # type: ignore[arg-type]
+        )
     failures: list[BackendError] = []
     for option in backend_options(backend, device, precision=precision, fallback=fallback):
         try:

@@ -5,6 +5,7 @@ Knows nothing of launch, so that launch files consist of actions and this of fun
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ PLAYER: tuple[Argument, ...] = (
 )
 """What replay.launch.py plays, and how."""
 
+_OF_A_PROCESS = ("rviz", "camera_frame", "large_images", "enclave", "log_level")
 _AS_FILE = "empty: as the parameter file says"
 
 
@@ -192,6 +194,38 @@ def read_cameras(path: Path) -> dict[str, dict[str, str]]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: {name}: {error}") from error
     return cameras
+
+
+def as_ros_arguments(path: Path, pushed: str = "") -> list[list[str]]:
+    """The ROS arguments of a node for each camera of a file, for one process with all of them.
+
+    What depth.launch.py makes of the same arguments, but those that are of a process.
+
+    Args:
+        path: see `read_cameras`.
+        pushed: namespace that all of them are in.
+
+    Raises:
+        ValueError, OSError: as `read_cameras`, and for what is a process's.
+    """
+    defaults = {name: default for name, default, _ in depth_arguments()}
+    nodes = []
+    for name, own in read_cameras(path).items():
+        given = {**defaults, **own}
+        if of_process := [n for n in _OF_A_PROCESS if given[n] != defaults[n]]:
+            raise ValueError(
+                f"{path}: {name}: {of_process[0]} is of a process, and these cameras share one; "
+                "set it where the process is started"
+            )
+        below = absolute(pushed, given["namespace"])
+        words = ["-r", f"__ns:={below or '/'}", "-r", f"__node:={given['name']}"]
+        words += ["--params-file", parameter_file(given)]
+        for key, value in parameter_values(given).items():
+            words += ["-p", f"{key}:={json.dumps(value)}"]
+        for here, there in inputs(given):
+            words += ["-r", f"{here}:={there}"]
+        nodes.append(["--ros-args", *words])
+    return nodes
 
 
 def _as_typed(value: object) -> str:

@@ -36,6 +36,7 @@ from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.pipeline.sharing import NetworkPool
 
 
 _Transition = Callable[["DepthNode", LifecycleState], TransitionCallbackReturn]
@@ -66,13 +67,19 @@ def _unforceable(settings: Settings, pipeline: DepthPipeline) -> str:
 class DepthNode(LifecycleNode):
     """The lifecycle node around :class:`~depth_prior_ros.pipeline.DepthPipeline`.
 
+    Args:
+        pool: of networks that are shared with other nodes of this process.
+
     Raises:
         ValueError, rclpy.exceptions.ParameterException: for parameters that cannot be used.
     """
 
-    def __init__(self, name: str = "depth_node", **options: Any) -> None:
+    def __init__(
+        self, name: str = "depth_node", *, pool: NetworkPool | None = None, **options: Any
+    ) -> None:
         # Before anything that can fail: destroying a node that was half made needs them.
         self._statistics = Statistics(fast_dds="fastrtps" in get_rmw_implementation_identifier())
+        self._pool = pool
         self._pipeline: DepthPipeline | None = None
         self._inputs: Inputs | None = None
         self._worker: FrameWorker | None = None
@@ -117,7 +124,7 @@ class DepthNode(LifecycleNode):
             from depth_prior_ros.ros.loading import load_pipeline
 
             self.get_logger().info(f"loading bundle {self.settings.bundle} and warming up")
-            self._pipeline = load_pipeline(self.settings)
+            self._pipeline = load_pipeline(self.settings, self._pool)
             self._applied = self.settings
             self._outputs = self._make_outputs(self._pipeline)
             self._adapter.watch(self._pipeline, self.settings)
@@ -305,7 +312,7 @@ class DepthNode(LifecycleNode):
 
         settings, before = self.settings, self._pipeline
         self.get_logger().info(f"loading bundle {settings.bundle} and warming up")
-        pipeline = await self._background.run(lambda: load_pipeline(settings))
+        pipeline = await self._background.run(lambda: load_pipeline(settings, self._pool))
         if self._pipeline is not before:
             raise RefusedError("the node was cleaned up meanwhile")
         if reason := _unforceable(self.settings, pipeline):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.pipeline.results import parse_output_size
+from depth_prior_ros.pipeline.sharing import NetworkPool
 from depth_prior_ros.ros.parameters import PARAMETERS, Settings
 from depth_prior_ros.ros.parameters.settings import FIRST_RATE_RATIO
 from depth_prior_ros.scale import (
@@ -90,8 +91,10 @@ class ScaleKeeper:
             self._log.warning(f"scale not stored: {error}")
 
 
-def load_pipeline(settings: Settings) -> DepthPipeline:
+def load_pipeline(settings: Settings, pool: NetworkPool | None = None) -> DepthPipeline:
     """Load and verify the bundle, choose the backend, compile the networks and run them once.
+
+    pool: of networks that are shared with the other cameras of this process.
 
     Raises:
         BundleError, BackendError, ValueError: naming the cause.
@@ -106,6 +109,7 @@ def load_pipeline(settings: Settings) -> DepthPipeline:
         fallback=settings.backend_fallback,
         gate=settings.gate,
         scale=scale_of(settings, bundle),
+        pool=pool,
     )
     apply_settings(pipeline, settings)
     pipeline.warm_up()

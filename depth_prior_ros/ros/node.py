@@ -9,12 +9,14 @@ import sys
 
 from depth_prior_ros.ros import interrupts
 
-USAGE = """usage: depth_node [--ros-args -p NAME:=VALUE ... -r FROM:=TO ... --params-file FILE]
+USAGE = """usage: depth_node [--cameras FILE [--below NAMESPACE]]
+                  [--ros-args -p NAME:=VALUE ... -r FROM:=TO ... --params-file FILE]
 
 Camera images in (image, camera_info, odom), metric depth out (depth/image_rect, ...), as a ROS 2
 lifecycle node. Parameters are explained in config/depth.yaml; with them unchanged the node loads
-the bundle `lite` and starts by itself. For arguments in words: ros2 launch depth_prior_ros
-depth.launch.py --show-args"""
+the bundle `lite` and starts by itself. With --cameras there is a node for each camera of a file
+such as config/several_cameras.yaml, in this process, sharing one copy of the networks. For
+arguments in words: ros2 launch depth_prior_ros depth.launch.py --show-args"""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,41 +1,59 @@
-"""Runs :class:`~.lifecycle_node.DepthNode` until it is interrupted."""
+"""Runs :class:`~.lifecycle_node.DepthNode`, one or several, until the process is interrupted."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
-from depth_prior_ros.ros import interrupts
+from depth_prior_ros.pipeline.sharing import NetworkPool
+from depth_prior_ros.ros import interrupts, launch_arguments
 from depth_prior_ros.ros.lifecycle_node import DepthNode
 from depth_prior_ros.untrusted import printable, printable_lines
+
+_OPTIONS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_OPTIONS.add_argument("--cameras", metavar="FILE")
+_OPTIONS.add_argument("--below", default="", metavar="NAMESPACE")
 
 
 def run(args: list[str] | None = None) -> int:
     """Run the node until the context is shut down; returns the exit code.
+
+    ``--cameras FILE`` runs one for each camera of the file (`launch_arguments.read_cameras`): they
+    share the networks, whose frames take turns.
 
     Raises:
         KeyboardInterrupt: for SIGINT, and for SIGTERM before the node spins.
 
     It is the end of a process: SIGINT and SIGTERM are ignored from its end on.
     """
-    node = None
+    nodes: list[DepthNode] = []
     try:
+        given = sys.argv[1:] if args is None else list(args)
+        options, ros = _OPTIONS.parse_known_args(given)
+        cameras = []
+        if options.cameras:
+            cameras = launch_arguments.as_ros_arguments(Path(options.cameras), options.below)
         # rclpy turns SIGTERM into a wake-up of the executor. While the bundle is being loaded there
         # is none to wake: until then it interrupts as SIGINT does.
-        _init(args)
-        node = DepthNode()
-        if not node.settings.autostart:
-            node.get_logger().info("autostart is off: waiting to be configured")
-        elif not node.start():
-            return 1
-        install_signal_handlers(SignalHandlerOptions.ALL)
+        _init(ros if options.cameras else args)
+        pool = NetworkPool() if cameras else None
         executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        _spin(executor, node)
+        for own in cameras or [[]]:
+            node = DepthNode(cli_args=own, pool=pool)
+            nodes.append(node)
+            if not node.settings.autostart:
+                node.get_logger().info("autostart is off: waiting to be configured")
+            elif not node.start():
+                return 1
+            executor.add_node(node)
+        install_signal_handlers(SignalHandlerOptions.ALL)
+        _spin(executor, nodes)
     except ExternalShutdownException:
         return 0
     except UnicodeEncodeError as error:
@@ -46,13 +64,13 @@ def run(args: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (ValueError, ParameterException) as error:
+    except (OSError, ValueError, ParameterException) as error:
         print(f"depth_node: {printable_lines(error)}", file=sys.stderr)
         return 1
     finally:
         # A frame is ended and the scale stored now, and then the interpreter takes its time.
         interrupts.ignore()
-        if node is not None:
+        for node in nodes:
             node.destroy_node()
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
@@ -76,7 +94,7 @@ def _init(args: list[str] | None) -> None:
         raise ValueError(f"the command line cannot be used: {error}") from error
 
 
-def _spin(executor: SingleThreadedExecutor, node: DepthNode) -> None:
+def _spin(executor: SingleThreadedExecutor, nodes: list[DepthNode]) -> None:
     """Spin until the context is shut down; a callback that fails is counted, and ends nothing.
 
     On a machine under load even publishing may fail: Fast DDS gives a busy writer 100 ms.
@@ -91,6 +109,6 @@ def _spin(executor: SingleThreadedExecutor, node: DepthNode) -> None:
         except ExternalShutdownException:
             raise
         except Exception as error:
-            if not node.context.ok():
+            if not nodes[0].context.ok():
                 raise ExternalShutdownException from error
-            node.callback_failed(error)
+            nodes[0].callback_failed(error)  # whose callback it was, the executor does not tell

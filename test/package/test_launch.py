@@ -236,7 +236,10 @@ def test_show_args_lists_every_argument(installed, file: Path):
     arguments = {
         "depth.launch.py": launch_arguments.depth_arguments(),
         "replay.launch.py": [*launch_arguments.PLAYER, *launch_arguments.replay_arguments()],
-        "several_cameras.launch.py": [("cameras", "", "arguments of depth.launch.py")],
+        "several_cameras.launch.py": [
+            ("cameras", "", "arguments of depth.launch.py"),
+            ("one_process", "false", "one copy of the networks"),
+        ],
     }
     for name, _, description in arguments[file.name]:
         assert f"'{name}':" in shown

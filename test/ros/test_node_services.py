@@ -50,10 +50,10 @@ import sys, time
 from pathlib import Path
 from depth_prior_ros.ros import loading
 load = loading.load_pipeline
-def waiting(settings):
+def waiting(settings, pool=None):
     while Path({hold!r}).exists():
         time.sleep(0.01)
-    return load(settings)
+    return load(settings, pool)
 loading.load_pipeline = waiting
 from depth_prior_ros.ros.node import main
 sys.exit(main())
