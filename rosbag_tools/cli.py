@@ -19,7 +19,15 @@ from depth_prior_ros.recording_options import (
 )
 from depth_prior_ros.share import recording_path
 from depth_prior_ros.untrusted import printable
-from rosbag_tools.recording_commands import add_check, add_network, add_process, add_report, count
+from rosbag_tools.recording_commands import (
+    add_check,
+    add_extract,
+    add_network,
+    add_process,
+    add_report,
+    count,
+    quality,
+)
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -31,14 +39,6 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def quality(text: str) -> int:
-    """A JPEG quality, 1 to 100."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
     return value
 
 
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make(commands)
     _add_render(commands)
     add_process(commands)
+    add_extract(commands)
     _add_replay(commands)
     _add_play(commands)
     add_report(commands)

@@ -9,17 +9,15 @@ checkpoint (`work`), and ends in the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import queue
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,6 @@ from depth_prior_ros.pipeline.framing import InvalidFrameError
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, read_frames
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from depth_prior_ros.recordings.base import Skipped, name_skipped
-from depth_prior_ros.untrusted import read_file
 from rosbag_tools.depth_files import (
     FRAMEWISE,
     Made,
@@ -44,7 +41,7 @@ from rosbag_tools.depth_files import (
 )
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import PICTURES, REPORT, save
-from rosbag_tools.work import Workbook
+from rosbag_tools.work import Workbook, digest_of_frames, sync, take_up
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
@@ -56,7 +53,6 @@ SPOOLED = {BAG: bag_entry, VIDEO: video_frame}
 
 _WORK, _JOURNAL = ".work", "journal"
 _SCHEMA = 1
-_MANIFEST_BYTES = 1 << 20
 _AHEAD = 4  # frames that are decoded, and that are encoded, while the networks run
 _ENCODERS = 2
 
@@ -116,7 +112,7 @@ def process(
     if not recording.frames:
         raise RecordingError(f"{recording.name}: no frames in it")
     wanted = _manifest(recording, options, bundle.digest)
-    if _take_up(out, wanted):
+    if take_up(out / MANIFEST, wanted, "depth"):
         return Processed(out, len(recording.frames), finished_before=True)
     pipeline = DepthPipeline(bundle, options.backend, options.device)
     pipeline.force_model = options.force_model or None  # type: ignore[assignment]
@@ -139,7 +135,6 @@ def process(
 
 def _manifest(recording: StoredRecording, options: ProcessOptions, digest: str) -> dict[str, Any]:
     """What the depth depends on, and what its files are."""
-    told = [[f.index, f.stamp_ns, f.speed, list(astuple(f.camera))] for f in recording.frames]
     settings = asdict(options)
     for name in ("bundle", "forced", "checkpoint", "outputs"):
         del settings[name]
@@ -147,7 +142,7 @@ def _manifest(recording: StoredRecording, options: ProcessOptions, digest: str) 
         "schema": _SCHEMA,
         "recording": recording.name,
         "frames": len(recording.frames),
-        "frames_sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        "frames_sha256": digest_of_frames(recording),
         "bundle": digest,
         "settings": settings,
         "outputs": {
@@ -159,32 +154,6 @@ def _manifest(recording: StoredRecording, options: ProcessOptions, digest: str) 
 
 
 _SUFFIX = {BAG: ".mcap", VIDEO: ".mp4"}
-
-
-def _take_up(out: Path, wanted: Mapping[str, Any]) -> bool:
-    """Make `out` the folder of this work; True where all of it is done. Raises RecordingError."""
-    if out.exists() and not out.is_dir():
-        raise RecordingError(f"{out} is a file; name a folder")
-    manifest = out / MANIFEST
-    if not manifest.is_file():
-        foreign = sorted(p.name for p in out.iterdir()) if out.exists() else []
-        if foreign:
-            raise RecordingError(
-                f"{out} holds other files ({', '.join(foreign[:3])}); name a new folder"
-            )
-        write_json(manifest, dict(wanted))
-        return False
-    try:
-        found = json.loads(read_file(manifest, _MANIFEST_BYTES))
-        other = [k for k in wanted if k != "done" and found.get(k) != wanted[k]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecordingError(f"{manifest}: cannot be read ({error})") from error
-    if other:
-        raise RecordingError(
-            f"{out} holds depth made otherwise (another {', '.join(other)}); name a new folder, or "
-            "remove it"
-        )
-    return bool(found.get("done"))
 
 
 class _Run:
@@ -233,12 +202,12 @@ class _Run:
                 if (position + 1 - start) % self.options.checkpoint == 0:
                     while pending:
                         self._commit(*pending.popleft())
-                    list(encoders.map(_sync, self._written))
+                    list(encoders.map(sync, self._written))
                     self._checkpoint(position + 1)
                 told(position + 1, total)
             while pending:
                 self._commit(*pending.popleft())
-            list(encoders.map(_sync, self._written))
+            list(encoders.map(sync, self._written))
         self.processed.seconds = time.monotonic() - began
         self._checkpoint(total)
         told(total, total)
@@ -345,14 +314,6 @@ class _Run:
 
 def _network_ms(result: DepthResult) -> float:
     return sum(result.timings.get(name, 0.0) for name in ("single", "features", "pose", "multi"))
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class _Decoder:

@@ -16,6 +16,7 @@ from depth_prior_ros.recording_options import add_recording_options, recording_o
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
+    from rosbag_tools.extract import Extracted
     from rosbag_tools.process import Processed
 
 Commands = argparse._SubParsersAction
@@ -35,6 +36,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def quality(text: str) -> int:
+    """A JPEG quality, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
     return value
 
 
@@ -131,6 +140,94 @@ def _rate(found: Processed) -> str:
         f"{found.out}: depth of {found.new} frames{rest}; {rate:.1f} frames/s, the networks' part "
         f"of it {alone:.1f} frames/s"
     )
+
+
+def add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
+    """`depth_bag extract`."""
+    parser = commands.add_parser(
+        "extract",
+        help="a data set of files out of recordings, which training reads",
+        description="Images, calibration, stamps, speeds, poses and depth of recordings as files, "
+        "each recording in a folder of its own. A run that was killed goes on where it was when "
+        "the command is given again; what is finished is left as it is.",
+    )
+    _add_recordings(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the data set; each recording gets a folder in it"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("jpeg", "png"),
+        default="jpeg",
+        help="of images: jpeg keeps recorded JPEGs and PNGs byte by byte; png is lossless, decoded "
+        "and rectified (default: jpeg)",
+    )
+    parser.add_argument(
+        "--quality",
+        type=quality,
+        default=95,
+        help="of JPEGs that have to be made (default: 95)",
+    )
+    parser.add_argument(
+        "--rectified",
+        action="store_true",
+        help="rectified images in any case, for tools that know no distortion",
+    )
+    parser.add_argument("--stride", type=count, default=1, metavar="N", help="every N-th frame")
+    parser.add_argument("--stereo", action="store_true", help="with the partner of a stereo pair")
+    parser.add_argument(
+        "--partner", default="", metavar="CAMERA", help="topic or folder of the partner"
+    )
+    parser.set_defaults(run=_extract)
+
+
+def _extract(parsed: argparse.Namespace) -> None:
+    from depth_prior_ros.recordings import RecordingError
+    from rosbag_tools.console import show, show_skipped
+    from rosbag_tools.extract import ExtractOptions
+
+    reading = {
+        name: getattr(parsed, name) and str(getattr(parsed, name))
+        for name in ("image_topic", "camera_info_topic", "odom_topic", "depth_topic", "rectify")
+    }
+    reading["intrinsics"] = parsed.intrinsics
+    options = ExtractOptions(
+        parsed.format,
+        parsed.quality,
+        parsed.rectified,
+        parsed.stride,
+        parsed.stereo or bool(parsed.partner),
+        parsed.partner,
+        reading,
+    )
+    places = _places(parsed.recordings, parsed.out, alone=False)
+    jobs = [
+        _Job(path, out, parsed, options, "")
+        for path, out in zip(parsed.recordings, places, strict=True)
+    ]
+    failed = []
+    for outcome in _run(extract_job, jobs, parsed.jobs):
+        found: Extracted | None = outcome.result
+        if found is None:
+            failed.append(f"{outcome.name}: {outcome.error}" if len(jobs) > 1 else outcome.error)
+            continue
+        if found.finished_before:
+            show(f"{found.out}: {found.frames} frames, finished before, nothing to do")
+            continue
+        show(
+            f"{found.out}: {found.frames} frames, {found.depths} with depth; the vehicle stands in "
+            f"{found.static}"
+        )
+        show_skipped(found.skipped)
+    if failed:
+        raise RecordingError("\n".join(failed))
+
+
+def extract_job(job: _Job, told: Any) -> Extracted:
+    """Open a job's recording and write its data set."""
+    from rosbag_tools.extract import extract
+
+    return extract(job.source, job.open(), job.out, job.options, told)
 
 
 def add_report(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -264,9 +361,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _places(recordings: Sequence[Path], out: Path) -> list[Path]:
-    """Where the results go: `out` itself for one recording, else folders by the names."""
-    if len(recordings) == 1:
+def _places(recordings: Sequence[Path], out: Path, alone: bool = True) -> list[Path]:
+    """Where the results go: folders by the names; `out` itself for one recording, where alone."""
+    if alone and len(recordings) == 1:
         return [out]
     names: list[str] = []
     for path in recordings:

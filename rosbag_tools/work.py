@@ -6,23 +6,76 @@ newest checkpoint names; the rest is cut off when the work goes on.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from depth_prior_ros.atomic_files import write_bytes
-from depth_prior_ros.recordings import RecordingError
+from depth_prior_ros.atomic_files import write_bytes, write_json
+from depth_prior_ros.recordings import RecordingError, StoredRecording
 from depth_prior_ros.untrusted import read_file
 
 _LENGTH = struct.Struct("<Q")
 _CHECKPOINT_BYTES = 1 << 28
+_MANIFEST_BYTES = 1 << 26
+
+
+def take_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
+    """Make the manifest's folder that of this work; True where all of it is done.
+
+    Args:
+        manifest: the file that says what the folder is; written where the folder is new.
+        wanted: what the results depend on, and `done`, which is False.
+        what: of the results, for messages.
+
+    Raises:
+        RecordingError: the folder holds anything else, or what was made otherwise.
+    """
+    out = manifest.parent
+    if out.exists() and not out.is_dir():
+        raise RecordingError(f"{out} is a file; name a folder")
+    if not manifest.is_file():
+        foreign = sorted(p.name for p in out.iterdir()) if out.exists() else []
+        if foreign:
+            raise RecordingError(
+                f"{out} holds other files ({', '.join(foreign[:3])}); name a new folder"
+            )
+        write_json(manifest, dict(wanted))
+        return False
+    try:
+        found = json.loads(read_file(manifest, _MANIFEST_BYTES))
+        other = [k for k in wanted if k != "done" and found.get(k) != wanted[k]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecordingError(f"{manifest}: cannot be read ({error})") from error
+    if other:
+        raise RecordingError(
+            f"{out} holds {what} made otherwise (another {', '.join(other)}); name a new folder, "
+            "or remove it"
+        )
+    return bool(found.get("done"))
+
+
+def digest_of_frames(recording: StoredRecording) -> str:
+    """SHA-256 of what a recording says of its frames: numbers, stamps, speeds, cameras."""
+    told = [[f.index, f.stamp_ns, f.speed, list(astuple(f.camera))] for f in recording.frames]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 class Workbook:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.lidar import project_points
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
-from depth_prior_ros.images.encodings import MessageError, check_image, image_size
+from depth_prior_ros.images.encodings import MessageError, check_image, image_size, is_compressed
 from depth_prior_ros.images.rectification import LensCorrection, Rectifier
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.motion.transforms import TransformBuffer, TransformError
@@ -83,6 +83,11 @@ def _load_image(
     return correction.apply(image)
 
 
+def _load_stored(bag: BagFile, where: _Place) -> bytes:
+    message = bag.message(*where.message)
+    return np.asarray(message.data, np.uint8).tobytes()
+
+
 def _load_depth(bag: BagFile, where: _Place, unit: float) -> NDArray[np.float32]:
     return messages.depth_of(bag.message(*where.message), where.words, unit)
 
@@ -102,7 +107,8 @@ def _load_moving(bag: BagFile, where: _Place) -> NDArray[np.bool_]:
 class _Place:
     """A message in a bag: its stamp, topic, log time, and place among those logged at that time.
 
-    frame: its frame_id. size: (width, height) of an image.
+    frame: its frame_id. size: (width, height) of an image. plain: whether an image is a JPEG or PNG
+    whose pixels are what they look like in a file of its own.
     """
 
     stamp: int
@@ -111,6 +117,7 @@ class _Place:
     nth: int
     frame: str = ""
     size: tuple[int, int] = (0, 0)
+    plain: bool = False
 
     @property
     def message(self) -> tuple[str, int, int]:
@@ -330,7 +337,8 @@ def _add_image(contents: _Contents, place: _Place, message: Any) -> None:
     except MessageError as error:
         name_skipped(contents.skipped, f"image logged at {place.time}", error.text)
         return
-    contents.images.append(replace(place, size=size))
+    plain = is_compressed(message) and messages.is_plain_format(message.format)
+    contents.images.append(replace(place, size=size, plain=plain))
 
 
 def _of_one_size(contents: _Contents) -> list[_Place]:
@@ -435,18 +443,20 @@ def _frames(
             load_depth = partial(_load_points, bag, *seen, camera) if seen else None
         elif stamp in depths:
             load_depth = partial(_load_depth, bag, depths[stamp], unit)
-        moving = movings.get(stamp)
+        moving, place = movings.get(stamp), images[position]
         frames.append(
             Frame(
                 index=number,
                 stamp_ns=stamp,
                 camera=camera,
-                load_image=partial(_load_image, bag, images[position], camera, correction),
+                load_image=partial(_load_image, bag, place, camera, correction),
                 load_depth=load_depth,
                 pose=motion.pose(stamp),
                 speed=motion.speed(stamp),
                 load_moving=partial(_load_moving, bag, moving) if moving else None,
                 processing=correction.words,
+                load_stored=partial(_load_stored, bag, place) if place.plain else None,
+                lens=lens,
             )
         )
     if lidar is None:

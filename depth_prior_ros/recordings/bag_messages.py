@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.images.encodings import MessageError, image_to_rgb
+from depth_prior_ros.images.encodings import MessageError, bayer_of_format, image_to_rgb
 from depth_prior_ros.recordings.base import CorruptFrameError
 from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth
 
@@ -49,6 +49,14 @@ def image_of(message: Any, what: str) -> NDArray[np.uint8]:
     except MessageError as error:
         raise CorruptFrameError(f"{what}: {error.text}") from error
     return pixels if pixels.flags.writeable else pixels.copy()
+
+
+def is_plain_format(text: str) -> bool:
+    """Whether a CompressedImage of that format shows the same as a file with its bytes.
+
+    A raw Bayer pattern and swapped colours are told by the format alone.
+    """
+    return bayer_of_format(text) is None and "compressed rgb" not in text
 
 
 def depth_of(message: Any, what: str, unit: float | None = None) -> NDArray[np.float32]:

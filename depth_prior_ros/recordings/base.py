@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.images.calibration import DistortedCamera
 from depth_prior_ros.untrusted import printable
 
 # Where the depth of a recording comes from decides how it may be evaluated (see metrics.py).
@@ -57,7 +58,8 @@ class Frame:
     is the image's own file where it has one, so that a JPEG can be copied instead of encoded again.
     `load_moving` reads which pixels show something that moves by itself, where that is known.
     `processing` says what was done to the stored pixels (rectification); whoever keeps pixels keeps
-    it beside them.
+    it beside them. `load_stored` reads the JPEG or PNG that was recorded, where there is one, as it
+    is before `lens` rectifies its picture.
     """
 
     index: int
@@ -70,6 +72,8 @@ class Frame:
     file: Path | None = field(default=None, repr=False)
     load_moving: Callable[[], NDArray[np.bool_]] | None = field(default=None, repr=False)
     processing: str = field(default="", repr=False)
+    load_stored: Callable[[], bytes] | None = field(default=None, repr=False)
+    lens: DistortedCamera | None = field(default=None, repr=False)
 
     @property
     def has_depth(self) -> bool:

@@ -18,7 +18,7 @@ from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, Stor
 from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS
 from depth_prior_ros.recordings.cityscapes import is_city
 from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
+from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_bytes, read_image
 from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
 from depth_prior_ros.recordings.numbered import images_by_name, probe_all
 from depth_prior_ros.recordings.video import VideoFile, is_video
@@ -80,6 +80,8 @@ def open_image_folder(
             # A file whose picture is not the frame's cannot stand for it.
             file=None if correction else file,
             processing=correction.words,
+            load_stored=partial(read_bytes, file) if file is not None else None,
+            lens=correction.lens,
         )
         for number, stamp, load, file in pictures.frames
     ]

@@ -44,7 +44,12 @@ from depth_prior_ros.recordings.calibration import (
     scaled_to_images,
 )
 from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_depth, read_image
+from depth_prior_ros.recordings.image_files import (
+    IMAGE_SUFFIXES,
+    read_bytes,
+    read_depth,
+    read_image,
+)
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
 
 
@@ -81,6 +86,7 @@ def open_kitti_2015(path: Path) -> StoredRecording:
             camera=camera,
             load_image=partial(read_image, image, size),
             file=image,
+            load_stored=partial(read_bytes, image),
             load_depth=partial(read_depth, depths[number], size) if number in depths else None,
         )
         for number, image in images.items()
@@ -127,6 +133,7 @@ def open_kitti_odometry(
             camera=calibrated,
             load_image=partial(read_image, file, size),
             file=file,
+            load_stored=partial(read_bytes, file),
             pose=world.get(number),
             speed=speeds.get(number),
         )
@@ -243,6 +250,7 @@ def open_kitti_raw(
             camera=calibrated,
             load_image=partial(read_image, file, size),
             file=file,
+            load_stored=partial(read_bytes, file),
             load_depth=partial(read_depth, depths[number], size) if number in depths else None,
             speed=_read_speed(path / "oxts" / "data" / f"{number:010d}.txt", skipped),
         )

@@ -32,7 +32,7 @@ from depth_prior_ros.recordings.base import (
     speeds_from_poses,
 )
 from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import probe_image, read_image
+from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
 LIDAR = "LIDAR_TOP"
@@ -244,6 +244,7 @@ def _frame(
         load_depth=view.depth if view else None,
         pose=world_from_camera,
         file=file,
+        load_stored=partial(read_bytes, file),
     )
 
 

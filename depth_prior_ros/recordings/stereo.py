@@ -44,6 +44,7 @@ _PARTNERS = {
     "image_1": "image_0",
     "image_2": "image_3",
     "image_3": "image_2",
+    "images": "partner",  # of `depth_bag extract`
     "left": "right",
     "right": "left",
 }
@@ -196,7 +197,7 @@ def _open_in_bag(
     motion = _by_tf(mine, other, transforms)
     if motion is None:  # the complaint about the missing baseline follows
         return recording, _open_other(path, BagTopics(image=partner), rectify)
-    return _rectify_together(path, mine, other, motion)
+    return _rectify_together(path, mine, other, motion, BagTopics(**recording.streams))
 
 
 def _by_projections(first: BagCamera, second: BagCamera) -> NDArray[np.float64] | None:
@@ -221,9 +222,16 @@ def _by_tf(
 
 
 def _rectify_together(
-    path: Path, first: BagCamera, second: BagCamera, second_from_first: NDArray[np.float64]
+    path: Path,
+    first: BagCamera,
+    second: BagCamera,
+    second_from_first: NDArray[np.float64],
+    topics: BagTopics,
 ) -> tuple[StoredRecording, StoredRecording]:
-    """Both recordings, rectified by OpenCV's method of Bouguet from their lenses and tf."""
+    """Both recordings, rectified by OpenCV's method of Bouguet from their lenses and tf.
+
+    topics: of the first one.
+    """
     lenses = []
     for camera in (first, second):
         c = camera.calibration
@@ -257,7 +265,7 @@ def _rectify_together(
         opened.append(
             open_bag(
                 path,
-                topics=BagTopics(image=camera.topic),
+                topics=topics if camera is first else BagTopics(image=camera.topic),
                 calibration=calibration,
                 rectify="always",
             )

@@ -20,6 +20,7 @@ from depth_prior_ros.recordings.bag import open_bag
 from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
+from rosbag_tools.extract import ExtractOptions, extract
 from rosbag_tools.info import stereo
 from rosbag_tools.make import Partner, write_bag
 from training.data.triplets import TripletBatch, TripletSource, load_triplets
@@ -155,6 +156,16 @@ def test_a_bag_of_two_cameras_trains_as_its_folder(wall: Path, tmp_path: Path) -
     torch.testing.assert_close(a.partner_K, b.partner_K)
     assert (a.partner - b.partner).abs().mean() < 0.05  # JPEG halves the colour's resolution
     assert (a.partner - a.images[:, 1]).abs().mean() > 0.1
+
+
+def test_an_extracted_pair_trains_bit_for_bit_as_its_folder(wall: Path, tmp_path: Path) -> None:
+    drive, out = wall / NAME, tmp_path / "set"
+    extract(drive, open_recording(drive), out, ExtractOptions(stereo=True))
+    assert open_pairs(out, open_recording(out)).baseline == BASELINE
+    ours = load_triplets(tmp_path, [Drive(path="set")], SIZE, UNIT, mode="MS")
+    a, b = (s.batch(4, np.random.default_rng(3)) for s in (ours, source(wall, "MS")))
+    for name in ("images", "partner", "partner_pose", "partner_K"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
 
 
 def test_a_bag_says_what_it_lacks(wall: Path, tmp_path: Path) -> None:
