@@ -39,6 +39,8 @@ EXTRAS = {
     "trunk": ["tflite>=2.10"],
     # Depth models of Hugging Face as teachers of a prior.
     "foundation": ["transformers>=4.48"],
+    # Recordings on a cluster, and at URLs.
+    "cluster": ["fsspec>=2023.1", "ray>=2.9"],
     # k-means as a control of the selection by attention.
     "k-means": ["scikit-learn>=0.23", "threadpoolctl>=2.1"],
     "test": TEST,

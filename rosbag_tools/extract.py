@@ -43,6 +43,7 @@ from depth_prior_ros.recordings.extracted import (
     View,
 )
 from depth_prior_ros.recordings.image_files import decode_image, encode_depth
+from rosbag_tools.remote import Place
 from rosbag_tools.work import Workbook, digest_of_frames, sync, take_up
 
 FORMATS = ("jpeg", "png")
@@ -82,7 +83,7 @@ class ExtractOptions:
 class Extracted:
     """What was done: frames in the data set, of them by this run; standing ones; bytes."""
 
-    out: Path
+    out: Place
     frames: int = 0
     new: int = 0
     depths: int = 0

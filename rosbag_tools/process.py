@@ -39,6 +39,7 @@ from rosbag_tools.depth_files import (
     write_depth_bag,
     write_video,
 )
+from rosbag_tools.remote import Place
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import PICTURES, REPORT, save
 from rosbag_tools.work import Workbook, digest_of_frames, sync, take_up
@@ -83,7 +84,7 @@ class Processed:
     finished_before: nothing was left to do.
     """
 
-    out: Path
+    out: Place
     frames: int = 0
     new: int = 0
     seconds: float = 0.0

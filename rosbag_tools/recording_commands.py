@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
+from rosbag_tools.remote import Place, below, local_copies, name_of, place
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -58,9 +59,9 @@ def add_process(commands: Commands[argparse.ArgumentParser]) -> None:
     _add_recordings(parser)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=place,
         required=True,
-        help="folder for the results; of several recordings each gets a folder in it",
+        help="folder (or URL) for the results; of several recordings each gets a folder in it",
     )
     for name, words in _OUTPUTS.items():
         parser.add_argument(f"--{name}", action="store_true", help=words)
@@ -72,17 +73,17 @@ def add_process(commands: Commands[argparse.ArgumentParser]) -> None:
 class _Job:
     """A recording to open, and what to do with it; goes to other processes."""
 
-    source: Path
-    out: Path
+    source: Place
+    out: Place
     reading: argparse.Namespace
     options: Any
     command: str
 
-    def open(self) -> StoredRecording:
-        """The recording, read as the options say."""
+    def open(self, path: Path) -> StoredRecording:
+        """The recording, of which `path` is the source or its local copy, read as options say."""
         from depth_prior_ros.recordings import open_recording
 
-        return open_recording(self.source, **recording_options(self.source, self.reading))
+        return open_recording(path, **recording_options(path, self.reading))
 
 
 def _process(parsed: argparse.Namespace) -> None:
@@ -108,7 +109,7 @@ def _process(parsed: argparse.Namespace) -> None:
         for path, out in zip(parsed.recordings, places, strict=True)
     ]
     failed = []
-    for outcome in _run(process_job, jobs, parsed.jobs):
+    for outcome in _run(process_job, jobs, parsed):
         found: Processed | None = outcome.result
         if found is None:
             failed.append(f"{outcome.name}: {outcome.error}" if len(jobs) > 1 else outcome.error)
@@ -116,7 +117,7 @@ def _process(parsed: argparse.Namespace) -> None:
         if found.finished_before:
             show(f"{found.out}: finished before, nothing to do")
             continue
-        show(_rate(found), f"{found.out / REPORT}", f"{found.out / METRICS}")
+        show(_rate(found), *(str(below(found.out, name)) for name in (REPORT, METRICS)))
         show_skipped(found.skipped)
     if failed:
         raise RecordingError("\n".join(failed))
@@ -124,9 +125,11 @@ def _process(parsed: argparse.Namespace) -> None:
 
 def process_job(job: _Job, told: Any) -> Processed:
     """Open a job's recording and make its depth."""
-    from rosbag_tools.process import process
+    from rosbag_tools.process import MANIFEST, process
 
-    return process(job.source, job.open(), job.out, job.options, job.command, told)
+    with local_copies(job.source, job.out, MANIFEST) as (source, out):
+        found = process(source, job.open(source), out, job.options, job.command, told)
+    return replace(found, out=job.out)
 
 
 def _rate(found: Processed) -> str:
@@ -153,7 +156,7 @@ def add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     _add_recordings(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, help="the data set; each recording gets a folder in it"
+        "--out", type=place, required=True, help="path or URL; each recording gets a folder in it"
     )
     parser.add_argument(
         "--format",
@@ -206,7 +209,7 @@ def _extract(parsed: argparse.Namespace) -> None:
         for path, out in zip(parsed.recordings, places, strict=True)
     ]
     failed = []
-    for outcome in _run(extract_job, jobs, parsed.jobs):
+    for outcome in _run(extract_job, jobs, parsed):
         found: Extracted | None = outcome.result
         if found is None:
             failed.append(f"{outcome.name}: {outcome.error}" if len(jobs) > 1 else outcome.error)
@@ -225,9 +228,11 @@ def _extract(parsed: argparse.Namespace) -> None:
 
 def extract_job(job: _Job, told: Any) -> Extracted:
     """Open a job's recording and write its data set."""
-    from rosbag_tools.extract import extract
+    from rosbag_tools.extract import MANIFEST, extract
 
-    return extract(job.source, job.open(), job.out, job.options, told)
+    with local_copies(job.source, job.out, MANIFEST) as (source, out):
+        found = extract(source, job.open(source), out, job.options, told)
+    return replace(found, out=job.out)
 
 
 def add_report(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -328,15 +333,21 @@ def _check(parsed: argparse.Namespace) -> int:
 def _add_recordings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recordings",
-        type=Path,
+        type=place,
         nargs="+",
         metavar="RECORDING",
-        help="bags, videos, folders of images, of KITTI or another data set",
+        help="bags, videos, folders of images, of KITTI or another data set; paths or URLs",
     )
     parser.add_argument(
         "--jobs",
         type=count,
         help="recordings at a time (default: one for every two processors)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="on a cluster of Ray instead; recordings and results have to be where all of it "
+        "reaches them",
     )
     add_recording_options(parser)
 
@@ -361,24 +372,28 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _places(recordings: Sequence[Path], out: Path, alone: bool = True) -> list[Path]:
+def _places(recordings: Sequence[Place], out: Place, alone: bool = True) -> list[Place]:
     """Where the results go: folders by the names; `out` itself for one recording, where alone."""
     if alone and len(recordings) == 1:
         return [out]
     names: list[str] = []
-    for path in recordings:
-        name = path.resolve().stem if path.is_file() else path.resolve().name
+    for where in recordings:
+        name = name_of(where)
         if name in names:
-            name = f"{path.resolve().parent.name}_{name}"
+            above = where.rstrip("/").rpartition("/")[0] if isinstance(where, str) else where
+            parent = above if isinstance(above, str) else above.resolve().parent
+            name = f"{PurePosixPath(parent).name}_{name}"
         while name in names:
             name = f"{name}_2"
         names.append(name)
-    return [out / name for name in names]
+    return [below(out, name) for name in names]
 
 
-def _run(do: Any, jobs: list[_Job], side_by_side: int | None) -> list[Any]:
+def _run(do: Any, jobs: list[_Job], parsed: argparse.Namespace) -> list[Any]:
     from rosbag_tools.cli import is_expected
-    from rosbag_tools.units import Unit, run_units, usual_jobs
+    from rosbag_tools.units import Unit, run_on_ray, run_units, usual_jobs
 
-    units = [Unit(job.out.name, job) for job in jobs]
-    return run_units(do, units, side_by_side or usual_jobs(len(jobs)), is_expected)
+    units = [Unit(str(job.out).rstrip("/").rpartition("/")[2], job) for job in jobs]
+    if parsed.ray:
+        return run_on_ray(do, units, parsed.ray, is_expected)
+    return run_units(do, units, parsed.jobs or usual_jobs(len(jobs)), is_expected)

@@ -1,4 +1,6 @@
-"""Work on many recordings: each is a unit, several are done side by side by processes.
+"""Work on many recordings: each is a unit, several are done side by side.
+
+By processes of this machine, or by the workers of a cluster.
 
 A unit must be able to go on where it was (`work`), since what a lost process had in hand is given
 to another one.
@@ -14,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -71,6 +73,55 @@ def run_units(
                 outcomes |= _side_by_side(do, left, jobs, told, expected)
     lost = "its process was lost three times (out of memory?)"
     return [outcomes.get(unit.name, Outcome(unit.name, error=lost)) for unit in units]
+
+
+def run_on_ray(
+    do: Callable[[T, Told], R],
+    units: Sequence[Unit[T]],
+    address: str,
+    expected: Callable[[Exception], bool] = lambda error: isinstance(error, OSError),
+) -> list[Outcome[R]]:
+    """`run_units` on a cluster of Ray, which has every unit done again whose worker was lost.
+
+    address: of the cluster, `HOST:PORT` or `ray://HOST:PORT`; `auto`: the one that this machine
+    belongs to, or where there is none, one of this machine alone. A unit asks for two processors.
+
+    Raises:
+        OSError: Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+        from ray.util.queue import Queue
+    except ImportError as error:
+        raise OSError(
+            f"a cluster needs Ray ({error}): python3 -m pip install 'depth_prior_ros[cluster]'"
+        ) from error
+    try:
+        where = None if address == "auto" else address
+        ray.init(address=where, include_dashboard=False if where is None else None)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise OSError(f"--ray {address}: {error}") from error
+    outcomes = []
+    try:
+        processors = min(2.0, max(ray.cluster_resources().get("CPU", 1.0), 1.0))
+        work = ray.remote(num_cpus=processors, max_retries=_TRIES)(_there)
+        told = Queue(actor_options={"num_cpus": 0})
+        with _progress_bars([unit.name for unit in units], told):
+            futures = [work.remote(do, unit, told) for unit in units]
+            for unit, future in zip(units, futures, strict=True):
+                try:
+                    outcomes.append(Outcome(unit.name, ray.get(future)))
+                except ray.exceptions.RayTaskError as error:
+                    cause = error.cause if isinstance(error.cause, Exception) else error
+                    if not expected(cause):
+                        raise
+                    outcomes.append(Outcome(unit.name, error=str(cause)))
+                except ray.exceptions.RayError as error:
+                    lost = f"its worker was lost again and again ({type(error).__name__})"
+                    outcomes.append(Outcome(unit.name, error=lost))
+    finally:
+        ray.shutdown()
+    return outcomes
 
 
 def usual_jobs(units: int) -> int:
@@ -130,8 +181,11 @@ def _there(do: Callable[[T, Told], R], unit: Unit[T], told: Any) -> R:
 
 
 @contextmanager
-def _progress_bars(names: Sequence[str]) -> Iterator[Any]:
-    """A queue of (name, done, total), shown as a bar for each name, or as lines of a log."""
+def _progress_bars(names: Sequence[str], told: Any = None) -> Iterator[Any]:
+    """A queue of (name, done, total), shown as a bar for each name, or as lines of a log.
+
+    told: a queue that reaches other machines; default: one of this machine's processes.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
@@ -139,10 +193,10 @@ def _progress_bars(names: Sequence[str]) -> Iterator[Any]:
     console, stop = Console(stderr=True), threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
     with (
-        multiprocessing.Manager() as manager,
+        multiprocessing.Manager() if told is None else nullcontext() as manager,
         Progress(*columns, console=console, disable=not console.is_terminal) as bars,
     ):
-        told = manager.Queue()
+        told = told if manager is None else manager.Queue()
         tasks = {name: bars.add_task(name, total=None) for name in names}
 
         def show() -> None:

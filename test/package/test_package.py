@@ -46,6 +46,8 @@ ROSDEP_KEYS = {
     "lz4": None,  # these two come with python3-rosbags-pip
     "backports": None,
     "transformers": None,
+    "fsspec": None,
+    "ray": None,
 }
 # Used where it is installed, and reported by name where it is not.
 OPTIONAL = {"cv_bridge"}

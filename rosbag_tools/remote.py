@@ -1,0 +1,138 @@
+"""Inputs and outputs anywhere that fsspec reaches: s3://, gs://, sftp://, memory://, ...
+
+Recordings are read at random places and results are renamed into place, which object stores cannot
+do; so the work is done on a local copy in temporary space, and what is finished is uploaded, its
+manifest last: where that is, all of it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import gettempdir
+from typing import Any
+
+from depth_prior_ros.atomic_files import staging_folder
+
+Place = Path | str
+"""A path here, or a URL of fsspec."""
+
+
+def place(text: str) -> Place:
+    """The type of an argument: a URL stays what it is."""
+    return text if "://" in text else Path(text)
+
+
+def name_of(where: Place) -> str:
+    """What a recording is called: the name of its file without the suffix, or of its folder."""
+    if isinstance(where, str):
+        return PurePosixPath(where.rstrip("/")).stem
+    return where.resolve().stem if where.is_file() else where.resolve().name
+
+
+def below(where: Place, name: str) -> Place:
+    """A folder in a place."""
+    return f"{where.rstrip('/')}/{name}" if isinstance(where, str) else where / name
+
+
+@contextmanager
+def local_copies(source: Place, out: Place, manifest: str) -> Iterator[tuple[Path, Path]]:
+    """Local paths to read the source from and to write results to; uploads them at the end.
+
+    manifest: name of the file in the results that is uploaded last. Where it is at `out` already it
+    is fetched first, so that whoever writes sees what is there. Temporary space is that of TMPDIR;
+    what a killed process left in it is removed.
+
+    Raises RecordingError: fsspec or the package of a protocol is missing, or a place cannot be
+    reached.
+    """
+    if isinstance(source, Path) and isinstance(out, Path):
+        yield source, out
+        return
+    scratch = Path(gettempdir()) / "depth_bag" / name_of(source)
+    with staging_folder(scratch) as folder:
+        here = source if isinstance(source, Path) else _download(source, folder / "input")
+        if isinstance(out, Path):
+            yield here, out
+            return
+        results = folder / "output" / PurePosixPath(out.rstrip("/")).name
+        there = _fetch_manifest(out, results, manifest)
+        yield here, results
+        if there is None or (results / manifest).read_bytes() != there:
+            _upload(results, out, manifest)
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it."""
+    from depth_prior_ros.recordings import RecordingError
+
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise RecordingError(
+            f"{url}: URLs need fsspec: python3 -m pip install 'depth_prior_ros[cluster]'"
+        ) from error
+    try:
+        system, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise RecordingError(f"{url}: {error}") from error
+    return system, str(path)
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """As `_opened`; what protocols raise becomes a RecordingError that names the URL."""
+    from depth_prior_ros.recordings import RecordingError
+
+    system, path = _opened(url)
+    try:
+        yield system, path
+    except RecordingError:
+        raise
+    except Exception as error:  # of any protocol's own kind
+        raise RecordingError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _download(url: str, folder: Path) -> Path:
+    """A copy of a file or a folder, under its own name, in a new folder."""
+    from depth_prior_ros.recordings import RecordingError
+
+    with _reaching(url) as (system, path):
+        if not system.exists(path):
+            raise RecordingError(f"{url}: no such file or folder")
+        here = folder / PurePosixPath(path.rstrip("/")).name
+        folder.mkdir(parents=True)
+        if not system.isdir(path):
+            system.get_file(path, str(here))
+            return here
+        root = PurePosixPath(path)
+        for file in system.find(path):
+            target = here / PurePosixPath(file).relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(file, str(target))
+        return here
+
+
+def _fetch_manifest(out: str, results: Path, manifest: str) -> bytes | None:
+    with _reaching(out) as (system, path):
+        file = f"{path.rstrip('/')}/{manifest}"
+        if not system.exists(file):
+            return None
+        results.mkdir(parents=True)
+        content = bytes(system.cat_file(file))
+    (results / manifest).write_bytes(content)
+    return content
+
+
+def _upload(results: Path, out: str, manifest: str) -> None:
+    """Copy all files, the manifest last."""
+    with _reaching(out) as (system, path):
+        root = path.rstrip("/")
+        files = sorted(file for file in results.rglob("*") if file.is_file())
+        for file in [*(f for f in files if f.name != manifest), results / manifest]:
+            target = f"{root}/{file.relative_to(results).as_posix()}"
+            system.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+            system.put_file(str(file), target)
+    shutil.rmtree(results)

@@ -1,0 +1,68 @@
+"""The same units on a cluster as here, and inputs and outputs at URLs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bag import write
+from test_extract import hashes
+from test_process import lose_once
+from test_replay import stopping_drive
+
+from rosbag_tools.cli import main
+from rosbag_tools.units import Unit, run_on_ray
+
+
+def test_recordings_and_results_at_urls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec (extra cluster)")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "scratch").mkdir()
+    bag = write(tmp_path, stopping_drive(6))
+    assert main(["extract", str(bag), "--out", str(tmp_path / "set")]) == 0
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bags/made.mcap", bag.read_bytes())
+    command = ["extract", "memory://bags/made.mcap", "--out", "memory://sets/one"]
+    assert main(command) == 0
+    memory.get("/sets/one/made", str(tmp_path / "fetched"), recursive=True)
+    assert hashes(tmp_path / "fetched") == hashes(tmp_path / "set" / "made")
+    assert not list((tmp_path / "scratch").rglob("*.*")), "temporary copies are removed"
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    # A data set at a URL is a recording, too.
+    again = ["extract", "memory://sets/one/made", "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    images = tmp_path / "again" / "made" / "images"
+    assert hashes(images) == hashes(tmp_path / "set" / "made" / "images")
+    assert main(["extract", "memory://bags/other.mcap", "--out", str(tmp_path / "o")]) == 1
+    assert "memory://bags/other.mcap: no such file" in capsys.readouterr().err
+    assert main(["extract", "nothing://x/y.mcap", "--out", str(tmp_path / "o")]) == 1
+    assert "nothing://x/y.mcap: " in capsys.readouterr().err
+
+
+def refuse(path: Path, told: Any) -> str:
+    raise OSError(f"{path.name} is not there")
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_bytes_and_does_lost_work_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray (extra cluster)")
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, here]))
+    units = [Unit(name, tmp_path / name) for name in ("a", "b")]
+    assert [o.result for o in run_on_ray(lose_once, units, "auto")] == ["a", "b"]
+    errors = [o.error for o in run_on_ray(refuse, units, "auto")]
+    assert errors == ["a is not there", "b is not there"]
+    bags = [str(write(tmp_path, stopping_drive(8), f"{name}.mcap")) for name in ("one", "two")]
+    assert main(["extract", *bags, "--out", str(tmp_path / "alone"), "--jobs", "1"]) == 0
+    assert main(["extract", *bags, "--out", str(tmp_path / "cluster"), "--ray", "auto"]) == 0
+    assert hashes(tmp_path / "cluster") == hashes(tmp_path / "alone")
