@@ -97,8 +97,10 @@ def run_on_ray(
             f"a cluster needs Ray ({error}): python3 -m pip install 'depth_prior_ros[cluster]'"
         ) from error
     try:
-        where = None if address == "auto" else address
-        ray.init(address=where, include_dashboard=False if where is None else None)
+        if address == "auto":
+            ray.init(include_dashboard=False)
+        else:
+            ray.init(address=address)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise OSError(f"--ray {address}: {error}") from error
     outcomes = []
