@@ -64,8 +64,8 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(STAMP) ## all tests, the slow ones too
 	$(BIN)/python -m pytest --slow $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-test-fast: $(STAMP) ## the tests that take seconds
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+test-fast: $(STAMP) ## the tests that take seconds, and start no node
+	$(BIN)/python -m pytest -m "not node" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

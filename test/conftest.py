@@ -60,9 +60,12 @@ def _no_launch() -> str | None:
     return None
 
 
+# What a test module imports whose tests start a node of its own, or would.
+_STARTS_NODES = ("NodeProcess", "node_and_peer")
 _NEEDS = {"gpu": _no_gpu, "data": _no_data, "launch": _no_launch}
 
 
+@pytest.hookimpl(tryfirst=True)  # before what `-m` deselects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot or need not run here, each with its reason."""
     reasons: dict[str, str | None] = {
@@ -71,6 +74,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if any(item.get_closest_marker(name) for item in items)
     }
     reasons["slow"] = None if config.getoption("--slow") else "slow: run with --slow"
+    for item in items:
+        if any(hasattr(getattr(item, "module", None), name) for name in _STARTS_NODES):
+            item.add_marker("node")
     for item in items:
         for name, reason in reasons.items():
             if reason and item.get_closest_marker(name):
