@@ -17,6 +17,7 @@ ROS_WHEELS = [
     "ros-rclpy[fastrtps]==9.1.2",
     "ros-sensor-msgs==5.5.1",
     "ros-nav-msgs==5.5.1",
+    "ros-shape-msgs==5.5.1",
     "ros-diagnostic-msgs==5.5.1",
     "ros-std-srvs==5.5.1",
     "ros-visualization-msgs==5.5.1",

@@ -59,6 +59,15 @@ class CameraMount:
         if not all(math.isfinite(value) for value in values):
             raise ValueError(f"the camera's mount must be finite, got {values}")
 
+    @classmethod
+    def of(cls, base_from_optical: Transform) -> CameraMount:
+        """The mount whose `matrix` this is."""
+        m = base_from_optical[:3, :3] @ _BODY_FROM_OPTICAL.T
+        pitch = math.asin(float(np.clip(-m[2, 0], -1.0, 1.0)))
+        roll, yaw = math.atan2(m[2, 1], m[2, 2]), math.atan2(m[1, 0], m[0, 0])
+        x, y, z = (float(v) for v in base_from_optical[:3, 3])
+        return cls(x, y, z, roll, pitch, yaw)
+
     def matrix(self) -> Transform:
         """base_from_optical, (4, 4)."""
         result = np.eye(4)

@@ -10,7 +10,6 @@ cleaned up, the outcome in words until it ends.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from depth_prior_ros.adaptation.keyframes import (
     in_metres,
 )
 from depth_prior_ros.ros.services import RefusedError
-from depth_prior_ros.scale import RoadSettings, same_view
+from depth_prior_ros.scale import same_view
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle, CameraCodeSpec
@@ -103,10 +102,7 @@ class Adapter:
             return
         road = None
         if settings.scale_camera_height > 0:
-            road = RoadSettings(
-                pitch=math.radians(settings.scale_camera_pitch_deg),
-                ignore_bottom=settings.scale_ignore_bottom,
-            )
+            road = settings.road
         digest, seconds = pipeline.bundle.digest, settings.adapt_seconds
         memory = self._memory
         same = memory is not None and (digest, road) == (self._remembers, memory.road)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from depth_prior_ros.ros.adapting import Adapter
 from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
 from depth_prior_ros.ros.inputs import Calibrations, Inputs
 from depth_prior_ros.ros.loading import ScaleKeeper
+from depth_prior_ros.ros.mounting import Mounting, TfSubscriptions, tf_message
 from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.parameters import node as parameters
@@ -32,6 +34,7 @@ from depth_prior_ros.ros.services import Background, RefusedError, Services, sav
 from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions, image_topic
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
+from depth_prior_ros.scale.mounting import MountedCamera
 from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
@@ -86,6 +89,9 @@ class DepthNode(LifecycleNode):
         self._keeper: ScaleKeeper | None = None
         self._calibrations: Calibrations = {}  # a camera may send its own once only
         self._listening: Subscriptions | None = None
+        self._mounting: Mounting | None = None
+        self._tf: TfSubscriptions | None = None
+        self._mount_told: MountedCamera | None = None
         self._outputs: Outputs | None = None
         self._background: Background | None = None
         self._lifecycle = "unconfigured"
@@ -123,6 +129,8 @@ class DepthNode(LifecycleNode):
             # Late, so that a node that is interrupted while it starts ends cleanly.
             from depth_prior_ros.ros.loading import load_pipeline
 
+            if self.settings.tf_base_frame:
+                tf_message()
             self.get_logger().info(f"loading bundle {self.settings.bundle} and warming up")
             self._pipeline = load_pipeline(self.settings, self._pool)
             self._applied = self.settings
@@ -147,10 +155,12 @@ class DepthNode(LifecycleNode):
         apply_settings(pipeline, settings, self._applied)
         self._applied = settings
         self._adapter.watch(pipeline, settings)
-        if outputs.metres == (settings.scale_mode == "none"):
+        in_metres, by_tf = settings.scale_mode != "none", bool(settings.tf_base_frame)
+        if outputs.metres != in_metres or outputs.tells_road != by_tf:
             # Changed while inactive: whether depth is metres decides what topics are called.
             outputs.destroy()
             outputs = self._outputs = self._make_outputs(pipeline)
+        self._listen_to_tf()
         result = super().on_activate(state)
         if result != TransitionCallbackReturn.SUCCESS:
             return result
@@ -186,6 +196,7 @@ class DepthNode(LifecycleNode):
             apply_settings,
             self._keeper,
             self._adapter,
+            self._mounting,
         )
         self._worker.start()
         self._lifecycle = "active"
@@ -241,6 +252,34 @@ class DepthNode(LifecycleNode):
         metres = pipeline.scale.status.mode != "none"
         return Outputs(self, self.settings, metres=metres)
 
+    def _listen_to_tf(self) -> None:
+        self._forget_tf()
+        if not self.settings.tf_base_frame:
+            return
+        self._mounting = Mounting(self.settings, lambda c, text: self._refuse(c, text, False))
+        self._tf = TfSubscriptions(self, self._mounting)
+
+    def _forget_tf(self) -> None:
+        if self._tf is not None:
+            self._tf.destroy()
+        self._tf = self._mounting = self._mount_told = None
+
+    def _follow_mount(self) -> None:
+        """Let adaptation look for the road where tf says that it is, and where that changes."""
+        sight = self._mounting.newest if self._mounting is not None else None
+        if sight is None or self._pipeline is None:
+            return
+        camera, told = sight.camera, self._mount_told
+        same = (
+            told is not None
+            and abs(told.height - camera.height) < 0.05 * camera.height
+            and abs(told.pitch - camera.pitch) < math.radians(1.0)
+        )
+        if not same:
+            self._mount_told = camera
+            self.get_logger().info(f"tf: the camera sits {camera}")
+            self._adapter.watch(self._pipeline, self._as_mounted())
+
     def _tell_pipeline(self, pipeline: DepthPipeline) -> None:
         text = f"bundle {pipeline.bundle.path}, {pipeline.backend} ({pipeline.backend_reason})"
         self.get_logger().info(text)
@@ -258,6 +297,7 @@ class DepthNode(LifecycleNode):
         if self._keeper is not None and self._pipeline is not None:
             self._keeper.end(self._pipeline)
         self._worker = self._inputs = self._listening = self._keeper = None
+        self._forget_tf()
 
     def _release(self) -> None:
         self._stop()
@@ -318,7 +358,7 @@ class DepthNode(LifecycleNode):
         if reason := _unforceable(self.settings, pipeline):
             raise RefusedError(reason)  # force_model was set meanwhile
         carry_scale(before, pipeline)
-        self._adapter.watch(pipeline, self.settings)
+        self._adapter.watch(pipeline, self._as_mounted())
         self._pipeline, self._applied = pipeline, settings
         if self._worker is not None:
             self._worker.replace(pipeline, settings)
@@ -345,7 +385,18 @@ class DepthNode(LifecycleNode):
         pipeline, worker = self._pipeline, self._worker
         if pipeline is None or worker is None:
             raise RefusedError("the node is not active")
-        return self._adapter.begin(pipeline, worker.camera, self.settings)
+        return self._adapter.begin(pipeline, worker.camera, self._as_mounted())
+
+    def _as_mounted(self) -> Settings:
+        """The settings, with what tf says where they say nothing."""
+        sight = self._mounting.newest if self._mounting is not None else None
+        if sight is None:
+            return self.settings
+        camera = sight.camera
+        pitch = min(max(math.degrees(camera.pitch), -30.0), 30.0)
+        return replace(
+            self.settings, scale_camera_height=camera.height, scale_camera_pitch_deg=pitch
+        )
 
     async def _enable(self, enabled: bool) -> str:
         self._enabled = enabled
@@ -365,10 +416,12 @@ class DepthNode(LifecycleNode):
             self._listening,
             self._worker,
             self._adapter,
+            self._mounting,
         )
 
     def _publish_diagnostics(self) -> None:
         try:
+            self._follow_mount()
             self._diagnostics.publish(self._diagnosis())
         except Exception as error:  # a writer that is busy costs one report
             if self.context.ok():

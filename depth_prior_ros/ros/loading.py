@@ -173,6 +173,7 @@ def scale_of(settings: Settings, bundle: Bundle) -> Scale:
             limit=settings.scale_limit,
         ),
         road=settings.road,
+        mounted_later=bool(settings.tf_base_frame),
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
     from depth_prior_ros.ros.adapting import Adapter
+    from depth_prior_ros.ros.mounting import Mounting
     from depth_prior_ros.ros.outputs.publishers import Outputs
     from depth_prior_ros.ros.subscriptions import Subscriptions
     from depth_prior_ros.ros.worker import FrameWorker
@@ -24,6 +25,7 @@ def state_of(
     subscriptions: Subscriptions | None,
     worker: FrameWorker | None,
     adapter: Adapter,
+    mounting: Mounting | None = None,
 ) -> dict[str, str]:
     """Keys and values of the diagnostics that are not counted; empty where there is nothing to say.
 
@@ -31,7 +33,7 @@ def state_of(
         lifecycle: state of the node. enabled: by ~/enable. bundle: that was asked for.
         pipeline, outputs: None before the node is configured.
         subscriptions, worker: None while it is not active.
-        adapter: of the node.
+        adapter: of the node. mounting: None where tf is not asked.
     """
     frame = worker.newest if worker is not None else None
     return {
@@ -43,6 +45,7 @@ def state_of(
         "model_error": worker.model_error if worker is not None else "",
         **_scale(pipeline),
         **adapter.status(),
+        "tf.mount": mounting.text if mounting is not None else "",
         "known_share": known_share(frame.result.depth) if frame else "",
         "road": outputs.road.newest.text if outputs else "",
         **_camera(worker),

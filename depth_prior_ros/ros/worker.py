@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.motion.gate import Motion
-from depth_prior_ros.motion.odometry import CameraMount
 from depth_prior_ros.pipeline.framing import InvalidFrameError
 from depth_prior_ros.pipeline.guard import ModelFailedError, is_out_of_memory, release_references
 from depth_prior_ros.ros.camera_infos import CameraModels
@@ -27,7 +26,9 @@ from depth_prior_ros.ros.messages import (
     image_size,
     image_to_rgb,
 )
+from depth_prior_ros.ros.mounting import Mounting, MountSight, mount_of, road_of
 from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.scale import CameraHeightScale
 
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
@@ -74,6 +75,7 @@ class FrameWorker:
         apply: called between two frames with the pipeline, new settings and those it has.
         keeper: told of the first camera.
         adapter: likewise; asked between two frames what to tell the student.
+        mounting: where the camera sits, from tf; None: as the parameters say.
 
     Attributes:
         model_error: what went wrong with the multi-frame network last, in words.
@@ -92,6 +94,7 @@ class FrameWorker:
         apply: Apply,
         keeper: ScaleKeeper,
         adapter: Adapter,
+        mounting: Mounting | None = None,
     ) -> None:
         self._inputs = inputs
         self._pipeline = pipeline
@@ -103,6 +106,7 @@ class FrameWorker:
         self._apply = apply
         self._keeper = keeper
         self._adapter = adapter
+        self._mounting = mounting
         self._models = CameraModels()
         self._camera: Camera | None = None
         self._newest: Frame | None = None
@@ -209,7 +213,8 @@ class FrameWorker:
             self.doubts = calibration.doubts(width, height, self._image_topic, rectified)
             self._adapter.meet(self._pipeline, camera)
             self._keeper.begin(self._pipeline, camera)
-        motion = self._motion(arrival.stamp)
+        mount = self._look_up_mount(message.header.frame_id, arrival.stamp)
+        motion = self._motion(arrival.stamp, mount)
         taken = time.monotonic()
         image = image_to_rgb(message)
         outside = None
@@ -236,7 +241,7 @@ class FrameWorker:
             (region.x, region.y, region.width, region.height),
         )
         depth_info = camera_info(of_depth, message.header)
-        self._outputs.publish(message.header, depth_info, result)
+        self._outputs.publish(message.header, depth_info, result, mount)
         published = time.monotonic()
         self._newest = Frame(message.header, image, camera, depth_info, result)
         self._statistics.inferred(
@@ -249,12 +254,22 @@ class FrameWorker:
             }
         )
 
-    def _motion(self, stamp: int) -> Motion | None:
+    def _look_up_mount(self, frame: str, stamp: int) -> MountSight | None:
+        """Where the camera sits at a stamp, and the scale told of it; None without tf."""
+        if self._mounting is None:
+            return None
+        self._mounting.settings = self._settings
+        mount = self._mounting.at(frame, stamp)
+        scale = self._pipeline.scale
+        if isinstance(scale, CameraHeightScale):
+            road, height = road_of(self._settings, mount)
+            scale.mount(height or None, road)
+        return mount
+
+    def _motion(self, stamp: int, sight: MountSight | None) -> Motion | None:
         s = self._settings
         if s.motion_source == "image":
             return None
-        mount = CameraMount(
-            s.mount_x, s.mount_y, s.mount_z, s.mount_roll, s.mount_pitch, s.mount_yaw
-        )
+        mount = mount_of(s, sight)
         previous = self._pipeline.previous_stamp_ns
         return self._inputs.motion_at(stamp, s.odometry_max_age, s.sync_wait, previous, mount)

@@ -156,21 +156,29 @@ class CameraHeightScale(MeasuredScale):
     def __init__(
         self,
         start: FixedScale,
-        camera_height: float,
+        camera_height: float | None,
         settings: FilterSettings | None = None,
         road: RoadSettings | None = None,
     ) -> None:
-        """`camera_height`: metres from the road to the camera's optical centre.
+        """`camera_height`: metres from the road to the camera's optical centre; None: not known
+        until `mount` tells it.
 
         Raises ValueError for a height that is not finite and positive.
         """
-        if not (math.isfinite(camera_height) and camera_height > 0):
+        if camera_height is not None and not (math.isfinite(camera_height) and camera_height > 0):
             raise ValueError(f"camera_height must be finite and positive, got {camera_height}")
         self.camera_height = camera_height
         self._road = road or RoadSettings()
         super().__init__(start, settings)
 
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """How the camera is mounted from the next frame on; None: not known, nothing measured."""
+        self.camera_height, self._road = camera_height, road
+
     def _measure(self, sight: ScaleSight) -> _Sample:
+        height = self.camera_height
+        if height is None:
+            raise _NothingError("where the camera sits is not known")
         if sight.inverse_units is None:
             raise _NothingError("no depth of this frame")
         if sight.inverse_units.shape != (sight.camera.height, sight.camera.width):
@@ -179,7 +187,7 @@ class CameraHeightScale(MeasuredScale):
             road = fit_road(sight.inverse_units, sight.camera, self._road)
         except NoRoadError as error:
             raise _NothingError(str(error)) from error
-        return _Sample(self.camera_height / road.height, road.share)
+        return _Sample(height / road.height, road.share)
 
 
 class OdometryScale(MeasuredScale):
@@ -228,11 +236,13 @@ def make_scale(
     camera_height: float | None = None,
     settings: FilterSettings | None = None,
     road: RoadSettings | None = None,
+    mounted_later: bool = False,
 ) -> Scale:
     """The scale of a mode.
 
     mode: one of SCALE_MODES. fixed, source: the factor to use (mode `fixed`) or to begin with, and
-    where it is from. camera_height: metres, for mode `camera_height`.
+    where it is from. camera_height: metres, for mode `camera_height`; it may be left out where it
+    is told later (`CameraHeightScale.mount`).
 
     Raises ValueError for an unknown mode, a missing camera height, and values out of range.
     """
@@ -244,7 +254,7 @@ def make_scale(
     if mode == "odometry":
         return OdometryScale(start, settings)
     if mode == "camera_height":
-        if camera_height is None:
+        if camera_height is None and not mounted_later:
             raise ValueError("scale mode camera_height needs the camera's height in metres")
         return CameraHeightScale(start, camera_height, settings, road)
     raise ValueError(f"scale mode must be one of {', '.join(SCALE_MODES)}, got {mode!r}")

@@ -29,6 +29,7 @@ class RoadSettings:
 
     pitch: radians by which the camera looks down, as it is mounted; tilt: radians (one standard
         deviation) by which that changes as the vehicle nods, rolls and the road bends.
+    roll: radians by which the road's normal is turned about the optical axis, as it is mounted.
     half_width, reach: the road is looked for this far to either side and ahead.
     ignore_bottom: share of the image height that shows the vehicle itself.
     tolerance: relative difference in height up to which a pixel belongs to the road.
@@ -46,6 +47,7 @@ class RoadSettings:
     tolerance: float = 0.08
     min_share: float = 0.4
     max_tilt: float = math.radians(5.0)
+    roll: float = 0.0
 
     def __post_init__(self) -> None:
         positive = (self.tilt, self.half_width, self.reach, self.tolerance, self.max_tilt)
@@ -53,6 +55,8 @@ class RoadSettings:
             raise ValueError(f"tilt, half_width, reach, tolerance, max_tilt: got {positive}")
         if not abs(self.pitch) < math.pi / 4:
             raise ValueError(f"pitch must be within 45 degrees, got {self.pitch} radians")
+        if not abs(self.roll) < math.pi / 4:
+            raise ValueError(f"roll must be within 45 degrees, got {self.roll} radians")
         if not (0 <= self.ignore_bottom < 0.5 and 0 < self.min_share <= 1):
             raise ValueError(
                 "ignore_bottom must be in [0, 0.5) and min_share in (0, 1], got "
@@ -111,7 +115,7 @@ def fit_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> R
 def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:
     length = float(np.linalg.norm(plane))
     normal = plane / length
-    tilt = math.acos(min(1.0, float(normal @ _down(settings.pitch))))
+    tilt = math.acos(min(1.0, float(normal @ _down(settings))))
     if tilt > settings.max_tilt:
         raise NoRoadError(f"the plane in sight is tilted by {math.degrees(tilt):.1f} degrees")
     return Road(1.0 / length, normal, share)
@@ -119,18 +123,21 @@ def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:
 
 def mounted_road(height: float, settings: RoadSettings) -> Road:
     """The road as the camera is mounted over it, `height` units up, where none can be fitted."""
-    return Road(height, _down(settings.pitch), 0.0)
+    return Road(height, _down(settings), 0.0)
 
 
-def _down(pitch: float) -> _Floats:
-    """The road's normal in the optical frame of a camera that looks down by `pitch`."""
-    return np.array([0.0, math.cos(pitch), math.sin(pitch)])
+def _down(settings: RoadSettings) -> _Floats:
+    """The road's normal in the optical frame of the camera as it is mounted."""
+    cos, pitch = math.cos(settings.pitch), settings.pitch
+    return np.array([math.sin(settings.roll) * cos, math.cos(settings.roll) * cos, math.sin(pitch)])
 
 
 def _region(camera: Camera, settings: RoadSettings) -> tuple[NDArray[Any], NDArray[Any], _Floats]:
     """Rows (n,), columns (n,) and rays (n, 3) of the pixels in which the road is looked for."""
-    # What does not decide the region is left out of the key.
-    return _cached_region(camera, replace(settings, tilt=1.0, tolerance=1.0, max_tilt=1.0))
+    # What does not decide the region is left out of the key; a mount that moves is rounded.
+    pitch, roll = round(settings.pitch, 2), round(settings.roll, 2)
+    key = replace(settings, tilt=1.0, tolerance=1.0, max_tilt=1.0, pitch=pitch, roll=roll)
+    return _cached_region(camera, key)
 
 
 @lru_cache(maxsize=8)
@@ -140,8 +147,8 @@ def _cached_region(
     bottom = round(camera.height * (1 - settings.ignore_bottom))
     rows, columns = np.mgrid[:bottom, : camera.width]
     x, y = (columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy
-    down = _down(settings.pitch)
-    depth_of_road = y * down[1] + down[2]  # camera heights over depth
+    down = _down(settings)
+    depth_of_road = x * down[0] + y * down[1] + down[2]  # camera heights over depth
     ahead = np.cos(settings.pitch) - y * np.sin(settings.pitch)  # horizontal part of the ray
     inside = (depth_of_road * settings.reach > ahead) & (
         np.abs(x) < settings.half_width * depth_of_road
@@ -166,7 +173,7 @@ def _consensus(values: _Floats, rays: _Floats, settings: RoadSettings) -> _Float
     matrices, sides = rays[chosen], values[chosen]
     solvable = np.abs(np.linalg.det(matrices)) > 1e-6
     planes = np.linalg.solve(matrices[solvable], sides[solvable][..., None])[..., 0]
-    down = _down(settings.pitch)
+    down = _down(settings)
     level = down * np.quantile(values / (rays @ down), (0.3, 0.5, 0.7))[:, None]
     planes = np.concatenate([planes, level])
     planes = planes[planes @ down > _UPRIGHT * np.linalg.norm(planes, axis=1)]
@@ -180,7 +187,7 @@ def _cost(planes: _Floats, values: _Floats, rays: _Floats, settings: RoadSetting
     # The tolerance is about two standard deviations of what belongs to the road.
     pixels = 4.0 * min(_TRUSTED, len(values)) * np.mean(error**2, axis=1)
     normals = planes / np.linalg.norm(planes, axis=1, keepdims=True)
-    off = np.linalg.norm(normals - _down(settings.pitch), axis=1)
+    off = np.linalg.norm(normals - _down(settings), axis=1)
     # Capped, so that a road that is really tilted is found, and refused, not half of it taken.
     return pixels + np.minimum((off / settings.tilt) ** 2, _SURPRISE)
 
@@ -192,9 +199,10 @@ def _least_squares(
     weights = 1.0 / (rays @ plane)
     residual = float(np.std(values * weights - 1))
     per_pixel = math.sqrt(min(1.0, _TRUSTED / len(values))) / max(residual, 1e-3)
-    # Two rows: no roll, and the mounted pitch, both up to the tilt.
-    length, pitch = float(np.linalg.norm(plane)), settings.pitch
-    prior = np.array([[1.0, 0.0, 0.0], [0.0, -math.sin(pitch), math.cos(pitch)]])
+    # Two rows: the mounted roll and pitch, both up to the tilt.
+    length, pitch, roll = float(np.linalg.norm(plane)), settings.pitch, settings.roll
+    side, along = (math.cos(roll), -math.sin(roll)), (math.sin(roll), math.cos(roll))
+    prior = np.array([[*side, 0.0], [*(-math.sin(pitch) * v for v in along), math.cos(pitch)]])
     prior /= length * settings.tilt
     left = np.concatenate([rays * (weights * per_pixel)[:, None], prior])
     right = np.concatenate([values * weights * per_pixel, [0.0, 0.0]])

@@ -54,7 +54,7 @@ OPTIONAL = {"cv_bridge"}
 ROS_PACKAGES = {
     *("ament_index_python", "launch", "launch_ros", "rclpy", "rcl_interfaces", "rosgraph_msgs"),
     *("builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "lifecycle_msgs", "nav_msgs"),
-    *("sensor_msgs", "std_msgs", "std_srvs", "visualization_msgs"),
+    *("sensor_msgs", "shape_msgs", "std_msgs", "std_srvs", "tf2_msgs", "visualization_msgs"),
 }
 
 

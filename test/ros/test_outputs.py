@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,13 +31,17 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from ros_helpers import LATCHED, PATIENCE, RELIABLE, NodeProcess, nanoseconds_of
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 from test_clouds import read_numpy
 from test_compressed_depth import decode
 
+from depth_prior_ros.motion.odometry import CameraMount
+from depth_prior_ros.ros.camera_infos import camera_info_of
 from depth_prior_ros.ros.messages import image_to_depth
+from depth_prior_ros.ros.mounting import MountSight
 from depth_prior_ros.ros.outputs.publishers import ON_DEMAND, TOPICS, Outputs, topic_name
 from depth_prior_ros.ros.parameters import Settings
+from depth_prior_ros.scale.mounting import MountedCamera
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
 
@@ -277,6 +282,28 @@ def test_points_by_confidence_ask_for_confidence() -> None:
         assert np.array_equal(read_numpy(message)[0]["z"], result.depth[keep])
         assert [f.name for f in message.fields] == ["x", "y", "z"]
         assert "confidence" not in listener.more_frames()  # computed, but published to nobody
+
+
+def test_the_road_in_the_base_frame_reaches_those_who_come_late() -> None:
+    """A camera 1.7 m above its base, whose depth shows the road 1.6 m below it."""
+    shapes = pytest.importorskip("shape_msgs.msg", reason="needs shape_msgs (extra `ros`)")
+    sight = MountSight(CameraMount(x=1.0, z=1.7).matrix(), MountedCamera(1.7, 0.0, 0.0))
+    with lifecycle_node() as node:
+        outputs = Outputs(node, Settings(tf_base_frame="base_link"))
+        node.trigger_configure()
+        node.trigger_activate()
+        outputs.publish(header_of(1), camera_info_of(CAMERA, Header()), result_of(1), sight)
+        heard: list[Any] = []
+        node.create_subscription(shapes.Plane, "~/road", heard.append, LATCHED)
+        executor = SingleThreadedExecutor(context=node.context)
+        executor.add_node(node)
+        deadline = time.monotonic() + PATIENCE
+        while not heard and time.monotonic() < deadline:
+            executor.spin_once(timeout_sec=0.1)
+        executor.shutdown()
+    assert np.allclose(heard[0].coef[:3], [0, 0, 1], atol=0.02)
+    assert heard[0].coef[3] == pytest.approx(HEIGHT - 1.7, abs=0.03)
+    assert outputs.road.newest.text.startswith("fitted")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, Point
 from std_msgs.msg import Header, String
 
 from depth_prior_ros.ros.messages import depth_to_image
+from depth_prior_ros.ros.mounting import MountSight, plane_message, road_of
 from depth_prior_ros.ros.outputs.clouds import CloudMaker
 from depth_prior_ros.ros.outputs.colours import ColourScale, colour_image
 from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
@@ -31,6 +32,7 @@ from depth_prior_ros.ros.outputs.obstacles import (
 )
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import overrides, qos
+from depth_prior_ros.scale.mounting import plane_in_base
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthResult
@@ -115,6 +117,8 @@ class Outputs:
         self.road = RoadWatch(self._settings.obstacles_hold)
         self._obstacles: tuple[DepthResult, Obstacles | None] | None = None
         self._scale_told = (-np.inf, "")
+        self._mount: MountSight | None = None
+        self._road_told = -np.inf
         self._makers: dict[str, Callable[[Header, DepthResult], Any]] = {
             "confidence": self._confidence,
             "points": self._points,
@@ -127,9 +131,16 @@ class Outputs:
         try:
             for output in TOPICS:
                 self._publishers[output] = self._publisher(output, qos_overrides)
+            if self._settings.tf_base_frame:
+                self._publishers["road"] = self._road_publisher()
         except BaseException:
             self.destroy()  # nobody else knows of those that were made
             raise
+
+    @property
+    def tells_road(self) -> bool:
+        """Whether there is a topic for the road, which needs tf."""
+        return "road" in self._publishers
 
     @property
     def depth_topic(self) -> str:
@@ -163,16 +174,25 @@ class Outputs:
         """How many listen to each output."""
         return {o: int(p.get_subscription_count()) for o, p in self._publishers.items()}
 
-    def publish(self, header: Header, info: CameraInfo, result: DepthResult) -> None:
+    def publish(
+        self,
+        header: Header,
+        info: CameraInfo,
+        result: DepthResult,
+        mount: MountSight | None = None,
+    ) -> None:
         """Publish what a frame is worth: model and scale first, so that whoever sees depth knows.
 
         Args:
             header: of the camera's image; every message gets it.
             info: camera_info of the depth image.
             result: of the pipeline.
+            mount: where tf says that the camera sits; None: not known.
         """
+        self._mount = mount
         self._tell_model(result.active_model)
         self._tell_scale(getattr(result, "scale", None))
+        self._tell_road(result)
         info.header = header
         self._send("info", info)
         self._send("depth", depth_to_image(result.depth, header))
@@ -196,6 +216,13 @@ class Outputs:
             **({"qos_overriding_options": overrides()} if overridable else {}),
         )
 
+    def _road_publisher(self) -> Any:
+        # Late: only who asks for tf needs these messages.
+        from shape_msgs.msg import Plane
+
+        profile = qos(1, reliable=True, latched=True)
+        return self._node.create_lifecycle_publisher(Plane, "~/road", profile)
+
     def _send(self, output: str, message: Any) -> None:
         if message is not None:
             self.counts[output] += 1
@@ -215,6 +242,17 @@ class Outputs:
         if status.state != state or now - then >= SCALE_PERIOD:
             self._scale_told = (now, status.state)
             self._send("scale", scale_message(status, self._node.get_fully_qualified_name()))
+
+    def _tell_road(self, result: DepthResult) -> None:
+        """The road in the base frame, where tf says what that is; once a second at most."""
+        publisher, now = self._publishers.get("road"), time.monotonic()
+        if publisher is None or self._mount is None or now - self._road_told < SCALE_PERIOD:
+            return
+        road = self.road.of(result, *road_of(self._settings, self._mount)).road
+        if road is not None:
+            self._road_told = now
+            plane = plane_in_base(road, self._mount.base_from_optical)
+            self._send("road", plane_message(plane))
 
     def _confidence(self, header: Header, result: DepthResult) -> Image | None:
         # Somebody began to listen after the pipeline was asked: from the next frame on.
@@ -251,9 +289,9 @@ class Outputs:
     def _obstacles_of(self, result: DepthResult) -> Obstacles | None:
         """Those of a frame, looked for once; None where there is no road to stand on."""
         if self._obstacles is None or self._obstacles[0] is not result:
-            s = self._settings
-            road = self.road.of(result, s.road, s.scale_camera_height).road
-            found = None if road is None else obstacles_of(result, road, s.obstacles)
+            road = self.road.of(result, *road_of(self._settings, self._mount)).road
+            settings = self._settings.obstacles
+            found = None if road is None else obstacles_of(result, road, settings)
             self._obstacles = (result, found)
         return self._obstacles[1]
 

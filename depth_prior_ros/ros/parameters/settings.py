@@ -23,7 +23,10 @@ MotionSource = Literal["auto", "odometry", "twist", "twist_with_covariance", "im
 FIRST_RATE_RATIO = 6.0
 """How much faster the scale may change until it has been measured for the first time."""
 
-_GROUPS = ("scale", "adapt", "motion", "mount", "points", "colour", "compressed_depth", "obstacles")
+_GROUPS = (
+    *("scale", "adapt", "motion", "mount", "tf", "points", "colour", "compressed_depth"),
+    "obstacles",
+)
 _GATE = GateSettings()
 _FILTER = FilterSettings()
 _OBSTACLES = ObstacleSettings()
@@ -294,6 +297,22 @@ class Settings:
         unit="rad",
     )
 
+    tf_base_frame: str = parameter(
+        "",
+        "Frame of the vehicle, x forward and z up, such as base_link: the camera's height, pitch, "
+        "roll and mount are then looked up in tf from this frame to the image's, at its stamp; "
+        "scale.camera_height, scale.camera_pitch_deg and mount.* go before it where they are not "
+        "0. Needs tf2_msgs and shape_msgs. Empty: tf is not listened to.",
+        "activate",
+    )
+    tf_base_height: float = parameter(
+        0.0,
+        "Height of that frame's origin above the road; 0: it lies on the road, as base_footprint.",
+        "activate",
+        limits=(-5.0, 20.0),
+        unit="m",
+    )
+
     image_transport: Literal["raw", "compressed"] = parameter(
         "raw",
         "'raw' listens to sensor_msgs/Image on image, 'compressed' to CompressedImage (JPEG or "
@@ -443,8 +462,11 @@ class Settings:
             raise ValueError(
                 f"time_budget must be -1, 0 or a number of seconds, not {self.time_budget}"
             )
-        if self.scale_mode == "camera_height" and self.scale_camera_height <= 0:
-            raise ValueError("scale.mode 'camera_height' needs scale.camera_height in metres")
+        unknown = self.scale_camera_height <= 0 and not self.tf_base_frame
+        if self.scale_mode == "camera_height" and unknown:
+            raise ValueError(
+                "scale.mode 'camera_height' needs scale.camera_height in metres, or tf.base_frame"
+            )
         if self.scale_mode == "odometry" and self.motion_source == "image":
             raise ValueError("scale.mode 'odometry' needs another motion.source than 'image'")
         if self.colour_max_depth_m <= self.colour_min_depth_m:
