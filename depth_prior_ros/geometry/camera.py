@@ -62,6 +62,12 @@ class Camera:
             )
 
     @classmethod
+    def of_view(cls, width: int, height: int, degrees: float) -> Camera:
+        """A camera whose picture is `degrees` wide from edge to edge, looking through its middle."""
+        focal = width / 2 / math.tan(math.radians(degrees) / 2)
+        return cls(focal, focal, (width - 1) / 2, (height - 1) / 2, width, height)
+
+    @classmethod
     def from_matrix(cls, K: npt.ArrayLike, width: int, height: int) -> Camera:
         """From a (3, 3) or (3, 4) intrinsic matrix in pixels."""
         m = np.asarray(K, dtype=np.float64)

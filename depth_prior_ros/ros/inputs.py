@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.motion.gate import Motion, Source
@@ -65,6 +66,9 @@ class Inputs:
         info_topic: what the topic of ``camera_info`` is called, to be told where none comes.
         calibrations: known from an earlier activation; what arrives is kept there.
         rectifies: whether images are rectified, so that distortion has to make sense.
+
+    Attributes:
+        guessed: whether the newest image's calibration was a guess of the field of view.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Inputs:
         self._odometry_silent = False
         self._paired = _PAIRED  # frames in a row that had odometry with their very stamp
         self._closed = False
+        self.guessed = False
 
     def put_image(self, message: Any) -> None:
         """Store an image; one that still waits is overwritten."""
@@ -168,18 +173,26 @@ class Inputs:
             arrival, self._image = self._image, None
             return arrival
 
-    def calibration(self, width: int, height: int, wait: float) -> Calibration:
+    def calibration(
+        self, width: int, height: int, wait: float, fov_guess_deg: float = 0.0
+    ) -> Calibration:
         """The newest calibration that fits the size, waiting up to ``wait`` seconds for one.
 
         Topics are not ordered among each other: the first image, or the first of a new size, may
         well arrive before its calibration.
 
         Raises:
-            MessageError: ``no_camera_info`` when none ever arrived; where none fits, the newest is
+            MessageError: ``no_camera_info`` when none ever arrived and there is no guess of the
+                horizontal field of view (degrees) to go by; where none fits, the newest is
                 returned as it is, for the conversion to refuse.
         """
         with self._changed:
+            if self.guessed and fov_guess_deg > 0:
+                wait = 0.0  # the first image has waited
             self._changed.wait_for(lambda: self._closed or self._fitting(width, height), wait)
+            self.guessed = not self._calibrations and fov_guess_deg > 0
+            if self.guessed:
+                return Calibration.from_camera(Camera.of_view(width, height, fov_guess_deg))
             if not self._calibrations:
                 raise MessageError(
                     "no_camera_info",

@@ -30,6 +30,19 @@ PLAYER: tuple[Argument, ...] = (
 """What replay.launch.py plays, and how."""
 
 _OF_A_PROCESS = ("rviz", "camera_frame", "large_images", "enclave", "log_level")
+
+USB: tuple[Argument, ...] = (
+    ("driver", "auto", "auto (the first that is installed), v4l2_camera or usb_cam"),
+    ("video_device", "/dev/video0", "the camera"),
+    ("size", "640x480", "of its images, WIDTHxHEIGHT"),
+    ("calibration", "", "file that camera_calibration wrote; empty: none yet"),
+    ("frame", "camera_optical_frame", "frame_id of its images"),
+)
+"""How usb_camera.launch.py starts the camera."""
+
+USB_DRIVERS = {"v4l2_camera": "v4l2_camera_node", "usb_cam": "usb_cam_node_exe"}
+"""Packages of USB cameras and their programs."""
+
 _AS_FILE = "empty: as the parameter file says"
 
 
@@ -68,6 +81,62 @@ def replay_arguments() -> list[Argument]:
         for name, default, text in depth_arguments()
         if name not in own | {"large_images"}
     ]
+
+
+def usb_camera_arguments() -> list[Argument]:
+    """The arguments of depth.launch.py that usb_camera.launch.py hands on."""
+    own = {"image", "camera_info", "camera_frame"}
+    return [argument for argument in depth_arguments() if argument[0] not in own]
+
+
+def usb_driver(chosen: str, installed: Iterable[str]) -> str:
+    """The package that reads the camera.
+
+    Args:
+        chosen: `auto` or a package.
+        installed: packages of `USB_DRIVERS` that are.
+
+    Raises:
+        ValueError: there is no such driver.
+        FileNotFoundError: it is not installed, or none is.
+    """
+    if chosen not in ("auto", *USB_DRIVERS):
+        raise ValueError(f"driver:={chosen} is none of auto, {', '.join(USB_DRIVERS)}")
+    there = set(installed)
+    found = [name for name in USB_DRIVERS if name in there and chosen in ("auto", name)]
+    if found:
+        return found[0]
+    wanted = " or ".join(USB_DRIVERS) if chosen == "auto" else chosen
+    package = f"ros-$ROS_DISTRO-{next(iter(USB_DRIVERS)) if chosen == 'auto' else chosen}"
+    hint = f"apt install {package.replace('_', '-')}"
+    raise FileNotFoundError(f"no driver for USB cameras: {wanted} is not installed ({hint})")
+
+
+def usb_parameters(driver: str, given: Mapping[str, str]) -> dict[str, object]:
+    """Parameters of the camera's driver.
+
+    Raises:
+        ValueError: for a size that is none.
+        FileNotFoundError: for a calibration that is not there.
+    """
+    width, _, height = given["size"].partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) * int(height) > 0):
+        raise ValueError(f"size:={given['size']} must be WIDTHxHEIGHT, such as 640x480")
+    size = [int(width), int(height)]
+    values: dict[str, object] = {"video_device": given["video_device"]}
+    if given["calibration"]:
+        file = Path(given["calibration"]).expanduser().absolute()
+        if not file.is_file():
+            raise FileNotFoundError(f"calibration:={file}: no such file")
+        values["camera_info_url"] = f"file://{file}"
+    if driver == "usb_cam":
+        return {
+            **values,
+            "image_width": size[0],
+            "image_height": size[1],
+            "frame_id": given["frame"],
+        }
+    return {**values, "image_size": size, "camera_frame_id": given["frame"]}
 
 
 def typed(words: Sequence[str], file: str) -> list[str]:

@@ -112,6 +112,44 @@ def test_misspelt_arguments_are_refused_with_the_nearest_name():
     assert launch_arguments.typed(others, LAUNCH_FILE) == []
 
 
+USB = {name: default for name, default, _ in launch_arguments.USB}
+
+
+def test_the_driver_of_a_usb_camera_is_one_that_is_installed():
+    both = ["usb_cam", "v4l2_camera"]
+    assert launch_arguments.usb_driver("auto", both) == "v4l2_camera"
+    assert launch_arguments.usb_driver("auto", ["usb_cam"]) == "usb_cam"
+    assert launch_arguments.usb_driver("usb_cam", both) == "usb_cam"
+    own = {name for name, _, _ in launch_arguments.usb_camera_arguments()}
+    assert not own & set(USB), "one word for two things"
+    with pytest.raises(FileNotFoundError, match=r"apt install ros-\$ROS_DISTRO-v4l2-camera"):
+        launch_arguments.usb_driver("auto", [])
+    with pytest.raises(FileNotFoundError, match="usb_cam is not installed"):
+        launch_arguments.usb_driver("usb_cam", ["v4l2_camera"])
+    with pytest.raises(ValueError, match="none of auto, v4l2_camera, usb_cam"):
+        launch_arguments.usb_driver("webcam", both)
+
+
+def test_both_drivers_are_told_the_same_in_their_own_words(tmp_path: Path):
+    file = tmp_path / "camera.yaml"
+    file.touch()
+    given = {**USB, "size": "1280x720", "calibration": str(file)}
+    both = {"video_device": "/dev/video0", "camera_info_url": f"file://{file}"}
+    assert launch_arguments.usb_parameters("v4l2_camera", given) == {
+        **both,
+        "image_size": [1280, 720],
+        "camera_frame_id": "camera_optical_frame",
+    }
+    assert launch_arguments.usb_parameters("usb_cam", given) == {
+        **both,
+        **{"image_width": 1280, "image_height": 720, "frame_id": "camera_optical_frame"},
+    }
+    with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+        launch_arguments.usb_parameters("usb_cam", {**USB, "size": "720p"})
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        launch_arguments.usb_parameters("usb_cam", {**USB, "calibration": "/no/such.yaml"})
+
+
 def test_names_are_those_below_the_namespace():
     given = {**DEFAULTS, "camera": "/front/", "image": "/other", "name": "depth", "enclave": "/e"}
     assert dict(launch_arguments.inputs(given)) == {
@@ -239,6 +277,10 @@ def test_show_args_lists_every_argument(installed, file: Path):
         "several_cameras.launch.py": [
             ("cameras", "", "arguments of depth.launch.py"),
             ("one_process", "false", "one copy of the networks"),
+        ],
+        "usb_camera.launch.py": [
+            *launch_arguments.USB,
+            *launch_arguments.usb_camera_arguments(),
         ],
     }
     for name, _, description in arguments[file.name]:

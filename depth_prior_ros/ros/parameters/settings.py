@@ -24,7 +24,7 @@ FIRST_RATE_RATIO = 6.0
 """How much faster the scale may change until it has been measured for the first time."""
 
 _GROUPS = (
-    *("scale", "adapt", "motion", "mount", "tf", "points", "colour", "compressed_depth"),
+    *("camera", "scale", "adapt", "motion", "mount", "tf", "points", "colour", "compressed_depth"),
     "obstacles",
 )
 _GATE = GateSettings()
@@ -112,6 +112,14 @@ class Settings:
         "shows the middle of the image at full detail, 'pad' all of it, smaller, with a border of "
         "unknown depth (NaN).",
         pipeline="fit",
+    )
+
+    camera_fov_guess_deg: float = parameter(
+        0.0,
+        "Horizontal field of view to go by while no usable camera_info has arrived; a guess, which "
+        "the diagnostics say. 60 fits most webcams. 0: images without calibration are refused.",
+        limits=(0.0, 150.0),
+        unit="degrees",
     )
 
     scale_mode: ScaleMode = parameter(
