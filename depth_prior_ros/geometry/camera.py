@@ -63,7 +63,7 @@ class Camera:
 
     @classmethod
     def of_view(cls, width: int, height: int, degrees: float) -> Camera:
-        """A camera whose picture is `degrees` wide from edge to edge, looking through its middle."""
+        """A camera whose picture is `degrees` wide, edge to edge, and looks through its middle."""
         focal = width / 2 / math.tan(math.radians(degrees) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2, width, height)
 

@@ -107,8 +107,8 @@ def usb_driver(chosen: str, installed: Iterable[str]) -> str:
     if found:
         return found[0]
     wanted = " or ".join(USB_DRIVERS) if chosen == "auto" else chosen
-    package = f"ros-$ROS_DISTRO-{next(iter(USB_DRIVERS)) if chosen == 'auto' else chosen}"
-    hint = f"apt install {package.replace('_', '-')}"
+    package = (next(iter(USB_DRIVERS)) if chosen == "auto" else chosen).replace("_", "-")
+    hint = f"apt install ros-$ROS_DISTRO-{package}"
     raise FileNotFoundError(f"no driver for USB cameras: {wanted} is not installed ({hint})")
 
 

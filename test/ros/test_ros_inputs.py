@@ -45,22 +45,6 @@ def make_inputs() -> tuple[Inputs, list[int]]:
 
 
 @given(st.lists(st.booleans(), max_size=40))
-def test_without_calibration_a_guessed_field_of_view_serves_until_one_comes():
-    inputs = Inputs(lambda: None)
-    with pytest.raises(MessageError, match="no calibration"):
-        inputs.calibration(640, 480, 0.0)
-    guess = inputs.calibration(640, 480, 0.0, fov_guess_deg=60.0).camera(640, 480)
-    assert inputs.guessed
-    # The left and the right edge of the picture are 60 degrees apart.
-    edges = [math.degrees(math.atan((u - guess.cx) / guess.fx)) for u in (-0.5, 639.5)]
-    assert edges == pytest.approx([-30.0, 30.0])
-    assert guess.fx == guess.fy
-    inputs.put_camera_info(info(640, 480))
-    known = inputs.calibration(640, 480, 0.0, fov_guess_deg=60.0).camera(640, 480)
-    assert not inputs.guessed
-    assert known.fx == pytest.approx(0.6 * 640)
-
-
 def test_the_newest_image_is_taken_and_every_other_is_counted(puts):
     inputs, overwritten = make_inputs()
     put = taken = 0
@@ -337,3 +321,19 @@ def test_a_twist_beside_poses_that_never_move_tells_the_way():
         inputs.put_speed(k * SECOND // 10, 6.0, "odometry", (6.0, 0.0))
     pose = inputs.motion_at(SECOND, 0.5, 0, previous=SECOND - SECOND // 10).pose
     np.testing.assert_allclose(pose[:3, 3], [0, 0, 0.6], atol=1e-9)
+
+
+def test_without_calibration_a_guessed_field_of_view_serves_until_one_comes():
+    inputs = Inputs(lambda: None)
+    with pytest.raises(MessageError, match="no calibration"):
+        inputs.calibration(640, 480, 0.0)
+    guess = inputs.calibration(640, 480, 0.0, fov_guess_deg=60.0).camera(640, 480)
+    assert inputs.guessed
+    # The left and the right edge of the picture are 60 degrees apart.
+    edges = [math.degrees(math.atan((u - guess.cx) / guess.fx)) for u in (-0.5, 639.5)]
+    assert edges == pytest.approx([-30.0, 30.0])
+    assert guess.fx == guess.fy
+    inputs.put_camera_info(info(640, 480))
+    known = inputs.calibration(640, 480, 0.0, fov_guess_deg=60.0).camera(640, 480)
+    assert not inputs.guessed
+    assert known.fx == pytest.approx(0.6 * 640)
