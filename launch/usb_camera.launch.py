@@ -1,6 +1,6 @@
 """A USB camera and depth_node: v4l2_camera or usb_cam, whichever is installed.
 
-ros2 launch depth_prior_ros usb_camera.launch.py video_device:=/dev/video0 calibration:=~/camera.yaml
+ros2 launch depth_prior_ros usb_camera.launch.py calibration:=~/camera.yaml
 
 docs/calibration.md: how to calibrate it, and what to do before that.
 """
