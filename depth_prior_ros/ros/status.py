@@ -45,7 +45,7 @@ def state_of(
         "model_error": worker.model_error if worker is not None else "",
         **_scale(pipeline),
         **adapter.status(),
-        "tf.mount": mounting.text if mounting is not None else "",
+        "mount": mounting.text if mounting is not None else "",
         "known_share": known_share(frame.result.depth) if frame else "",
         "road": outputs.road.newest.text if outputs else "",
         **_camera(worker),

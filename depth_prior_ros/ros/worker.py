@@ -205,7 +205,7 @@ class FrameWorker:
         message, settings = arrival.message, self._settings
         width, height = image_size(message)
         calibration = self._inputs.calibration(
-            width, height, settings.sync_wait, settings.camera_fov_guess_deg
+            width, height, settings.sync_wait, settings.fov_guess_deg
         )
         rectify = rectification_wanted(settings.rectify, self._image_topic)
         camera, rectifier = self._models.of(calibration, width, height, rectify)
@@ -215,8 +215,8 @@ class FrameWorker:
             self.doubts = calibration.doubts(width, height, self._image_topic, rectified)
             if self._inputs.guessed:
                 self.doubts.append(
-                    f"the camera is not calibrated: {settings.camera_fov_guess_deg:g} degrees of "
-                    "field of view are a guess (camera.fov_guess_deg), and so are the metres"
+                    f"the camera is not calibrated: {settings.fov_guess_deg:g} degrees of "
+                    "field of view are a guess (fov_guess_deg), and so are the metres"
                 )
             self._adapter.meet(self._pipeline, camera)
             self._keeper.begin(self._pipeline, camera)

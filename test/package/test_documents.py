@@ -81,12 +81,19 @@ def test_tables_have_what_is_registered() -> None:
 
 def launch_arguments() -> dict[str, set[str]]:
     """The arguments of every launch file."""
-    from depth_prior_ros.ros.launch_arguments import PLAYER, depth_arguments, replay_arguments
+    from depth_prior_ros.ros.launch_arguments import (
+        PLAYER,
+        USB,
+        depth_arguments,
+        replay_arguments,
+        usb_camera_arguments,
+    )
 
     return {
         "depth.launch.py": {name for name, _, _ in depth_arguments()},
         "replay.launch.py": {name for name, _, _ in [*PLAYER, *replay_arguments()]},
-        "several_cameras.launch.py": {"cameras"},
+        "several_cameras.launch.py": {"cameras", "one_process"},
+        "usb_camera.launch.py": {name for name, _, _ in [*USB, *usb_camera_arguments()]},
     }
 
 

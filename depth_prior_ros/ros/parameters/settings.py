@@ -24,7 +24,7 @@ FIRST_RATE_RATIO = 6.0
 """How much faster the scale may change until it has been measured for the first time."""
 
 _GROUPS = (
-    *("camera", "scale", "adapt", "motion", "mount", "tf", "points", "colour", "compressed_depth"),
+    *("scale", "adapt", "motion", "mount", "tf", "points", "colour", "compressed_depth"),
     "obstacles",
 )
 _GATE = GateSettings()
@@ -114,7 +114,7 @@ class Settings:
         pipeline="fit",
     )
 
-    camera_fov_guess_deg: float = parameter(
+    fov_guess_deg: float = parameter(
         0.0,
         "Horizontal field of view to go by while no usable camera_info has arrived; a guess, which "
         "the diagnostics say. 60 fits most webcams. 0: images without calibration are refused.",
