@@ -17,9 +17,24 @@ from numpy.typing import NDArray
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from helpers import make_tiny_bundle
-from ros_helpers import BUNDLE_SIZE, PATIENCE, NodeProcess
+from ros_helpers import (
+    BUNDLE_SIZE,
+    FRAME,
+    LATCHED,
+    PATIENCE,
+    RELIABLE,
+    STEP,
+    NodeProcess,
+    Robot,
+    node_and_peer,
+    stamp_of,
+    view,
+    wait_until,
+)
 from rosbags.typesys import Stores, get_typestore
+from std_msgs.msg import Header
 
 from depth_prior_ros.motion.odometry import CameraMount
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
@@ -202,6 +217,51 @@ def test_mounts_from_their_matrices(yaw: float, pitch: float, roll: float) -> No
         ]
     )
     assert np.allclose(matrix[:3, :3] @ normal, [0, 0, -1])
+
+
+def test_the_node_takes_its_mount_from_tf_over_dds(tmp_path: Path) -> None:
+    """Without tf depth all the same; then a static link and a moving one, and both by stamp."""
+    tf = pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (a ROS 2 installation)")
+    pytest.importorskip("shape_msgs.msg", reason="needs shape_msgs (extra `ros`)")
+    make_tiny_bundle(tmp_path / "tiny", BUNDLE_SIZE)
+    options = {"tf.base_frame": "base_link", "scale.mode": "camera_height"}
+    options |= {"bundle": str(tmp_path / "tiny"), "diagnostics_period": 0.1}
+
+    def transform(parent: str, child: str, matrix: Matrix, stamp: int) -> Any:
+        x, y, z, w = quaternion(matrix[:3, :3])
+        places = dict(zip("xyz", (float(v) for v in matrix[:3, 3]), strict=True))
+        return TransformStamped(
+            header=Header(frame_id=parent, stamp=stamp_of(stamp)),
+            child_frame_id=child,
+            transform=Transform(
+                translation=Vector3(**places), rotation=Quaternion(x=x, y=y, z=z, w=w)
+            ),
+        )
+
+    with node_and_peer(**options) as (process, peer):
+        peer.wait_for_node(process)
+        robot = Robot(process=process, peer=peer, stamp=10**12)
+        robot.answered(view())
+        wait_until(lambda: robot.refused("tf") == 1, "the image without a mount to be counted")
+        assert "no frame base_link" in peer.status()["mount"]
+        fixed = peer.node.create_publisher(tf.TFMessage, "/tf_static", LATCHED)
+        moving = peer.node.create_publisher(tf.TFMessage, "/tf", RELIABLE)
+        fixed.publish(tf.TFMessage(transforms=[transform("head", FRAME, np.eye(4), 0)]))
+        wait_until(lambda: moving.get_subscription_count() > 0, "the node to listen to /tf")
+
+        def known() -> bool:
+            stamp = robot.next_stamp()
+            for shift in (-STEP, 0):
+                matrix = place(1.5, yaw=1e-12 * stamp, pitch=0.1)
+                moved = transform("base_link", "head", matrix, stamp + shift)
+                moving.publish(tf.TFMessage(transforms=[moved]))
+            peer.send(view(), stamp)
+            peer.answer(stamp)
+            return peer.status()["mount"].startswith("1.50 m above the road, pitch 5.7")
+
+        wait_until(known, "the mount by tf")
+        assert process.alive
+        assert "tf: the camera sits 1.50 m" in process.output
 
 
 @pytest.mark.skipif(util.find_spec("tf2_msgs") is not None, reason="tf2_msgs is installed")
