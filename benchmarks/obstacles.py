@@ -13,6 +13,10 @@ on road: of the points that come out (one a cube), the share that truly lies on 
 included. A point's truth is that of the pixels that it is made of.
 no road: frames in which no road was found, of which nothing comes out; they count as missed.
 
+--drive FOLDER looks at a real drive instead, its camera --height metres up: in how many frames a
+road was found, and with --picture FILE every 13th of these frames with its obstacles in colour (red
+near, blue 20 m) and from above.
+
 The bundle sees the same pictures through the pipeline, scaled by the camera's height. One thread.
 """
 
@@ -27,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +42,7 @@ from depth_prior_ros.recordings.synthetic.drive import STREETS, SyntheticDrive, 
 from depth_prior_ros.scale import RoadSettings, make_scale
 from depth_prior_ros.scale.obstacles import (
     NoRoadError,
+    Obstacles,
     ObstacleSettings,
     find_obstacles,
     road_of_depth,
@@ -180,6 +186,51 @@ def run(
     return sums
 
 
+def look_at(drive: Path, bundle: str, height: float, out: Path | None) -> None:
+    """Print in how many frames of a recording a road was found; draw some of them."""
+    from depth_prior_ros.pipeline import DepthPipeline
+    from depth_prior_ros.recordings import open_recording
+
+    pipeline = DepthPipeline(bundle)
+    pipeline.scale = make_scale(
+        "camera_height",
+        fixed=pipeline.bundle.manifest.depth.metres_per_unit,
+        source="bundle",
+        camera_height=height,
+    )
+    frames, without, rows, road = open_recording(drive).frames, 0, [], None
+    for i, frame in enumerate(frames):
+        result = pipeline.process(frame.image(), frame.stamp_ns, None, frame.camera)
+        try:
+            road = road_of_depth(result.depth, result.camera, RoadSettings())
+        except NoRoadError:
+            without += 1
+        if out is not None and road is not None and i % 13 == 6:
+            rows.append(_drawn(result, find_obstacles(*_seen(result), road, ObstacleSettings())))
+    print(f"{drive.name}: {len(frames)} frames, in {without} no road of their own")
+    if out is not None:
+        cv2.imwrite(str(out), np.vstack(rows))
+
+
+def _seen(result: Any) -> tuple[NDArray[np.float32], Camera]:
+    return result.depth, result.camera
+
+
+def _drawn(result: Any, obstacles: Obstacles) -> NDArray[np.uint8]:
+    """The picture with obstacles in colour, and from above: 9 pixels a metre."""
+    picture = cv2.cvtColor(result.rgb, cv2.COLOR_RGB2BGR)
+    near = (255 * np.clip(1 - result.depth / RANGE, 0, 1)).astype(np.uint8)
+    colour = cv2.applyColorMap(near, cv2.COLORMAP_TURBO)
+    picture[obstacles.mask] = (0.4 * picture + 0.6 * colour)[obstacles.mask].astype(np.uint8)
+    picture = cv2.resize(picture, None, fx=2, fy=2)
+    above = np.full((picture.shape[0], 240, 3), 255, np.uint8)
+    points = obstacles.points()
+    across = np.clip(120 + 9 * points[:, 0], 0, 239).astype(int)
+    ahead = np.clip(above.shape[0] - 1 - 9 * points[:, 2], 0, above.shape[0] - 1).astype(int)
+    above[ahead, across] = (0, 0, 200)
+    return np.hstack([picture, above])
+
+
 def _as_seen(
     result: Any, truth: NDArray[np.float32], places: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -202,7 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="640x192")
     parser.add_argument("--bundle", default="lite")
     parser.add_argument("--no-bundle", action="store_true", help="exact depth only")
+    parser.add_argument("--drive", type=Path, help="a recording to look at instead")
+    parser.add_argument("--height", type=float, default=1.65, help="of its camera, metres")
+    parser.add_argument("--picture", type=Path, help="what was seen of it, as PNG")
     given = parser.parse_args(arguments)
+    if given.drive is not None:
+        look_at(given.drive, given.bundle, given.height, given.picture)
+        return 0
     width, height = (int(side) for side in given.size.split("x"))
     print(f"{'':24} {'recall':>7} {'on road':>8} {'ground':>8} {'points':>8} no road")
     exact, seen = run(
