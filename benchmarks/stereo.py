@@ -64,9 +64,9 @@ def main() -> None:
         judged = [_render(root, *plan, parsed.frames) for plan in UNSEEN]
     rows = {("start", 0): _judge("lite", judged)}
     for seed in parsed.seeds:
-        for mode in MODES:
+        for mode in parsed.modes:
             recipe = _recipe(mode, seed, root, drives, unit, parsed)
-            folder = out / f"{mode}_{seed}_{parsed.steps}"
+            folder = out / f"{mode}_{seed}_{parsed.steps}{_variant(parsed)}"
             rows[mode, seed] = _judge(str(_train(recipe, folder)), judged)
     _print(rows)
 
@@ -76,11 +76,33 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--settle",
+        type=int,
+        default=100,
+        help="steps of the pose network alone before, in which it takes the unit of the student's "
+        "depth (default: 100)",
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate (default: 2e-4)")
+    parser.add_argument(
+        "--no-recorded-motion",
+        dest="recorded_motion",
+        action="store_false",
+        help="the pose network's motion also where odometry or poses were recorded",
+    )
     parser.add_argument("--frames", type=int, default=40, help="of each rendered drive")
     parser.add_argument("--size", type=int, nargs=2, default=[320, 96])
     parser.add_argument("--out", type=Path, default=Path("runs/stereo"))
     parser.add_argument("--real", type=Path, default=None, metavar="DATA")
     return parser
+
+
+def _variant(parsed: argparse.Namespace) -> str:
+    """What tells the folders of runs apart that differ from the default."""
+    words = "" if parsed.recorded_motion else "_predicted"
+    words += f"_settled{parsed.settle}" if parsed.settle else ""
+    return words if parsed.rate == 2e-4 else f"{words}_{parsed.rate:g}"
 
 
 def _render(folder: Path, street: str, seed: int, frames: int) -> Path:
@@ -110,18 +132,22 @@ def _recipe(
     unit: float,
     parsed: argparse.Namespace,
 ) -> dict[str, Any]:
-    train = ["student"] if mode == "S" else ["student", "pose"]
     stage = {
         "kind": "self_supervised",
-        "train": train,
+        "train": ["student"] if mode == "S" else ["student", "pose"],
         "steps": parsed.steps,
         "batch": parsed.batch,
-        "learning_rate": 2e-4,
+        "learning_rate": parsed.rate,
         "warm_up": 20,
         "trunk_rate": 0.5,
         "ema": 0.98,
         "known_pose_weight": 0.0,
+        "recorded_motion": parsed.recorded_motion,
     }
+    stages = [stage]
+    if mode != "S" and parsed.settle:
+        settling = {"train": ["pose"], "steps": parsed.settle, "recorded_motion": False}
+        stages.insert(0, stage | settling)
     return {
         "seed": seed,
         "size": parsed.size,
@@ -135,7 +161,7 @@ def _recipe(
             "multi_frame": {"hypotheses": 8},
         },
         "data": {"root": str(root), "mode": mode, "drives": drives, "split": {"test": "none"}},
-        "stages": [stage],
+        "stages": stages,
         "output": {
             "name": f"stereo_{mode}",
             "licence": "CC-BY-NC-SA-3.0",

@@ -12,23 +12,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import shifted, texture
+from helpers import make_told_bundle, shifted, texture
 from torch import Tensor
 
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import RecordingError, open_recording
 from depth_prior_ros.recordings.bag import open_bag
 from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
+from depth_prior_ros.recordings.stereo_depth import stereo_depth, with_stereo_depth
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 from rosbag_tools.extract import ExtractOptions, extract
 from rosbag_tools.info import stereo
 from rosbag_tools.make import Partner, write_bag
 from training.data.triplets import TripletBatch, TripletSource, load_triplets
+from training.errors import TrainingError
 from training.loop.health import WINDOW, Health
 from training.losses.photometric import Target, identity_error, view_errors
 from training.losses.views import Views
 from training.recipes.data import Drive, Mode
 from training.recipes.recipe import Recipe
+from training.runs.adapt import Request, adapt_bundle
 from training.stages.self_supervised import (
     Scene,
     SelfSupervised,
@@ -177,6 +181,48 @@ def test_a_bag_says_what_it_lacks(wall: Path, tmp_path: Path) -> None:
     flat = write_stereo_bag(wall, tmp_path / "flat.mcap", baseline=0.0)
     with pytest.raises(RecordingError, match="baseline"):
         open_pairs(flat, open_bag(flat), "/camera_right/image_raw/compressed")
+
+
+# --- depth by semi-global matching
+
+
+@pytest.mark.parametrize("camera", ["image_02", "image_03"])
+def test_matched_depth_is_that_of_the_wall(wall: Path, camera: str) -> None:
+    recording = open_recording(wall / NAME, camera=camera)
+    matched = with_stereo_depth(open_pairs(wall / NAME, recording))
+    assert matched.depth_source == "stereo"
+    depth = matched.frames[1].depth()
+    assert depth is not None
+    inner = depth[:, 32:-32]
+    assert (inner > 0).mean() > 0.8
+    assert np.abs(inner[inner > 0] / DEPTH - 1).mean() < 0.02
+
+
+def test_parallax_is_counted_from_the_principal_points() -> None:
+    camera = Camera(FOCAL, FOCAL, 160.0, 48.0, *SIZE)
+    picture = texture(*SIZE, seed=3)
+    left, right = shifted(picture, 0.0), shifted(picture, -SHIFT)
+    other = replace(camera, cx=camera.cx - 5)  # half of the shift is the camera's, not parallax
+    depth = stereo_depth(left, right, camera, other, BASELINE)
+    assert np.median(depth[depth > 0]) == pytest.approx(2 * DEPTH, rel=0.03)
+    with pytest.raises(RecordingError, match="rectify them together"):
+        stereo_depth(left, right, camera, replace(camera, cy=camera.cy + 4), BASELINE)
+    with pytest.raises(RecordingError, match="of one size"):
+        stereo_depth(left, right[:-8], camera, camera, BASELINE)
+
+
+def test_adapt_takes_metres_from_the_second_camera(wall: Path, tmp_path: Path) -> None:
+    bundle = make_told_bundle(tmp_path / "told")
+    drive = write_pairs(tmp_path / "data", frames=8)
+    found = adapt_bundle(Request(bundle.path, drive, tmp_path / "out"))
+    assert "stereo depth of 8 pairs with image_03, 0.500 m to the right" in str(found)
+    with pytest.raises(TrainingError, match="4 keyframes with depth in metres, and 8"):
+        adapt_bundle(Request(bundle.path, wall / NAME, tmp_path / "out", references="stereo"))
+    with pytest.raises(RecordingError, match="has to be another camera"):
+        adapt_bundle(Request(bundle.path, drive, tmp_path / "out", partner="image_02"))
+    shutil.rmtree(drive / "image_03")
+    with pytest.raises(TrainingError, match=r"nothing says how far.*second camera.*image_03"):
+        adapt_bundle(Request(bundle.path, drive, tmp_path / "out"))
 
 
 # --- what they explain

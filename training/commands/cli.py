@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Kept here as plain words, so that --help needs no import; a test compares them.
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
-REFERENCES = ("auto", "recorded", "multi_frame")
+REFERENCES = ("auto", "recorded", "stereo", "multi_frame")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -222,8 +222,9 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="fit a bundle to the camera of your own drive",
         description="Fit what a bundle's student is told of its camera on every second stretch "
         "of a drive, evaluate it in metres on those between, and write a new bundle where it is "
-        "better; no weight changes. Depth to fit on is the recording's own (LiDAR, exact), or the "
-        "multi-frame network's, with metres by odometry or by the camera's height.",
+        "better; no weight changes. Depth to fit on is the recording's own (LiDAR, exact), matched "
+        "with a second camera beside it (stereo), or the multi-frame network's, with metres by "
+        "odometry or by the camera's height.",
     )
     add = parser.add_argument
     add("bundle", help="name of a shipped bundle, or its folder")
@@ -245,8 +246,15 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--references",
         choices=REFERENCES,
         default="auto",
-        help="depth to fit on; recorded: the recording's own; multi_frame: the bundle's; auto: "
-        "the former where there is enough of it (default: auto)",
+        help="depth to fit on; recorded: the recording's own; stereo: matched with its second "
+        "camera; multi_frame: the bundle's; auto: the first of these that there is enough of "
+        "(default: auto)",
+    )
+    add(
+        "--partner",
+        metavar="CAMERA",
+        help="folder or image topic of the second camera (default: the one that KITTI's folders, "
+        "the calibrations or tf say stands beside)",
     )
     _add_mounting(parser)
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")

@@ -6,7 +6,7 @@ The mechanism is the node's, `depth_prior_ros.adaptation`; here the drive is a r
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,14 @@ from depth_prior_ros.bundle.files import refuse_foreign
 from depth_prior_ros.pages import colours, page
 from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recording_options import recording_options
-from depth_prior_ros.recordings import Recording, StoredRecording, open_recording
+from depth_prior_ros.recordings import (
+    Recording,
+    RecordingError,
+    StoredRecording,
+    open_recording,
+)
+from depth_prior_ros.recordings.stereo import open_pairs
+from depth_prior_ros.recordings.stereo_depth import with_stereo_depth
 from depth_prior_ros.scale import RoadSettings
 from training.errors import TrainingError
 
@@ -29,9 +36,10 @@ if TYPE_CHECKING:
     from depth_prior_ros.adaptation.adapt import Adapted
     from depth_prior_ros.adaptation.keyframes import Keyframe
     from depth_prior_ros.evaluation.evaluate import FrameResult
+    from depth_prior_ros.geometry.camera import Camera
 
-DepthSource = Literal["auto", "recorded", "multi_frame"]
-REFERENCES: tuple[DepthSource, ...] = ("auto", "recorded", "multi_frame")
+DepthSource = Literal["auto", "recorded", "stereo", "multi_frame"]
+REFERENCES: tuple[DepthSource, ...] = ("auto", "recorded", "stereo", "multi_frame")
 
 _TEMPLATE = Path(__file__).parent / "templates" / "adapt.html"
 _PICTURED = 4
@@ -46,8 +54,10 @@ class Request:
         bundle: name or folder, of a student that is told its camera.
         bag: any recording.
         out: folder of the new bundle; page and figures lie beside it, with .html and .json.
-        references: `recorded`: the recording's own depth (LiDAR, exact); `multi_frame`: the
-            bundle's multi-frame network; `auto`: the former where there is enough of it.
+        references: `recorded`: the recording's own depth (LiDAR, exact); `stereo`: matched with
+            the second camera of the recording; `multi_frame`: the bundle's multi-frame network;
+            `auto`: the first of these that there is enough of.
+        partner: folder or image topic of the second camera, where it cannot be found.
         camera_height: metres above the road: gives metres in place of odometry.
         camera_pitch_deg: by which the camera looks down, for `camera_height`.
         ignore_bottom: share of the picture that shows the vehicle, for `camera_height`.
@@ -60,6 +70,7 @@ class Request:
     bag: Path
     out: Path | None = None
     references: DepthSource = "auto"
+    partner: str | None = None
     camera_height: float | None = None
     camera_pitch_deg: float = 0.0
     ignore_bottom: float = 0.0
@@ -131,8 +142,7 @@ def adapt_bundle(
     refuse_foreign(out)
     try:
         check_student(bundle)
-        keyframes, source = _keyframes(request, bundle, recording, progress)
-        camera = recording.frames[0].camera
+        keyframes, camera, source = _keyframes(request, bundle, recording, progress)
         found = adapt(bundle, keyframes, camera, source, progress=progress)
     except AdaptationError as error:
         raise TrainingError(f"{recording.name}: {error}") from error
@@ -178,8 +188,8 @@ def _check(request: Request) -> None:
 
 def _keyframes(
     request: Request, bundle: Bundle, recording: StoredRecording, progress: Progress
-) -> tuple[list[Keyframe], str]:
-    """Keyframes in metres, and where their depth is from, in words."""
+) -> tuple[list[Keyframe], Camera, str]:
+    """Keyframes in metres, their camera, and where their depth is from, in words."""
     from depth_prior_ros.adaptation.adapt import LEAST
     from depth_prior_ros.adaptation.drives import (
         knows_metres,
@@ -192,15 +202,28 @@ def _keyframes(
     name = recording.name
     if not recording.frames:
         raise TrainingError(f"{name}: no frame can be used")
-    if request.references != "multi_frame":
-        found = measured_keyframes(recording, bundle.manifest.camera, progress=progress)
+    camera, trained = recording.frames[0].camera, bundle.manifest.camera
+    if request.references in ("auto", "recorded"):
+        found = measured_keyframes(recording, trained, progress=progress)
         if len(found) >= LEAST or request.references == "recorded":
-            return found, f"{name}, recorded depth ({recording.depth_source})"
+            return found, camera, f"{name}, recorded depth ({recording.depth_source})"
+    why = ""
+    if request.references in ("auto", "stereo"):
+        try:
+            pair, words = _stereo(request, recording)
+            found = measured_keyframes(pair, trained, progress=progress)
+            if len(found) >= LEAST or request.references == "stereo":
+                return found, pair.frames[0].camera, f"{name}, stereo depth of {words}"
+        except RecordingError as error:
+            if request.references == "stereo" or request.partner is not None:
+                raise
+            why = f" ({error})"
     height = request.camera_height
     if height is None and not knows_metres(recording.frames):
         raise AdaptationError(
             "nothing says how far the vehicle went: metres need odometry or a speed in the "
-            "recording, depth, or the camera's height above the road (--camera-height)"
+            "recording, depth, the camera's height above the road (--camera-height), or a second "
+            f"camera beside it{why}"
         )
     if not recording.consecutive:
         raise AdaptationError("separate scenes; multi-frame depth needs frames that follow others")
@@ -216,7 +239,23 @@ def _keyframes(
         recording, pipeline, None if height is None else road, progress=progress
     )
     words = "odometry" if height is None else f"the camera's height of {height:g} m"
-    return in_metres(matched, height), f"{name}, own multi-frame depth, metres by {words}"
+    source = f"{name}, own multi-frame depth, metres by {words}"
+    return in_metres(matched, height), camera, source
+
+
+def _stereo(request: Request, recording: StoredRecording) -> tuple[StoredRecording, str]:
+    """The frames of a recording with depth by its second camera, and which that is, in words.
+
+    Raises:
+        RecordingError: there is none, or the pair is not what its calibration says.
+    """
+    pairs = open_pairs(request.bag, recording, request.partner, rectify=request.rectify)
+    found = with_stereo_depth(pairs)
+    if pairs.recording is not recording:  # both cameras were read anew, and so as a whole
+        asked = {frame.stamp_ns for frame in recording.frames}
+        frames = [frame for frame in found.frames if frame.stamp_ns in asked]
+        found = replace(found, frames=frames)
+    return found, str(pairs)
 
 
 def _figures(

@@ -72,6 +72,11 @@ class SelfSupervised(TrainingConfig):
     synthetic_weight: float = Field(0.1, ge=0)
     smoothness: float = Field(1e-3, ge=0)
     known_pose_weight: float = Field(1.0, ge=0, description="where poses were recorded")
+    recorded_motion: bool = Field(
+        True,
+        description="recorded motion explains frames where it is known; false: always the pose "
+        "network's, as in the papers",
+    )
     velocity_weight: float = Field(
         0.0, ge=0, description="travel of the pose network against the recorded one (PackNet)"
     )
@@ -255,8 +260,9 @@ class SelfSupervisedStage:
         return share(self.system, limit)
 
     def _poses(self, batch: TripletBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Motions to previous and next from current (2, B, 4, 4), recorded where they are known;
-        the same as predicted; and the loss of these where known. Without motion none (0, B, 4, 4).
+        """Motions to previous and next from current (2, B, 4, 4), recorded where they are known
+        and wanted; the same as predicted; and the loss of these where known. Without motion none
+        (0, B, 4, 4).
         """
         if self.mode == "S":
             none = batch.poses.transpose(0, 1)[:0]
@@ -264,6 +270,8 @@ class SelfSupervisedStage:
         predicted = self.system.neighbour_motions(batch.inputs)
         recorded = batch.poses.transpose(0, 1)
         loss = pose_loss(Pose(predicted), Pose(recorded), known=batch.known)
+        if not self.config.recorded_motion:
+            return predicted, predicted, loss
         known = batch.known[None, :, None, None]
         return torch.where(known, recorded, predicted), predicted, loss
 
