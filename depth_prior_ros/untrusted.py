@@ -18,6 +18,7 @@ YAML_DEPTH = 64  # sections within sections
 YAML_NODES = 100_000  # keys and values
 
 WEIGHTS_BYTES = 1 << 27  # a file of a bundle: 128 MiB are 67 million weights
+NETWORK_BYTES = 1 << 31  # an imported network; protobuf, which ONNX is, knows no more
 HEADER_BYTES = 1 << 24  # of a safetensors file
 IMAGE_SIDE, INPUT_PIXELS = 8192, 1 << 22  # input size of a network
 ARCHITECTURE_NUMBER = 4096  # channels, hypotheses, heads, ...

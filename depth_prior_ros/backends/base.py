@@ -73,6 +73,12 @@ class Backend(Protocol):
         The shapes of `example_inputs` are fixed from then on. Raises BackendError.
         """
 
+    def compile_onnx(self, data: bytes) -> Compiled:
+        """Make the bytes of an ONNX file ready to run.
+
+        Raises BackendError where they cannot be run, or the backend reads no such files.
+        """
+
     def to_native(self, array: NDArray[np.float32]) -> Any:
         """Hand a numpy array to the backend."""
 

@@ -34,12 +34,20 @@ class OnnxBackend:
         with tempfile.TemporaryDirectory(prefix="depth_prior_onnx_") as folder:
             path = Path(folder) / "model.onnx"
             export_onnx(module, example_inputs, path)
-            try:
-                return self.read(path)
-            except Exception as error:  # each library has errors of its own
-                raise BackendError(
-                    f"{self.title} cannot compile {type(module).__name__}: {error}"
-                ) from error
+            return self._compile(path, type(module).__name__)
+
+    def compile_onnx(self, data: bytes) -> Compiled:
+        """Read a network that is an ONNX file already. Raises BackendError."""
+        with tempfile.TemporaryDirectory(prefix="depth_prior_onnx_") as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(data)
+            return self._compile(path, "the imported network")
+
+    def _compile(self, path: Path, name: str) -> Compiled:
+        try:
+            return self.read(path)
+        except Exception as error:  # each library has errors of its own
+            raise BackendError(f"{self.title} cannot compile {name}: {error}") from error
 
     def read(self, path: Path) -> Compiled:
         """Make an ONNX file ready to run; the file is not needed afterwards."""

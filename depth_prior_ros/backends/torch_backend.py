@@ -65,6 +65,12 @@ class TorchBackend:
 
         return run
 
+    def compile_onnx(self, data: bytes) -> Compiled:
+        """PyTorch reads no ONNX files. Raises BackendError."""
+        raise BackendError(
+            "torch runs no ONNX file, as this bundle's network is: choose openvino or onnxruntime"
+        )
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "f32":
             return nullcontext()

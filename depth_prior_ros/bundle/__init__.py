@@ -28,6 +28,9 @@ from depth_prior_ros.bundle.bundle import (
     Manifest as Manifest,
 )
 from depth_prior_ros.bundle.bundle import (
+    NetworkSpec as NetworkSpec,
+)
+from depth_prior_ros.bundle.bundle import (
     PriorSources as PriorSources,
 )
 from depth_prior_ros.bundle.bundle import (

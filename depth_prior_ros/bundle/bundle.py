@@ -9,10 +9,11 @@ A bundle is a folder::
     multi_frame.safetensors   the multi-frame network with its PADS map
     pose.safetensors          the pose network
     references.safetensors    what a student with an episodic prior looks up (see `references`)
+    network.onnx              instead of all others: a single-frame network that was made elsewhere
     teacher/                  the bundle that the prior came from
 
 Floating-point tensors are half precision on disk and single precision in memory. All but the
-student may be absent: then the manifest does not list them.
+student, or a network in its place, may be absent: then the manifest does not list them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from depth_prior_ros.bundle.manifest import (
     BASELINES_NAME,
     FILE_NAMES,
     MANIFEST_NAME,
+    NETWORK_NAME,
     PARTS,
     REFERENCES_NAME,
     SCHEMA_VERSION,
@@ -51,6 +53,7 @@ from depth_prior_ros.bundle.manifest import (
     CameraSpec,
     DepthSpec,
     Manifest,
+    NetworkSpec,
     Part,
     PriorSpec,
     Provenance,
@@ -61,6 +64,7 @@ from depth_prior_ros.bundle.manifest import (
     validate_manifest,
     write_manifest,
 )
+from depth_prior_ros.bundle.network import check_network
 from depth_prior_ros.bundle.prior import (
     PriorSources,
     copy_teacher,
@@ -72,7 +76,7 @@ from depth_prior_ros.bundle.prior import (
     write_prior,
 )
 from depth_prior_ros.bundle.references import read_references, verify_references
-from depth_prior_ros.untrusted import TENSOR_NUMBERS
+from depth_prior_ros.untrusted import NETWORK_BYTES, TENSOR_NUMBERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,6 +98,7 @@ __all__ = [
     "CameraSpec",
     "DepthSpec",
     "Manifest",
+    "NetworkSpec",
     "PriorSources",
     "PriorSpec",
     "Provenance",
@@ -130,8 +135,25 @@ class Bundle:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def student(self) -> Student:
-        """The single-frame network in eval mode, on the CPU, in float32."""
+        """The single-frame network in eval mode, on the CPU, in float32.
+
+        Raises BundleError for a network that was made elsewhere: it is run, nothing else.
+        """
+        if self.manifest.network is not None:
+            raise BundleError(
+                self.path,
+                f"its network was imported ({self.manifest.network.source}): it can be run, not "
+                "trained, adapted, exported or asked for features",
+            )
         return self._network("student")
+
+    def network(self) -> bytes:
+        """The file of a network that was made elsewhere, verified. Raises BundleError."""
+        path = self.path / NETWORK_NAME
+        if self.manifest.network is None:
+            raise BundleError(path, "this bundle has no imported network")
+        digest = self.manifest.files[NETWORK_NAME]
+        return read_verified(path, digest, _root(self.path), NETWORK_BYTES)
 
     def multi_frame(self) -> AnyMultiFrame:
         """The multi-frame network in eval mode, on the CPU, in float32."""
@@ -208,7 +230,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 def _load(path: Path, expected: str | None = None) -> Bundle:
     """`load_bundle` of a folder; `expected`: sha256 of its manifest."""
     manifest = read_manifest(path / MANIFEST_NAME, expected, _root(path))
-    if file_name("student") not in manifest.files:
+    if file_name("student") not in manifest.files and manifest.network is None:
         raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
     bundle = Bundle(path, manifest)
     _verify_content(bundle)
@@ -405,6 +427,8 @@ def _verify_content(bundle: Bundle) -> None:
     fusion: PriorFusion | None = None
     episodic: EpisodicPrior | None = None
     _check_memory(bundle)
+    if manifest.network is not None:
+        check_network(bundle.path / NETWORK_NAME, bundle.network(), manifest.network)
     for part in PARTS:  # the student before the prior that it reads
         if not bundle.has(part):
             continue

@@ -29,13 +29,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_verified(path: Path, expected: str, inside: Path | None = None) -> bytes:
+def read_verified(
+    path: Path, expected: str, inside: Path | None = None, limit: int = WEIGHTS_BYTES
+) -> bytes:
     """The bytes of a file whose hash is the expected one: what is checked is what is used.
 
-    inside: a folder that a link must not lead out of. Raises BundleError.
+    inside: a folder that a link must not lead out of. limit: most bytes. Raises BundleError.
     """
     try:
-        data = read_file(path, WEIGHTS_BYTES, inside=inside)
+        data = read_file(path, limit, inside=inside)
     except FileNotFoundError:
         raise BundleError(path, "missing: the manifest lists it") from None
     except OSError as error:
@@ -51,7 +53,7 @@ def read_verified(path: Path, expected: str, inside: Path | None = None) -> byte
 
 def _truncation(path: Path, data: bytes) -> str | None:
     """In words, by how much a safetensors file is shorter than its header says."""
-    if path.name == MANIFEST_NAME:
+    if path.suffix != ".safetensors":
         return None
     size = len(data)
     if size < 8:

@@ -27,7 +27,8 @@ from depth_prior_ros.untrusted import (
 # 3: a student may be told its camera, and a bundle hold what it is told.
 # 4: what a fusion and a teacher called `tap` is called `stride`; a student may look up references
 # of its camera, and a bundle hold some.
-SCHEMA_VERSION = 4
+# 5: the single-frame network may be one that was made elsewhere.
+SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
@@ -35,6 +36,8 @@ BASELINES_NAME = "baselines.safetensors"
 REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
+# A single-frame network that was made elsewhere; see bundle.network.
+NETWORK_NAME = "network.onnx"
 # A whole bundle inside a bundle: the teacher that its prior came from.
 TEACHER_FOLDER = "teacher"
 TEACHER_NAME = f"{TEACHER_FOLDER}/{MANIFEST_NAME}"
@@ -42,6 +45,7 @@ FILE_NAMES = (
     *(f"{part}.safetensors" for part in PARTS),
     BASELINES_NAME,
     REFERENCES_NAME,
+    NETWORK_NAME,
     TEACHER_NAME,
 )
 
@@ -218,6 +222,54 @@ class ReferencesSpec(_Strict):
         )
 
 
+class NetworkSpec(_Strict):
+    """A single-frame network that was made elsewhere: what it is shown and what it returns.
+
+    Attributes:
+        format: "onnx", a file of that format.
+        source: name of what was imported.
+        depth: kind of depth that it returns, see `models.imported.DepthKind`.
+        metres: whether `DepthSpec.metres_per_unit` is known.
+        size: (W, H) of its own input; pictures of the bundle's input size are resized to it.
+        mean, std: of the channels, at values of 0 to `largest`.
+        largest: what white is, 1 or 255.
+        order: of the channels.
+        input: name of the picture among its inputs. output: of depth among its outputs.
+        fill: value of every further input, by name.
+    """
+
+    format: Literal["onnx"]
+    source: str = Field(min_length=1)
+    depth: Literal["metric", "scale_invariant", "disparity", "affine_invariant"]
+    metres: bool
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    largest: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    order: Literal["rgb", "bgr"] = "rgb"
+    input: str = Field(min_length=1)
+    output: str = Field(min_length=1)
+    fill: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sound(self) -> NetworkSpec:
+        width, height = self.size
+        if not (0 < width <= IMAGE_SIDE and 0 < height <= IMAGE_SIDE):
+            raise ValueError(f"network.size {width}x{height}: sides of 1 to {IMAGE_SIDE}")
+        if width * height > INPUT_PIXELS:
+            raise ValueError(f"network.size {width}x{height}: at most {INPUT_PIXELS:,} pixels")
+        numbers = (*self.mean, *self.std, *self.fill.values())
+        if not all(abs(number) <= ARCHITECTURE_NUMBER for number in numbers):
+            raise ValueError("network: mean, std and fill must be finite and moderate numbers")
+        if min(self.std) <= 0:
+            raise ValueError(f"network.std {list(self.std)}: must be positive")
+        if self.depth == "metric" and not self.metres:
+            raise ValueError("network: metric depth has metres")
+        if self.depth == "affine_invariant" and self.metres:
+            raise ValueError("network: affine-invariant depth has no metres of its own")
+        return self
+
+
 class Provenance(_Strict):
     """Where the weights come from: enough to assess them, and to make them again."""
 
@@ -294,6 +346,7 @@ class Manifest(_Strict):
     schema_version: int = Field(default=SCHEMA_VERSION, alias="schema", ge=1)
     name: str = Field(min_length=1)
     architecture: Architecture
+    network: NetworkSpec | None = None
     input_size: tuple[int, int]
     training_camera: CameraSpec
     depth: DepthSpec
@@ -308,7 +361,8 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         width, height = self.input_size
-        if width <= 0 or height <= 0 or width % 32 or height % 32:
+        multiple = 32 if self.network is None else 1
+        if width <= 0 or height <= 0 or width % multiple or height % multiple:
             raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
         if max(width, height) > IMAGE_SIDE or width * height > INPUT_PIXELS:
             raise ValueError(
@@ -332,6 +386,10 @@ class Manifest(_Strict):
             raise ValueError(f"references and {REFERENCES_NAME} go together: one is missing")
         if self.references is not None and not self.architecture.student.get("episodic"):
             raise ValueError("references are given, but the student looks none up")
+        if self.files and (self.network is None) == (NETWORK_NAME in self.files):
+            raise ValueError(f"network and {NETWORK_NAME} go together: one is missing")
+        if self.network is not None and set(self.files) - {NETWORK_NAME}:
+            raise ValueError(f"files lists more than {NETWORK_NAME}, which stands alone")
         unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
@@ -340,6 +398,16 @@ class Manifest(_Strict):
     def data(self) -> dict[str, Any]:
         """As plain data, of today's schema: for `validate_manifest`, after a change."""
         return {**self.model_dump(by_alias=True, mode="json"), "schema": SCHEMA_VERSION}
+
+    @property
+    def has_metres(self) -> bool:
+        """Whether `depth.metres_per_unit` is known, and no mere beginning of a search."""
+        return self.network is None or self.network.metres
+
+    @property
+    def affine(self) -> bool:
+        """Whether inverse depth is known up to a factor and a shift only."""
+        return self.network is not None and self.network.depth == "affine_invariant"
 
     @property
     def camera(self) -> Camera:

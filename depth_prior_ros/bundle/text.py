@@ -53,7 +53,7 @@ def describe_manifest(
                 "reported up to": f"{depth.max_metres:g} m",
             },
         ),
-        ("networks", manifest.architecture.model_dump()),
+        ("networks", _networks(manifest)),
         ("prior", _prior(manifest.prior, sources) if manifest.prior else {"prior": "none"}),
         ("provenance", manifest.provenance.model_dump()),
         ("metrics", dict(manifest.metrics) or {"metrics": "none recorded"}),
@@ -76,7 +76,7 @@ def describe_manifest(
 def summarise_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int]) -> str:
     """What a person wants first of a bundle, on one screen; arguments as `describe_manifest`."""
     width, height = manifest.input_size
-    depth, camera = manifest.depth, manifest.training_camera
+    camera = manifest.training_camera
     mbytes = sum(sizes.values()) / 1e6
     content: dict[str, Any] = {
         "folder": path.absolute(),
@@ -84,8 +84,7 @@ def summarise_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int])
         "models": _models(manifest),
         "input": f"{width}x{height}; trained with fx {camera.fx:.1f}, fy {camera.fy:.1f}, "
         f"cx {camera.cx:.1f}, cy {camera.cy:.1f} at that size",
-        "metres": f"up to {depth.max_metres:g}; {depth.metres_per_unit:.4g} a unit, by "
-        f"{depth.metres_per_unit_source}",
+        "metres": _metres(manifest),
         "trained on": manifest.provenance.data_sources or "not recorded",
         "AbsRel after median scaling": _headlines(manifest.metrics) or "not recorded",
         "size": f"{mbytes:.1f} MB in {_count(len(sizes), 'file')}, whose hashes are right",
@@ -95,8 +94,28 @@ def summarise_manifest(manifest: Manifest, path: Path, sizes: Mapping[str, int])
     return "\n".join(map(printable, lines)) + "\n"
 
 
+def _metres(manifest: Manifest) -> str:
+    depth = manifest.depth
+    if not manifest.has_metres:
+        what = "factor and shift" if manifest.affine else "factor"
+        return f"up to {depth.max_metres:g}; {what} unknown, to be measured (scale.mode)"
+    return (
+        f"up to {depth.max_metres:g}; {depth.metres_per_unit:.4g} a unit, by "
+        f"{depth.metres_per_unit_source}"
+    )
+
+
+def _networks(manifest: Manifest) -> dict[str, Any]:
+    if manifest.network is not None:
+        return {"imported": manifest.network.model_dump()}
+    return manifest.architecture.model_dump()
+
+
 def _models(manifest: Manifest) -> str:
-    architecture, prior = manifest.architecture, manifest.prior
+    architecture, prior, network = manifest.architecture, manifest.prior, manifest.network
+    if network is not None:
+        kind = network.depth.replace("_", "-")
+        return f"single-frame, {kind} depth ({network.source}, {network.format})"
     words = [f"single-frame ({architecture.student.get('trunk', 'student')})"]
     if prior is not None:
         words[0] += f" with a prior of {prior.pixels:,} pixels"

@@ -62,6 +62,7 @@ from depth_prior_ros.pipeline.results import (
     Reason,
     holds_depth,
     known_inverse,
+    shifted,
     to_confidence,
     to_metres,
     to_rgb,
@@ -70,7 +71,7 @@ from depth_prior_ros.pipeline.results import (
 from depth_prior_ros.pipeline.runtime import Native, Stopwatch, compile_networks
 from depth_prior_ros.pipeline.settings import PipelineSettings, TimeBudget
 from depth_prior_ros.pipeline.sharing import NetworkPool
-from depth_prior_ros.scale import FixedScale, Scale, ScaleSight
+from depth_prior_ros.scale import FixedScale, NoScale, Scale, ScaleSight, ScaleStatus
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import ReferencesSpec
@@ -92,6 +93,22 @@ _log = logging.getLogger(__name__)
 
 BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
+
+
+def default_scale(bundle: Bundle) -> Scale:
+    """The bundle's own factor; none for a network of which nobody knows the metres."""
+    manifest = bundle.manifest
+    depth = manifest.depth
+    if manifest.has_metres:
+        return FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
+    return NoScale(depth.metres_per_unit, depth.metres_per_unit_source, first_shift(bundle))
+
+
+def first_shift(bundle: Bundle) -> float:
+    """Shift of inverse depth, 1/units, where none was measured: zero but for affine-invariant."""
+    from depth_prior_ros.models.imported import GAUGE_SHIFT
+
+    return GAUGE_SHIFT if bundle.manifest.affine else 0.0
 
 
 P = ParamSpec("P")
@@ -129,7 +146,8 @@ class DepthPipeline(PipelineSettings):
     force_model: `single_frame` or `multi_frame`, for evaluation; a forced multi-frame still falls
     back where there is no usable predecessor or pose.
     gate_settings: when the vehicle counts as moving.
-    scale: where the metric factor comes from; it is told of every frame.
+    scale: where the metric factor comes from, `default_scale` if nothing is said; it is told of
+    every frame.
     max_gap: seconds between frames beyond which the previous one is of no use.
     max_metres: beyond it depth is +inf; the bundle's range by default.
     time_budget_ms: where the median time of multi-frame frames exceeds it, they pause; `auto`: as
@@ -180,9 +198,10 @@ class DepthPipeline(PipelineSettings):
             parallax=parallax,
             pool=pool,
         )
-        depth = self.bundle.manifest.depth
-        self.scale: Scale = scale or FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
-        self.max_metres = depth.max_metres if max_metres is None else max_metres
+        self.scale: Scale = scale or default_scale(self.bundle)
+        self.max_metres = (
+            self.bundle.manifest.depth.max_metres if max_metres is None else max_metres
+        )
         self.max_gap = max_gap
         self.frame_rate = FrameRate()
         self.guard = guard or MultiFrameGuard()
@@ -334,7 +353,7 @@ class DepthPipeline(PipelineSettings):
         with clock("postprocess"):
             view = view_of(current.framed, self._output_size)
             status = self.scale.status
-            units = self._units(current, single, MultiFrameResult())
+            units = self._shifted(self._units(current, single, MultiFrameResult()), status, current)
             depth = self._metres(units, status.metres_per_unit, current, view)
             sure = to_confidence(combine(units), depth, view) if confidence else None
             shown = to_rgb(rgb, current.framed, view)
@@ -408,6 +427,7 @@ class DepthPipeline(PipelineSettings):
             self._show_witness(current, units, way, found)
             view = view_of(current.framed, self._output_size)
             scale = self.scale.status  # once: another thread may reset the scale
+            units = self._shifted(units, scale, current)
             depth = self._metres(units, scale.metres_per_unit, current, view)
             sure = None
             if confidence:
@@ -593,6 +613,19 @@ class DepthPipeline(PipelineSettings):
             values = self.networks.backend.to_numpy(found.output[0])
         return known_inverse(values[0, 0], current.framed.outside, inverse=found.output is None)
 
+    def _stretch(self, current: ObservedFrame) -> float:
+        """True depth over the depth that the networks see.
+
+        Of affine-invariant depth that is a part of the factor, which is measured or unknown.
+        """
+        return 1.0 if self.bundle.manifest.affine else stretch_of(current.framed, self._trained)
+
+    def _shifted(
+        self, units: NDArray[np.float32], status: ScaleStatus, current: ObservedFrame
+    ) -> NDArray[np.float32]:
+        """Inverse depth (h, w) where it is known up to a shift: with the one that was found."""
+        return shifted(units, status.shift * self._stretch(current))
+
     def _metres(
         self,
         units: NDArray[np.float32],
@@ -600,7 +633,7 @@ class DepthPipeline(PipelineSettings):
         current: ObservedFrame,
         view: OutputView,
     ) -> NDArray[np.float32]:
-        factor = metres_per_unit * stretch_of(current.framed, self._trained)
+        factor = metres_per_unit * self._stretch(current)
         return to_metres(units, factor, self.max_metres, view)
 
     def _observe(
@@ -618,7 +651,7 @@ class DepthPipeline(PipelineSettings):
             alone = (
                 units if found.output is None else self._units(current, single, MultiFrameResult())
             )
-            inverse = alone / np.float32(stretch_of(current.framed, self._trained))
+            inverse = alone / np.float32(self._stretch(current))
         if found.pair is not None:  # both of the same step
             way = RelativeMotion(found.pair.pose, found.pair.metres)
         seconds = 0.0 if before is None else (current.stamp_ns - before) * 1e-9
@@ -632,6 +665,7 @@ class DepthPipeline(PipelineSettings):
                 metres_travelled=way.metres,
                 seconds=seconds if seconds > 0 else None,
                 radians_turned=None if way.pose is None else turned(way.pose),
+                picture=current.framed.pixels,
             )
         )
 
@@ -664,7 +698,7 @@ class DepthPipeline(PipelineSettings):
                 current.framed,
                 units,
                 self.networks.backend.to_numpy(found.output[2])[0, 0],
-                stretch_of(current.framed, self._trained),
+                self._stretch(current),
                 way.metres,
                 found.pair.metres,
                 self._step.motions.units_travelled(found.pair, found.step),

@@ -183,6 +183,17 @@ def known_inverse(
     return np.divide(np.float32(1), values, out=result, where=known)
 
 
+_BEYOND = np.float32(1e-6)  # 1/units: farther than anything that is published
+
+
+def shifted(inverse: NDArray[np.float32], shift: float) -> NDArray[np.float32]:
+    """Inverse depth (h, w) with a shift; the array itself without one.
+
+    What comes to lie at or beyond infinity is just this side of it.
+    """
+    return inverse if shift == 0 else np.maximum(inverse + np.float32(shift), _BEYOND)
+
+
 def to_metres(
     inverse: NDArray[np.float32], factor: float, max_metres: float, view: OutputView
 ) -> NDArray[np.float32]:

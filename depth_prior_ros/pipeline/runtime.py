@@ -25,7 +25,9 @@ from depth_prior_ros.bundle import Bundle, BundleError
 from depth_prior_ros.pipeline.sharing import NetworkPool, Turns
 
 if TYPE_CHECKING:
-    from depth_prior_ros.models.episodic_prior import References
+    from contextlib import AbstractContextManager
+
+    from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
 
 Native = Any
 Features = tuple[Native, ...]
@@ -79,12 +81,7 @@ class Networks:
         threads: int | None = None,
         parallax: float | None = None,
     ) -> None:
-        from depth_prior_ros.models.export import (
-            FeatureRunner,
-            MultiFrameRunner,
-            PoseRunner,
-            StudentRunner,
-        )
+        from depth_prior_ros.models.export import FeatureRunner, MultiFrameRunner, PoseRunner
         from depth_prior_ros.models.mism import MultiFrameNet
         from depth_prior_ros.models.search_range import check_parallax
 
@@ -93,33 +90,16 @@ class Networks:
         self.turns = Turns()
         self._compiled_by = self
         self.fell_back = False
-        depth = bundle.manifest.depth
         width, height = bundle.manifest.input_size
         image = np.zeros((1, 3, height, width), dtype=np.float32)
-        prior = bundle.prior() if bundle.has("prior") else None
-        student_net = bundle.student()
-        if student_net.fusion is not None and prior is None:
-            raise BundleError(
-                bundle.path,
-                "the student has a prior fusion, but there is no prior: choose one (depth_train "
-                "select)",
-            )
-        if prior is not None:
-            bundle.match_prior(student_net)
-        student = StudentRunner(
-            student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
-        )
         self._code: tuple[Native, ...] = ()
-        self._references: tuple[Native, ...]  # by `set_references`
-        self._look_up = student_net.episodic
-        self.takes_code = student_net.camera_code is not None
-        if self.takes_code:
-            spec = bundle.manifest.camera_code
-            self.tell_camera(spec.numbers if spec is not None else (0.0,) * 5)
-        self.set_references(bundle.references())
-        told = (np.zeros((1, 5), np.float32),) if self.takes_code else ()
-        looked_up = [backend.to_numpy(given) for given in self._references]
-        self._student = backend.compile(student, (image, *told, *looked_up))
+        self._references: tuple[Native, ...] = ()
+        self._look_up: EpisodicPrior | None = None
+        self.takes_code = False
+        if bundle.manifest.network is not None:
+            self._student = imported_network(bundle, backend, self._few_threads)
+        else:
+            self._student = self._compile_student(bundle, image)
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
         self.parallax = 0.0
@@ -151,6 +131,34 @@ class Networks:
         other = copy.copy(self)
         other._compiled_by = self  # which lives as long as any of them
         return other
+
+    def _compile_student(self, bundle: Bundle, image: NDArray[np.float32]) -> Compiled:
+        """The bundle's student, and what it is told beside an image (1, 3, H, W)."""
+        from depth_prior_ros.models.export import StudentRunner
+
+        backend, depth = self.backend, bundle.manifest.depth
+        prior = bundle.prior() if bundle.has("prior") else None
+        student_net = bundle.student()
+        if student_net.fusion is not None and prior is None:
+            raise BundleError(
+                bundle.path,
+                "the student has a prior fusion, but there is no prior: choose one (depth_train "
+                "select)",
+            )
+        if prior is not None:
+            bundle.match_prior(student_net)
+        student = StudentRunner(
+            student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
+        )
+        self._look_up = student_net.episodic
+        self.takes_code = student_net.camera_code is not None
+        if self.takes_code:
+            spec = bundle.manifest.camera_code
+            self.tell_camera(spec.numbers if spec is not None else (0.0,) * 5)
+        self.set_references(bundle.references())
+        told = (np.zeros((1, 5), np.float32),) if self.takes_code else ()
+        looked_up = [backend.to_numpy(given) for given in self._references]
+        return backend.compile(student, (image, *told, *looked_up))
 
     @property
     def has_multi_frame(self) -> bool:
@@ -325,6 +333,45 @@ class Networks:
             single_depth,
         )
         return depth, confidence, parallax
+
+
+def imported_network(
+    bundle: Bundle, backend: Backend, few_threads: Callable[[], AbstractContextManager[None]]
+) -> Compiled:
+    """The network that a bundle has from elsewhere, between native tensors as a student is.
+
+    few_threads: around what PyTorch computes beside the backend. Raises BackendError.
+    """
+    import torch
+
+    from depth_prior_ros.bundle.manifest import NETWORK_NAME
+    from depth_prior_ros.bundle.network import fill_shape, read_graph
+    from depth_prior_ros.models.imported import Preparation, Reading
+
+    spec = bundle.manifest.network
+    assert spec is not None
+    prepare = Preparation(spec.size, spec.mean, spec.std, spec.largest, spec.order == "bgr")
+    read = Reading(spec.depth, bundle.manifest.input_size)
+    data = bundle.network()
+    path = bundle.path / NETWORK_NAME
+    graph = read_graph(path, data)
+    given = {
+        name: backend.to_native(np.full(fill_shape(path, graph, name), value, np.float32))
+        for name, value in spec.fill.items()
+    }
+    place = list(graph.outputs).index(spec.output)
+    run = backend.compile_onnx(data)
+
+    def single(image: Native) -> tuple[Native, Native]:
+        with torch.inference_mode(), few_threads():
+            shown = backend.to_native(prepare(_tensor(image)).numpy())
+            inputs = [given.get(name, shown) for name in graph.inputs]
+            answer = run(*inputs)[place]
+            return tuple(  # type: ignore[return-value]
+                backend.to_native(tensor.numpy()) for tensor in read(_tensor(answer))
+            )
+
+    return single
 
 
 def _tensor(native: Native) -> Any:

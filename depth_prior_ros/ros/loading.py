@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline import DepthPipeline
+from depth_prior_ros.pipeline.pipeline import first_shift
 from depth_prior_ros.pipeline.results import parse_output_size
 from depth_prior_ros.pipeline.sharing import NetworkPool
 from depth_prior_ros.ros.parameters import PARAMETERS, Settings
@@ -159,7 +160,8 @@ def carry_scale(old: DepthPipeline, new: DepthPipeline) -> None:
 
 def scale_of(settings: Settings, bundle: Bundle) -> Scale:
     """The scale that the settings ask for, at its beginning."""
-    depth = bundle.manifest.depth
+    manifest = bundle.manifest
+    depth = manifest.depth
     given = settings.scale_metres_per_unit
     return make_scale(
         settings.scale_mode,
@@ -174,6 +176,9 @@ def scale_of(settings: Settings, bundle: Bundle) -> Scale:
         ),
         road=settings.road,
         mounted_later=bool(settings.tf_base_frame),
+        known=bool(given) or manifest.has_metres,
+        shift=first_shift(bundle) if manifest.affine else None,
+        pose_network=bundle.has("pose") and bundle.has("multi_frame"),
     )
 
 

@@ -6,9 +6,11 @@ road lies a known height below the camera), `odometry` (the networks' travel aga
 one) or `none`.
 """
 
+from depth_prior_ros.scale.affine import AffineScale
+from depth_prior_ros.scale.choice import make_scale
 from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
 from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale, make_scale
+from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import (
     SCALE_MODES,
@@ -21,9 +23,11 @@ from depth_prior_ros.scale.state import (
     ScaleStatus,
     focal_ratio,
 )
+from depth_prior_ros.scale.tracks import TrackedScale
 
 __all__ = [
     "SCALE_MODES",
+    "AffineScale",
     "CameraHeightScale",
     "FilterSettings",
     "FixedScale",
@@ -36,6 +40,7 @@ __all__ = [
     "ScaleSight",
     "ScaleState",
     "ScaleStatus",
+    "TrackedScale",
     "focal_ratio",
     "load_scale",
     "make_scale",

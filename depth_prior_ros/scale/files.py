@@ -40,6 +40,7 @@ def save_scale(
             key: stored.get(key)
             for key in ("mode", "state", "metres_per_unit", "spread", "samples")
         },
+        **({"shift": stored["shift"]} if "shift" in stored else {}),
         "bundle": bundle,
         "camera": None if camera is None else _view(camera),
     }

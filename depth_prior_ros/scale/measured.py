@@ -1,7 +1,4 @@
-"""A scale from what the node's parameters and the bundle say.
-
-Factors that are measured while the vehicle drives.
-"""
+"""Factors that are measured while the vehicle drives."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
 from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_road
 from depth_prior_ros.scale.state import (
-    SCALE_MODES,
     FixedScale,
-    NoScale,
-    Scale,
     ScaleMode,
     ScaleSight,
     ScaleState,
@@ -30,12 +27,14 @@ _MAX_SWING = 0.3  # of a step that may come from turning about that point: 5 % o
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """A measured factor, metres per unit, and how much it counts."""
+
     factor: float
     weight: float = 1.0
 
 
-class _NothingError(Exception):
+class NothingMeasuredError(Exception):
     """A frame that measures nothing; the message says why."""
 
 
@@ -80,7 +79,7 @@ class MeasuredScale:
             sample, why = None, ""
             try:
                 sample = self._plausible(self._measure(sight))
-            except _NothingError as error:
+            except NothingMeasuredError as error:
                 why = str(error)
             if sample is None:
                 self._filter.advance(seconds, None)
@@ -123,13 +122,13 @@ class MeasuredScale:
             self._first = "stored"
             self._status = self._describe("stored in an earlier run")
 
-    def _measure(self, sight: ScaleSight) -> _Sample:
-        """The factor as this frame sees it. Raises _NothingError."""
+    def _measure(self, sight: ScaleSight) -> Sample:
+        """The factor as this frame sees it. Raises NothingMeasuredError."""
         raise NotImplementedError
 
-    def _plausible(self, sample: _Sample) -> _Sample:
+    def _plausible(self, sample: Sample) -> Sample:
         if not self._filter.plausible(sample.factor):
-            raise _NothingError(f"implausible: {sample.factor:.3g} m per unit")
+            raise NothingMeasuredError(f"implausible: {sample.factor:.3g} m per unit")
         return sample
 
     def _describe(self, why: str, standing: bool = False) -> ScaleStatus:
@@ -165,9 +164,7 @@ class CameraHeightScale(MeasuredScale):
 
         Raises ValueError for a height that is not finite and positive.
         """
-        if camera_height is not None and not (math.isfinite(camera_height) and camera_height > 0):
-            raise ValueError(f"camera_height must be finite and positive, got {camera_height}")
-        self.camera_height = camera_height
+        self.camera_height = None if camera_height is None else checked_height(camera_height)
         self._road = road or RoadSettings()
         super().__init__(start, settings)
 
@@ -175,19 +172,15 @@ class CameraHeightScale(MeasuredScale):
         """How the camera is mounted from the next frame on; None: not known, nothing measured."""
         self.camera_height, self._road = camera_height, road
 
-    def _measure(self, sight: ScaleSight) -> _Sample:
+    def _measure(self, sight: ScaleSight) -> Sample:
         height = self.camera_height
         if height is None:
-            raise _NothingError("where the camera sits is not known")
-        if sight.inverse_units is None:
-            raise _NothingError("no depth of this frame")
-        if sight.inverse_units.shape != (sight.camera.height, sight.camera.width):
-            raise _NothingError("the depth is not of the camera's size")
+            raise NothingMeasuredError("where the camera sits is not known")
         try:
-            road = fit_road(sight.inverse_units, sight.camera, self._road)
+            road = fit_road(seen_depth(sight), sight.camera, self._road)
         except NoRoadError as error:
-            raise _NothingError(str(error)) from error
-        return _Sample(height / road.height, road.share)
+            raise NothingMeasuredError(str(error)) from error
+        return Sample(height / road.height, road.share)
 
 
 class OdometryScale(MeasuredScale):
@@ -199,19 +192,44 @@ class OdometryScale(MeasuredScale):
     mode: ClassVar[ScaleMode] = "odometry"
     needs_travel: ClassVar[bool] = True
 
-    def _measure(self, sight: ScaleSight) -> _Sample:
-        metres, units = sight.metres_travelled, sight.units_travelled
-        if metres is None or not math.isfinite(metres):
-            raise _NothingError("no odometry")
+    def _measure(self, sight: ScaleSight) -> Sample:
+        metres, units = known_way(sight), sight.units_travelled
         if units is None or not math.isfinite(units) or units <= 0:
-            raise _NothingError("the networks saw no motion")
-        metres = abs(metres)
+            raise NothingMeasuredError("the networks saw no motion")
         if metres < _MIN_STEP:
-            raise _NothingError(f"steps below {_MIN_STEP} m are too short")
-        turned = sight.radians_turned
-        if turned is not None and abs(turned) * _LEVER > _MAX_SWING * metres:
-            raise _NothingError("the vehicle turns on the spot")
-        return _Sample(metres / units, metres)
+            raise NothingMeasuredError(f"steps below {_MIN_STEP} m are too short")
+        check_swing(metres, sight.radians_turned)
+        return Sample(metres / units, metres)
+
+
+def known_way(sight: ScaleSight) -> float:
+    """Metres since the frame before. Raises NothingMeasuredError without odometry."""
+    metres = sight.metres_travelled
+    if metres is None or not math.isfinite(metres):
+        raise NothingMeasuredError("no odometry")
+    return abs(metres)
+
+
+def check_swing(metres: float, turned: float | None) -> None:
+    """Raise NothingMeasuredError for a way (m) that may well be due to a turn (radians)."""
+    if turned is not None and abs(turned) * _LEVER > _MAX_SWING * metres:
+        raise NothingMeasuredError("the vehicle turns on the spot")
+
+
+def seen_depth(sight: ScaleSight) -> NDArray[np.floating]:
+    """Inverse depth of the camera's size. Raises NothingMeasuredError without it."""
+    if sight.inverse_units is None:
+        raise NothingMeasuredError("no depth of this frame")
+    if sight.inverse_units.shape != (sight.camera.height, sight.camera.width):
+        raise NothingMeasuredError("the depth is not of the camera's size")
+    return sight.inverse_units
+
+
+def checked_height(camera_height: float) -> float:
+    """The height itself. Raises ValueError for one that is not finite and positive."""
+    if not (math.isfinite(camera_height) and camera_height > 0):
+        raise ValueError(f"camera_height must be finite and positive, got {camera_height}")
+    return camera_height
 
 
 def stored_factor(stored: Mapping[str, Any]) -> float:
@@ -226,35 +244,3 @@ def stored_factor(stored: Mapping[str, Any]) -> float:
         if not (number and math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread must be a finite number or none, got {spread!r}")
     return float(factor)
-
-
-def make_scale(
-    mode: str,
-    *,
-    fixed: float,
-    source: str,
-    camera_height: float | None = None,
-    settings: FilterSettings | None = None,
-    road: RoadSettings | None = None,
-    mounted_later: bool = False,
-) -> Scale:
-    """The scale of a mode.
-
-    mode: one of SCALE_MODES. fixed, source: the factor to use (mode `fixed`) or to begin with, and
-    where it is from. camera_height: metres, for mode `camera_height`; it may be left out where it
-    is told later (`CameraHeightScale.mount`).
-
-    Raises ValueError for an unknown mode, a missing camera height, and values out of range.
-    """
-    start = FixedScale(fixed, source)
-    if mode == "fixed":
-        return start
-    if mode == "none":
-        return NoScale(fixed, source)
-    if mode == "odometry":
-        return OdometryScale(start, settings)
-    if mode == "camera_height":
-        if camera_height is None and not mounted_later:
-            raise ValueError("scale mode camera_height needs the camera's height in metres")
-        return CameraHeightScale(start, camera_height, settings, road)
-    raise ValueError(f"scale mode must be one of {', '.join(SCALE_MODES)}, got {mode!r}")

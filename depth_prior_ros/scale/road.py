@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.scale.lines import fit_line
 
 _Floats = NDArray[np.float64]
 
@@ -110,6 +111,35 @@ def fit_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> R
     if share < settings.min_share:
         raise NoRoadError(f"no flat road in sight: {share:.0%} of the pixels agree on a plane")
     return _checked(plane, share, settings)
+
+
+def fit_affine_road(
+    inverse: NDArray[Any], camera: Camera, settings: RoadSettings
+) -> tuple[float, Road]:
+    """Find the road where inverse depth (h, w) is known up to a factor and a shift.
+
+    A shift adds to what is constant over the picture, as the pitch does: so the pitch has to be
+    that of the mounting, and the shift is what makes it so. Returns the shift (1/units), and the
+    road after it. Raises NoRoadError.
+    """
+    rows, columns, rays = _region(camera, settings)
+    values = np.asarray(inverse[rows, columns], np.float64)
+    known = np.isfinite(values)
+    if known.sum() < max(_MIN_PIXELS, settings.min_share * len(rows)):
+        raise NoRoadError("too little depth on the road")
+    values = values[known]
+    down = rays[known] @ _down(settings.pitch)  # camera heights over depth
+    nearness = down[None]
+
+    def tolerance(gain: _Floats, _: _Floats) -> _Floats:
+        return settings.tolerance * gain * nearness
+
+    try:
+        line = fit_line(down, values, tolerance)
+    except ValueError as error:
+        raise NoRoadError("no flat road in sight: nothing gets nearer downwards") from error
+    shift = -line.offset
+    return shift, fit_road(np.asarray(inverse) + shift, camera, settings)
 
 
 def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:

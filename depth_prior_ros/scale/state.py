@@ -36,6 +36,7 @@ class ScaleSight:
     metres_travelled: the same step as odometry measured it.
     seconds: since the previous frame; None where there is none, or its stamp is not an earlier one.
     radians_turned: how far the vehicle turned in the step, of either sign, where known.
+    picture: (h, w, 3) uint8 RGB, of `camera`.
     """
 
     stamp_ns: int
@@ -46,6 +47,7 @@ class ScaleSight:
     metres_travelled: float | None = None
     seconds: float | None = None
     radians_turned: float | None = None
+    picture: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ScaleStatus:
     None where nothing was measured.
     samples: measurements that the factor rests on.
     text: the same in words, with the reason while nothing can be measured.
+    shift: what is added to inverse depth first, in 1/units; not zero for affine-invariant depth
+    only.
     """
 
     mode: ScaleMode
@@ -68,6 +72,7 @@ class ScaleStatus:
     spread: float | None
     samples: int
     text: str
+    shift: float = 0.0
 
     @property
     def relative(self) -> bool:
@@ -132,13 +137,14 @@ class Scale(Protocol):
 
 @dataclass(frozen=True)
 class FixedScale:
-    """A factor that was fitted once, offline.
+    """A factor that was fitted once, offline. ``shift``: see `ScaleStatus`.
 
     Raises ValueError for a factor that is not finite and positive.
     """
 
     metres_per_unit: float
     source: str = "given"
+    shift: float = 0.0
 
     mode: ClassVar[ScaleMode] = "fixed"
     needs_depth: ClassVar[bool] = False
@@ -190,7 +196,9 @@ class NoScale(FixedScale):
     def status(self) -> ScaleStatus:
         """`none`."""
         text = "relative depth, right up to one unknown factor: not metres"
-        return ScaleStatus("none", "none", self.metres_per_unit, None, 0, text)
+        if self.shift:
+            text = "relative depth, right up to a factor and a shift of inverse depth: not metres"
+        return ScaleStatus("none", "none", self.metres_per_unit, None, 0, text, self.shift)
 
 
 def focal_ratio(fx: float, fy: float, trained_fx: float, trained_fy: float) -> float:

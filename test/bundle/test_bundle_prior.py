@@ -76,7 +76,7 @@ def test_a_prior_comes_back_with_its_sources(plain: Bundle) -> None:
 
 def test_the_manifest_says_what_the_prior_is(plain: Bundle) -> None:
     manifest = load_bundle(plain.path).manifest
-    assert manifest.schema_version == SCHEMA_VERSION == 4
+    assert manifest.schema_version == SCHEMA_VERSION == 5
     spec = manifest.prior
     assert spec is not None
     assert spec.teacher == teacher_of_prior()

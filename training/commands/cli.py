@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 REFERENCES = ("auto", "recorded", "stereo", "multi_frame")
+REFERENCES = ("auto", "recorded", "multi_frame")
+DEPTH_KINDS = ("metric", "scale_invariant", "disparity", "affine_invariant")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -203,17 +205,86 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     importer = commands.add_parser(
         "import",
-        help="make a file of weights from what others have published",
+        help="make a bundle, or a file of weights, from what others have published",
+        description="Make a bundle of a depth network that was made elsewhere, or a file of "
+        "weights for a network to begin with.",
+    )
+    kinds = importer.add_subparsers(dest="what", metavar="WHAT", required=True)
+    trunk = kinds.add_parser(
+        "trunk",
+        help="weights of a MobileNetV2 that config/training/lite.yaml begins with",
         description="Make the file of weights that config/training/lite.yaml begins with. Needs "
         "the library tflite and the unpacked npm package @mediapipe/objectron 0.4.1675468480 "
         "(Apache-2.0).",
     )
-    importer.add_argument("what", choices=("trunk",), help="MobileNetV2 of its detector")
-    importer.add_argument("package", type=Path, help="folder of the unpacked package")
-    importer.add_argument(
-        "--out", type=Path, default=Path("weights/mobilenet_v2_oidv4.safetensors")
+    trunk.add_argument("package", type=Path, help="folder of the unpacked package")
+    trunk.add_argument("--out", type=Path, default=Path("weights/mobilenet_v2_oidv4.safetensors"))
+    trunk.set_defaults(handler=_import_trunk)
+    _add_import_network(kinds)
+
+
+def _add_import_network(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "network",
+        help="any depth network, as a bundle (docs/networks.md)",
+        description="Make a bundle of a depth network that was made elsewhere. It is taken as it "
+        "is; nothing is fetched. What is said of it here stands in the bundle's manifest.",
     )
-    importer.set_defaults(handler=_import)
+    add = parser.add_argument
+    add("spec", metavar="onnx:FILE", help="the network")
+    add("--out", type=Path, required=True, help="folder of the bundle")
+    add(
+        "--depth",
+        choices=DEPTH_KINDS,
+        required=True,
+        help="what it returns: metric (depth in metres), scale_invariant (depth up to a factor), "
+        "disparity (inverse depth up to a factor), affine_invariant (inverse depth up to a factor "
+        "and a shift, as MiDaS and relative Depth Anything models)",
+    )
+    add("--size", type=_size, metavar="WxH", help="of its input, where the file takes any size")
+    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in 0 to 1")
+    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in 0 to 1")
+    add("--imagenet", action="store_true", help="mean and deviation of ImageNet")
+    add("--largest", type=float, default=1.0, metavar="WHITE", help="what white is (default: 1)")
+    add("--bgr", action="store_true", help="blue comes first")
+    add("--output", metavar="NAME", help="of its depth (default: the first output)")
+    add(
+        "--fill",
+        type=_fill,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="value of a further input",
+    )
+    add("--metres-per-unit", type=float, metavar="M", help="of what is no metric depth, if known")
+    add(
+        "--focal",
+        type=float,
+        nargs=2,
+        metavar=("FX", "FY"),
+        help="focal lengths of the cameras that it was trained with, pixels of its input; needed "
+        "for metric depth",
+    )
+    add("--max-metres", type=float, default=80.0, help="beyond it depth is infinite (default: 80)")
+    add("--licence", help="of its weights")
+    add("--name", help="of the bundle (default: the file's)")
+    parser.set_defaults(handler=_import_network)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    try:
+        return int(width), int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 518x518") from None
+
+
+def _fill(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE") from None
 
 
 def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -362,7 +433,27 @@ def _adapt(arguments: argparse.Namespace) -> int:
     return 0 if outcome.bundle is not None else 1
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import_network(arguments: argparse.Namespace) -> int:
+    from depth_prior_ros.bundle import describe
+    from training.runs.network_import import IMAGENET, ImportRequest, import_network
+
+    ignored = ("command", "what", "handler", "imagenet", "mean", "std", "fill", "focal")
+    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    usual = IMAGENET if arguments.imagenet else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    bundle = import_network(
+        ImportRequest(
+            mean=arguments.mean or usual[0],
+            std=arguments.std or usual[1],
+            fill=dict(arguments.fill),
+            focal=tuple(arguments.focal) if arguments.focal else None,
+            **asked,
+        )
+    )
+    print(describe(bundle, full=False), end="")
+    return 0
+
+
+def _import_trunk(arguments: argparse.Namespace) -> int:
     from training.runs.trunk_import import import_trunk
 
     print(f"trunk: {import_trunk(arguments.package, arguments.out)}")

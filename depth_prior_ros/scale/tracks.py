@@ -1,0 +1,175 @@
+"""Inverse depth in metres of points that are followed from one picture to a later one.
+
+Corners are followed by optical flow; their flow tells rotation and direction of the camera's step
+(five points and RANSAC), odometry its length. Rotation is not taken from odometry: half a degree
+of a nod, which wheels do not know, moves a far point by more than a metre of driving.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.scale.filter import FilterSettings
+from depth_prior_ros.scale.measured import (
+    MeasuredScale,
+    NothingMeasuredError,
+    Sample,
+    check_swing,
+    known_way,
+    seen_depth,
+)
+from depth_prior_ros.scale.state import FixedScale, ScaleMode, ScaleSight
+
+_Floats = NDArray[np.float64]
+
+BASELINE = 0.8  # metres between two pictures
+MIN_POINTS = 25
+_CORNERS = 800
+_BACK = 0.3  # pixels by which a point that is followed back may miss where it came from
+_FLOW_SIGMA = 0.15  # pixels
+_LONGEST_GAP = 1.0  # seconds between two pictures that are compared
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of a picture: place (n, 2) in pixels, inverse depth (n,) in 1/m with its standard
+    deviation (n,); far ones may lie beyond infinity by their noise."""
+
+    place: NDArray[np.float32]
+    inverse: _Floats
+    sigma: _Floats
+
+
+class PointTracker:
+    """Keeps a picture until the camera is far enough from it to compare."""
+
+    def __init__(self) -> None:
+        self._earlier: tuple[NDArray[np.uint8], Camera] | None = None
+        self._way = 0.0
+        self._turned = 0.0
+        self._seconds = 0.0
+
+    def see(self, sight: ScaleSight) -> Points:
+        """Points of this frame. Raises NothingMeasuredError where there are none."""
+        if sight.picture is None:
+            raise NothingMeasuredError("no picture of this frame")
+        grey = cv2.cvtColor(sight.picture, cv2.COLOR_RGB2GRAY)
+        try:
+            way = known_way(sight)
+        except NothingMeasuredError:
+            self._keep(grey, sight.camera)
+            raise
+        self._way += way
+        self._turned += abs(sight.radians_turned or 0.0)
+        self._seconds += sight.seconds or math.inf
+        earlier, metres, turned = self._earlier, self._way, self._turned
+        fits = earlier is not None and earlier[1] == sight.camera and self._seconds <= _LONGEST_GAP
+        if earlier is None or not fits:
+            self._keep(grey, sight.camera)
+            raise NothingMeasuredError("no earlier picture to compare with")
+        if metres < BASELINE:
+            raise NothingMeasuredError("the way since the last picture is too short")
+        self._keep(grey, sight.camera)
+        check_swing(metres, turned)
+        return triangulate(earlier[0], grey, sight.camera, metres)
+
+    def _keep(self, grey: NDArray[np.uint8], camera: Camera) -> None:
+        self._earlier = (grey, camera)
+        self._way = self._turned = self._seconds = 0.0
+
+
+def triangulate(
+    earlier: NDArray[np.uint8], now: NDArray[np.uint8], camera: Camera, metres: float
+) -> Points:
+    """Points of a grey picture (h, w), seen in an earlier one `metres` away.
+
+    Raises NothingMeasuredError where too few can be followed, or they agree on no motion.
+    """
+    before, after = _follow(earlier, now)
+    if len(before) < MIN_POINTS:
+        raise NothingMeasuredError(f"only {len(before)} points could be followed")
+    first, second = _rays(before, camera), _rays(after, camera)
+    pixel = 1 / math.sqrt(camera.fx * camera.fy)
+    essential, inside = cv2.findEssentialMat(
+        second[:, :2], first[:, :2], np.eye(3), cv2.RANSAC, 0.999, 0.5 * pixel
+    )
+    if essential is None or essential.shape != (3, 3):
+        raise NothingMeasuredError("the points agree on no motion")
+    found, rotation, direction, ahead = cv2.recoverPose(
+        essential, second[:, :2], first[:, :2], np.eye(3), distanceThresh=1e9, mask=inside
+    )
+    if found < MIN_POINTS:
+        raise NothingMeasuredError("too few points agree on a motion")
+    kept = ahead.ravel() > 0
+    first, second, after = first[kept], second[kept], after[kept]
+    # earlier = R now + t; along the ray of now: R r + d t is parallel to the earlier ray.
+    turned = np.cross(first, second @ rotation.T)
+    moved = np.cross(first, direction.ravel() * metres)
+    lever = np.einsum("ij,ij->i", moved, moved)
+    inverse = -np.einsum("ij,ij->i", turned, moved) / np.maximum(lever, 1e-12)
+    sigma = _FLOW_SIGMA * pixel / np.sqrt(np.maximum(lever, 1e-12))
+    return Points(after, inverse, sigma)
+
+
+def _follow(
+    earlier: NDArray[np.uint8], now: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Places (n, 2) of the same points in both pictures, where following back finds them again."""
+    corners = cv2.goodFeaturesToTrack(earlier, _CORNERS, 0.005, 4)
+    if corners is None:
+        return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
+    there, ok, _ = cv2.calcOpticalFlowPyrLK(earlier, now, corners, None, winSize=(15, 15))  # type: ignore[call-overload]
+    back, again, _ = cv2.calcOpticalFlowPyrLK(now, earlier, there, None, winSize=(15, 15))  # type: ignore[call-overload]
+    missed = np.linalg.norm((back - corners)[:, 0], axis=1)
+    there = there[:, 0]
+    height, width = now.shape
+    inside = (there >= 0).all(axis=1) & (there[:, 0] < width) & (there[:, 1] < height)
+    good = (ok[:, 0] > 0) & (again[:, 0] > 0) & (missed < _BACK) & inside
+    return corners[good, 0], there[good]
+
+
+def _rays(places: NDArray[np.float32], camera: Camera) -> _Floats:
+    x = (places[:, 0].astype(np.float64) - camera.cx) / camera.fx
+    y = (places[:, 1].astype(np.float64) - camera.cy) / camera.fy
+    return np.stack([x, y, np.ones_like(x)], axis=1)
+
+
+def known_points(points: Points, sight: ScaleSight) -> tuple[_Floats, _Floats, _Floats]:
+    """Inverse depth of points by the network (1/units) and in 1/m with its deviation, (n,) each.
+
+    Raises NothingMeasuredError where too few have depth.
+    """
+    depth = seen_depth(sight)
+    columns, rows = np.floor(points.place + 0.5).astype(int).T
+    columns, rows = np.minimum(columns, depth.shape[1] - 1), np.minimum(rows, depth.shape[0] - 1)
+    values = np.asarray(depth[rows, columns], np.float64)
+    known = np.isfinite(values) & (values > 0)
+    if known.sum() < MIN_POINTS:
+        raise NothingMeasuredError("too few points have depth")
+    return values[known], points.inverse[known], points.sigma[known]
+
+
+class TrackedScale(MeasuredScale):
+    """Odometry for networks that see no motion: depth of followed points, over the network's."""
+
+    mode: ClassVar[ScaleMode] = "odometry"
+    needs_depth: ClassVar[bool] = True
+
+    def __init__(self, start: FixedScale, settings: FilterSettings | None = None) -> None:
+        """`start`: the factor to begin with and its source."""
+        self._tracker = PointTracker()
+        super().__init__(start, settings)
+
+    def _measure(self, sight: ScaleSight) -> Sample:
+        units, metres, sigma = known_points(self._tracker.see(sight), sight)
+        sure = metres > 4 * sigma
+        if sure.sum() < MIN_POINTS:
+            raise NothingMeasuredError("too few points are near enough to measure")
+        return Sample(float(np.median(units[sure] / metres[sure])))

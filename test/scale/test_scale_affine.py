@@ -1,0 +1,102 @@
+"""A factor and a shift, from the road and from followed points, against exact depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.recordings.base import Frame
+from depth_prior_ros.recordings.synthetic.drive import street_drive
+from depth_prior_ros.scale import Scale, ScaleSight, make_scale
+from depth_prior_ros.scale.lines import fit_line
+from depth_prior_ros.scale.road import RoadSettings, fit_affine_road
+
+HEIGHT = 1.6
+
+
+@pytest.fixture(scope="module")
+def frames() -> Sequence[Frame]:
+    drive = street_drive(12, 24, (416, 128), 1, street="town", stop=False)
+    yield [(frame, frame.image(), frame.depth()) for frame in drive.frames]
+    drive.close()
+
+
+def gauged(depth: np.ndarray) -> np.ndarray:
+    """Exact depth as an affine-invariant network's answer comes: 1 far, 2 near."""
+    inverse = np.where(depth > 0, 1 / np.maximum(depth, 0.1), 0)
+    far, near = np.quantile(inverse, (0.02, 0.9))
+    return (1 + (inverse - far) / (near - far)).astype(np.float32)
+
+
+def drive_through(scale: Scale, frames: Sequence[tuple[Frame, np.ndarray, np.ndarray]]) -> float:
+    """Median of truth over depth of the last frame."""
+    before = None
+    for frame, image, depth in frames:
+        metres = None
+        if before is not None:
+            metres = float(np.linalg.norm(frame.pose[:3, 3] - before.pose[:3, 3]))
+        units = gauged(depth)
+        scale.observe(
+            ScaleSight(
+                frame.stamp_ns,
+                units,
+                frame.camera,
+                moving=True,
+                metres_travelled=metres,
+                seconds=None if before is None else 0.5,  # five times as long, to arrive
+                picture=image,
+            )
+        )
+        before = frame
+    status = scale.status
+    assert status.state == "measured", status.text
+    found = status.metres_per_unit / np.maximum(units + status.shift, 1e-6)
+    known = (depth > 0) & (depth < 60)
+    return float(np.median(depth[known] / found[known]))
+
+
+@pytest.mark.parametrize("mode", ["camera_height", "odometry"])
+def test_factor_and_shift_are_found_on_exact_depth(frames: Sequence[Frame], mode: str) -> None:
+    scale = make_scale(mode, fixed=5.0, source="x", camera_height=HEIGHT, shift=-0.98)
+    assert drive_through(scale, frames) == pytest.approx(1, abs=0.05)
+    stored = scale.store()
+    again = make_scale(mode, fixed=5.0, source="x", camera_height=HEIGHT, shift=-0.98)
+    again.restore(stored)
+    assert again.status.metres_per_unit == pytest.approx(scale.status.metres_per_unit)
+    assert again.status.shift == pytest.approx(scale.status.shift)
+    assert again.status.state == "held"
+    with pytest.raises(ValueError, match="shift must be"):
+        again.restore({**stored, "shift": -3.0})
+    again.reset()
+    assert again.status.state == "searching"
+
+
+def test_a_plane_behind_a_shift_is_found() -> None:
+    camera = Camera(240, 240, 207.5, 63.5, 416, 128)
+    rows, _ = np.mgrid[:128, :416]
+    y = (rows - camera.cy) / camera.fy
+    pitch, gain, shift = 0.03, 4.0, -0.7
+    inverse = (np.cos(pitch) * y + np.sin(pitch)) / 1.5  # 1/m of a road 1.5 m below
+    units = gain * inverse - shift
+    noise = np.random.default_rng(0).normal(0, 0.01, units.shape)
+    found, road = fit_affine_road(
+        units * (1 + noise * inverse.clip(0)), camera, RoadSettings(pitch=pitch)
+    )
+    assert found == pytest.approx(shift, abs=0.03)
+    assert 1.5 / road.height == pytest.approx(1 / gain, rel=0.03) or road.height == pytest.approx(
+        1.5 / gain, rel=0.03
+    )
+
+
+def test_a_line_through_points_of_which_two_fifths_are_wrong() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.uniform(1, 2, 300)
+    y = 0.3 * x - 0.28 + rng.normal(0, 0.004, 300)
+    y[:120] = rng.uniform(-0.2, 0.6, 120)
+    line = fit_line(x, y, lambda gain, offset: np.full((1, 300), 0.015))
+    assert line.gain == pytest.approx(0.3, rel=0.04)
+    assert line.offset == pytest.approx(-0.28, abs=0.01)
+    assert line.share > 0.5
