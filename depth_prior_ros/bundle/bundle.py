@@ -10,6 +10,7 @@ A bundle is a folder::
     pose.safetensors          the pose network
     references.safetensors    what a student with an episodic prior looks up (see `references`)
     network.onnx              instead of all others: a single-frame network that was made elsewhere
+    network.safetensors       the same, of Hugging Face
     teacher/                  the bundle that the prior came from
 
 Floating-point tensors are half precision on disk and single precision in memory. All but the
@@ -41,7 +42,6 @@ from depth_prior_ros.bundle.manifest import (
     BASELINES_NAME,
     FILE_NAMES,
     MANIFEST_NAME,
-    NETWORK_NAME,
     PARTS,
     REFERENCES_NAME,
     SCHEMA_VERSION,
@@ -149,11 +149,24 @@ class Bundle:
 
     def network(self) -> bytes:
         """The file of a network that was made elsewhere, verified. Raises BundleError."""
-        path = self.path / NETWORK_NAME
         if self.manifest.network is None:
-            raise BundleError(path, "this bundle has no imported network")
-        digest = self.manifest.files[NETWORK_NAME]
+            raise BundleError(self.path, "this bundle has no imported network")
+        path = self.path / self.manifest.network.file
+        digest = self.manifest.files[path.name]
         return read_verified(path, digest, _root(self.path), NETWORK_BYTES)
+
+    def foreign_model(self) -> nn.Module:
+        """An imported model of Hugging Face, on the CPU, in float32. Raises BundleError."""
+        from depth_prior_ros.bundle.hugging_face import NetworkError, build_model
+
+        data, spec = self.network(), self.manifest.network
+        assert spec is not None
+        path = self.path / spec.file
+        try:
+            state = {n: t.float() for n, t in TensorFile.of(path, data).tensors.items()}
+            return build_model(spec.config, state)
+        except NetworkError as error:
+            raise BundleError(path, str(error)) from error
 
     def multi_frame(self) -> AnyMultiFrame:
         """The multi-frame network in eval mode, on the CPU, in float32."""
@@ -230,8 +243,9 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 def _load(path: Path, expected: str | None = None) -> Bundle:
     """`load_bundle` of a folder; `expected`: sha256 of its manifest."""
     manifest = read_manifest(path / MANIFEST_NAME, expected, _root(path))
-    if file_name("student") not in manifest.files and manifest.network is None:
-        raise BundleError(path / MANIFEST_NAME, "lists no student.safetensors")
+    needed = file_name("student") if manifest.network is None else manifest.network.file
+    if needed not in manifest.files:
+        raise BundleError(path / MANIFEST_NAME, f"lists no {needed}")
     bundle = Bundle(path, manifest)
     _verify_content(bundle)
     return bundle
@@ -428,7 +442,7 @@ def _verify_content(bundle: Bundle) -> None:
     episodic: EpisodicPrior | None = None
     _check_memory(bundle)
     if manifest.network is not None:
-        check_network(bundle.path / NETWORK_NAME, bundle.network(), manifest.network)
+        check_network(bundle.path / manifest.network.file, bundle.network(), manifest.network)
     for part in PARTS:  # the student before the prior that it reads
         if not bundle.has(part):
             continue

@@ -36,8 +36,8 @@ BASELINES_NAME = "baselines.safetensors"
 REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
-# A single-frame network that was made elsewhere; see bundle.network.
-NETWORK_NAME = "network.onnx"
+# A single-frame network that was made elsewhere, by its format; see bundle.network.
+NETWORK_NAMES = {"onnx": "network.onnx", "hugging_face": "network.safetensors"}
 # A whole bundle inside a bundle: the teacher that its prior came from.
 TEACHER_FOLDER = "teacher"
 TEACHER_NAME = f"{TEACHER_FOLDER}/{MANIFEST_NAME}"
@@ -45,7 +45,7 @@ FILE_NAMES = (
     *(f"{part}.safetensors" for part in PARTS),
     BASELINES_NAME,
     REFERENCES_NAME,
-    NETWORK_NAME,
+    *NETWORK_NAMES.values(),
     TEACHER_NAME,
 )
 
@@ -226,19 +226,20 @@ class NetworkSpec(_Strict):
     """A single-frame network that was made elsewhere: what it is shown and what it returns.
 
     Attributes:
-        format: "onnx", a file of that format.
+        format: "onnx", or "hugging_face", weights of a model of transformers.
         source: name of what was imported.
         depth: kind of depth that it returns, see `models.imported.DepthKind`.
         metres: whether `DepthSpec.metres_per_unit` is known.
         size: (W, H) of its own input; pictures of the bundle's input size are resized to it.
-        mean, std: of the channels, at values of 0 to `largest`.
+        mean, std: of red, green and blue, at values of 0 to `largest`.
         largest: what white is, 1 or 255.
         order: of the channels.
         input: name of the picture among its inputs. output: of depth among its outputs.
         fill: value of every further input, by name.
+        config: from which transformers builds the model.
     """
 
-    format: Literal["onnx"]
+    format: Literal["onnx", "hugging_face"]
     source: str = Field(min_length=1)
     depth: Literal["metric", "scale_invariant", "disparity", "affine_invariant"]
     metres: bool
@@ -250,6 +251,12 @@ class NetworkSpec(_Strict):
     input: str = Field(min_length=1)
     output: str = Field(min_length=1)
     fill: dict[str, float] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Name of its file in the bundle."""
+        return NETWORK_NAMES[self.format]
 
     @model_validator(mode="after")
     def _sound(self) -> NetworkSpec:
@@ -386,10 +393,11 @@ class Manifest(_Strict):
             raise ValueError(f"references and {REFERENCES_NAME} go together: one is missing")
         if self.references is not None and not self.architecture.student.get("episodic"):
             raise ValueError("references are given, but the student looks none up")
-        if self.files and (self.network is None) == (NETWORK_NAME in self.files):
-            raise ValueError(f"network and {NETWORK_NAME} go together: one is missing")
-        if self.network is not None and set(self.files) - {NETWORK_NAME}:
-            raise ValueError(f"files lists more than {NETWORK_NAME}, which stands alone")
+        stored = set(self.files) & set(NETWORK_NAMES.values())
+        if self.network is None and stored:
+            raise ValueError(f"files lists {sorted(stored)}, but there is no `network`")
+        if self.network is not None and self.files and set(self.files) != {self.network.file}:
+            raise ValueError(f"files must list {self.network.file} alone, as there is a `network`")
         unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")

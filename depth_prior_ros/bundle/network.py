@@ -1,4 +1,4 @@
-"""An imported network in a bundle: an ONNX file, checked before any library runs it.
+"""An imported network in a bundle: its file, checked before any library runs it.
 
 ONNX is data: a graph of the format's own operators. What would lead out of it is refused: weights
 in other files, and operators of libraries that would have to be loaded.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.bundle.files import TensorFile
 from depth_prior_ros.bundle.manifest import BundleError
 from depth_prior_ros.untrusted import INPUT_PIXELS
 
@@ -74,7 +75,15 @@ def read_graph(path: Path, data: bytes) -> Graph:
 
 
 def check_network(path: Path, data: bytes, spec: NetworkSpec) -> None:
-    """Raise BundleError unless a file is the network that the manifest speaks of."""
+    """Raise BundleError unless a file is the network that the manifest speaks of.
+
+    A model of Hugging Face is compared with its weights when it is built, which needs transformers.
+    """
+    if spec.format == "hugging_face":
+        for name, tensor in TensorFile.of(path, data).tensors.items():
+            if not tensor.isfinite().all():
+                raise BundleError(path, f"tensor {name} holds NaN or infinite values")
+        return
     graph = read_graph(path, data)
     if spec.input not in graph.inputs:
         raise BundleError(path, f"has no input {spec.input}, but {', '.join(graph.inputs)}")

@@ -36,10 +36,13 @@ class Preparation(nn.Module):
 
     Args:
         size: (w, h) of its input.
-        mean, std: of its channels, at values of 0 to `largest`.
+        mean, std: of red, green and blue, at values of 0 to `largest`.
         largest: what white is.
-        bgr: whether blue comes first.
+        bgr: whether it is shown blue first.
     """
+
+    gain: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -61,9 +64,9 @@ class Preparation(nn.Module):
         """Resize, order and normalise."""
         if tuple(image.shape[-2:]) != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", align_corners=False)
-        if self.bgr:
-            image = image[:, [2, 1, 0]]
-        return image if self.plain else image * self.gain - self.offset
+        if not self.plain:
+            image = image * self.gain - self.offset
+        return image[:, [2, 1, 0]] if self.bgr else image
 
 
 class Reading(nn.Module):
@@ -91,6 +94,19 @@ class Reading(nn.Module):
             values = gauge(values)
             return values, single_frame_confidence((values + GAUGE_SHIFT).clamp_min(_SMALLEST))
         return values, single_frame_confidence(values)
+
+
+class ImportedRunner(nn.Module):
+    """image (B, 3, H, W) -> inverse depth and confidence, of a network between the two above."""
+
+    def __init__(self, prepare: Preparation, network: nn.Module, read: Reading) -> None:
+        super().__init__()
+        self.prepare, self.network, self.read = prepare, network.eval(), read
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Run it; RGB in [0, 1]."""
+        found: tuple[Tensor, Tensor] = self.read(self.network(self.prepare(image)))
+        return found
 
 
 def gauge(values: Tensor) -> Tensor:

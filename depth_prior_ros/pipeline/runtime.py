@@ -340,36 +340,49 @@ def imported_network(
 ) -> Compiled:
     """The network that a bundle has from elsewhere, between native tensors as a student is.
 
-    few_threads: around what PyTorch computes beside the backend. Raises BackendError.
+    few_threads: around what PyTorch computes beside the backend. Raises BackendError, BundleError.
     """
-    import torch
-
-    from depth_prior_ros.bundle.manifest import NETWORK_NAME
-    from depth_prior_ros.bundle.network import fill_shape, read_graph
-    from depth_prior_ros.models.imported import Preparation, Reading
+    from depth_prior_ros.models.imported import ImportedRunner, Preparation, Reading
 
     spec = bundle.manifest.network
     assert spec is not None
     prepare = Preparation(spec.size, spec.mean, spec.std, spec.largest, spec.order == "bgr")
     read = Reading(spec.depth, bundle.manifest.input_size)
-    data = bundle.network()
-    path = bundle.path / NETWORK_NAME
+    if spec.format == "onnx":
+        return _onnx_network(bundle, backend, few_threads, prepare, read)
+    width, height = bundle.manifest.input_size
+    image = np.zeros((1, 3, height, width), dtype=np.float32)
+    return backend.compile(ImportedRunner(prepare, bundle.foreign_model(), read), (image,))
+
+
+def _onnx_network(
+    bundle: Bundle,
+    backend: Backend,
+    few_threads: Callable[[], AbstractContextManager[None]],
+    prepare: Callable[[Any], Any],
+    read: Callable[[Any], tuple[Any, Any]],
+) -> Compiled:
+    """An ONNX file, run by the backend as it is, with PyTorch before and after."""
+    import torch
+
+    from depth_prior_ros.bundle.network import fill_shape, read_graph
+
+    spec = bundle.manifest.network
+    assert spec is not None
+    data, path = bundle.network(), bundle.path / spec.file
     graph = read_graph(path, data)
     given = {
-        name: backend.to_native(np.full(fill_shape(path, graph, name), value, np.float32))
+        name: np.full(fill_shape(path, graph, name), value, np.float32)
         for name, value in spec.fill.items()
     }
     place = list(graph.outputs).index(spec.output)
     run = backend.compile_onnx(data)
 
-    def single(image: Native) -> tuple[Native, Native]:
+    def single(image: Native) -> tuple[Native, ...]:
         with torch.inference_mode(), few_threads():
-            shown = backend.to_native(prepare(_tensor(image)).numpy())
-            inputs = [given.get(name, shown) for name in graph.inputs]
-            answer = run(*inputs)[place]
-            return tuple(  # type: ignore[return-value]
-                backend.to_native(tensor.numpy()) for tensor in read(_tensor(answer))
-            )
+            shown = prepare(_tensor(image)).numpy()
+            answer = run(*(given.get(name, shown) for name in graph.inputs))[place]
+            return tuple(tensor.numpy() for tensor in read(_tensor(answer)))
 
     return single
 

@@ -1,9 +1,13 @@
 """Metres of inverse depth that is right up to a factor and a shift.
 
 Inverse depth in metres is gain (w + shift) of a network's w. The two are measured together, by the
-road (`RoadLine`) or by followed points (`TrackedLine`), and filtered as what they say of two
-places, one near and one far: the factor and the shift themselves go together, so that the median
-of each would not be that of a line.
+road (`RoadLine`) or by followed points (`TrackedLine`).
+
+Gain and shift may be others in every picture, so measurements of several cannot be compared as
+they are. What a frame's w is in terms of the frame before, the depth of both tells (`Chain`): seen
+from a vehicle a street looks alike from frame to frame. In those terms the measurements are
+filtered, as what they say of two places, one near and one far: factor and shift themselves go
+together, so that the median of each would not be that of a line.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
 from depth_prior_ros.scale.lines import Line, fit_line
@@ -23,6 +28,7 @@ from depth_prior_ros.scale.measured import (
     Sample,
     checked_height,
     seen_depth,
+    stored_factor,
 )
 from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_affine_road
 from depth_prior_ros.scale.state import FixedScale, ScaleMode, ScaleSight, ScaleStatus
@@ -32,6 +38,9 @@ _FAR, _NEAR = 1.0, 2.0  # the two places, 1/units: those of `models.imported.gau
 _ERROR = 0.12  # relative error of a network's inverse depth that a followed point may have
 _LEAST = 0.01  # 1/m, the same for far ones
 _MIN_SHARE = 0.4
+_GRID = 1200  # pixels at which two frames are compared
+_LEAK = 1e-3
+_WINDOW = 1.5  # seconds: longer the chain does not hold
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,47 @@ class TrackedLine:
         return line
 
 
+class Chain:
+    """What a frame's inverse depth w is in terms of the frames before: r = gain w + offset.
+
+    Errors of the steps add up, so r is drawn to w itself by a thousandth with each; the filters
+    follow that.
+    """
+
+    def __init__(self) -> None:
+        self.line = Line(1.0, 0.0, 1.0)
+        self._before: NDArray[np.float64] | None = None
+
+    def follow(self, inverse: NDArray[np.floating]) -> bool:
+        """Go on with a frame's w (h, w); False where it does not look like the one before."""
+        step = max(1, round(math.sqrt(inverse.size / _GRID)))
+        values = np.asarray(inverse[::step, ::step], np.float64)
+        before, line = self._before, None
+        if before is not None and before.shape == values.shape:
+            known = np.isfinite(before) & np.isfinite(values)
+            if known.sum() >= _GRID // 10:
+                line = _alike(values[known], before[known])
+        going_on = line is not None
+        self.line = line or Line(1.0, 0.0, 1.0)
+        self._before = self.line.gain * values + self.line.offset
+        return going_on
+
+
+def _alike(values: NDArray[np.float64], before: NDArray[np.float64]) -> Line | None:
+    """The line from a frame's w (n,) to what the frame before was at the same pixels (n,)."""
+
+    def tolerance(gain: Any, offset: Any) -> Any:
+        return 0.03 + 0.08 * np.maximum(gain * values + offset - _FAR, 0)
+
+    try:
+        line = fit_line(values, before, tolerance)
+    except ValueError:
+        return None
+    if line.share < _MIN_SHARE:
+        return None
+    return Line((1 - _LEAK) * line.gain + _LEAK, (1 - _LEAK) * line.offset, line.share)
+
+
 class AffineScale(MeasuredScale):
     """A factor and a shift that are measured while the vehicle drives. Thread-safe."""
 
@@ -107,15 +157,28 @@ class AffineScale(MeasuredScale):
         """`start`: where the search begins. `measure`: what each frame says."""
         self.mode = measure.mode  # type: ignore[misc]
         self._take = measure
+        self._chain = Chain()
         settings = settings or FilterSettings()
+        settings = replace(settings, window=min(settings.window, _WINDOW))
         near = start.factor.metres_per_unit / (_NEAR + start.shift)
         ratio = (_FAR + start.shift) / (_NEAR + start.shift)
         # Its logarithm is the ratio: what moves by 5 % there moves by 0.05 here.
         self._ratios = FactorFilter(math.exp(ratio), replace(settings, limit=10.0))
         super().__init__(FixedScale(near, start.factor.source), settings)
 
+    def _see(self, sight: ScaleSight) -> None:
+        if sight.inverse_units is not None and not self._chain.follow(sight.inverse_units):
+            self._forget()
+
+    def _forget(self) -> None:
+        """What was measured is of no use for a frame unlike those before; begin near it."""
+        for values in (self._filter, self._ratios):
+            values.take_up(values.factor, None, False)
+
     def _measure(self, sight: ScaleSight) -> Sample:
-        line = self._take(sight)
+        found, told = self._take(sight), self._chain.line
+        gain = found.gain / told.gain
+        line = Line(gain, found.offset - gain * told.offset, found.share)
         near, far = line.gain * _NEAR + line.offset, line.gain * _FAR + line.offset
         if not (near > 0 and far < near):
             raise NothingMeasuredError("what is near would lie beyond infinity")
@@ -132,11 +195,15 @@ class AffineScale(MeasuredScale):
         """Metres per unit and shift, of what both filters say."""
         near, ratio = 1 / self._filter.factor, min(math.log(self._ratios.factor), 0.95)
         gain = near * (1 - ratio) / (_NEAR - _FAR)
-        return 1 / gain, near / gain - _NEAR
+        told = self._chain.line
+        shift = (told.offset + near / gain - _NEAR) / told.gain
+        return 1 / (gain * told.gain), shift
 
     def reset(self) -> None:
         """Begin anew."""
-        self._ratios.reset()
+        with self._lock:
+            self._ratios.reset()
+            self._chain = Chain()
         super().reset()
 
     def store(self) -> dict[str, Any]:
@@ -144,17 +211,20 @@ class AffineScale(MeasuredScale):
         return {**super().store(), "shift": self._status.shift}
 
     def restore(self, stored: Mapping[str, Any]) -> None:
-        """Go on from a stored factor and shift. Raises ValueError as `MeasuredScale.restore`."""
-        shift, factor = stored.get("shift"), stored.get("metres_per_unit")
+        """Begin with a stored factor and shift; what another picture had is no measurement here.
+
+        Raises ValueError as `MeasuredScale.restore`.
+        """
+        shift, factor = stored.get("shift"), stored_factor(stored)
         number = isinstance(shift, float) and math.isfinite(shift) and shift > -_NEAR
-        if not number or not isinstance(factor, (int, float)):
+        if not number:
             raise ValueError(f"shift must be a number above {-_NEAR:g}, got {shift!r}")
         assert isinstance(shift, float)
-        ratio = (_FAR + shift) / (_NEAR + shift)
-        super().restore({**stored, "metres_per_unit": factor / (_NEAR + shift)})
-        measured = self._filter.arrived
+        begun = {**stored, "metres_per_unit": factor / (_NEAR + shift), "state": "searching"}
+        super().restore(begun)
         with self._lock:
-            self._ratios.take_up(math.exp(ratio), None, measured)
+            self._chain = Chain()
+            self._ratios.take_up(math.exp((_FAR + shift) / (_NEAR + shift)), None, False)
             self._status = self._describe("stored in an earlier run")
 
     def _describe(self, why: str, standing: bool = False) -> ScaleStatus:

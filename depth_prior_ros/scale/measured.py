@@ -71,6 +71,7 @@ class MeasuredScale:
     def observe(self, sight: ScaleSight) -> None:
         """Learn from a frame; see `Scale.observe`."""
         with self._lock:
+            self._see(sight)
             if not sight.moving:
                 self._status = self._describe("the vehicle stands", standing=True)
                 return
@@ -121,6 +122,9 @@ class MeasuredScale:
             self._filter.take_up(factor, spread if measured else None, measured)
             self._first = "stored"
             self._status = self._describe("stored in an earlier run")
+
+    def _see(self, sight: ScaleSight) -> None:
+        """A frame has come, also of a vehicle that stands."""
 
     def _measure(self, sight: ScaleSight) -> Sample:
         """The factor as this frame sees it. Raises NothingMeasuredError."""

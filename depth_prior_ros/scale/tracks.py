@@ -34,6 +34,7 @@ MIN_POINTS = 25
 _CORNERS = 800
 _BACK = 0.3  # pixels by which a point that is followed back may miss where it came from
 _FLOW_SIGMA = 0.15  # pixels
+_EDGE = 0.05  # relative difference of inverse depth around a point
 _LONGEST_GAP = 1.0  # seconds between two pictures that are compared
 
 
@@ -103,7 +104,7 @@ def triangulate(
     if essential is None or essential.shape != (3, 3):
         raise NothingMeasuredError("the points agree on no motion")
     found, rotation, direction, ahead = cv2.recoverPose(
-        essential, second[:, :2], first[:, :2], np.eye(3), distanceThresh=1e9, mask=inside
+        essential, second[:, :2], first[:, :2], np.eye(3), 1e9, mask=inside
     )
     if found < MIN_POINTS:
         raise NothingMeasuredError("too few points agree on a motion")
@@ -125,8 +126,8 @@ def _follow(
     corners = cv2.goodFeaturesToTrack(earlier, _CORNERS, 0.005, 4)
     if corners is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
-    there, ok, _ = cv2.calcOpticalFlowPyrLK(earlier, now, corners, None, winSize=(15, 15))  # type: ignore[call-overload]
-    back, again, _ = cv2.calcOpticalFlowPyrLK(now, earlier, there, None, winSize=(15, 15))  # type: ignore[call-overload]
+    there, ok, _ = cv2.calcOpticalFlowPyrLK(earlier, now, corners, None, winSize=(15, 15))
+    back, again, _ = cv2.calcOpticalFlowPyrLK(now, earlier, there, None, winSize=(15, 15))
     missed = np.linalg.norm((back - corners)[:, 0], axis=1)
     there = there[:, 0]
     height, width = now.shape
@@ -146,11 +147,14 @@ def known_points(points: Points, sight: ScaleSight) -> tuple[_Floats, _Floats, _
 
     Raises NothingMeasuredError where too few have depth.
     """
-    depth = seen_depth(sight)
+    depth = np.asarray(seen_depth(sight), np.float32)
     columns, rows = np.floor(points.place + 0.5).astype(int).T
     columns, rows = np.minimum(columns, depth.shape[1] - 1), np.minimum(rows, depth.shape[0] - 1)
     values = np.asarray(depth[rows, columns], np.float64)
-    known = np.isfinite(values) & (values > 0)
+    around = np.ones((5, 5), np.uint8)
+    relief = cv2.dilate(depth, around) - cv2.erode(depth, around)
+    # At an edge of depth nobody knows to which side a corner belongs.
+    known = np.isfinite(values) & (values > 0) & (relief[rows, columns] < _EDGE * values)
     if known.sum() < MIN_POINTS:
         raise NothingMeasuredError("too few points have depth")
     return values[known], points.inverse[known], points.sigma[known]

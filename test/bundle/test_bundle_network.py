@@ -98,7 +98,7 @@ def test_normalisation_of_bgr_follows_the_channels(tmp_path: Path) -> None:
             write_onnx(tmp_path / "net.onnx", mean_of_channels()),
             tmp_path / "b",
             "scale_invariant",
-            mean=(0.01, 0.02, 0.03),
+            mean=(1.0, 2.0, 3.0),
             std=(0.5, 0.25, 2.0),
             largest=255.0,
             bgr=True,
@@ -106,9 +106,9 @@ def test_normalisation_of_bgr_follows_the_channels(tmp_path: Path) -> None:
         )
     )
     image = picture()
-    wanted = (image / 255 - (0.01, 0.02, 0.03)) / (0.5, 0.25, 2.0)
+    wanted = (image - (1.0, 2.0, 3.0)) / (0.5, 0.25, 2.0)
     depth = DepthPipeline(bundle, max_metres=1e9).infer(image, order="rgb").depth
-    np.testing.assert_allclose(depth, wanted.mean(axis=2) * 255, rtol=1e-4)
+    np.testing.assert_allclose(depth, wanted.mean(axis=2), rtol=1e-4)
 
 
 def test_affine_invariant_depth_does_not_know_gain_and_shift(tmp_path: Path) -> None:

@@ -325,12 +325,12 @@ def test_identity_is_of_all_that_decides(models: dict[str, Path], tmp_path: Path
 def test_licence_is_that_of_the_card(tmp_path: Path, card: str | None, licence: str) -> None:
     from types import SimpleNamespace
 
-    from training.prior.teachers.foundation import _licence
+    from depth_prior_ros.bundle.hugging_face import licence_of
 
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     (tmp_path / "config.json").write_text("{}")
-    assert _licence(str(tmp_path), SimpleNamespace(), True) == licence
+    assert licence_of(str(tmp_path), SimpleNamespace(), True) == licence
 
 
 # --- what is refused ------------------------------------------------------------------------------

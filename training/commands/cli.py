@@ -231,17 +231,21 @@ def _add_import_network(kinds: argparse._SubParsersAction[argparse.ArgumentParse
         "is; nothing is fetched. What is said of it here stands in the bundle's manifest.",
     )
     add = parser.add_argument
-    add("spec", metavar="onnx:FILE", help="the network")
+    add(
+        "spec",
+        metavar="hf:FOLDER|onnx:FILE",
+        help="a depth-estimation model of Hugging Face, downloaded before, or an ONNX file",
+    )
     add("--out", type=Path, required=True, help="folder of the bundle")
     add(
         "--depth",
         choices=DEPTH_KINDS,
-        required=True,
-        help="what it returns: metric (depth in metres), scale_invariant (depth up to a factor), "
+        help="what it returns, where its files do not tell: "
+        "metric (depth in metres), scale_invariant (depth up to a factor), "
         "disparity (inverse depth up to a factor), affine_invariant (inverse depth up to a factor "
         "and a shift, as MiDaS and relative Depth Anything models)",
     )
-    add("--size", type=_size, metavar="WxH", help="of its input, where the file takes any size")
+    add("--size", type=_size, metavar="WxH", help="of its input, where it takes any size")
     add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in 0 to 1")
     add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in 0 to 1")
     add("--imagenet", action="store_true", help="mean and deviation of ImageNet")
@@ -439,7 +443,7 @@ def _import_network(arguments: argparse.Namespace) -> int:
 
     ignored = ("command", "what", "handler", "imagenet", "mean", "std", "fill", "focal")
     asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    usual = IMAGENET if arguments.imagenet else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    usual = IMAGENET if arguments.imagenet else (None, None)
     bundle = import_network(
         ImportRequest(
             mean=arguments.mean or usual[0],

@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel
 
 from depth_prior_ros.atomic_files import write_bytes
@@ -23,10 +25,18 @@ from depth_prior_ros.bundle import (
     DepthSpec,
     Manifest,
     Provenance,
-    seal_bundle,
 )
-from depth_prior_ros.bundle.files import refuse_foreign, staging
-from depth_prior_ros.bundle.manifest import NETWORK_NAME, validate_manifest
+from depth_prior_ros.bundle.bundle import seal_bundle
+from depth_prior_ros.bundle.files import refuse_foreign, sha256_of, staging, write_tensors
+from depth_prior_ros.bundle.hugging_face import (
+    Loaded,
+    NetworkError,
+    config_of,
+    gives_depth,
+    load_model,
+    settle_missing,
+)
+from depth_prior_ros.bundle.manifest import NETWORK_NAMES, validate_manifest
 from depth_prior_ros.bundle.network import Graph, read_graph
 from depth_prior_ros.models.imported import GAUGE_METRES, DepthKind
 from depth_prior_ros.untrusted import NETWORK_BYTES, read_file, sha256
@@ -45,11 +55,12 @@ class ImportRequest:
     """What is imported, and what is known of it.
 
     Attributes:
-        spec: "onnx:FILE".
+        spec: "hf:FOLDER" or "onnx:FILE".
         out: the bundle's folder.
-        depth: kind of depth that it returns.
+        depth: kind of depth that it returns; default: as is known of a model of Hugging Face.
         size: (W, H) of its input, where the file leaves that open.
-        mean, std: of the channels, in [0, 1] as is usual.
+        mean, std: of the channels, RGB, for pixels in [0, `largest`]; default: those of a model's
+            own files, else none.
         largest: what white is, 1 or 255.
         bgr: blue comes first.
         output: name of its depth; default: the first output.
@@ -63,10 +74,10 @@ class ImportRequest:
 
     spec: str
     out: Path
-    depth: DepthKind
+    depth: DepthKind | None = None
     size: tuple[int, int] | None = None
-    mean: Sequence[float] = (0.0, 0.0, 0.0)
-    std: Sequence[float] = (1.0, 1.0, 1.0)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     largest: float = 1.0
     bgr: bool = False
     output: str | None = None
@@ -87,17 +98,28 @@ def import_network(request: ImportRequest) -> Bundle:
         BackendError: no installed backend runs it.
     """
     kind, _, place = request.spec.partition(":")
-    if kind != "onnx" or not place:
-        raise TrainingError(f"{request.spec}: name a network as onnx:FILE")
+    if kind not in ("onnx", "hf") or not place:
+        raise TrainingError(f"{request.spec}: name a network as hf:FOLDER or onnx:FILE")
     refuse_foreign(request.out)
     path = Path(place).expanduser()
-    data = _read(path)
-    manifest = _manifest(request, path, data)
     with staging(request.out) as folder:
-        write_bytes(folder / NETWORK_NAME, data)
-        bundle = seal_bundle(folder, request.out, manifest)
+        found = (
+            _onnx(request, path, folder) if kind == "onnx" else _hugging_face(request, path, folder)
+        )
+        bundle = seal_bundle(folder, request.out, _manifest(request, found))
     _try_out(bundle)
     return bundle
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a network's files say: fields of `NetworkSpec`, and what else is known."""
+
+    spec: dict[str, Any]
+    name: str
+    sha256: str
+    depth: DepthKind | None = None
+    licence: str | None = None
 
 
 def _read(path: Path) -> bytes:
@@ -107,7 +129,9 @@ def _read(path: Path) -> bytes:
         raise TrainingError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _manifest(request: ImportRequest, path: Path, data: bytes) -> Manifest:
+def _onnx(request: ImportRequest, path: Path, folder: Path) -> _Found:
+    """Copy an ONNX file into the bundle."""
+    data = _read(path)
     graph = read_graph(path, data)
     picture = graph.picture_input()
     if picture is None:
@@ -115,25 +139,80 @@ def _manifest(request: ImportRequest, path: Path, data: bytes) -> Manifest:
             f"{path}: of its inputs ({', '.join(graph.inputs)}) not exactly one has the shape "
             "1x3xHxW of a picture"
         )
-    size = _size(request, path, graph.inputs[picture])
-    output = request.output or next(iter(graph.outputs))
     spec = {
         "format": "onnx",
         "source": path.name,
-        "depth": request.depth,
-        "metres": request.depth == "metric" or request.metres_per_unit is not None,
-        "size": size,
-        "mean": request.mean,
-        "std": request.std,
-        "largest": request.largest,
-        "order": "bgr" if request.bgr else "rgb",
+        "size": _size(request, path, graph.inputs[picture]),
+        "mean": request.mean or (0.0, 0.0, 0.0),
+        "std": request.std or (1.0, 1.0, 1.0),
         "input": picture,
-        "output": output,
+        "output": request.output or next(iter(graph.outputs)),
         "fill": _fill(request, path, graph, picture),
     }
-    units, source = _unit(request)
+    write_bytes(folder / NETWORK_NAMES["onnx"], data)
+    return _Found(spec, path.stem, sha256(data))
+
+
+def _hugging_face(request: ImportRequest, path: Path, folder: Path) -> _Found:
+    """Write a model's weights into the bundle, in half precision."""
+    if not path.is_dir():
+        raise TrainingError(
+            f"hf:{path}: is no folder; download the model first and name its folder"
+        )
+    try:
+        loaded = load_model(str(path))
+        kind: DepthKind = "metric" if gives_depth(loaded) else "affine_invariant"
+    except NetworkError as error:
+        raise TrainingError(str(error)) from error
+    size = request.size or _own_size(path, loaded)
+    if any(side % loaded.multiple for side in size):
+        raise TrainingError(
+            f"hf:{path}: sides of its input are multiples of {loaded.multiple}, not "
+            f"{size[0]}x{size[1]}"
+        )
+    noise = torch.rand(1, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            settle_missing(loaded, lambda: [loaded.model(pixel_values=noise).predicted_depth])
+    except (NetworkError, RuntimeError, ValueError) as error:
+        raise TrainingError(f"hf:{path}: {error}") from error
+    spec = {
+        "format": "hugging_face",
+        "source": loaded.name,
+        "size": size,
+        "mean": request.mean or loaded.normalisation[0],
+        "std": request.std or loaded.normalisation[1],
+        "input": "pixel_values",
+        "output": "predicted_depth",
+        "config": config_of(loaded),
+    }
+    file = folder / NETWORK_NAMES["hugging_face"]
+    write_tensors(file, loaded.model.state_dict())
+    return _Found(spec, loaded.name, sha256_of(file), kind, loaded.licence)
+
+
+def _own_size(path: Path, loaded: Loaded) -> tuple[int, int]:
+    if not loaded.sizes:
+        raise TrainingError(f"hf:{path}: names no input size of its own: choose one with --size")
+    width, height = (max(1, round(s / loaded.multiple)) for s in loaded.sizes[0])
+    return width * loaded.multiple, height * loaded.multiple
+
+
+def _manifest(request: ImportRequest, found: _Found) -> Manifest:
+    depth = request.depth or found.depth
+    if depth is None:
+        raise TrainingError(f"{request.spec}: say what kind of depth it returns (--depth)")
+    units, source = _unit(request, depth)
+    spec = {
+        **found.spec,
+        "depth": depth,
+        "metres": depth == "metric" or request.metres_per_unit is not None,
+        "largest": request.largest,
+        "order": "bgr" if request.bgr else "rgb",
+    }
+    size = found.spec["size"]
     manifest = {
-        "name": request.name or path.stem,
+        "name": request.name or found.name,
         "architecture": Architecture(student={}),
         "network": spec,
         "input_size": size,
@@ -141,8 +220,10 @@ def _manifest(request: ImportRequest, path: Path, data: bytes) -> Manifest:
         "depth": DepthSpec(
             metres_per_unit=units, metres_per_unit_source=source, max_metres=request.max_metres
         ),
-        "licence": request.licence or _SILENT_LICENCE,
-        "provenance": Provenance(note=f"imported from {path.name}, sha256 {sha256(data)}"),
+        "licence": request.licence or found.licence or _SILENT_LICENCE,
+        "provenance": Provenance(
+            note=f"imported from {found.spec['source']}, sha256 {found.sha256}"
+        ),
     }
     plain = {n: v.model_dump() if isinstance(v, BaseModel) else v for n, v in manifest.items()}
     return validate_manifest(request.out, plain)
@@ -169,10 +250,10 @@ def _fill(request: ImportRequest, path: Path, graph: Graph, picture: str) -> dic
     return dict(request.fill)
 
 
-def _unit(request: ImportRequest) -> tuple[float, str]:
+def _unit(request: ImportRequest, depth: DepthKind) -> tuple[float, str]:
     """Metres per unit, and where that is from."""
     given = request.metres_per_unit
-    if request.depth == "metric":
+    if depth == "metric":
         if given is not None:
             raise TrainingError("metric depth is in metres: leave --metres-per-unit out")
         if request.focal is None:
@@ -181,7 +262,7 @@ def _unit(request: ImportRequest) -> tuple[float, str]:
                 "was trained with (--focal FX FY, pixels of its input)"
             )
         return 1.0, "the network's own metres"
-    if request.depth == "affine_invariant":
+    if depth == "affine_invariant":
         if given is not None:
             raise TrainingError(
                 "affine-invariant depth has no metres per unit: its shift is unknown, too"
@@ -208,7 +289,7 @@ def _try_out(bundle: Bundle) -> None:
     width, height = bundle.manifest.input_size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     try:
-        DepthPipeline(bundle).infer(noise)
+        DepthPipeline(bundle).infer(noise, order="rgb")
     except ModelFailedError as error:
         raise BundleError(
             bundle.path, f"the network's answer to noise holds no positive number ({error})"

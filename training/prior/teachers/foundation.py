@@ -1,32 +1,33 @@
 """Depth models of Hugging Face as teachers of a prior (extra `foundation`).
 
 Nothing is downloaded unless asked for, weights are read from safetensors only, and no code of a
-model's author is run. What the models have in common is read off their outputs, so any
-depth-estimation model that transformers knows can teach, as long as it is known (`_METRIC`,
-`_INVERSE`) whether it gives depth or inverse depth.
-
-Loading depth models of Hugging Face: safetensors only, nothing fetched unless asked for.
+model's author is run (`depth_prior_ros.bundle.hugging_face`). What the models have in common is
+read off their outputs, so any depth-estimation model that transformers knows can teach, as long as
+it is known there whether it gives depth or inverse depth.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from depth_prior_ros import strict_yaml
+from depth_prior_ros.bundle.hugging_face import (
+    Loaded,
+    NetworkError,
+    NotHereError,
+    gives_depth,
+    load_model,
+    settle_missing,
+)
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
-from depth_prior_ros.untrusted import YAML_BYTES, read_file
 from training.prior.teachers.base import (
     TeacherError,
     TeacherIdentity,
@@ -36,218 +37,6 @@ from training.prior.teachers.base import (
 )
 from training.prior.teachers.bundle import check_triplets, outputs_of
 
-UNKNOWN_LICENCE = "unknown: look at its card"
-_CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in eval mode, float32, and what its files say of its input.
-
-    name: on Hugging Face, or the folder's. kind: its class. sizes: (W, H) of its own input, if any.
-    patch: side of a patch. multiple: of which both sides of the input have to be. normalisation:
-    mean and standard deviation of the channels. missing: parameters that the files lack.
-    """
-
-    model: Any
-    name: str
-    kind: str
-    sizes: tuple[tuple[int, int], ...]
-    patch: int
-    multiple: int
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-    licence: str
-    missing: tuple[str, ...] = ()
-
-
-def load_model(name: str, *, fetch: bool = False) -> Loaded:
-    """Load a depth-estimation model by folder or name.
-
-    Args:
-        name: a folder with config.json, preprocessor_config.json and safetensors, or a name on
-            Hugging Face, which has to be in its cache on this machine.
-        fetch: a name may be downloaded.
-
-    Raises:
-        TeacherError: transformers is not installed, or the model is not there, is no depth model,
-            or has no safetensors.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise TeacherError(
-            f"teacher hf:{name}: models of Hugging Face need transformers: "
-            "pip install 'depth-prior-ros[foundation]'"
-        ) from error
-    folder = Path(name).expanduser()
-    is_folder = folder.is_dir()
-    place = str(folder) if is_folder else name
-    if not is_folder:
-        _refuse_missing(name, fetch)
-    options: dict[str, Any] = {
-        "local_files_only": is_folder or not fetch,
-        "trust_remote_code": False,
-    }
-    with _quiet(transformers):
-        try:
-            processor = _processor(place, options)
-            model, info = transformers.AutoModelForDepthEstimation.from_pretrained(
-                place, use_safetensors=True, output_loading_info=True, **options
-            )
-        except ImportError as error:
-            raise TeacherError(f"teacher hf:{name}: {_first_line(error)}") from error
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise TeacherError(
-                f"teacher hf:{name}: cannot be opened as a depth-estimation model: "
-                f"{_first_line(error)} (needed: config.json, preprocessor_config.json and weights "
-                "as safetensors)"
-            ) from error
-    model = model.float().eval().requires_grad_(False)
-    patch = _patch(model.config)
-    return Loaded(
-        model,
-        folder.resolve().name if is_folder else name,
-        type(model).__name__,
-        _sizes(processor, model.config),
-        patch,
-        _multiple(processor, patch),
-        _normalisation(processor),
-        _licence(place, model.config, options["local_files_only"]),
-        tuple(sorted(info["missing_keys"])),
-    )
-
-
-def _processor(place: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the model's files say of its input.
-
-    Read as it stands there: to import every image processor that transformers has takes longer
-    than all the rest. Only where a normalisation is left to the processor's class that is asked.
-    """
-    from transformers.utils import cached_file
-
-    local = options["local_files_only"]
-    try:
-        text = Path(cached_file(place, "preprocessor_config.json", local_files_only=local))
-        found = json.loads(text.read_text(encoding="utf-8"))
-    except OSError:
-        text = Path(cached_file(place, "processor_config.json", local_files_only=local))
-        found = json.loads(text.read_text(encoding="utf-8"))["image_processor"]
-    if not isinstance(found, Mapping):
-        raise ValueError("its image processor is no mapping of keys to values")
-    if found.get("do_normalize") and not (found.get("image_mean") and found.get("image_std")):
-        from transformers import AutoImageProcessor
-
-        whole = AutoImageProcessor.from_pretrained(place, **options)
-        found = {**found, "image_mean": whole.image_mean, "image_std": whole.image_std}
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _refuse_missing(name: str, fetch: bool) -> None:
-    """Raise TeacherError for a name that is neither in the cache nor to be fetched."""
-    from transformers.utils import cached_file
-
-    if name.startswith((".", "/", "~")):
-        raise TeacherError(f"teacher hf:{name}: there is no such folder")
-    try:
-        there = cached_file(name, "config.json", local_files_only=True) is not None
-    except (OSError, ValueError):  # not in the cache, or no name that there could be
-        there = False
-    if not there and not fetch:
-        raise TeacherError(
-            f"teacher hf:{name}: is not on this machine, and nothing is downloaded unless asked "
-            "for: set teacher.fetch: true, or download it yourself and name its folder"
-        )
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's notes and its bar over the reading of weights."""
-    logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _sides(size: Any) -> tuple[int, int] | None:
-    """(W, H) of what a config calls a size: a number, a pair (H, W), or a mapping."""
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return int(size[1]), int(size[0])
-    if not isinstance(size, Mapping):
-        return None
-    width, height = size.get("width"), size.get("height")
-    return (int(width), int(height)) if width and height else None
-
-
-def _sizes(processor: Mapping[str, Any], config: Any) -> tuple[tuple[int, int], ...]:
-    inner = getattr(config, "backbone_config", None)
-    named = [processor.get("size")]
-    named += [getattr(one, "image_size", None) for one in (config, inner) if one is not None]
-    found = [_sides(size) for size in named if size is not None]
-    return tuple(dict.fromkeys(size for size in found if size is not None))
-
-
-def _patch(config: Any) -> int:
-    inner = getattr(config, "backbone_config", None)
-    for one in (inner, config):
-        patch = getattr(one, "patch_size", None)
-        if patch:
-            return int(patch[0] if isinstance(patch, list | tuple) else patch)
-    return 32
-
-
-def _multiple(processor: Mapping[str, Any], patch: int) -> int:
-    asked = [processor.get(name) for name in ("ensure_multiple_of", "size_divisor")]
-    return math.lcm(patch, *(max(1, int(value or 1)) for value in asked))  # ZoeDepth says 1 / 32
-
-
-def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, std = processor.get("image_mean"), processor.get("image_std")
-    if not mean or not std or not processor.get("do_normalize", True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
-def _licence(place: str, config: Any, local: bool) -> str:
-    """The licence that the model's card or config names."""
-    card = _card(place, local)
-    licence = card.get("license") or getattr(config, "license", None)
-    if isinstance(licence, list):
-        licence = ", ".join(map(str, licence))
-    if licence == "other":
-        licence = card.get("license_name") or card.get("license_link")
-    return str(licence) if licence else UNKNOWN_LICENCE
-
-
-def _card(place: str, local: bool) -> Mapping[str, Any]:
-    """What stands between the lines of dashes at the head of the model's card."""
-    from transformers.utils import cached_file
-
-    try:
-        file = cached_file(place, _CARD, local_files_only=local)
-        text = read_file(Path(file), YAML_BYTES).decode("utf-8")
-        parts = text.split("---", 2)
-        found = strict_yaml.parse(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except (OSError, ValueError):  # of YAML, too
-        return {}
-    return found if isinstance(found, Mapping) else {}
-
-
-# What a model's output is, by model_type: metres, or inverse depth of unknown scale.
-_METRIC = ("chmv2", "glpn", "tipsv2_dpt", "zoedepth")
-_INVERSE = ("depth_pro", "dpt")
-_BY_CONFIG = ("depth_anything",)  # config.depth_estimation_type says which of both
 # Modules that fuse the levels of an encoder, by the names they have in transformers.
 _NECKS = ("neck", "fusion_stage", "decoder")
 _STRIDES = (2, 4, 8, 16, 32)
@@ -293,7 +82,7 @@ class FoundationTeacher:
     def __post_init__(self) -> None:
         loaded = self.loaded
         self._model = loaded.model.to(self.device)
-        self._gives_depth = _gives_depth(loaded)
+        self._gives_depth = gives_depth(loaded)
         if self.metric and not self._gives_depth:
             raise TeacherError(f"teacher {loaded.name}: its depth is relative, not metric")
         self._metric = self._gives_depth if self.metric is None else self.metric
@@ -307,7 +96,7 @@ class FoundationTeacher:
             )
         self.stride, self._size = stride, size
         channels = self._find_input()
-        _settle_missing(loaded, self._probe)
+        settle_missing(loaded, self._probe)
         self.identity = TeacherIdentity(
             name=loaded.name,
             kind="foundation",
@@ -435,7 +224,12 @@ def open_foundation_teacher(name: str, *, fetch: bool = False, **options: Any) -
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
     """
-    return FoundationTeacher(load_model(name, fetch=fetch), **options)
+    try:
+        return FoundationTeacher(load_model(name, fetch=fetch), **options)
+    except NotHereError as error:
+        raise TeacherError(f"teacher {error}, or set teacher.fetch: true") from error
+    except NetworkError as error:
+        raise TeacherError(f"teacher {error}") from error
 
 
 @teacher("foundation", prefix="hf:")
@@ -447,19 +241,6 @@ def _open(name: str, options: TeacherOptions) -> FoundationTeacher:
     return open_foundation_teacher(name, **options.only(*names))
 
 
-def _gives_depth(loaded: Loaded) -> bool:
-    """Whether a model's output is depth in metres; otherwise it is inverse depth."""
-    kind = loaded.model.config.model_type
-    if kind in _BY_CONFIG:
-        return getattr(loaded.model.config, "depth_estimation_type", "relative") == "metric"
-    if kind not in (*_METRIC, *_INVERSE):
-        raise TeacherError(
-            f"teacher {loaded.name}: it is not known what a {kind} model returns; known are "
-            f"{', '.join(sorted((*_METRIC, *_INVERSE, *_BY_CONFIG)))}"
-        )
-    return kind in _METRIC
-
-
 def _own_size(loaded: Loaded) -> tuple[int, int]:
     if not loaded.sizes:
         raise TeacherError(
@@ -468,28 +249,6 @@ def _own_size(loaded: Loaded) -> tuple[int, int]:
         )
     width, height = (max(32, round(side / 32) * 32) for side in loaded.sizes[0])
     return width, height
-
-
-def _settle_missing(loaded: Loaded, probe: Any) -> None:
-    """Make sure that weights which the files lack change nothing, and zero them.
-
-    Published DPT weights lack a layer that is built and never used.
-    """
-    if not loaded.missing:
-        return
-    seen = []
-    parameters = dict(loaded.model.named_parameters())
-    with torch.no_grad():
-        for value in (1.0, 0.0):
-            for name in loaded.missing:
-                if name in parameters:
-                    parameters[name].fill_(value)
-            seen.append(probe())
-    if not all(torch.equal(a, b) for a, b in zip(*seen, strict=True)):
-        raise TeacherError(
-            f"teacher {loaded.name}: its weights lack {len(loaded.missing)} tensors "
-            f"({sorted(loaded.missing)[0]}, ...); the files are not those of a depth model"
-        )
 
 
 def _unit_of(inverse: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""An imported network in the real node, over DDS, with every mode of the scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_tiny_bundle
+from ros_helpers import (
+    BUNDLE_SIZE,
+    IMAGE_SIZE,
+    PATIENCE,
+    RELIABLE,
+    Robot,
+    camera_info_for,
+    node_and_peer,
+    view,
+    wait_until,
+)
+from sensor_msgs.msg import Image
+
+from depth_prior_ros.backends.onnx_backend import export_onnx
+from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.models.export import StudentRunner
+from depth_prior_ros.models.imported import DepthKind
+from depth_prior_ros.pipeline import DepthPipeline
+from depth_prior_ros.ros.messages import image_to_depth
+from training.runs.network_import import ImportRequest, import_network
+
+pytest.importorskip("onnx")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "bundle"
+    make_tiny_bundle(folder, BUNDLE_SIZE)
+    return folder
+
+
+def imported(own: Path, folder: Path, depth: DepthKind) -> Path:
+    """The student of a bundle as ONNX, imported."""
+    bundle = load_bundle(own)
+    limits = bundle.manifest.depth
+    prior = bundle.prior() if bundle.has("prior") else None
+    runner = StudentRunner(bundle.student(), prior, limits.min_units, limits.max_units)
+    example = np.zeros((1, 3, BUNDLE_SIZE[1], BUNDLE_SIZE[0]), np.float32)
+    export_onnx(runner, (example,), folder / "student.onnx", ["image"], list(runner.OUTPUTS))
+    camera = bundle.manifest.camera
+    request = ImportRequest(
+        f"onnx:{folder / 'student.onnx'}",
+        folder / depth,
+        depth,
+        metres_per_unit=limits.metres_per_unit if depth == "disparity" else None,
+        focal=(camera.fx, camera.fy),
+    )
+    return import_network(request).path
+
+
+@pytest.mark.parametrize("mode", ["fixed", "camera_height", "odometry", "none"])
+def test_an_imported_student_says_what_its_bundle_says(own: Path, tmp_path: Path, mode: str):
+    """Nothing is measured of one frame: each mode begins with the factor that was given."""
+    info = camera_info_for(*IMAGE_SIZE)
+    camera = Camera(info.k[0], info.k[4], info.k[2], info.k[5], *IMAGE_SIZE)
+    wanted = DepthPipeline(str(own), force_model="single_frame").infer(
+        view(), order="rgb", camera=camera
+    )
+    options = {"scale.mode": mode, "scale.camera_height": 1.6}
+    bundle = imported(own, tmp_path, "disparity")
+    with node_and_peer(bundle=bundle, diagnostics_period=0.1, **options) as (process, peer):
+        if mode == "none":
+            relative: list[Image] = []
+            peer.node.create_subscription(Image, "depth/relative", relative.append, RELIABLE)
+            robot = Robot(process=process, peer=peer)
+
+            def seen() -> bool:
+                peer.send(view(), robot.next_stamp())
+                return bool(relative)
+
+            wait_until(seen, "relative depth", PATIENCE)
+            depth = image_to_depth(relative[0])
+        else:
+            peer.wait_for_node(process)
+            depth = Robot(process=process, peer=peer).answered(view())
+        wait_until(lambda: peer.status().get("active_model") == "single_frame", "its model")
+    finite = np.isfinite(wanted.depth)
+    np.testing.assert_array_equal(np.isfinite(depth), finite)
+    np.testing.assert_allclose(depth[finite], wanted.depth[finite], rtol=1e-4)
+
+
+def test_affine_invariant_depth_is_no_metres_by_a_fixed_factor(own: Path, tmp_path: Path):
+    bundle = imported(own, tmp_path, "affine_invariant")
+    with node_and_peer(bundle=bundle, **{"scale.mode": "fixed"}) as (process, _):
+        wait_until(lambda: "so it has no metres" in process.output, "the refusal", PATIENCE)
