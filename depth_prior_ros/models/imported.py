@@ -115,10 +115,10 @@ def gauge(values: Tensor) -> Tensor:
     1 is as far as the farthest 2 % of the picture, 2 as near as all but the nearest 10 %. Never
     below 0.1. A picture without any relief is not finite.
     """
-    height, width = values.shape[-2:]
+    height, width = (int(side) for side in values.shape[-2:])  # numbers, also while it is traced
     step = max(1, round((height * width / _SAMPLE) ** 0.5))
     some = values[..., ::step, ::step].flatten(1).sort(dim=1).values
-    last = some.shape[1] - 1
+    last = int(some.shape[1]) - 1
     far, near = some[:, round(_FAR * last)], some[:, round(_NEAR * last)]
     relief = (near - far)[:, None, None, None]
     found = 1 + (values - far[:, None, None, None]) / relief

@@ -159,7 +159,8 @@ class AffineScale(MeasuredScale):
         self._take = measure
         self._chain = Chain()
         settings = settings or FilterSettings()
-        settings = replace(settings, window=min(settings.window, _WINDOW))
+        # The chain drifts, too: to follow it takes the rate that else is for arriving.
+        settings = replace(settings, window=min(settings.window, _WINDOW), rate=settings.first_rate)
         near = start.factor.metres_per_unit / (_NEAR + start.shift)
         ratio = (_FAR + start.shift) / (_NEAR + start.shift)
         # Its logarithm is the ratio: what moves by 5 % there moves by 0.05 here.

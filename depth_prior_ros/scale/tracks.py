@@ -34,7 +34,7 @@ MIN_POINTS = 25
 _CORNERS = 800
 _BACK = 0.3  # pixels by which a point that is followed back may miss where it came from
 _FLOW_SIGMA = 0.15  # pixels
-_EDGE = 0.05  # relative difference of inverse depth around a point
+_EDGE = 0.05  # relative: how far inverse depth around a point is from a plane
 _LONGEST_GAP = 1.0  # seconds between two pictures that are compared
 
 
@@ -152,8 +152,8 @@ def known_points(points: Points, sight: ScaleSight) -> tuple[_Floats, _Floats, _
     columns, rows = np.minimum(columns, depth.shape[1] - 1), np.minimum(rows, depth.shape[0] - 1)
     values = np.asarray(depth[rows, columns], np.float64)
     around = np.ones((5, 5), np.uint8)
-    relief = cv2.dilate(depth, around) - cv2.erode(depth, around)
-    # At an edge of depth nobody knows to which side a corner belongs.
+    # At an edge of depth nobody knows to which side a corner belongs; a plane has none.
+    relief = np.abs(cv2.dilate(depth, around) + cv2.erode(depth, around) - 2 * depth)
     known = np.isfinite(values) & (values > 0) & (relief[rows, columns] < _EDGE * values)
     if known.sum() < MIN_POINTS:
         raise NothingMeasuredError("too few points have depth")

@@ -79,7 +79,7 @@ def test_depth_is_that_of_transformers(dpt: Path, bundle: Any, backend: str) -> 
     pipeline = DepthPipeline(load_bundle(bundle.path), backend, max_metres=1e9)
     depth = pipeline.infer(image, order="rgb").depth
     near = (wanted > 0) & (wanted < 100)
-    assert near.mean() > 0.5
+    assert near.mean() > 0.2
     np.testing.assert_allclose(depth[near], wanted[near], rtol=2e-3)
 
 

@@ -167,7 +167,7 @@ def test_files_that_lead_out_of_themselves_or_do_not_fit_are_refused(tmp_path: P
         ({"size": (64, 64)}, "takes pictures of 48x32 only"),
         ({"output": "other"}, "has no output other, but depth"),
         ({"std": (1.0, 0.0, 1.0)}, "std .* must be positive"),
-        ({"spec": "net.onnx"}, "name a network as onnx:FILE"),
+        ({"spec": "net.onnx"}, "name a network as hf:FOLDER or onnx:FILE"),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
