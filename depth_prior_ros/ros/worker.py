@@ -28,7 +28,7 @@ from depth_prior_ros.ros.messages import (
 )
 from depth_prior_ros.ros.mounting import Mounting, MountSight, mount_of, road_of
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.scale import CameraHeightScale
+from depth_prior_ros.scale import AffineScale, CameraHeightScale
 
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
@@ -268,7 +268,7 @@ class FrameWorker:
         self._mounting.settings = self._settings
         mount = self._mounting.at(frame, stamp)
         scale = self._pipeline.scale
-        if isinstance(scale, CameraHeightScale):
+        if isinstance(scale, (AffineScale, CameraHeightScale)):
             road, height = road_of(self._settings, mount)
             scale.mount(height or None, road)
         return mount

@@ -65,18 +65,25 @@ class RoadLine:
 
     mode: ScaleMode = "camera_height"
 
-    def __init__(self, camera_height: float, road: RoadSettings | None = None) -> None:
-        """`camera_height`: metres. Raises ValueError as `CameraHeightScale`."""
-        self.camera_height = checked_height(camera_height)
+    def __init__(self, camera_height: float | None, road: RoadSettings | None = None) -> None:
+        """`camera_height`: metres, as of `CameraHeightScale`; raises ValueError as that does."""
+        self.camera_height = None if camera_height is None else checked_height(camera_height)
         self._road = road or RoadSettings()
+
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """See `CameraHeightScale.mount`."""
+        self.camera_height, self._road = camera_height, road
 
     def __call__(self, sight: ScaleSight) -> Line:
         """See `Measure`."""
+        height = self.camera_height
+        if height is None:
+            raise NothingMeasuredError("where the camera sits is not known")
         try:
             shift, road = fit_affine_road(seen_depth(sight), sight.camera, self._road)
         except NoRoadError as error:
             raise NothingMeasuredError(str(error)) from error
-        gain = road.height / self.camera_height
+        gain = road.height / height
         return Line(gain, gain * shift, road.share)
 
 
@@ -166,6 +173,11 @@ class AffineScale(MeasuredScale):
         # Its logarithm is the ratio: what moves by 5 % there moves by 0.05 here.
         self._ratios = FactorFilter(math.exp(ratio), replace(settings, limit=10.0))
         super().__init__(FixedScale(near, start.factor.source), settings)
+
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """How the camera is mounted from the next frame on, where the road is what is measured."""
+        if isinstance(self._take, RoadLine):
+            self._take.mount(camera_height, road)
 
     def _see(self, sight: ScaleSight) -> None:
         if sight.inverse_units is not None and not self._chain.follow(sight.inverse_units):

@@ -21,11 +21,13 @@ def make_scale(
     known: bool = True,
     shift: float | None = None,
     pose_network: bool = True,
+    mounted_later: bool = False,
 ) -> Scale:
     """The scale of a mode.
 
     mode: one of SCALE_MODES. fixed, source: the factor to use (mode `fixed`) or to begin with, and
-    where it is from. camera_height: metres, for mode `camera_height`. known: whether `fixed` is a
+    where it is from. camera_height: metres, for mode `camera_height`; with `mounted_later` it may
+    be left out, and is told later (`CameraHeightScale.mount`). known: whether `fixed` is a
     factor at all, and not only where a search begins. shift: to begin with, 1/units, of depth that
     is affine-invariant; None for all other. pose_network: whether networks see the step between two
     frames; without, points that are followed through the pictures tell it.
@@ -35,7 +37,7 @@ def make_scale(
     """
     if mode not in SCALE_MODES:
         raise ValueError(f"scale mode must be one of {', '.join(SCALE_MODES)}, got {mode!r}")
-    if mode == "camera_height" and camera_height is None:
+    if mode == "camera_height" and camera_height is None and not mounted_later:
         raise ValueError("scale mode camera_height needs the camera's height in metres")
     start = FixedScale(fixed, source)
     if mode == "none":
@@ -48,12 +50,10 @@ def make_scale(
         begin = AffineStart(start, shift)
         if mode == "odometry":
             return AffineScale(begin, TrackedLine(), settings)
-        assert camera_height is not None
         return AffineScale(begin, RoadLine(camera_height, road), settings)
     if mode == "odometry":
         kind = OdometryScale if pose_network else TrackedScale
         return kind(start, settings)
-    assert camera_height is not None
     return CameraHeightScale(start, camera_height, settings, road)
 
 

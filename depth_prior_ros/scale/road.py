@@ -128,7 +128,7 @@ def fit_affine_road(
     if known.sum() < max(_MIN_PIXELS, settings.min_share * len(rows)):
         raise NoRoadError("too little depth on the road")
     values = values[known]
-    down = rays[known] @ _down(settings.pitch)  # camera heights over depth
+    down = rays[known] @ _down(settings)  # camera heights over depth
     nearness = down[None]
 
     def tolerance(gain: _Floats, _: _Floats) -> _Floats:

@@ -95,7 +95,7 @@ def triangulate(
     """
     before, after = _follow(earlier, now)
     if len(before) < MIN_POINTS:
-        raise NothingMeasuredError(f"only {len(before)} points could be followed")
+        raise NothingMeasuredError("too few points could be followed")
     first, second = _rays(before, camera), _rays(after, camera)
     pixel = 1 / math.sqrt(camera.fx * camera.fy)
     essential, inside = cv2.findEssentialMat(

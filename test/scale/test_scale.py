@@ -411,18 +411,26 @@ def test_what_cannot_have_been_stored(stored: dict[str, Any]) -> None:
 def test_every_reason_for_measuring_nothing_is_explained() -> None:
     root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "metres.md").read_text(encoding="utf-8")
-    sources = [root / "depth_prior_ros" / "scale" / f"{n}.py" for n in ("measured", "road")]
+    sources = [
+        root / "depth_prior_ros" / "scale" / f"{n}.py"
+        for n in ("measured", "road", "tracks", "affine")
+    ]
     reasons = [
         reason
         for source in sources
         for reason in re.findall(
-            r'(?:NothingError|NoRoadError)\(\s*f?"([^"{:]+)', source.read_text(encoding="utf-8")
+            r'(?:NothingMeasuredError|NoRoadError)\(\s*f?"([^"{:]+)',
+            source.read_text(encoding="utf-8"),
         )
     ]
     assert len(reasons) >= 10
     explained = [text.strip(" .:") for text in re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)]
     known = [r for r in reasons if any(r.strip().startswith(text) for text in explained if text)]
     # These need a frame that the pipeline never shows.
-    unseen = {"no depth of this frame", "the depth is not of the camera's size"}
+    unseen = {
+        "no depth of this frame",
+        "the depth is not of the camera's size",
+        "no picture of this frame",
+    }
     shortened = {"steps below "}  # a number follows
     assert set(reasons) - set(known) <= unseen | shortened

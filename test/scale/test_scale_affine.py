@@ -64,7 +64,8 @@ def test_factor_and_shift_are_found_on_exact_depth(frames: Sequence[Frame], mode
     scale = make_scale(
         mode, fixed=5.0, source="x", camera_height=HEIGHT, shift=-0.98, settings=FAST
     )
-    assert drive_through(scale, frames) == pytest.approx(1, abs=0.05)
+    allowed = {"camera_height": 0.05, "odometry": 0.08}[mode]  # in 24 frames
+    assert drive_through(scale, frames) == pytest.approx(1, abs=allowed)
     stored = scale.store()
     again = make_scale(mode, fixed=5.0, source="x", camera_height=HEIGHT, shift=-0.98)
     again.restore(stored)
