@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SET_NAMES = ("kitti_2015", "drives", "synthetic", "kept_out")
 MODEL_NAMES = ("both", "single_frame", "multi_frame")
 REFERENCES = ("auto", "recorded", "stereo", "multi_frame")
-REFERENCES = ("auto", "recorded", "multi_frame")
 DEPTH_KINDS = ("metric", "scale_invariant", "disparity", "affine_invariant")
 
 
