@@ -23,6 +23,10 @@ from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.bundle import Bundle, CameraSpec, Provenance, load_bundle
 from depth_prior_ros.bundle.derive import replace_references, replace_student
 from depth_prior_ros.bundle.files import refuse_foreign
+from depth_prior_ros.evaluation.evaluate import evaluate
+from depth_prior_ros.evaluation.frames import read_evaluation_frames
+from depth_prior_ros.evaluation.predictors import NetworkPredictor
+from depth_prior_ros.evaluation.protocols import protocol_for
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import fit_region
 from depth_prior_ros.progress import Progress, ProgressBar
@@ -33,6 +37,7 @@ from training.data.drives import network_camera, open_drive, open_partner
 from training.data.frames import Window
 from training.data.triplets import TripletSource, load_triplets
 from training.errors import TrainingError
+from training.evaluation.sets import frames_with_depth
 from training.loop.weight_average import mix_weights
 from training.recipes.base import RecipeError
 from training.recipes.data import Drive, Intrinsics, Mode, Part, Topics
@@ -40,9 +45,9 @@ from training.recipes.files import load_recipe, read_values
 from training.recipes.recipe import Recipe
 from training.runs import adapt
 from training.runs.environment import git_hash
-from training.runs.metric_scale import fit_on_frames
+from training.runs.metric_scale import fit_by_camera_height, fit_on_frames
 from training.runs.run import Run
-from training.runs.tune_verdict import Measured, Verdict, measure, write_verdict
+from training.runs.tune_verdict import LEAST, Measured, Verdict, measure, write_verdict
 from training.stages.system import System
 from training.stages.validation import validation_error
 
@@ -170,7 +175,7 @@ def _judge(tuning: _Tuning, run: Run, old: System, system: System) -> Outcome:
     unit = run.recipe.metres_per_unit
     _choose(tuning, system, old, unit)
     if not _known(tuning.recording, tuning.mode):
-        unit *= _drift(tuning, run.data().training, system, old)
+        unit = _unit_afterwards(tuning, run, old, system)
     final = _adapt(tuning, _write(tuning, run, system, unit))
     judged = tuning.triplets("judging", unit)
     measured = [
@@ -366,7 +371,7 @@ def _unit(tuning: _Tuning, system: System, training: TripletSource) -> tuple[flo
         elif known:
             factor, _ = fit_on_frames(system, sequence, before, "tune", _FITTED)
         else:
-            words = "nothing tells metres: the unit stays the bundle's"
+            words = "nothing tells metres while training: the unit is set afterwards"
             tuning.said.append(words)
             return before, words
     except RecipeError as error:
@@ -422,6 +427,34 @@ def _choose(tuning: _Tuning, system: System, old: System, unit: float) -> None:
     tuning.said.append(f"{best:.0%} of the way is taken, by photometric error ({words})")
 
 
+def _unit_afterwards(tuning: _Tuning, run: Run, old: System, system: System) -> float:
+    """Metres per unit where nothing told them in training: by true depth of the training spans, by
+    the camera's height, or such that their depth has the unit of the bundle again."""
+    unit = run.recipe.metres_per_unit
+    part = open_drive(Path(), tuning.part("training"))
+    known = frames_with_depth(part)
+    protocol = protocol_for(part)
+    if len(known) >= LEAST and protocol is not None:
+        student = NetworkPredictor(system.student, system.device, system.prior, unit)
+        positions = known[:: max(1, len(known) // _FITTED)]
+        frames = read_evaluation_frames(part, protocol, tuning.size, positions)
+        ratio = float(np.median([f.errors.ratio for f in evaluate(student, frames, protocol)]))
+        tuning.said.append(
+            f"unit by true depth of {len(positions)} training frames: {ratio - 1:+.1%}"
+        )
+        return unit * ratio
+    height = tuning.request.camera_height
+    if height is not None:
+        try:
+            found, _ = fit_by_camera_height(system, [(tuning.drive, part)], tuning.size, height)
+        except RecipeError as error:
+            tuning.said.append(f"no unit by the camera's height: {error}")
+        else:
+            tuning.said.append(f"unit by {height:g} m from camera to road: {found:.2f} m")
+            return found
+    return unit * _drift(tuning, run.data().training, system, old)
+
+
 @torch.no_grad()
 def _drift(tuning: _Tuning, training: TripletSource, system: System, old: System) -> float:
     """The unit after training over the one before, by the depth of the training frames."""
@@ -438,6 +471,8 @@ def _drift(tuning: _Tuning, training: TripletSource, system: System, old: System
 def _write(tuning: _Tuning, run: Run, system: System, unit: float) -> Bundle:
     old, recipe = tuning.bundle.manifest, run.recipe
     *sources, words = recipe.output.provenance
+    if not _known(tuning.recording, tuning.mode):
+        words = tuning.said[-1]
     note = f"tuned on {tuning.recording.name}: {'; '.join(tuning.said[1:])}"
     return replace_student(
         tuning.bundle,

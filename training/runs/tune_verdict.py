@@ -27,7 +27,8 @@ from training.stages.system import System
 from training.stages.validation import validation_error
 
 _TEMPLATE = Path(__file__).parent / "templates" / "tune.html"
-_LEAST = 5  # frames with truth, below which it decides nothing
+LEAST = 5
+"""Frames with truth, below which it decides nothing."""
 _WORSE = 0.02  # share by which scaled depth may be worse
 _PICTURED = 4
 _NEAR, _FAR = 2.0, 80.0
@@ -99,7 +100,7 @@ class Verdict:
         place = next(iter(self.depth[0]), None)
         if place is not None and not place.startswith("test"):
             old, new = (reports[place].rows[ALL] for reports in self.depth)
-            if min(len(old), len(new)) >= _LEAST:
+            if min(len(old), len(new)) >= LEAST:
                 metres = _mean(new, "metric") < _mean(old, "metric")
                 shape = _mean(new, "errors") <= (1 + _WORSE) * _mean(old, "errors")
                 words = f"AbsRel of {len(new)} held-out frames in metres, scaled no worse"

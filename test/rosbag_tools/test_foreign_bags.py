@@ -1,0 +1,93 @@
+"""Bags of other writers go through the tools; what wrote them is in test/foreign_bags/README.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import make_tiny_bundle
+
+from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings.bag import BagTopics, open_bag
+from rosbag_tools.cli import main
+from training.commands.cli import main as train
+
+FOLDER = Path(__file__).parents[1] / "foreign_bags"
+BAGS = {"ros1": FOLDER / "debian_rosbag.bag", "mcap": FOLDER / "mcap_package.mcap"}
+DEPTH = ("--depth-topic", "/front/depth")
+DEBIAN = Path("/usr/bin/python3")
+
+
+def check_drive(bag: Path) -> None:
+    """What `write_scene.py` put in: 12 frames, 8 m away, 2 m a second."""
+    recording = open_bag(bag, topics=BagTopics(depth="/front/depth"))
+    assert len(recording.frames) == 12 and not recording.skipped
+    for i, frame in enumerate(recording.frames):
+        assert frame.stamp_ns == 1_700_000_000_000_000_000 + i * 100_000_000
+        assert (frame.camera.fx, frame.camera.cx, frame.camera.size) == (60.0, 48.0, (96, 32))
+        assert frame.image().shape == (32, 96, 3)
+        depth = frame.depth()
+        assert depth is not None
+        np.testing.assert_array_equal(depth[4:], 8.0)
+        assert not depth[:4].any()
+        assert frame.speed == pytest.approx(2.0)
+        assert frame.pose is not None
+    steps = [f.pose[:3, 3] for f in recording.frames if f.pose is not None]
+    assert np.linalg.norm(steps[-1] - steps[0]) == pytest.approx(11 * 0.2)
+
+
+@pytest.mark.parametrize("writer", BAGS)
+def test_a_bag_of_another_writer_is_read(writer: str) -> None:
+    assert BAGS[writer].stat().st_size < 50_000
+    check_drive(BAGS[writer])
+
+
+@pytest.mark.parametrize("writer", BAGS)
+def test_it_goes_through_the_tools(
+    writer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag, bundle = str(BAGS[writer]), str(make_tiny_bundle(tmp_path / "tiny").path)
+    assert main(["info", bag, *DEPTH]) == 0
+    said = capsys.readouterr().out
+    assert "12 frames of 96x32" in said and "depth: in 12 frames" in said
+    out = tmp_path / "out"
+    run = ["process", bag, *DEPTH, "--out", str(out), "--bundle", bundle, "--backend", "torch"]
+    assert main([*run, "--npy", "--bag", "--no-forced"]) == 0
+    assert len(list(out.glob("npy/*.npy"))) == 12
+    assert json.loads((out / "metrics.json").read_text())["depth"]["all"]["frames"] == 12
+    assert len(open_recording(out / "depth.mcap").frames) == 12  # its own topics beside the depth
+    command = ["evaluate", bundle, "--protocol", "drive", "--data", bag, *DEPTH]
+    figures = tmp_path / "figures.json"
+    command += ["--model", "single_frame", "--backend", "torch", "--json", str(figures)]
+    assert train(command) == 0
+    assert '"frames": 12' in figures.read_text()
+
+
+def test_the_writers_of_today_write_the_same(tmp_path: Path) -> None:
+    """Debian's rosbag and the package mcap, where they are installed."""
+    scene = tmp_path / "scene"
+    subprocess.run([sys.executable, FOLDER / "write_scene.py", scene], check=True)
+    has_rosbag = (
+        DEBIAN.exists()
+        and not subprocess.run(
+            [DEBIAN, "-c", "import rosbag, sensor_msgs.msg, nav_msgs.msg"],
+            capture_output=True,
+            check=False,
+        ).returncode
+    )
+    has_mcap = all(importlib.util.find_spec(name) for name in ("mcap", "rclpy"))
+    if not has_rosbag and not has_mcap:
+        pytest.skip("needs Debian's python3-rosbag, or the package mcap and rclpy")
+    if has_rosbag:
+        bag = tmp_path / "new.bag"
+        subprocess.run([DEBIAN, FOLDER / "write_ros1.py", scene, bag], check=True, env={})
+        check_drive(bag)
+    if has_mcap:
+        bag = tmp_path / "new.mcap"
+        subprocess.run([sys.executable, FOLDER / "write_mcap.py", scene, bag], check=True)
+        check_drive(bag)
