@@ -19,6 +19,7 @@ _KINDS = {"image": "image", "depth": "depth", "truth": "true depth", "error": "r
 # Bytes of pictures, before base64: with it, the page stays below 8 MB.
 _PICTURE_BUDGET = 5_500_000
 _STRIP = 8
+_PICKED = 3
 _COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3", "flicker")
 _ROWS = {
     "all": "as published",
@@ -59,6 +60,7 @@ def render(folder: Path, results: Results) -> str:
         frames=_frame_data(folder, frames, shown, views),
         timeline=charts.timeline(frames),
         strip=_strip(shown, frames),
+        picked=_picked(shown),
         rows=_depth_rows(metrics),
         columns=_COLUMNS,
         note=_protocol(metrics["protocol"]),
@@ -162,6 +164,15 @@ def _strip(shown: list[FrameRecord], frames: list[FrameRecord]) -> list[tuple[in
         model = (shown[i].model or "").replace("_", "-")
         found.append((i, f"{seconds:.1f} s · {model} {shown[i].reason}"))
     return found
+
+
+def _picked(shown: list[FrameRecord]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """The best and the worst of the frames with pictures: their places, and their numbers."""
+    known = [(frame.abs_rel, i) for i, frame in enumerate(shown) if frame.abs_rel is not None]
+    if not known:
+        return []
+    ordered = [(i, shown[i].index) for _, i in sorted(known)]
+    return [("best", ordered[:_PICKED]), ("worst", ordered[::-1][:_PICKED])]
 
 
 def _depth_rows(metrics: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
