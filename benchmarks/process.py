@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,15 @@ def main() -> None:
         for number, form in enumerate(forms(parsed.recording, folder, parsed)):
             for outputs in map(tuple, parsed.outputs or [["npy"]]):
                 out = folder / f"out{number}_{'_'.join(outputs)}"
+                worked = time.process_time()
                 found = run(form, out, outputs, parsed)
+                worked = (time.process_time() - worked) / found.new
                 rate = found.new / found.seconds
                 print(
                     f"{form.name}, {' '.join(outputs)}: {found.new} frames, {rate:.2f} frames/s, "
                     f"{rate / alone:.2f} of the networks alone; they were at work "
-                    f"{found.network_seconds / found.seconds:.0%} of the time",
+                    f"{found.network_seconds / found.seconds:.0%} of the time; "
+                    f"{1e3 * worked:.0f} ms of processor time a frame, start included",
                     flush=True,
                 )
                 if number == 0 and outputs == ("npy",):
