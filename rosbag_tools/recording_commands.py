@@ -395,5 +395,5 @@ def _run(do: Any, jobs: list[_Job], parsed: argparse.Namespace) -> list[Any]:
 
     units = [Unit(str(job.out).rstrip("/").rpartition("/")[2], job) for job in jobs]
     if parsed.ray:
-        return run_on_ray(do, units, parsed.ray, is_expected)
+        return run_on_ray(do, units, parsed.ray, is_expected, parsed.jobs)
     return run_units(do, units, parsed.jobs or usual_jobs(len(jobs)), is_expected)

@@ -80,11 +80,13 @@ def run_on_ray(
     units: Sequence[Unit[T]],
     address: str,
     expected: Callable[[Exception], bool] = lambda error: isinstance(error, OSError),
+    jobs: int | None = None,
 ) -> list[Outcome[R]]:
     """`run_units` on a cluster of Ray, which has every unit done again whose worker was lost.
 
     address: of the cluster, `HOST:PORT` or `ray://HOST:PORT`; `auto`: the one that this machine
-    belongs to, or where there is none, one of this machine alone. A unit asks for two processors.
+    belongs to, or where there is none, one of this machine alone. A unit asks for two processors,
+    or for its share of all, where `jobs` says how many are done at a time.
 
     Raises:
         OSError: Ray is not installed, or the cluster cannot be reached.
@@ -105,7 +107,8 @@ def run_on_ray(
         raise OSError(f"--ray {address}: {error}") from error
     outcomes = []
     try:
-        processors = min(2.0, max(ray.cluster_resources().get("CPU", 1.0), 1.0))
+        there = max(ray.cluster_resources().get("CPU", 1.0), 1.0)
+        processors = min(2.0, there) if jobs is None else max(1.0, there // jobs)
         work = ray.remote(num_cpus=processors, max_retries=_TRIES)(_there)
         told = Queue(actor_options={"num_cpus": 0})
         with _progress_bars([unit.name for unit in units], told):
