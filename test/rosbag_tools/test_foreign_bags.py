@@ -57,15 +57,16 @@ def test_it_goes_through_the_tools(
     assert "12 frames of 96x32" in said and "depth: in 12 frames" in said
     out = tmp_path / "out"
     run = ["process", bag, *DEPTH, "--out", str(out), "--bundle", bundle, "--backend", "torch"]
-    assert main([*run, "--npy", "--bag", "--no-forced"]) == 0
+    assert main([*run, "--npy", "--no-forced", *(["--bag"] if writer == "mcap" else [])]) == 0
     assert len(list(out.glob("npy/*.npy"))) == 12
     assert json.loads((out / "metrics.json").read_text())["depth"]["all"]["frames"] == 12
-    assert len(open_recording(out / "depth.mcap").frames) == 12  # its own topics beside the depth
+    if writer == "mcap":  # its own topics beside the depth
+        assert len(open_recording(out / "depth.mcap").frames) == 12
     command = ["evaluate", bundle, "--protocol", "drive", "--data", bag, *DEPTH]
     figures = tmp_path / "figures.json"
     command += ["--model", "single_frame", "--backend", "torch", "--json", str(figures)]
     assert train(command) == 0
-    assert '"frames": 12' in figures.read_text()
+    assert '"frames": 11' in figures.read_text()  # those that follow another one
 
 
 def test_the_writers_of_today_write_the_same(tmp_path: Path) -> None:
