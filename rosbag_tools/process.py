@@ -31,6 +31,7 @@ from depth_prior_ros.pipeline.framing import InvalidFrameError
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, read_frames
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose
 from depth_prior_ros.recordings.base import Skipped, name_skipped
+from depth_prior_ros.scale import AutoScale, FixedScale
 from rosbag_tools.depth_files import (
     FRAMEWISE,
     Made,
@@ -53,7 +54,7 @@ OUTPUTS = (*FRAMEWISE, BAG, VIDEO)
 SPOOLED = {BAG: bag_entry, VIDEO: video_frame}
 
 _WORK, _JOURNAL = ".work", "journal"
-_SCHEMA = 1
+_SCHEMA = 2
 _AHEAD = 4  # frames that are decoded, and that are encoded, while the networks run
 _ENCODERS = 2
 
@@ -116,6 +117,9 @@ def process(
     if take_up(out / MANIFEST, wanted, "depth"):
         return Processed(out, len(recording.frames), finished_before=True)
     pipeline = DepthPipeline(bundle, options.backend, options.device)
+    if isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed":
+        if bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node
+            pipeline.scale = AutoScale(pipeline.scale)
     pipeline.force_model = options.force_model or None  # type: ignore[assignment]
     (out / PICTURES).mkdir(exist_ok=True)
     account = Account(recording, bundle, out)
@@ -215,7 +219,10 @@ class _Run:
 
     def finish(self, source: Path, command: str) -> None:
         """Write the files of all frames, the figures and the page."""
+        from depth_prior_ros.pipeline.pipeline import default_scale
+
         account, out = self.account, self.out
+        self.pipeline.scale = default_scale(self.pipeline.bundle)
         self.processed.frames = len(account.records)
         stamps = [self.recording.frames[i].stamp_ns for i in sorted(account.records)]
         if VIDEO in self._spooled:
@@ -292,8 +299,10 @@ class _Run:
 
     def _checkpoint(self, done: int) -> None:
         self._written.clear()
+        scale = self.pipeline.scale
         state = {
             "pipeline": self.pipeline.state(),
+            "scale": scale.snapshot() if isinstance(scale, AutoScale) else None,
             "errors": self.account.errors.state(),
             "depth_camera": self.depth_camera,
             "skipped": [[entry.what, entry.why] for entry in self.recording.skipped],
@@ -303,6 +312,8 @@ class _Run:
     def _restore(self) -> None:
         state = self.work.state
         self.pipeline.restore(state["pipeline"])
+        if isinstance(self.pipeline.scale, AutoScale):
+            self.pipeline.scale.resume(state["scale"])
         self.depth_camera = state["depth_camera"]
         for what, why in state["skipped"]:
             name_skipped(self.recording.skipped, what, why)

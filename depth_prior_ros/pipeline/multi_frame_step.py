@@ -59,7 +59,7 @@ class FramePair:
     inverse: the current frame's single-frame depth (1, 1, h, w) in 1/units. metres_per_unit: None
     where nobody knows. pose: previous_from_current of odometry (4, 4) in metres; metres: how far
     odometry says it went; both None where unknown. searching: whether metres_per_unit is only where
-    the search for it begins. guess: of previous_from_current (4, 4), networks' world and units,
+    a search for it begins. guess: of previous_from_current (4, 4), networks' world and units,
     from the frames before.
     """
 
@@ -183,8 +183,9 @@ class MultiFrameResult:
 
     output: depth in units and confidence, (1, 1, h, w), and parallax in pixels, (1, 1, h / 4,
     w / 4); None where there was no matching. pair: what was compared; None where nothing was.
-    step: the motion that was matched with. units: length of the pose network's own, stretch undone;
-    None where it was not asked or had no answer. error: in words, what went wrong.
+    step: the motion that was matched with. units: its length by picture and single-frame depth, or
+    that of the pose network's own, stretch undone; None where neither is known. error: in words,
+    what went wrong.
     """
 
     output: tuple[Native, Native, Native] | None = None
@@ -279,15 +280,15 @@ class MultiFrameStep:
     ) -> MultiFrameResult:
         """The motion to match with; `MultiFrameResult.step` is there.
 
-        check: compare the pose network with odometry. measure: tell what the pose network travels
-        even where odometry's motion is used. Raises PoseError where nobody knows the motion.
+        check: compare the pose network with odometry. measure: tell how many units that is even
+        where odometry's motion is used. Raises PoseError where nobody knows the motion.
         """
         motions, wanted = self.motions, self.pose_source
         alone = wanted == "odometry" and pair.pose is not None and pair.metres_per_unit is not None
         network: EstimatedMotion | None = None
         units: float | None = None
         lost: PoseError | None = None
-        if measure or not alone:
+        if not alone or (measure and (pair.searching or not self._networks.aligns)):
             try:
                 network = motions.refined(pair, motions.by_network(pair))
                 units = motions.units_travelled(pair, network)
@@ -296,15 +297,23 @@ class MultiFrameStep:
                     self._check(pair, units)
             except PoseError as error:
                 network, units, lost = None, None, error
-        odometry = None if wanted == "network" else motions.by_odometry(pair, units)
-        if odometry is not None:
-            odometry = motions.in_unit(pair, odometry)
+        told = None if wanted == "network" else self._by_odometry(pair, units)
+        odometry = None if told is None else motions.in_unit(pair, told)
         step = network if odometry is None else odometry
         if wanted == "auto" and odometry is not None:
             step = self._better(pair, network or motions.refined(pair, odometry), odometry)
         if step is None:
             raise lost or PoseError("nobody knows the motion")
+        if step is odometry and told is not None and (step.matrix != told.matrix).any():
+            units = motions.units_travelled(pair, step)  # by picture and depth, not by the factor
         return MultiFrameResult(pair=pair, step=step, units=units)
+
+    def _by_odometry(self, pair: FramePair, units: float | None) -> EstimatedMotion | None:
+        """Odometry's motion, as long as the factor says; as the pose network's where it is no more
+        than where a search begins, as a fit that began there might not get away from it."""
+        if pair.searching and units and self._networks.aligns:
+            pair = replace(pair, metres_per_unit=None)
+        return self.motions.by_odometry(pair, units)
 
     def _better(
         self, pair: FramePair, refined: EstimatedMotion, odometry: EstimatedMotion

@@ -91,6 +91,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+MEASURE_NS = 500_000_000
+"""How often travel is measured where single-frame depth is all that is wanted."""
+
 BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
 
@@ -413,16 +416,16 @@ class DepthPipeline(PipelineSettings):
         reason = self._single_frame_reason(broken, fault)
         detail = self.guard.detail if reason == fault else None
         travel = self.scale.needs_travel
-        found = MultiFrameResult()
+        found, looked = MultiFrameResult(), reason is None or self._is_measured(current)
         if pairs and reason is None:
             forced = self._force_model is not None
             found, reason = self._step.attempt(pairs, clock, forced=forced, measure=travel)
-        elif pairs and travel and self._may_measure(fault):
+        elif looked and pairs and travel and way.metres is not None and self._may_measure(fault):
             found = self._step.travel(pairs[0], clock)
         assert reason is not None
         with clock("postprocess"):
             units = self._units(current, single, found)
-            self._observe(current, single, units, way, found, before)
+            self._observe(current, single, units, way, found, before, looked=looked)
             parallax = self._parallax(current, found, candidates)
             self._show_witness(current, units, way, found)
             view = view_of(current.framed, self._output_size)
@@ -558,6 +561,12 @@ class DepthPipeline(PipelineSettings):
             return "stationary"
         return fault
 
+    def _is_measured(self, current: ObservedFrame) -> bool:
+        """Whether a frame that single-frame depth answers is one to measure travel with: the first
+        of every half second. That is enough for a factor, and leaves the others quick."""
+        before = self.previous_stamp_ns
+        return before is None or before // MEASURE_NS != current.stamp_ns // MEASURE_NS
+
     def _may_measure(self, fault: Fault | None) -> bool:
         """Whether the pose network may run for the scale alone."""
         return self._gate.state == "moving" and fault in (None, "budget")
@@ -589,7 +598,6 @@ class DepthPipeline(PipelineSettings):
     def _pair(self, candidate: Candidate, current: ObservedFrame, inverse: Native) -> FramePair:
         status = self.scale.status
         factor = None if status.mode == "none" else status.metres_per_unit
-        searching = status.state == "searching"
         return FramePair(
             candidate.shown,
             current,
@@ -597,7 +605,7 @@ class DepthPipeline(PipelineSettings):
             factor,
             candidate.pose,
             candidate.told,
-            searching,
+            status.preliminary,
             self._keyframes.guess(candidate, current.stamp_ns),
         )
 
@@ -644,6 +652,8 @@ class DepthPipeline(PipelineSettings):
         way: RelativeMotion,
         found: MultiFrameResult,
         before: int | None,
+        *,
+        looked: bool,
     ) -> None:
         """Tell the scale what was seen, of depth what does not rest on the factor itself."""
         inverse: NDArray[np.float32] | None = None
@@ -666,6 +676,7 @@ class DepthPipeline(PipelineSettings):
                 seconds=seconds if seconds > 0 else None,
                 radians_turned=None if way.pose is None else turned(way.pose),
                 picture=current.framed.pixels,
+                looked=looked or not self.scale.needs_travel,
             )
         )
 

@@ -163,8 +163,10 @@ def scale_of(settings: Settings, bundle: Bundle) -> Scale:
     manifest = bundle.manifest
     depth = manifest.depth
     given = settings.scale_metres_per_unit
+    # Who gives a factor means it.
+    mode = "fixed" if settings.scale_mode == "auto" and given else settings.scale_mode
     return make_scale(
-        settings.scale_mode,
+        mode,
         fixed=given or depth.metres_per_unit,
         source="scale.metres_per_unit" if given else depth.metres_per_unit_source,
         camera_height=settings.scale_camera_height or None,

@@ -3,14 +3,14 @@
 A network trained on one camera's video knows depth up to a factor. `Scale` is what the pipeline
 asks for that factor and tells what it sees: `fixed` (given with the bundle), `camera_height` (the
 road lies a known height below the camera), `odometry` (the networks' travel against the measured
-one) or `none`.
+one), `auto` (the same where there is odometry, until then as given) or `none`.
 """
 
 from depth_prior_ros.scale.affine import AffineScale
 from depth_prior_ros.scale.choice import make_scale
 from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
 from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.measured import AutoScale, CameraHeightScale, OdometryScale
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import (
     SCALE_MODES,
@@ -28,6 +28,7 @@ from depth_prior_ros.scale.tracks import TrackedScale
 __all__ = [
     "SCALE_MODES",
     "AffineScale",
+    "AutoScale",
     "CameraHeightScale",
     "FilterSettings",
     "FixedScale",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depth_prior_ros.scale.affine import AffineScale, AffineStart, RoadLine, TrackedLine
 from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.measured import CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.measured import AutoScale, CameraHeightScale, OdometryScale
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import SCALE_MODES, FixedScale, NoScale, Scale
 from depth_prior_ros.scale.tracks import TrackedScale
@@ -33,18 +33,20 @@ def make_scale(
     frames; without, points that are followed through the pictures tell it.
 
     Raises ValueError for an unknown mode, a missing camera height, values out of range, and mode
-    `fixed` where nobody knows the factor.
+    `fixed` or `auto` where nobody knows the factor. `auto` without a pose network is `fixed`.
     """
     if mode not in SCALE_MODES:
         raise ValueError(f"scale mode must be one of {', '.join(SCALE_MODES)}, got {mode!r}")
     if mode == "camera_height" and camera_height is None and not mounted_later:
         raise ValueError("scale mode camera_height needs the camera's height in metres")
     start = FixedScale(fixed, source)
+    if mode == "auto" and known and shift is None and pose_network:
+        return AutoScale(start, settings)
     if mode == "none":
         return NoScale(fixed, source, shift or 0.0)
-    if mode == "fixed":
+    if mode in ("auto", "fixed"):
         if not known or shift is not None:
-            raise ValueError(_unknown(shift is not None))
+            raise ValueError(_unknown(mode, shift is not None))
         return start
     if shift is not None:
         begin = AffineStart(start, shift)
@@ -57,13 +59,13 @@ def make_scale(
     return CameraHeightScale(start, camera_height, settings, road)
 
 
-def _unknown(affine: bool) -> str:
+def _unknown(mode: str, affine: bool) -> str:
     if affine:
         return (
-            "scale mode fixed: this network's inverse depth has an unknown factor and shift in "
+            f"scale mode {mode}: this network's inverse depth has an unknown factor and shift in "
             "every picture, so it has no metres; choose camera_height or odometry, or none"
         )
     return (
-        "scale mode fixed: nobody knows this network's metres per unit; choose camera_height or "
+        f"scale mode {mode}: nobody knows this network's metres per unit; choose camera_height or "
         "odometry, give scale.metres_per_unit, or choose none"
     )

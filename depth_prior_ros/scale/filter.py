@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +111,18 @@ class FactorFilter:
         self._factor = factor
         self._spread = spread
         self._arrived = arrived
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+        names = ("factor", "arrived", "clock", "target", "since", "spread")
+        kept = {name: getattr(self, f"_{name}") for name in names}
+        return {**kept, "window": [list(entry) for entry in self._window]}
+
+    def resume(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`."""
+        for name, value in snapshot.items():
+            setattr(self, f"_{name}", value)
+        self._window = deque((clock, log, weight) for clock, log, weight in snapshot["window"])
 
     def advance(self, seconds: float, factor: float | None, weight: float = 1.0) -> None:
         """A frame later: add its measurement, if it made one, and move towards the median.

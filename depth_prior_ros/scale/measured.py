@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,7 +51,8 @@ class MeasuredScale:
         self._filter = FactorFilter(start.metres_per_unit, settings or FilterSettings())
         self._lock = threading.Lock()
         self._first = start.source
-        self._status = self._describe("nothing measured yet")
+        self._why = "nothing measured yet"
+        self._status = self._describe(self._why)
 
     @property
     def metres_per_unit(self) -> float:
@@ -77,16 +78,18 @@ class MeasuredScale:
                 return
             known = sight.seconds is not None and math.isfinite(sight.seconds)
             seconds = max(0.0, sight.seconds) if known and sight.seconds is not None else 0.0
-            sample, why = None, ""
-            try:
-                sample = self._plausible(self._measure(sight))
-            except NothingMeasuredError as error:
-                why = str(error)
+            sample = None
+            if sight.looked:
+                self._why = ""
+                try:
+                    sample = self._plausible(self._measure(sight))
+                except NothingMeasuredError as error:
+                    self._why = str(error)
             if sample is None:
                 self._filter.advance(seconds, None)
             else:
                 self._filter.advance(seconds, sample.factor, sample.weight)
-            self._status = self._describe(why)
+            self._status = self._describe(self._why)
 
     def reset(self) -> None:
         """Begin anew with the factor that was given at the start."""
@@ -125,6 +128,18 @@ class MeasuredScale:
 
     def _see(self, sight: ScaleSight) -> None:
         """A frame has come, also of a vehicle that stands."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that was measured, as plain data, to go on from exactly; see `resume`."""
+        with self._lock:
+            return {"filter": self._filter.snapshot(), "why": self._why}
+
+    def resume(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from the `snapshot` of a scale with the same settings."""
+        with self._lock:
+            self._filter.resume(snapshot["filter"])
+            self._why = snapshot["why"]
+            self._status = self._describe(self._why)
 
     def _measure(self, sight: ScaleSight) -> Sample:
         """The factor as this frame sees it. Raises NothingMeasuredError."""
@@ -234,6 +249,26 @@ def checked_height(camera_height: float) -> float:
     if not (math.isfinite(camera_height) and camera_height > 0):
         raise ValueError(f"camera_height must be finite and positive, got {camera_height}")
     return camera_height
+
+
+class AutoScale(OdometryScale):
+    """Odometry where there is some; until then the given factor, without a word of doubt."""
+
+    mode: ClassVar[ScaleMode] = "auto"
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Go on from a stored factor, if it was measured."""
+        if stored.get("state") != "fixed":
+            super().restore(stored)
+
+    def _describe(self, why: str, standing: bool = False) -> ScaleStatus:
+        known = super()._describe(why, standing)
+        if known.samples or known.state != "searching":
+            return known
+        words = f"{known.metres_per_unit:.4g} m per unit: {self._first}"
+        if why:
+            words += f" ({why})"
+        return replace(known, state="fixed", spread=None, text=words)
 
 
 def stored_factor(stored: Mapping[str, Any]) -> float:

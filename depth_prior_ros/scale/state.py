@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 
-ScaleMode = Literal["fixed", "camera_height", "odometry", "none"]
+ScaleMode = Literal["auto", "fixed", "camera_height", "odometry", "none"]
 ScaleState = Literal["fixed", "searching", "measured", "held", "none"]
 
-SCALE_MODES: tuple[ScaleMode, ...] = ("fixed", "camera_height", "odometry", "none")
+SCALE_MODES: tuple[ScaleMode, ...] = ("auto", "fixed", "camera_height", "odometry", "none")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ScaleSight:
     seconds: since the previous frame; None where there is none, or its stamp is not an earlier one.
     radians_turned: how far the vehicle turned in the step, of either sign, where known.
     picture: (h, w, 3) uint8 RGB, of `camera`.
+    looked: whether anybody tried to measure; not so for frames between two measurements.
     """
 
     stamp_ns: int
@@ -48,6 +49,7 @@ class ScaleSight:
     seconds: float | None = None
     radians_turned: float | None = None
     picture: NDArray[np.uint8] | None = None
+    looked: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class ScaleStatus:
     def unsure(self) -> bool:
         """Whether depth is not, or not yet, to be taken for metres."""
         return self.relative or self.state == "searching"
+
+    @property
+    def preliminary(self) -> bool:
+        """Whether the factor is only where a search for it begins."""
+        return self.state == "searching" or (self.mode == "auto" and self.state == "fixed")
 
     def values(self) -> dict[str, str]:
         """Keys and values as messages carry them."""

@@ -300,11 +300,11 @@ def test_a_scale_that_measures_travel_without_multi_frame(
     scale = WatchedScale(depth=False)
     pipeline.scale = scale
     pipeline.force_model = "single_frame"
-    drive(pipeline, [motion] * 3)
-    travelled = [sight.units_travelled for sight in scale.seen]
-    assert travelled[0] is None
-    assert (travelled[2] is not None) == (motion is MOVING)
-    assert [sight.inverse_units for sight in scale.seen] == [None] * 3
+    drive(pipeline, [motion] * 12)
+    measured = [i for i, sight in enumerate(scale.seen) if sight.units_travelled is not None]
+    assert measured == ([5, 10] if motion is MOVING else []), "twice a second, to stay quick"
+    assert [i for i, sight in enumerate(scale.seen) if sight.looked] == [0, 5, 10]
+    assert [sight.inverse_units for sight in scale.seen] == [None] * 12
 
 
 def test_a_scale_that_measures_asks_the_network_beside_odometry(
@@ -319,6 +319,24 @@ def test_a_scale_that_measures_asks_the_network_beside_odometry(
     assert given.steps[0][2, 3] == pytest.approx(9.0 / METRES_PER_UNIT)
     # Not what odometry says over the factor that is looked for.
     assert scale.seen[1].units_travelled == pytest.approx(0.05, rel=0.2)
+
+
+def test_odometry_that_is_fitted_measures_without_the_network(
+    pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length that matching uses is one by picture and depth, whatever the factor says."""
+    networks, scale = pipeline.networks, WatchedScale()
+    wall = torch.full((1, 1, 32, 96), 0.5), torch.ones(1, 1, 32, 96)
+    monkeypatch.setattr(networks, "single", lambda _: wall)
+    monkeypatch.setattr(networks, "aligns", True)
+    monkeypatch.setattr(networks, "pose", None)
+    slide = np.eye(4)
+    slide[0, 3] = -1.0 / pipeline.bundle.manifest.camera.fx / 0.5
+    metres = slide.copy()
+    metres[:3, 3] *= 1.3 * METRES_PER_UNIT
+    pipeline.scale, pipeline.pose_source = scale, "odometry"
+    drive(pipeline, [MOVING, Motion(0.6, "odometry", metres)])
+    assert scale.seen[1].units_travelled == pytest.approx(abs(slide[0, 3]), rel=0.1)
 
 
 def test_another_focal_length_in_what_the_scale_is_told(pipeline: DepthPipeline) -> None:
@@ -355,9 +373,9 @@ def test_a_failing_pose_network_does_not_hide_the_depth(
     monkeypatch.setattr(pipeline.networks, "pose", fail)
     pipeline.scale = WatchedScale()
     pipeline.force_model = "single_frame"
-    results = drive(pipeline, [MOVING] * 5)
+    results = drive(pipeline, [MOVING] * 12)
     assert set(models(results)) == {"single_frame forced"}
-    assert "broken" in (results[1].error or "")
+    assert "broken" in (results[5].error or "")
     assert calls == 1  # and then it is left alone for a while
 
 

@@ -73,7 +73,7 @@ def test_a_bundle_without_a_pose_network_is_not_called_a_lack_of_odometry(
 ) -> None:
     monkeypatch.setattr(pipeline.networks, "_features", None)
     pipeline.scale = OdometryScale(FixedScale(METRES_PER_UNIT))
-    result = drive(pipeline, [MOVING] * 3)[-1]
+    result = drive(pipeline, [MOVING] * 6)[-1]
     assert result.active_model == "single_frame forced"
     assert result.scale is not None
     assert "the networks saw no motion" in result.scale.text

@@ -128,7 +128,14 @@ def test_what_was_measured_outlives_a_change_of_the_filter(pipeline, bundle):
     apply_settings(pipeline, narrow, calmer)
     assert pipeline.scale.metres_per_unit == METRES_PER_UNIT
     apply_settings(pipeline, settings(bundle), narrow)
-    assert pipeline.scale.status.mode == "fixed"
+    assert pipeline.scale.status.mode == "auto"
+    # A factor that is given holds; taken back, auto begins with the bundle's.
+    given = settings(bundle, scale__metres_per_unit=7.0)
+    apply_settings(pipeline, given, settings(bundle))
+    status = pipeline.scale.status
+    assert (status.state, status.metres_per_unit) == ("fixed", 7.0)
+    apply_settings(pipeline, settings(bundle), given)
+    assert pipeline.scale.metres_per_unit == METRES_PER_UNIT
 
 
 def test_a_change_of_something_else_leaves_the_scale_alone(pipeline, bundle):

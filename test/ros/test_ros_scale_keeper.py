@@ -127,7 +127,7 @@ def test_a_file_that_is_odd_does_no_harm(tmp_path, text):
 def test_nothing_is_written_before_something_was_measured(tmp_path):
     path = tmp_path / "scale.yaml"
     log = Log()
-    for mode in ("odometry", "fixed", "none"):
+    for mode in ("auto", "odometry", "fixed", "none"):
         keeper, idle = ScaleKeeper(str(path), log), pipeline(mode)
         keeper.begin(idle, CAMERA)
         keeper.end(idle)

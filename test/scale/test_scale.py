@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale import (
     SCALE_MODES,
+    AutoScale,
     FilterSettings,
     FixedScale,
     OdometryScale,
@@ -86,6 +88,40 @@ def test_focal_ratio_is_the_zoom(fx: float, fy: float, zoom: float) -> None:
     assert focal_ratio(fx, fy, fx * zoom, fy * zoom) == pytest.approx(1 / zoom)
 
 
+def test_auto_is_the_given_factor_until_odometry_measures_another() -> None:
+    scale = make_scale("auto", fixed=10.0, source="fitted on a drive")
+    scale.observe(step(metres=None))
+    assert (scale.status.state, scale.status.spread) == ("fixed", None)
+    assert "fitted on a drive" in scale.status.text and not scale.status.unsure
+    assert scale.status.preliminary
+    drive(scale, 12.0, 1)
+    assert scale.status.state == "searching" and scale.status.unsure
+    drive(scale, 12.0, 100)
+    assert scale.status.state == "measured" and not scale.status.preliminary
+    assert scale.metres_per_unit == pytest.approx(12.0, rel=1e-3)
+    scale.reset()
+    assert scale.status.state == "fixed"
+
+
+def test_frames_between_two_measurements_are_no_complaint() -> None:
+    scale = odometry()
+    drive(scale, 12.0, 20)
+    known = scale.status
+    scale.observe(step(units=None, looked=False))
+    assert scale.status.text.count("(") == known.text.count("(")
+    scale.observe(step(units=None))
+    assert "saw no motion" in scale.status.text
+
+
+def test_it_goes_on_exactly_from_a_snapshot() -> None:
+    first, second = (make_scale("auto", fixed=10.0, source="given") for _ in range(2))
+    assert isinstance(first, AutoScale) and isinstance(second, AutoScale)
+    drive(first, 12.0, 30)
+    second.resume(json.loads(json.dumps(first.snapshot())))
+    assert second.status == first.status
+    assert drive(second, 14.0, 30) == drive(first, 14.0, 30)
+
+
 # -- making ----------------------------------------------------------------------------------------
 
 
@@ -94,13 +130,13 @@ def test_every_mode_can_be_made() -> None:
         scale = make_scale(mode, fixed=10.0, source="given", camera_height=1.6)
         assert scale.status.mode == mode and scale.metres_per_unit == 10.0
         assert scale.needs_depth == (mode == "camera_height")
-        assert scale.needs_travel == (mode == "odometry")
+        assert scale.needs_travel == (mode in ("auto", "odometry"))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "lidar"}, "fixed, camera_height, odometry, none"),
+        ({"mode": "lidar"}, "auto, fixed, camera_height, odometry, none"),
         ({"mode": "camera_height"}, "needs the camera's height"),
         ({"mode": "camera_height", "camera_height": 0.0}, "camera_height must be"),
         ({"mode": "camera_height", "camera_height": math.nan}, "camera_height must be"),

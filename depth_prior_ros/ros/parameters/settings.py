@@ -123,18 +123,19 @@ class Settings:
     )
 
     scale_mode: ScaleMode = parameter(
-        "fixed",
-        "Where metres come from: 'fixed' (scale.metres_per_unit, or the bundle's factor), "
-        "'camera_height' (the road lies scale.camera_height below the camera), 'odometry' "
-        "(measured travel over the networks' travel) or 'none' (relative depth, published on "
-        "depth/relative instead).",
+        "auto",
+        "Where metres come from: 'auto' (scale.metres_per_unit where it is given; else 'odometry' "
+        "where there is some, until then the bundle's factor), 'fixed' (scale.metres_per_unit, or "
+        "the bundle's factor), 'camera_height' (the road lies scale.camera_height below the "
+        "camera), 'odometry' (measured travel over the networks' travel) or 'none' (relative "
+        "depth, published on depth/relative instead).",
         "activate",
         section="Metres",
     )
     scale_metres_per_unit: float = parameter(
         0.0,
-        "Metres per network unit: used in mode 'fixed', and to begin with in the others; 0: as "
-        "the bundle says.",
+        "Metres per network unit: used in modes 'auto' and 'fixed', to begin with in the others; "
+        "0: as the bundle says.",
         limits=(0.0, 10_000.0),
     )
     scale_camera_height: float = parameter(
