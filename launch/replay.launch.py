@@ -1,6 +1,6 @@
 """Plays a bag to depth_node and shows both in RViz; ends with the bag, or with RViz.
 
-ros2 launch depth_prior_ros replay.launch.py bag:=drive.mcap scale:=odometry
+ros2 launch depth_prior_ros replay.launch.py bag:=drive.mcap scale:=camera_height camera_height:=1.5
 
 Needs no rosbag2: `depth_bag play` reads ROS 1 and ROS 2 bags. For figures instead of pictures:
 `depth_bag replay`.
