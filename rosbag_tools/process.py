@@ -117,9 +117,11 @@ def process(
     if take_up(out / MANIFEST, wanted, "depth"):
         return Processed(out, len(recording.frames), finished_before=True)
     pipeline = DepthPipeline(bundle, options.backend, options.device)
-    if isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed":
-        if bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node
-            pipeline.scale = AutoScale(pipeline.scale)
+    known = isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed"
+    if known and bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node
+        pipeline.scale = AutoScale(
+            FixedScale(pipeline.scale.metres_per_unit, pipeline.scale.source)
+        )
     pipeline.force_model = options.force_model or None  # type: ignore[assignment]
     (out / PICTURES).mkdir(exist_ok=True)
     account = Account(recording, bundle, out)
