@@ -284,7 +284,7 @@ def _input_messages(source: Path, sink: _Sink) -> Iterator[tuple[int, str, str, 
         return
     for connection, time, raw in reader.messages(wanted):
         kind = connection.msgtype
-        yield time, connection.topic, kind, raw if reader.is2 else store.ros1_to_cdr(raw, kind)
+        yield time, connection.topic, kind, raw if reader.is2 else sink.store.ros1_to_cdr(raw, kind)
 
 
 def _write_beside(

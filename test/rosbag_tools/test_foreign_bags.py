@@ -57,11 +57,11 @@ def test_it_goes_through_the_tools(
     assert "12 frames of 96x32" in said and "depth: in 12 frames" in said
     out = tmp_path / "out"
     run = ["process", bag, *DEPTH, "--out", str(out), "--bundle", bundle, "--backend", "torch"]
-    assert main([*run, "--npy", "--no-forced", *(["--bag"] if writer == "mcap" else [])]) == 0
+    assert main([*run, "--npy", "--no-forced", "--bag"]) == 0
     assert len(list(out.glob("npy/*.npy"))) == 12
     assert json.loads((out / "metrics.json").read_text())["depth"]["all"]["frames"] == 12
-    if writer == "mcap":  # its own topics beside the depth
-        assert len(open_recording(out / "depth.mcap").frames) == 12
+    # Its own topics beside the depth:
+    assert len(open_recording(out / "depth.mcap").frames) == 12
     command = ["evaluate", bundle, "--protocol", "drive", "--data", bag, *DEPTH]
     figures = tmp_path / "figures.json"
     command += ["--model", "single_frame", "--backend", "torch", "--json", str(figures)]
