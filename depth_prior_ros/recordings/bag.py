@@ -179,6 +179,7 @@ def open_bag(
             f"{bag.path}: cannot be read as a bag ({error or type(error).__name__})"
         ) from error
     images = _of_one_size(contents)
+    _drop_truth_of_others(contents, images, notes)
     order = order_stamps([Logged(image.stamp, image.time) for image in images])
     if not order.kept:
         raise RecordingError(f"{bag.path}: no image of {chosen.image} is usable{_why(contents)}")
@@ -468,6 +469,17 @@ def _frames(
     if contents.odometry and not any(f.speed is not None or f.pose is not None for f in frames):
         notes.append(motion.why_nothing(chosen, order))
     return frames
+
+
+def _drop_truth_of_others(contents: _Contents, images: list[_Place], notes: list[str]) -> None:
+    """Leave ground truth out that was made for another camera of the bag, by its frame_id."""
+    own = {image.frame for image in images}
+    for places, what in ((contents.depths, "depth"), (contents.moving, "moving")):
+        others = {p.frame for p in places if p.topic.startswith(TRUTH) and p.frame not in own}
+        if others:
+            told = ", ".join(sorted(map(repr, others)))
+            notes.append(f"{places[0].topic} ({what}) is of another camera ({told}): left out")
+            places[:] = [place for place in places if place.frame not in others]
 
 
 def _by_stamp(places: list[_Place], order: StampOrder) -> dict[int, _Place]:

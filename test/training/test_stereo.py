@@ -17,7 +17,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import RecordingError, open_recording
-from depth_prior_ros.recordings.bag import open_bag
+from depth_prior_ros.recordings.bag import BagTopics, open_bag
 from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
 from depth_prior_ros.recordings.stereo_depth import stereo_depth, with_stereo_depth
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
@@ -141,6 +141,21 @@ def write_stereo_bag(root: Path, out: Path, baseline: float = BASELINE) -> Path:
     pairs = open_pairs(root / NAME, recording)
     write_bag(recording, out, quality=100, partner=Partner(pairs.by_stamp(), baseline))
     return out
+
+
+def test_ground_truth_of_the_left_camera_is_not_that_of_the_right_one(
+    wall: Path, tmp_path: Path
+) -> None:
+    recording = open_recording(wall / NAME)
+    truth = np.full(SIZE[::-1], 10.0, np.float32)
+    recording.frames = [replace(f, load_depth=lambda: truth) for f in recording.frames]
+    recording.depth_source = "exact"
+    partner = Partner(open_pairs(wall / NAME, recording).by_stamp(), BASELINE)
+    bag = write_bag(recording, tmp_path / "pair.mcap", partner=partner).path
+    assert all(frame.has_depth for frame in open_bag(bag).frames)
+    right = open_bag(bag, topics=BagTopics(image="/camera_right/image_raw/compressed"))
+    assert not any(frame.has_depth for frame in right.frames) and right.depth_source is None
+    assert "/ground_truth/depth (depth) is of another camera" in " ".join(right.notes)
 
 
 def test_a_bag_of_two_cameras_trains_as_its_folder(wall: Path, tmp_path: Path) -> None:
