@@ -67,6 +67,7 @@ class CameraProcess:
         environment: added to this process's.
         reliable, depth: its QoS; a reliable camera serves best-effort nodes as well. A burst is
             not cut short by the sender where `depth` is as long.
+        names: other names of its topics.
         film: fields of :class:`Film`.
     """
 
@@ -76,12 +77,14 @@ class CameraProcess:
         environment: dict[str, str] | None = None,
         reliable: bool = True,
         depth: int = 5,
+        names: dict[str, str] | None = None,
         **film: Any,
     ) -> None:
         qos = {"reliable": reliable, "depth": depth}
         options = {"namespace": namespace, "qos": qos, "film": film}
+        renamed = [word for a, b in (names or {}).items() for word in ("-r", f"{a}:={b}")]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(options)],
+            [sys.executable, __file__, json.dumps(options), "--ros-args", *renamed],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -74,6 +74,19 @@ def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.fl
     return depth
 
 
+def read_depth_of_disparity(
+    path: Path, factor: float, size: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Read a 16-bit disparity PNG (pixels x 256, 0 = none) as (H, W) float32 metres, 0 = none.
+
+    factor: focal length in pixels times baseline in metres. Raises CorruptFrameError.
+    """
+    pixels = read_depth(path, size)  # the same encoding
+    depth = np.zeros_like(pixels)
+    np.divide(np.float32(factor), pixels, out=depth, where=pixels > 0)
+    return depth
+
+
 def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
     """Decode an image file to (H, W, 3) uint8 RGB; raises CorruptFrameError naming `what`.
 

@@ -6,7 +6,17 @@ DATE/DATE_drive_NNNN_sync/image_02/data/0000000000.png|jpg   (or image_02/*.png 
                           oxts/data/0000000000.txt
                           proj_depth/{groundtruth,velodyne_raw}/image_02/0000000000.png
 
-Separate scenes of KITTI 2015 (Menze and Geiger, CVPR 2015) with depth from stereo.
+Depth of KITTI depth (Uhrig et al., 3DV 2017) may lie in the drive, or as published beside the
+dates or in a folder `kitti_depth` there: {train,val}/DRIVE/proj_depth/...; and its own selection:
+
+val_selection_cropped/{image,groundtruth_depth,intrinsics}/DRIVE_{image,...}_NNNNNNNNNN_image_02.*
+
+Separate scenes of KITTI 2015 (Menze and Geiger, CVPR 2015) with depth from stereo, as published:
+
+training/image_2/000000_10.png       training/disp_occ_0/000000_10.png (16-bit, pixels x 256)
+training/calib_cam_to_cam/000000.txt (of an archive of its own)
+
+or with depth instead of disparity:
 
 image_02/000002.jpg, depth_stereo/000002.png (16-bit, metres x 256), calib_cam_to_cam.txt
 
@@ -28,6 +38,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import (
+    CorruptFrameError,
     Frame,
     Mount,
     RecordingError,
@@ -46,26 +57,49 @@ from depth_prior_ros.recordings.calibration import (
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import (
     IMAGE_SUFFIXES,
+    probe_image,
     read_bytes,
     read_depth,
+    read_depth_of_disparity,
     read_image,
 )
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
 
+# Between the cameras 2 and 3 of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.
+BASELINE_2011_09_26 = 0.5327190
+
 
 def is_kitti_2015(path: Path) -> bool:
     """Whether a folder holds KITTI 2015 scenes."""
-    return (path / "image_02").is_dir() and (path / "depth_stereo").is_dir()
+    simple = (path / "image_02").is_dir() and (path / "depth_stereo").is_dir()
+    return simple or _published_2015(path) is not None
 
 
-# Before KITTI raw: both have an image_02.
-@folder_format("kitti_2015", "KITTI 2015 scenes (image_02 and depth_stereo)", is_kitti_2015, rank=0)
+def _published_2015(path: Path) -> Path | None:
+    """The folder `training` of the published archive: `path` or a folder in it."""
+    for folder in (path / "training", path):
+        if (folder / "image_2").is_dir() and (folder / "disp_occ_0").is_dir():
+            return folder
+    return None
+
+
+# Before KITTI raw and odometry: both have such folders of images.
+@folder_format(
+    "kitti_2015",
+    "KITTI 2015 scenes (training/image_2 and disp_occ_0, or image_02 and depth_stereo)",
+    is_kitti_2015,
+    rank=0,
+)
 def open_kitti_2015(path: Path) -> StoredRecording:
     """Open the scenes; no frame follows another (`gap_before` is True for all but the first).
 
-    Raises RecordingError without a usable image.
+    As published, each scene has an image size and a camera of its own, and depth is that of its
+    disparity (occluded pixels included). Raises RecordingError without a usable image.
     """
     path = Path(path)
+    published = _published_2015(path)
+    if published is not None:
+        return _open_published_2015(path.name, published)
     skipped: list[Skipped] = []
     notes: list[str] = []
     images, size = probe_all(images_by_number(path / "image_02", skipped), skipped)
@@ -95,6 +129,96 @@ def open_kitti_2015(path: Path) -> StoredRecording:
     return StoredRecording(
         path.name, frames, skipped, depth_source=source, consecutive=False, notes=notes
     )
+
+
+def _open_published_2015(name: str, folder: Path) -> StoredRecording:
+    skipped: list[Skipped] = []
+    frames: list[Frame] = []
+    notes: list[str] = []
+    for image in sorted((folder / "image_2").glob("[0-9]*_10.png")):
+        scene = image.stem.removesuffix("_10")
+        try:
+            size = probe_image(image)
+            camera, baseline = _camera_2015(folder / "calib_cam_to_cam" / f"{scene}.txt", size)
+        except (CorruptFrameError, RecordingError) as error:
+            skipped.append(Skipped(f"scene {scene}", str(error)))
+            continue
+        disparity = folder / "disp_occ_0" / image.name
+        load = partial(read_depth_of_disparity, disparity, camera.fx * baseline, size)
+        frames.append(
+            Frame(
+                index=int(scene),
+                stamp_ns=STAMP_ORIGIN_NS + int(scene) * FRAME_PERIOD_NS,
+                camera=camera,
+                load_image=partial(read_image, image, size),
+                file=image,
+                load_depth=load if disparity.is_file() else None,
+            )
+        )
+    if not frames:
+        raise RecordingError(f"{folder / 'image_2'}: no usable image ({_reasons(skipped)})")
+    if not (folder / "calib_cam_to_cam").is_dir():
+        notes.append("no calib_cam_to_cam: KITTI's own values of 2011-09-26 taken for every scene")
+    return StoredRecording(
+        name, frames, skipped, depth_source="stereo", consecutive=False, notes=notes
+    )
+
+
+def _camera_2015(file: Path, size: tuple[int, int]) -> tuple[Camera, float]:
+    """Camera and baseline (metres) of a scene; those of 2011-09-26 where there is no such file."""
+    if not file.parent.is_dir():
+        return scaled_to_images(CAMERA_2011_09_26, size, str(file.parent), []), BASELINE_2011_09_26
+    _, left = find_projection(file, ["P_rect_02"])
+    _, right = find_projection(file, ["P_rect_03"])
+    camera = camera_for_images(left, size, str(file), [])
+    return camera, float(left.matrix[0, 3] - right.matrix[0, 3]) / float(left.matrix[0, 0])
+
+
+def is_kitti_depth_selection(path: Path) -> bool:
+    """Whether a folder holds KITTI depth's selection for validation."""
+    return all((path / name).is_dir() for name in ("image", "groundtruth_depth", "intrinsics"))
+
+
+@folder_format(
+    "kitti_depth_selection",
+    "KITTI depth's selection (image, groundtruth_depth, intrinsics)",
+    is_kitti_depth_selection,
+    rank=0,
+)
+def open_kitti_depth_selection(path: Path) -> StoredRecording:
+    """Open `val_selection_cropped`: separate images, each with a camera of its own.
+
+    Raises RecordingError without a usable image.
+    """
+    path = Path(path)
+    skipped: list[Skipped] = []
+    frames: list[Frame] = []
+    for index, image in enumerate(sorted((path / "image").glob("*.png"))):
+        matrix = path / "intrinsics" / f"{image.stem}.txt"
+        try:
+            size = probe_image(image)
+            numbers = np.array([float(v) for v in matrix.read_text().split()]).reshape(3, 3)
+            camera = Camera.from_matrix(numbers, *size)
+        except CorruptFrameError as error:
+            skipped.append(Skipped(image.name, str(error)))
+            continue
+        except (OSError, ValueError) as error:
+            skipped.append(Skipped(image.name, f"{matrix}: no nine numbers of a camera ({error})"))
+            continue
+        depth = path / "groundtruth_depth" / image.name.replace("_image_", "_groundtruth_depth_", 1)
+        frames.append(
+            Frame(
+                index=index,
+                stamp_ns=STAMP_ORIGIN_NS + index * FRAME_PERIOD_NS,
+                camera=camera,
+                load_image=partial(read_image, image, size),
+                file=image,
+                load_depth=partial(read_depth, depth, size) if depth.is_file() else None,
+            )
+        )
+    if not frames:
+        raise RecordingError(f"{path / 'image'}: no usable image ({_reasons(skipped)})")
+    return StoredRecording(path.name, frames, skipped, depth_source="lidar", consecutive=False)
 
 
 ODOMETRY_CAMERAS = ("image_2", "image_0", "image_3", "image_1")
@@ -215,6 +339,7 @@ def _speeds(
 
 RAW_CAMERAS = ("image_02", "image_03", "image_00", "image_01")  # colour first
 DEPTH_KINDS = ("velodyne_raw", "groundtruth")
+DEPTH_SPLITS = ("train", "val")
 _FORWARD_SPEED = 8  # "vf" in an oxts packet
 
 
@@ -337,11 +462,20 @@ def _parse_stamp(line: str) -> int:
 def _depth_files(path: Path, camera: str, kind: str | None) -> dict[int, Path]:
     if kind is not None and kind not in DEPTH_KINDS:
         raise RecordingError(f"depth {kind!r} is unknown; one of {', '.join(DEPTH_KINDS)}")
-    for name in (kind,) if kind else DEPTH_KINDS:
-        folder = path / "proj_depth" / name / camera
-        if folder.is_dir():
-            return images_by_number(folder, [])
+    for drive in (path, *_published_depth(path)):
+        for name in (kind,) if kind else DEPTH_KINDS:
+            folder = drive / "proj_depth" / name / camera
+            if folder.is_dir():
+                return images_by_number(folder, [])
     return {}
+
+
+def _published_depth(drive: Path) -> list[Path]:
+    """Where KITTI depth, unpacked beside the dates or the data set, keeps what is a drive's."""
+    absolute = drive.absolute()
+    roots = [absolute.parents[n] for n in range(1, min(3, len(absolute.parents)))]
+    folders = [folder for root in roots for folder in (root, root / "kitti_depth")]
+    return [folder / split / drive.name for folder in folders for split in DEPTH_SPLITS]
 
 
 def _read_speed(file: Path, skipped: list[Skipped]) -> float | None:

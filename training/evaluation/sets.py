@@ -17,6 +17,7 @@ from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.formats import FORMATS
+from depth_prior_ros.recordings.kitti import DEPTH_SPLITS
 from depth_prior_ros.share import recording_path
 
 DATA_VARIABLE = "DEPTH_PRIOR_DATA"
@@ -105,7 +106,7 @@ def choose_sets(
     return sets
 
 
-@_protocol("kitti2015", "kitti_2015/image_02 and kitti_2015/depth_stereo")
+@_protocol("kitti2015", "kitti_2015/training with image_2 and disp_occ_0")
 def _scenes(data: Path) -> list[EvaluationSet]:
     found = kitti_2015_set(data)
     return [found] if found else []
@@ -188,7 +189,7 @@ def find_drives(data: Path) -> Iterator[Path]:
         path
         for depth in range(1, 4)
         for path in data.glob("/".join("*" * depth))
-        if path.is_dir() and drive_key(path)
+        if path.is_dir() and drive_key(path) and path.parent.name not in DEPTH_SPLITS
     }
     yield from sorted(found)
 
@@ -196,7 +197,7 @@ def find_drives(data: Path) -> Iterator[Path]:
 def find_kitti_2015(data: Path) -> Path | None:
     """The folder with KITTI 2015's scenes: `data` itself or its subfolder kitti_2015."""
     for folder in (data, data / "kitti_2015"):
-        if (folder / "image_02").is_dir() and (folder / "depth_stereo").is_dir():
+        if FORMATS["kitti_2015"].fits(folder):
             return folder
     return None
 
