@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.lidar import project_points
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError, check_image, image_size, is_compressed
 from depth_prior_ros.images.rectification import LensCorrection, Rectifier
@@ -137,6 +138,7 @@ class _Contents:
     moving: list[_Place] = field(default_factory=list)
     calibrations: list[Calibration] = field(default_factory=list)  # different ones
     odometry: list[tuple[Logged, Any]] = field(default_factory=list)
+    vehicle: str = ""  # the frame whose poses odometry tells
     skipped: list[Skipped] = field(default_factory=list)
     unstamped: int = 0
     source: str | None = None
@@ -203,7 +205,8 @@ def open_bag(
     lidar = None
     if _is_points(chosen, there):
         lidar = _Lidar(contents, order, calibration.rectified_from_optical(), notes)
-    frames = _frames(bag, lens, fitted, images, order, contents, chosen, lidar, notes)
+    motion = _Motion(contents, order, images[0].frame, calibration.rectified_from_optical())
+    frames = _frames(bag, lens, fitted, images, order, contents, chosen, lidar, motion, notes)
     recording = StoredRecording(
         bag.path.stem,
         frames,
@@ -301,7 +304,7 @@ def _scan(bag: BagFile, chosen: BagTopics, there: There) -> _Contents:
     seen: Counter[tuple[str, int]] = Counter()
     wanted = {t for t in vars(chosen).values() if t is not None} | {SOURCE_TOPIC}
     frames = {t for t, (kind, _) in there.items() if kind in TRANSFORMS}
-    if _is_points(chosen, there):
+    if _is_points(chosen, there) or chosen.odom is not None:
         wanted |= frames
     for topic, time, message in bag.messages(wanted):
         nth = seen[topic, time]
@@ -328,6 +331,7 @@ def _scan(bag: BagFile, chosen: BagTopics, there: There) -> _Contents:
                 contents.calibrations.append(calibration)
         elif topic == chosen.odom:
             contents.odometry.append((Logged(place.stamp, time), read_odometry(message)))
+            contents.vehicle = contents.vehicle or str(getattr(message, "child_frame_id", ""))
     return contents
 
 
@@ -429,10 +433,10 @@ def _frames(
     contents: _Contents,
     chosen: BagTopics,
     lidar: _Lidar | None,
+    motion: _Motion,
     notes: list[str],
 ) -> list[Frame]:
     correction = LensCorrection(lens)
-    motion = _Motion(contents, order)
     depths, movings = _by_stamp(contents.depths, order), _by_stamp(contents.moving, order)
     own = contents.source is not None and (chosen.depth or "").startswith(TRUTH)
     unit = messages.KITTI_UNIT if own else messages.MILLIMETRE
@@ -468,6 +472,8 @@ def _frames(
             notes.append(f"{lost} depth maps have no image of the same stamp")
     if contents.odometry and not any(f.speed is not None or f.pose is not None for f in frames):
         notes.append(motion.why_nothing(chosen, order))
+    if motion.doubt and contents.transforms.frames():
+        notes.append(f"poses of {chosen.odom}: {motion.doubt}")
     return frames
 
 
@@ -544,9 +550,17 @@ class _Motion:
     """What odometry says of a frame: the nearest speed, a pose between poses.
 
     Where the twist is never filled in, as of many a visual odometry, the poses tell the speed.
+    Where the camera is mounted is taken from tf; without, it looks ahead from where the poses are.
+
+    camera: frame of the images. rectified: (4, 4) from it to that of the rectified camera.
     """
 
-    def __init__(self, contents: _Contents, order: StampOrder) -> None:
+    def __init__(
+        self, contents: _Contents, order: StampOrder, camera: str, rectified: NDArray[np.float64]
+    ) -> None:
+        self._contents, self._camera = contents, camera
+        self._optical_from_rectified = rigid_inverse(rectified)
+        self.doubt = ""
         self._trajectory = Trajectory(math.inf)
         self._speeds: list[tuple[int, float]] = []
         readings = sorted(
@@ -564,7 +578,23 @@ class _Motion:
     def pose(self, stamp: int) -> NDArray[np.float64] | None:
         """world_from_camera (4, 4)."""
         pose = self._trajectory.pose(stamp, _ODOMETRY_AGE)
-        return None if pose is None else messages.camera_pose(pose, self._trajectory.is_optical)
+        if pose is None:
+            return None
+        mount = self._mount(stamp)
+        if mount is None:
+            return messages.camera_pose(pose, self._trajectory.is_optical)
+        world = np.asarray(pose @ mount @ self._optical_from_rectified)
+        return world if self._trajectory.is_optical else messages.optical_world(world)
+
+    def _mount(self, stamp: int) -> NDArray[np.float64] | None:
+        """vehicle_from_optical (4, 4) by tf; None where it does not say."""
+        if not self._contents.vehicle:
+            return None
+        try:
+            return self._contents.transforms.lookup(self._contents.vehicle, self._camera, stamp)
+        except TransformError as error:
+            self.doubt = f"tf: {error}: the camera is taken to look ahead from there"
+            return None
 
     def speed(self, stamp: int) -> float | None:
         """Metres per second, negative when reversing."""

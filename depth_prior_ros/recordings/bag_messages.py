@@ -136,6 +136,11 @@ def camera_pose(pose: NDArray[np.float64], optical: bool) -> NDArray[np.float64]
     return pose if optical else _VEHICLE_FROM_OPTICAL.T @ pose @ _VEHICLE_FROM_OPTICAL
 
 
+def optical_world(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+    """world_from_camera (4, 4) of fixed_from_camera, in a world whose axes are optical ones."""
+    return _VEHICLE_FROM_OPTICAL.T @ pose
+
+
 def odometry_from_pose(
     world_from_camera: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -457,6 +457,31 @@ def cloud(stamp: int, points: list[tuple[float, float, float]]) -> dict[str, Any
     }
 
 
+def test_poses_of_a_vehicle_become_those_of_a_camera_that_looks_aside(tmp_path):
+    """8 m/s along the vehicle's x; the camera looks to its left (y): it sees itself move right."""
+    stamps = [START + i * STEP for i in range(4)]
+    odom = [(s, {"header": header(s), **odometry((s - START) * 8e-9, vx=8.0)}) for s in stamps]
+    # Columns: right of the picture is ahead of the vehicle (x), down is -z, the axis is y.
+    links = [transform("base_link", "camera", (1.0, 0.5, 1.2), (-(0.5**0.5), 0.0, 0.0, 0.5**0.5))]
+    tf = "tf2_msgs/msg/TFMessage"
+    topics = {**camera(count=4), "/odom": (ODOMETRY, odom)}
+    topics["/tf_static"] = (tf, [(START, {"transforms": links})])
+    aside = open_recording(write(tmp_path / "aside", topics))
+    first, last = aside.frames[0].pose, aside.frames[3].pose
+    seconds = (stamps[3] - stamps[0]) * 1e-9
+    step = (np.linalg.inv(first) @ last)[:3, 3]
+    np.testing.assert_allclose(step, [8 * seconds, 0.0, 0.0], atol=1e-9)
+    # The world's axes are optical ones: right, down, ahead.
+    np.testing.assert_allclose(first[:3, 3], [-0.5, -1.2, 1.0], atol=1e-9)
+    np.testing.assert_allclose(first[:3, 2], [-1.0, 0.0, 0.0], atol=1e-9)
+    assert aside.frames[0].speed == 8.0
+    links[0].header.frame_id = "another"
+    apart = open_recording(write(tmp_path / "apart", topics))
+    step = (np.linalg.inv(apart.frames[0].pose) @ apart.frames[3].pose)[:3, 3]
+    np.testing.assert_allclose(step, [0.0, 0.0, 8 * seconds], atol=1e-9)
+    assert any("looks ahead" in n or "look ahead" in n for n in apart.notes), apart.notes
+
+
 def test_points_become_depth_through_tf(tmp_path):
     stamps = [START + i * STEP for i in range(3)]
     links = [
