@@ -242,6 +242,8 @@ def read_cameras(path: Path) -> dict[str, dict[str, str]]:
         OSError: it cannot be read.
     """
     path = path.expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"cameras:={path}: no such file")
     try:
         content = strict_yaml.read(path)
     except strict_yaml.YamlError as error:
