@@ -242,7 +242,7 @@ def read_cameras(path: Path) -> dict[str, dict[str, str]]:
         OSError: it cannot be read.
     """
     path = path.expanduser().absolute()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"cameras:={path}: no such file")
     try:
         content = strict_yaml.read(path)
