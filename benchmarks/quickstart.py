@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py [--seconds 30] [--rate 10] [--image 1242x375]
 
-Three processes over real DDS: a camera as drivers are (rgb8 on `/front/image_raw`, reliable, a queue
-of 5, beside it camera_info and `/odom` of a moving vehicle), depth_node with what
+Three processes over real DDS: a camera as drivers are (rgb8 on `/front/image_raw`, reliable, a
+queue of 5, beside it camera_info and `/odom` of a moving vehicle), depth_node with what
 
     ros2 launch depth_prior_ros depth.launch.py camera:=/front odom:=/odom
 
