@@ -7,7 +7,9 @@ manifest last: where that is, all of it is.
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -51,7 +53,10 @@ def local_copies(source: Place, out: Place, manifest: str) -> Iterator[tuple[Pat
     if isinstance(source, Path) and isinstance(out, Path):
         yield source, out
         return
-    scratch = Path(gettempdir()) / "depth_bag" / name_of(source)
+    # One of this user's and machine's own: temporary space may be shared, and numbers of processes
+    # tell only here what is left over.
+    own = f"depth_bag-{os.getuid()}-{socket.gethostname()}"
+    scratch = Path(gettempdir()) / own / name_of(source)
     with staging_folder(scratch) as folder:
         here = source if isinstance(source, Path) else _download(source, folder / "input")
         if isinstance(out, Path):

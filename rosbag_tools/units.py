@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -67,10 +67,13 @@ def run_units(
         return [_here(do, unit, expected) for unit in units]
     outcomes: dict[str, Outcome[R]] = {}
     with _progress_bars([unit.name for unit in units]) as told:
-        for _ in range(_TRIES):
-            left = [unit for unit in units if unit.name not in outcomes]
-            if left:
-                outcomes |= _side_by_side(do, left, jobs, told, expected)
+        outcomes |= _side_by_side(do, units, jobs, told, expected)
+        for _ in range(_TRIES - 1):
+            # A process that dies takes those beside it along: from now on a pool for each unit.
+            left = [[unit] for unit in units if unit.name not in outcomes]
+            with ThreadPoolExecutor(jobs) as lanes:
+                for found in lanes.map(lambda u: _side_by_side(do, u, 1, told, expected), left):
+                    outcomes |= found
     lost = "its process was lost three times (out of memory?)"
     return [outcomes.get(unit.name, Outcome(unit.name, error=lost)) for unit in units]
 
@@ -107,8 +110,10 @@ def run_on_ray(
         raise OSError(f"--ray {address}: {error}") from error
     outcomes = []
     try:
-        there = max(ray.cluster_resources().get("CPU", 1.0), 1.0)
-        processors = min(2.0, there) if jobs is None else max(1.0, there // jobs)
+        machines = [m["Resources"].get("CPU", 0.0) for m in ray.nodes() if m["Alive"]]
+        # A unit has to fit one machine of the cluster, or it would wait for ever.
+        share = 2.0 if jobs is None else max(1.0, sum(machines) // jobs)
+        processors = max(1.0, min(share, max(machines, default=1.0)))
         work = ray.remote(num_cpus=processors, max_retries=_TRIES)(_there)
         told = Queue(actor_options={"num_cpus": 0})
         with _progress_bars([unit.name for unit in units], told):

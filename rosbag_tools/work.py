@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from depth_prior_ros.atomic_files import write_bytes, write_json
+from depth_prior_ros.atomic_files import remove_leftovers, write_bytes, write_json
 from depth_prior_ros.recordings import RecordingError, StoredRecording
 from depth_prior_ros.untrusted import read_file
 
@@ -42,6 +42,8 @@ def take_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
     out = manifest.parent
     if out.exists() and not out.is_dir():
         raise RecordingError(f"{out} is a file; name a folder")
+    if out.is_dir():
+        remove_leftovers(out)  # of a process that was killed while it wrote
     if not manifest.is_file():
         foreign = sorted(p.name for p in out.iterdir()) if out.exists() else []
         if foreign:

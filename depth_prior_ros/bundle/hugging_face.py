@@ -26,6 +26,15 @@ _CARD = "README.md"
 # What a model's output is, by model_type: metres, or inverse depth of unknown scale.
 _METRIC = ("chmv2", "glpn", "tipsv2_dpt", "zoedepth")
 _INVERSE = ("depth_pro", "dpt")
+_LARGEST = 16_384  # of any number in a config; the widest of published models is 8192
+_FETCHING = (
+    "backbone",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+)
 _BY_CONFIG = ("depth_anything",)  # config.depth_estimation_type says which of both
 
 
@@ -301,12 +310,11 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
             "this network needs transformers: pip install 'depth-prior-ros[foundation]'"
         ) from error
     values = dict(config)
-    if values.get("backbone") or values.get("use_pretrained_backbone"):
-        raise NetworkError("the model's config names a backbone that would have to be fetched")
+    _check_config(values)
     try:
         kind = values.pop("model_type")
         built = transformers.AutoModelForDepthEstimation.from_config(
-            transformers.AutoConfig.for_model(kind, **values)
+            transformers.AutoConfig.for_model(kind, **values), trust_remote_code=False
         )
         built.load_state_dict(state, strict=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -314,6 +322,25 @@ def build_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Mo
             f"cannot be built as a depth-estimation model: {_first_line(error)}"
         ) from error
     return PredictedDepth(built.float().eval().requires_grad_(False))
+
+
+def _check_config(values: Any, key: str = "") -> None:
+    """Refuse what would fetch or run something, and sizes of no depth network, at any depth.
+
+    Raises NetworkError.
+    """
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if name in _FETCHING and value:
+                raise NetworkError(
+                    f"the model's config names something that would have to be fetched ({name})"
+                )
+            _check_config(value, str(name))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            _check_config(value, key)
+    elif isinstance(values, int) and not isinstance(values, bool) and values > _LARGEST:
+        raise NetworkError(f"the model's config has {key} {values}, more than {_LARGEST}")
 
 
 class PredictedDepth(nn.Module):

@@ -58,6 +58,8 @@ def read_graph(path: Path, data: bytes) -> Graph:
         raise BundleError(path, f"not readable as ONNX: {error}") from error
     if not model.graph.output or not model.graph.node:
         raise BundleError(path, "not readable as ONNX: it holds no network")
+    if model.functions:
+        raise BundleError(path, "defines operators of its own, which are not read")
     for graph in _graphs(model.graph):
         for tensor in _tensors(graph):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -133,11 +135,15 @@ def _graphs(graph: Any) -> Iterator[Any]:
         yield found
         for node in found.node:
             for attribute in node.attribute:
-                waiting += [g for g in (attribute.g, *attribute.graphs) if g.node]
+                waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
+    sparse = list(graph.sparse_initializer)
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)

@@ -88,6 +88,8 @@ class Reading(nn.Module):
         values = answer.float().reshape(answer.shape[0], 1, *answer.shape[-2:])
         if self.kind in ("metric", "scale_invariant"):
             values = values.reciprocal()
+        elif self.kind == "disparity":  # exactly zero: as far as can be, not unknown
+            values = torch.where(values == 0, torch.full_like(values, 1e-6), values)
         if tuple(values.shape[-2:]) != self.size:
             values = F.interpolate(values, self.size, mode="bilinear", align_corners=False)
         if self.kind == "affine_invariant":

@@ -304,7 +304,7 @@ class MultiFrameStep:
             step = self._better(pair, network or motions.refined(pair, odometry), odometry)
         if step is None:
             raise lost or PoseError("nobody knows the motion")
-        if step is odometry and told is not None and (step.matrix != told.matrix).any():
+        if step is odometry and told is not None and _fitted(step, told):
             units = motions.units_travelled(pair, step)  # by picture and depth, not by the factor
         return MultiFrameResult(pair=pair, step=step, units=units)
 
@@ -388,3 +388,9 @@ def turned(step: Transform) -> float:
     """The angle of a motion's rotation in radians."""
     cosine = (float(np.trace(step[:3, :3])) - 1) / 2
     return math.acos(min(max(cosine, -1.0), 1.0))
+
+
+def _fitted(step: EstimatedMotion, told: EstimatedMotion) -> bool:
+    """Whether the picture had a say in a motion: one that it left alone, in single precision, has
+    the length that the factor in use gives it, and would confirm that factor."""
+    return not np.allclose(step.matrix, told.matrix, rtol=1e-6, atol=1e-7)

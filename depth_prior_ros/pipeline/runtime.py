@@ -88,7 +88,7 @@ class Networks:
         self.backend = backend
         self.threads = threads
         self.turns = Turns()
-        self._compiled_by = self
+        self._compiled_by: Networks | None = None
         self.fell_back = False
         width, height = bundle.manifest.input_size
         image = np.zeros((1, 3, height, width), dtype=np.float32)
@@ -129,7 +129,7 @@ class Networks:
         time: hold `turns`.
         """
         other = copy.copy(self)
-        other._compiled_by = self  # which lives as long as any of them
+        other._compiled_by = self._compiled_by or self  # which lives as long as any of them
         return other
 
     def _compile_student(self, bundle: Bundle, image: NDArray[np.float32]) -> Compiled:

@@ -34,7 +34,12 @@ class Turns:
                 self._depth += 1
                 return
             self._waiting.append(own)
-            self._changed.wait_for(lambda: self._waiting[0] == own)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] == own)
+            except BaseException:  # a signal: who comes next must not wait for this one
+                self._waiting.remove(own)
+                self._changed.notify_all()
+                raise
             self._depth = 1
 
     def __exit__(

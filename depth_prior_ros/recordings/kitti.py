@@ -153,6 +153,7 @@ def _open_published_2015(name: str, folder: Path) -> StoredRecording:
                 load_image=partial(read_image, image, size),
                 file=image,
                 load_depth=load if disparity.is_file() else None,
+                load_stored=partial(read_bytes, image),
             )
         )
     if not frames:
@@ -214,6 +215,7 @@ def open_kitti_depth_selection(path: Path) -> StoredRecording:
                 load_image=partial(read_image, image, size),
                 file=image,
                 load_depth=partial(read_depth, depth, size) if depth.is_file() else None,
+                load_stored=partial(read_bytes, image),
             )
         )
     if not frames:

@@ -60,11 +60,17 @@ def _logged(transition: _Transition) -> _Transition:
     return wrapper
 
 
-def _unforceable(settings: Settings, pipeline: DepthPipeline) -> str:
-    """Why the forced model cannot run; empty where it can, or none is forced."""
-    if settings.force_model != "multi_frame" or pipeline.networks.has_multi_frame:
-        return ""
-    return f"bundle {pipeline.bundle.path} has no multi-frame network to force"
+def _impossible(settings: Settings, pipeline: DepthPipeline) -> str:
+    """Why the bundle in use cannot do what the settings ask for; empty where it can."""
+    from depth_prior_ros.ros.loading import scale_of
+
+    if settings.force_model == "multi_frame" and not pipeline.networks.has_multi_frame:
+        return f"bundle {pipeline.bundle.path} has no multi-frame network to force"
+    try:
+        scale_of(settings, pipeline.bundle)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class DepthNode(LifecycleNode):
@@ -336,7 +342,7 @@ class DepthNode(LifecycleNode):
         )
         if settings is None:
             return answer
-        if self._pipeline is not None and (reason := _unforceable(settings, self._pipeline)):
+        if self._pipeline is not None and (reason := _impossible(settings, self._pipeline)):
             return SetParametersResult(successful=False, reason=reason)
         self.settings = settings
         if self._worker is not None:
@@ -355,7 +361,7 @@ class DepthNode(LifecycleNode):
         pipeline = await self._background.run(lambda: load_pipeline(settings, self._pool))
         if self._pipeline is not before:
             raise RefusedError("the node was cleaned up meanwhile")
-        if reason := _unforceable(self.settings, pipeline):
+        if reason := _impossible(self.settings, pipeline):
             raise RefusedError(reason)  # force_model was set meanwhile
         carry_scale(before, pipeline)
         self._adapter.watch(pipeline, self._as_mounted())

@@ -63,7 +63,7 @@ class ScaleKeeper:
             if pipeline.scale.status.state in ("measured", "held"):
                 self._log.info("another camera: its scale is measured anew")
                 pipeline.scale.reset()
-        if not self._path or pipeline.scale.status.state != "searching":
+        if not self._path or not pipeline.scale.status.preliminary:
             return
         try:
             stored = load_scale(self._path, bundle=pipeline.bundle.digest, camera=camera)

@@ -233,11 +233,15 @@ class AffineScale(MeasuredScale):
         if not number:
             raise ValueError(f"shift must be a number above {-_NEAR:g}, got {shift!r}")
         assert isinstance(shift, float)
+        exponent = (_FAR + shift) / (_NEAR + shift)
+        ratio = math.exp(exponent) if abs(exponent) < 100 else 0.0
+        if not (ratio > 0 and self._ratios.plausible(ratio)):
+            raise ValueError(f"shift {shift:g} is none that was measured")
         begun = {**stored, "metres_per_unit": factor / (_NEAR + shift), "state": "searching"}
         super().restore(begun)
         with self._lock:
             self._chain = Chain()
-            self._ratios.take_up(math.exp((_FAR + shift) / (_NEAR + shift)), None, False)
+            self._ratios.take_up(ratio, None, False)
             self._status = self._describe("stored in an earlier run")
 
     def _describe(self, why: str, standing: bool = False) -> ScaleStatus:

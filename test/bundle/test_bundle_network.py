@@ -153,6 +153,13 @@ def test_files_that_lead_out_of_themselves_or_do_not_fit_are_refused(tmp_path: P
     spec = write_onnx(tmp_path / "c.onnx", [conv], initializer=[outside])
     with pytest.raises(BundleError, match="keeps weights in another file"):
         import_network(ImportRequest(spec, out, "disparity"))
+    branch = helper.make_graph([], "branch", [], [], initializer=[outside])  # without a node
+    within = [
+        *mean_of_channels(),
+        helper.make_node("If", ["image"], ["x"], then_branch=branch, else_branch=branch),
+    ]
+    with pytest.raises(BundleError, match="keeps weights in another file"):
+        import_network(ImportRequest(write_onnx(tmp_path / "e.onnx", within), out, "disparity"))
     (tmp_path / "d.onnx").write_bytes(b"no network")
     with pytest.raises(BundleError, match="not readable as ONNX"):
         import_network(ImportRequest(f"onnx:{tmp_path / 'd.onnx'}", out, "disparity"))

@@ -60,6 +60,21 @@ def test_a_turn_may_be_asked_for_again_and_ends_with_an_error() -> None:
         pass
 
 
+def test_who_is_interrupted_while_waiting_keeps_nobody_from_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = Turns()
+
+    def interrupted(condition: object) -> None:
+        raise KeyboardInterrupt
+
+    turns._waiting.append(0)  # somebody else has its turn
+    monkeypatch.setattr(turns._changed, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt), turns:
+        pass
+    assert list(turns._waiting) == [0]
+
+
 def frames(seed: int, count: int = 4) -> list[np.ndarray]:
     texture = np.random.default_rng(seed).integers(0, 255, (64, 220, 3), np.uint8)
     return [np.ascontiguousarray(texture[:, 4 * i : 4 * i + 192]) for i in range(count)]

@@ -54,9 +54,9 @@ def drive(scale: Any, factor: float) -> None:
         )
 
 
-def kept(path: Path, factor: float = 30.0) -> float:
+def kept(path: Path, factor: float = 30.0, mode: str = "odometry") -> float:
     """Drive, end, and return the factor that was stored."""
-    driven = pipeline()
+    driven = pipeline(mode)
     keeper = ScaleKeeper(str(path), Log())
     keeper.begin(driven, CAMERA)
     drive(driven.scale, factor)
@@ -64,11 +64,12 @@ def kept(path: Path, factor: float = 30.0) -> float:
     return driven.scale.metres_per_unit
 
 
-def test_the_next_run_begins_where_the_last_one_ended(tmp_path):
+@pytest.mark.parametrize("mode", ["odometry", "auto"])
+def test_the_next_run_begins_where_the_last_one_ended(tmp_path, mode):
     path = tmp_path / "folder" / "scale.yaml"
-    factor = kept(path)
+    factor = kept(path, mode=mode)
     assert factor == pytest.approx(30.0, rel=0.01)
-    log, following = Log(), pipeline()
+    log, following = Log(), pipeline(mode)
     ScaleKeeper(str(path), log).begin(following, CAMERA)
     assert following.scale.metres_per_unit == pytest.approx(factor)
     assert str(path) in log.said[0]

@@ -14,7 +14,7 @@ from test_process import lose_once
 from test_replay import stopping_drive
 
 from rosbag_tools.cli import main
-from rosbag_tools.units import Unit, run_on_ray
+from rosbag_tools.units import Unit, run_on_ray, run_units
 
 
 def test_recordings_and_results_at_urls(
@@ -32,7 +32,8 @@ def test_recordings_and_results_at_urls(
     assert main(command) == 0
     memory.get("/sets/one/made", str(tmp_path / "fetched"), recursive=True)
     assert hashes(tmp_path / "fetched") == hashes(tmp_path / "set" / "made")
-    assert not list((tmp_path / "scratch").rglob("*.*")), "temporary copies are removed"
+    left = [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()]
+    assert not left, "temporary copies are removed"
     capsys.readouterr()
     assert main(command) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -45,6 +46,21 @@ def test_recordings_and_results_at_urls(
     assert "memory://bags/other.mcap: no such file" in capsys.readouterr().err
     assert main(["extract", "nothing://x/y.mcap", "--out", str(tmp_path / "o")]) == 1
     assert "nothing://x/y.mcap: " in capsys.readouterr().err
+
+
+def die_or_double(number: int, told: Any) -> int:
+    if number == 2:
+        os._exit(9)
+    return 2 * number
+
+
+def test_a_unit_that_kills_its_process_costs_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, here]))
+    units = [Unit(str(number), number) for number in range(5)]
+    outcomes = run_units(die_or_double, units, jobs=2)
+    assert [o.result for o in outcomes] == [0, 2, None, 6, 8]
+    assert "its process was lost three times" in outcomes[2].error
 
 
 def refuse(path: Path, told: Any) -> str:

@@ -71,7 +71,7 @@ def test_parts_share_no_frame_and_no_triplet(count: int) -> None:
         assert share == pytest.approx(0.75 if part == "training" else 0.125, abs=0.05)
     assert sorted(seen) == list(range(count))
     judging = [frame.index for frame in part_of(whole, "judging").frames]
-    assert max(np.diff(judging)) < count  # not one end alone
+    assert judging[0] > 0 and judging[-1] < count - 1  # neither end
     assert part_of(whole, "all") is whole
 
 

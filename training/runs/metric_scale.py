@@ -45,6 +45,7 @@ def fit_by_camera_height(
     drives: Sequence[tuple[Drive, StoredRecording]],
     size: tuple[int, int],
     height: float,
+    road: RoadSettings | None = None,
 ) -> tuple[float, float]:
     """The factor with which the camera is `height` metres above the road.
 
@@ -53,6 +54,7 @@ def fit_by_camera_height(
         drives: recordings, as training opened them.
         size: width and height of the network's input.
         height: of the camera above the road, metres.
+        road: how the camera is mounted, and where to look for the road.
 
     Returns:
         Median over drives of each drive's median over frames, and the largest over the smallest of
@@ -73,8 +75,8 @@ def fit_by_camera_height(
             pixels = picture.to(system.device).float().div(255)
             inverse = 1 / disparity_to_depth(system.single(pixels)[0])[1]
             with suppress(NoRoadError):
-                road = fit_road(inverse[0, 0].cpu().numpy(), camera, RoadSettings())
-                heights.append(road.height)
+                found_road = fit_road(inverse[0, 0].cpu().numpy(), camera, road or RoadSettings())
+                heights.append(found_road.height)
         if heights:
             found.append(height / float(np.median(heights)))
     if not found:

@@ -10,6 +10,8 @@ speeds, which then hold it, or else is made the bundle's own again afterwards.
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import fit_region
 from depth_prior_ros.progress import Progress, ProgressBar
 from depth_prior_ros.recordings import StoredRecording
-from depth_prior_ros.scale import focal_ratio
+from depth_prior_ros.scale import RoadSettings, focal_ratio
 from depth_prior_ros.share import share_dir
 from training.data.drives import network_camera, open_drive, open_partner
 from training.data.frames import Window
@@ -193,6 +195,8 @@ def _judge(tuning: _Tuning, run: Run, old: System, system: System) -> Outcome:
             final.manifest.references,
             metrics={"tune": verdict.figures()},
         )
+    else:  # of the same training with another mounting told
+        shutil.rmtree(tuning.out / "bundle", ignore_errors=True)
     return Outcome(kept, page, verdict)
 
 
@@ -443,10 +447,15 @@ def _unit_afterwards(tuning: _Tuning, run: Run, old: System, system: System) -> 
             f"unit by true depth of {len(positions)} training frames: {ratio - 1:+.1%}"
         )
         return unit * ratio
-    height = tuning.request.camera_height
+    request = tuning.request
+    height = request.camera_height
     if height is not None:
+        road = RoadSettings(
+            pitch=math.radians(request.camera_pitch_deg), ignore_bottom=request.ignore_bottom
+        )
+        drives = [(tuning.drive, part)]
         try:
-            found, _ = fit_by_camera_height(system, [(tuning.drive, part)], tuning.size, height)
+            found, _ = fit_by_camera_height(system, drives, tuning.size, height, road)
         except RecipeError as error:
             tuning.said.append(f"no unit by the camera's height: {error}")
         else:

@@ -56,7 +56,7 @@ class RoadWatch:
     def __init__(self, hold: float) -> None:
         self.hold = hold
         self.newest = RoadSight(None, "nobody asked")
-        self._stamp: int | None = None
+        self._result: DepthResult | None = None
         self._fitted: tuple[int, Road] | None = None
 
     def of(self, result: DepthResult, settings: RoadSettings, height: float = 0.0) -> RoadSight:
@@ -67,14 +67,17 @@ class RoadWatch:
             settings: where it is looked for.
             height: of the camera over the road as it is mounted, metres; 0: not known.
         """
-        if result.stamp_ns != self._stamp:
-            self._stamp = result.stamp_ns
+        if result is not self._result:  # cameras without a clock stamp all images zero
+            self._result = result
             self.newest = self._look(result, settings, height)
         return self.newest
 
     def _look(self, result: DepthResult, settings: RoadSettings, height: float) -> RoadSight:
         if result.scale is not None and result.scale.relative:
             return RoadSight(None, "nobody knows the metres (scale.mode 'none')")
+        # In `auto` the factor of the bundle serves while odometry's is on its way.
+        if result.scale is not None and result.scale.unsure and result.scale.mode != "auto":
+            return RoadSight(None, "depth is not metres yet: the factor is still searched for")
         try:
             road = road_of_depth(result.depth, result.camera, settings)
         except NoRoadError as error:
