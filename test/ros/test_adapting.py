@@ -235,11 +235,12 @@ def test_a_drive_with_another_mount_gives_metres() -> None:
             robot.answered(image, info=info(), speed=speed)
         answer = peer.call(Trigger, "depth_node/adapt", Trigger.Request(), PATIENCE)
         assert answer.success, answer.message
-        wait_until(
-            lambda: peer.status().get("adapt.outcome", "").startswith("better"),
+        outcome = wait_until(
+            lambda: peer.status().get("adapt.outcome"),
             "the outcome, of a thread that leaves the processor to others",
             3 * PATIENCE,
         )
+        assert outcome.startswith("better"), outcome
         robot.after_a_gap()
         after = errors()
         assert after < 0.6 * before, (before, after)
