@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.models.imported import DepthKind
 from depth_prior_ros.motion.gate import Motion
@@ -167,7 +168,7 @@ def run(bundle: Bundle, mode: str, frames: Sequence[Frame]) -> tuple[Errors, str
     for number, frame in enumerate(frames):
         motion = None
         if before is not None:
-            step = np.linalg.inv(before.pose) @ frame.pose
+            step = rigid_inverse(before.pose) @ frame.pose
             motion = Motion(frame.speed, "odometry", step, before.stamp_ns)
         result = pipeline.process(frame.image(), frame.stamp_ns, motion, frame.camera)
         if number >= SETTLED:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.atomic_files import remove_leftovers, replacing, write_bytes, write_json
+from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.motion.gate import GateSettings, MotionGate, RecentPictures
 from depth_prior_ros.recordings import CorruptFrameError, Frame, RecordingError, StoredRecording
 from depth_prior_ros.recordings.bag_file import bag_files, is_bag
@@ -51,7 +52,6 @@ FORMATS = ("jpeg", "png")
 _WORK, _LINES = ".work", "lines"
 THREADS, _AHEAD = 2, 6  # OpenCV lets go of Python's lock
 PNG_COMPRESSION = 1  # a third of the time, a tenth more bytes
-_HASHED = 1 << 20  # bytes at a time
 _KEPT = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
 
 Told = Callable[[int, int], None]
@@ -135,16 +135,8 @@ def _source(path: Path, recording: StoredRecording) -> dict[str, Any]:
     return {
         "name": path.resolve().name,
         "frames_sha256": digest_of_frames(recording),
-        "files": {file.name: _sha256(file) for file in files if file.is_file()},
+        "files": {file.name: sha256_of(file) for file in files if file.is_file()},
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_HASHED):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _with_partner(

@@ -69,10 +69,12 @@ def test_the_default_bundle_is_lite():
 def test_names_are_those_of_the_libraries():
     from typing import get_args
 
+    from depth_prior_ros.models import imported
     from depth_prior_ros.pipeline import pipeline
     from training.evaluation.evaluation import MODELS
 
     assert set(cli.MODEL_NAMES[1:]) == set(MODELS) == set(get_args(pipeline.Model))
+    assert cli.DEPTH_KINDS == imported.DEPTH_KINDS
 
 
 def test_inspect_prints_what_is_in_a_bundle(bundle: Bundle, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import Frame, StoredRecording
+from depth_prior_ros.scale import focal_ratio
 from rosbag_tools.make import write_bag
 from training.commands.cli import main
 from training.data.drives import find_triplets
@@ -122,6 +124,13 @@ def test_without_truth_and_metres_the_unit_stays(
     assert "nothing tells metres while training" in said and "training moved the unit by" in said
     assert "not adapted: " in said
     assert "photometric error from the frames beside" in said
+    moved = re.search(r"training moved the unit by ([+-][\d.]+)%", said)
+    assert moved is not None
+    old, new = bundle.manifest, load_bundle(out / "tuned").manifest
+    seen, trained = new.camera, old.camera
+    unit = old.depth.metres_per_unit * focal_ratio(seen.fx, seen.fy, trained.fx, trained.fy)
+    expected = unit * (1 + float(moved[1]) / 100)
+    assert new.depth.metres_per_unit == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_short_recording_is_refused(

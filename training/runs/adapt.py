@@ -291,9 +291,8 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
     ]
     if found.looked_up:
         figures.insert(2, (f"{found.metric_looked_up.abs_rel:.3f}", "with references instead"))
-    places = np.linspace(0, len(found.evaluated) - 1, min(_PICTURED, len(found.evaluated))).astype(
-        int
-    )
+    count = len(found.evaluated)
+    places = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
     rows = [
         (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}")
         for words, key in (
