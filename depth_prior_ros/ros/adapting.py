@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline
     from depth_prior_ros.ros.parameters import Settings
 
-_NICE = 19
 _PATIENCE = 30.0  # seconds to wait for a thread that was told to end
 
 KEPT_BESIDE = ".adapted.yaml"
@@ -50,6 +49,7 @@ class _Fit:
     told: CameraCodeSpec | None
     metres_per_unit: float
     file: Path | None
+    niceness: int
     stop: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     progress: str = "starting"
@@ -141,6 +141,7 @@ class Adapter:
             pipeline.camera_code,
             self._metres_per_unit,
             self._file,
+            settings.adapt_niceness,
         )
         fit.thread = threading.Thread(
             target=self._run, args=(fit,), name="depth_adapt", daemon=True
@@ -245,7 +246,7 @@ class Adapter:
         try:
             # Of this thread alone, on Linux; frames go before.
             with contextlib.suppress(OSError, AttributeError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), fit.niceness)
             with _one_thread():
                 outcome = self._fitted(fit)
         except Exception as error:

@@ -28,9 +28,10 @@ from training.loop.distributed import (
     start_processes,
 )
 
-# Relative, after ten steps of Adam: what summing in another order leaves.
-TOLERANCE = {"double": 1e-12, "single": 1e-5}
-# Of a recipe, in float32; rounding may move a pixel of a small image over the edge of a mask.
+# Of losses and weights, relative, after ten steps of Adam: what summing in another order leaves.
+# In float32 it may move a pixel over the edge of the mask, one of about 5,000.
+TOLERANCE = {"double": (1e-12, 1e-12), "single": (5e-4, 5e-3)}
+# Of a recipe, in float32.
 RECIPE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 2e-3
 
 
@@ -185,7 +186,8 @@ def test_two_processes_equal_one(
     worst = worst_loss(tmp_path, two_processes / name)
     weights = largest_difference(tmp_path, two_processes / name)
     print(f"{name}: losses within {worst:.1e}, weights within {weights:.1e}")
-    assert worst < TOLERANCE[name] and weights < TOLERANCE[name]
+    of_losses, of_weights = TOLERANCE[name]
+    assert worst < of_losses and weights < of_weights
 
 
 @pytest.mark.slow

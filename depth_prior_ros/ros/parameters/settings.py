@@ -197,6 +197,12 @@ class Settings:
         "with this bundle and camera; empty: beside scale.file, or not kept where that is empty.",
         "activate",
     )
+    adapt_niceness: int = parameter(
+        10,
+        "Niceness of the thread that fits, on Linux: 19 takes only what nobody else wants, and may "
+        "take for ever beside processes that never wait; 0 competes with the camera's frames.",
+        limits=(0, 19),
+    )
 
     motion_source: MotionSource = parameter(
         "auto",
