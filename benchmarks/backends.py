@@ -6,16 +6,17 @@
 Rows: PyTorch, OpenVINO and ONNX Runtime on the CPU in float32, PyTorch and OpenVINO in bfloat16,
 and PyTorch on CUDA where there is a GPU; what this machine has not is named with its reason.
 
-- latency: milliseconds of a whole frame in the pipeline, from the RGB image to depth in metres, by
-  forced model. The rows take turns, round by round; medians, and the median of the ratios to the
-  first row in the same round.
+- latency: milliseconds of a whole frame in the pipeline, from the RGB image to depth in metres:
+  single-frame, multi-frame with the motion by the pose network, and multi-frame with odometry,
+  which measures the factor, too. One frame of the embedded drive after the other, the rows in turn;
+  medians, and the median of the ratios to the first row on the same frame.
 - accuracy: AbsRel of both forced models on every `--every`th frame of KITTI drive 0052 (projected
   LiDAR, Garg's crop, median scaling, 80 m) or, without data, of the rendered drive.
 - disagreement: mean |depth / depth of the first row - 1| over all pixels of these frames. Every row
   finds its own motion between the frames, so that the multi-frame column is that of whole systems.
 
-Figures: `backend_ROW_single_ms`, `_multi_ms`, `_single_absrel`, `_multi_absrel`, `_single_apart`
-and `_multi_apart`, ROW being such as openvino_bf16.
+Figures: `backend_ROW_single_ms`, `_multi_ms`, `_odometry_ms`, `_single_absrel`, `_multi_absrel`,
+`_single_apart` and `_multi_apart`, ROW being such as openvino_bf16.
 """
 
 from __future__ import annotations
@@ -27,18 +28,24 @@ import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.adaptation.drives import motion_since
+from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.scale import make_scale
+from depth_prior_ros.share import demo_bag
+
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.evaluation.protocols import Protocol
     from depth_prior_ros.pipeline import DepthPipeline, Model
     from depth_prior_ros.recordings import Recording
+    from depth_prior_ros.recordings.base import Frame
 
 DRIVE = "kitti_raw/2011_09_26/2011_09_26_drive_0052_sync"
 ROWS = (
@@ -51,8 +58,12 @@ ROWS = (
     ("torch", "cuda", "bf16"),
 )
 MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
+WAYS: dict[str, Model] = {
+    "single": "single_frame",
+    "multi": "multi_frame",
+    "odometry": "multi_frame",
+}
 SHORT = {"single_frame": "single", "multi_frame": "multi"}
-TENTH = 100_000_000
 _WARM_UP = 3
 
 
@@ -62,7 +73,7 @@ class Row:
 
     name: str
     pipeline: DepthPipeline
-    milliseconds: dict[Model, list[float]] = field(default_factory=lambda: {m: [] for m in MODELS})
+    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {w: [] for w in WAYS})
     abs_rel: dict[Model, list[float]] = field(default_factory=lambda: {m: [] for m in MODELS})
     apart: dict[Model, list[float]] = field(default_factory=lambda: {m: [] for m in MODELS})
 
@@ -91,7 +102,6 @@ def make_rows(bundle: Bundle, threads: int, only: list[str]) -> list[Row]:
 def open_drive() -> tuple[Recording, Protocol]:
     """Drive 0052 where the data is, the rendered drive otherwise."""
     from depth_prior_ros.evaluation.protocols import PROTOCOLS
-    from depth_prior_ros.recordings import open_recording
     from depth_prior_ros.recordings.synthetic.drive import street_drive
 
     folder = os.environ.get("DEPTH_PRIOR_DATA")
@@ -100,19 +110,26 @@ def open_drive() -> tuple[Recording, Protocol]:
     return street_drive(), PROTOCOLS["synthetic"]
 
 
-def time_rows(rows: list[Row], images: list[NDArray[np.uint8]], camera: Any, rounds: int) -> None:
-    """Whole frames, the rows in turn; the predecessor's features are kept, as on a vehicle."""
-    for model in MODELS:
+def time_rows(rows: list[Row], frames: list[Frame]) -> None:
+    """Whole frames, the rows in turn; the first ones are for warming up."""
+    for way, model in WAYS.items():
         for row in rows:
             row.pipeline.reset()
+            row.pipeline.scale = make_scale(
+                "odometry" if way == "odometry" else "fixed",
+                fixed=row.pipeline.bundle.manifest.depth.metres_per_unit,
+                source="bundle",
+            )
             row.pipeline.force_model = model
-        for turn in range(-_WARM_UP, rounds):
+        before: Frame | None = None
+        for position, frame in enumerate(frames):
+            motion = motion_since(before, frame) if way == "odometry" else None
+            image, before = frame.image(), frame
             for row in rows:
-                stamp = (turn + _WARM_UP) * TENTH
-                result = row.pipeline.process(images[turn % 2], stamp, None, camera)
-                if turn >= 0:
+                result = row.pipeline.process(image, frame.stamp_ns, motion, frame.camera)
+                if position >= _WARM_UP:
                     assert result.model == model, result.active_model
-                    row.milliseconds[model].append(result.timings["total"])
+                    row.milliseconds[way].append(result.timings["total"])
 
 
 def evaluate_rows(rows: list[Row], drive: Recording, protocol: Protocol, every: int) -> int:
@@ -152,17 +169,17 @@ def report(rows: list[Row]) -> None:
     """The table, then the figures."""
     print(
         f"{'':18s} {'single ms':>9s} {'ratio':>6s} {'multi ms':>9s} {'ratio':>6s}"
+        f" {'odom. ms':>9s} {'ratio':>6s}"
         f" {'AbsRel s':>9s} {'AbsRel m':>9s} {'apart s':>9s} {'apart m':>9s}"
     )
     figures = []
     for row in rows:
         cells = []
-        for model in MODELS:
-            times = row.milliseconds[model]
-            ratios = [t / f for t, f in zip(times, rows[0].milliseconds[model], strict=True)]
+        for way, times in row.milliseconds.items():
+            ratios = [t / f for t, f in zip(times, rows[0].milliseconds[way], strict=True)]
             middle, ratio = statistics.median(times), statistics.median(ratios)
             cells.append(f"{middle:9.1f} {ratio:6.2f}")
-            figures.append((f"{row.name}_{SHORT[model]}_ms", f"{middle:.1f}"))
+            figures.append((f"{row.name}_{way}_ms", f"{middle:.1f}"))
         for what, values in (("absrel", row.abs_rel), ("apart", row.apart)):
             for model in MODELS:
                 mean = statistics.fmean(values[model])
@@ -178,7 +195,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="lite", help="name or path")
-    parser.add_argument("--rounds", type=int, default=30, help="for the latency")
+    parser.add_argument("--rounds", type=int, default=30, help="frames for the latency")
     parser.add_argument("--every", type=int, default=3, help="evaluate every Nth frame")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="these rows, beside torch_f32")
@@ -198,11 +215,9 @@ def main() -> None:
     )
     if torch.cuda.is_available():
         print(f"GPU: {torch.cuda.get_device_name()}")
-    start = len(drive.frames) // 2
-    images = [drive.frames[start + i].image() for i in range(2)]
-    time_rows(rows, images, drive.frames[start].camera, arguments.rounds)
+    time_rows(rows, open_recording(demo_bag()).frames[: _WARM_UP + arguments.rounds])
     count = evaluate_rows(rows, drive, protocol, max(1, arguments.every))
-    print(f"latency: {arguments.rounds} rounds; accuracy: {count} frames of {drive.name}")
+    print(f"latency: {arguments.rounds} frames; accuracy: {count} frames of {drive.name}")
     report(rows)
 
 

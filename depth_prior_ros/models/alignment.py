@@ -33,7 +33,7 @@ _LENGTHS = (0.2, 5.0)  # of the motion to begin with: no unit is off by more, on
 @dataclass(frozen=True)
 class _Level:
     """One pyramid level: (B, 1, h, w) current grey image, (B, 3, h, w) previous grey image and its
-    gradients ((B, 1, h, w) without), (B, 3, h, w) points of the current view, K (B, 3, 3)."""
+    gradients, (B, 3, h, w) points of the current view, K (B, 3, 3)."""
 
     current: Tensor
     previous: Tensor
@@ -52,7 +52,53 @@ class _Residual:
     cost: Tensor
 
 
-@torch.no_grad()
+class Alignment:
+    """Two frames and the depth of one: what their pyramid takes is computed once for all motions.
+
+    Args:
+        current: image (B, 3, H, W) in [0, 1].
+        previous: image of the frame before, same shape.
+        depth: of the current view (B, 1, H, W), network units; it decides a motion's scale.
+        K: intrinsics (B, 3, 3) in pixels of the full image.
+    """
+
+    def __init__(self, current: Tensor, previous: Tensor, depth: Tensor, K: Tensor) -> None:
+        self._frames = current, previous, depth, K
+        self._levels: dict[int, _Level] = {}
+
+    @torch.no_grad()
+    def refine(
+        self,
+        previous_from_current: Pose,
+        levels: tuple[tuple[int, int], ...] = LEVELS,
+        *,
+        length_only: bool = False,
+    ) -> Pose:
+        """See `align_motion`."""
+        with self._exactly():
+            pose = Pose(previous_from_current.matrix.detach().float())
+            length_of = pose.translation if length_only else None
+            for reduction, iterations in levels:
+                pose = _align_level(self._level(reduction), pose, iterations, length_of)
+        return pose
+
+    @torch.no_grad()
+    def costs(self, motions: Sequence[Pose], reduction: int = 2) -> Tensor:
+        """See `photometric_costs`."""
+        with self._exactly():
+            level = self._level(reduction)
+            return torch.stack([_residual(level, Pose(m.matrix.float())).cost for m in motions])
+
+    def _level(self, reduction: int) -> _Level:
+        if reduction not in self._levels:
+            current, previous, depth, K = (tensor.detach().float() for tensor in self._frames)
+            self._levels[reduction] = _level(current, previous, depth, K, reduction)
+        return self._levels[reduction]
+
+    def _exactly(self) -> torch.autocast:
+        return torch.autocast(device_type=self._frames[0].device.type, enabled=False)
+
+
 def align_motion(
     current: Tensor,
     previous: Tensor,
@@ -70,10 +116,7 @@ def align_motion(
     brightness common to all pixels is taken out.
 
     Args:
-        current: image (B, 3, H, W) in [0, 1].
-        previous: image of the frame before, same shape.
-        depth: of the current view (B, 1, H, W), network units; it decides the motion's scale.
-        K: intrinsics (B, 3, 3) in pixels of the full image.
+        current, previous, depth, K: see `Alignment`.
         previous_from_current: the motion to begin with (B, 4, 4), network units.
         levels: (reduction, iterations) from coarse to fine.
         length_only: rotation and direction stay, which odometry knows well; the translation alone
@@ -82,16 +125,11 @@ def align_motion(
     Returns:
         The refined motion (B, 4, 4), float32.
     """
-    with torch.autocast(device_type=current.device.type, enabled=False):
-        pose = Pose(previous_from_current.matrix.detach().float())
-        length_of = pose.translation if length_only else None
-        for reduction, iterations in levels:
-            level = _level(current.float(), previous.float(), depth.float(), K.float(), reduction)
-            pose = _align_level(level, pose, iterations, length_of)
-    return pose
+    return Alignment(current, previous, depth, K).refine(
+        previous_from_current, levels, length_only=length_only
+    )
 
 
-@torch.no_grad()
 def photometric_costs(
     current: Tensor,
     previous: Tensor,
@@ -105,11 +143,7 @@ def photometric_costs(
     Returns:
         (M, B): robust mean difference of the grey images; inf where too little overlaps.
     """
-    with torch.autocast(device_type=current.device.type, enabled=False):
-        level = _level(
-            current.float(), previous.float(), depth.float(), K.float(), reduction, gradients=False
-        )
-        return torch.stack([_residual(level, Pose(m.matrix.float())).cost for m in motions])
+    return Alignment(current, previous, depth, K).costs(motions, reduction)
 
 
 def _level(
@@ -118,8 +152,6 @@ def _level(
     depth: Tensor,
     K: Tensor,
     reduction: int,
-    *,
-    gradients: bool = True,
 ) -> _Level:
     def grey(image: Tensor) -> Tensor:
         return F.avg_pool2d(image.mean(1, keepdim=True), reduction)
@@ -131,10 +163,9 @@ def _level(
     small[:, :2, 2] = (K[:, :2, 2] - (reduction - 1) / 2) / reduction
     small[:, 2, 2] = 1
     points = rays(small, *here.shape[-2:]) / inverse
-    if gradients:
-        dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
-        dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
-        there = torch.cat([there, dx, dy], dim=1)
+    dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
+    dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
+    there = torch.cat([there, dx, dy], dim=1)
     return _Level(here, there, points, small)
 
 
@@ -158,13 +189,22 @@ def _align_level(
         pose = Pose(torch.where(better[:, None, None], tried.matrix, pose.matrix))
         damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
         going = going & (damping.flatten() < _HOPELESS)
-        best = _Residual(
-            *(
-                torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old)
-                for new, old in zip(vars(after).values(), vars(best).values(), strict=True)
-            )
-        )
+        best = _chosen(better, after, best)
     return pose
+
+
+def _chosen(better: Tensor, after: _Residual, best: _Residual) -> _Residual:
+    """Sample by sample (B,), the one or the other."""
+    if bool(better.all()):
+        return after
+    if not bool(better.any()):
+        return best
+    return _Residual(
+        *(
+            torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old)
+            for new, old in zip(vars(after).values(), vars(best).values(), strict=True)
+        )
+    )
 
 
 def _same_way(translation: Tensor, start: Tensor) -> Tensor:
@@ -206,17 +246,20 @@ def _step(level: _Level, at: _Residual, damping: Tensor, direction: Tensor | Non
     z = z.clamp(min=_NEAREST)
     along_x, along_y = at.gradient[:, 0] * fx / z, at.gradient[:, 1] * fy / z
     along_z = -(along_x * x + along_y * y) / z
-    turn = (along_z * y - along_y * z, along_x * z - along_z * x, along_y * x - along_x * y)
-    jacobian = torch.stack([along_x, along_y, along_z, *turn], dim=1).flatten(2)
-    unknowns = torch.eye(6, dtype=jacobian.dtype, device=jacobian.device)[None]
-    if direction is not None:  # one unknown moves the three of the translation
-        unknowns = F.pad(F.normalize(direction, dim=1), (0, 3))[:, None]
-        jacobian = unknowns @ jacobian
+    if direction is None:
+        turn = (along_z * y - along_y * z, along_x * z - along_z * x, along_y * x - along_x * y)
+        jacobian = torch.stack([along_x, along_y, along_z, *turn], dim=1).flatten(2)
+    else:  # one unknown moves the three of the translation
+        way = F.normalize(direction, dim=1)[..., None, None]
+        moved = along_x * way[:, 0] + along_y * way[:, 1] + along_z * way[:, 2]
+        jacobian = moved.flatten(1)[:, None]
     weighted = jacobian * at.weight.flatten(2)
-    normal = weighted @ jacobian.transpose(1, 2)
-    gradient = (weighted * at.difference.flatten(2)).sum(-1, keepdim=True)
+    normal = weighted @ jacobian.mT
+    gradient = weighted @ at.difference.flatten(2).mT
     diagonal = torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
     floor = 1e-6 * torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
-    solved = torch.linalg.solve(normal + damping * diagonal + floor, gradient)
-    change = -(unknowns.mT @ solved)[..., 0]
-    return Pose.from_axis_angle(change[:, 3:], change[:, :3])
+    change = -torch.linalg.solve(normal + damping * diagonal + floor, gradient)[..., 0]
+    if direction is None:
+        return Pose.from_axis_angle(change[:, 3:], change[:, :3])
+    straight = torch.eye(3, dtype=normal.dtype, device=normal.device).expand(len(normal), 3, 3)
+    return Pose.from_rotation_translation(straight, change * way[..., 0, 0])

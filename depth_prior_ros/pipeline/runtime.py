@@ -27,6 +27,7 @@ from depth_prior_ros.pipeline.sharing import NetworkPool, Turns
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from depth_prior_ros.models.alignment import Alignment
     from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
 
 Native = Any
@@ -94,6 +95,8 @@ class Networks:
         image = np.zeros((1, 3, height, width), dtype=np.float32)
         self._code: tuple[Native, ...] = ()
         self._references: tuple[Native, ...] = ()
+        # The last frames that were aligned, their intrinsics and what was computed of them.
+        self._alignment: tuple[tuple[Native, ...], NDArray[np.float64], Alignment] | None = None
         self._look_up: EpisodicPrior | None = None
         self.takes_code = False
         if bundle.manifest.network is not None:
@@ -241,14 +244,11 @@ class Networks:
         Images (1, 3, H, W), K (3, 3) at the input size, inverse depth in 1/units.
         """
         from depth_prior_ros.geometry.warping import Pose
-        from depth_prior_ros.models.alignment import align_motion
 
         with self._few_threads():
-            image, before, depth, intrinsics, matrix = self._tensors(
-                current, previous, single_inverse, K, previous_from_current
-            )
-            start = Pose(matrix)
-            refined = align_motion(image, before, depth, intrinsics, start, length_only=length_only)
+            alignment = self._aligned(current, previous, single_inverse, K)
+            start = Pose(_tensor_of(previous_from_current, current))
+            refined = alignment.refine(start, length_only=length_only)
         return refined.matrix[0].double().cpu().numpy()
 
     def photometric_costs(
@@ -265,35 +265,27 @@ class Networks:
         The robust mean that `refine` lowers; inf where too little of the frames overlaps.
         """
         from depth_prior_ros.geometry.warping import Pose
-        from depth_prior_ros.models.alignment import photometric_costs
 
         with self._few_threads():
-            image, before, depth, intrinsics, matrices = self._tensors(
-                current, previous, single_inverse, K, *previous_from_current
-            )
-            motions = [Pose(matrix[None]) for matrix in matrices]
-            costs = photometric_costs(image, before, depth, intrinsics, motions)
-            return [float(cost) for cost in costs[:, 0].cpu()]
+            alignment = self._aligned(current, previous, single_inverse, K)
+            motions = [Pose(_tensor_of(matrix, current)) for matrix in previous_from_current]
+            return [float(cost) for cost in alignment.costs(motions)[:, 0].cpu()]
 
-    def _tensors(
-        self,
-        current: Native,
-        previous: Native,
-        single_inverse: Native,
-        K: NDArray[np.float64],
-        *steps: NDArray[np.float64],
-    ) -> tuple[Any, ...]:
-        """Both images, depth, intrinsics and motions as PyTorch's, on the images' device."""
-        import torch
+    def _aligned(
+        self, current: Native, previous: Native, single_inverse: Native, K: NDArray[np.float64]
+    ) -> Alignment:
+        """Of these frames; a frame asks about several motions, and its pyramid serves them all."""
+        from depth_prior_ros.models.alignment import Alignment
 
-        image = _tensor(current)
-        small = (torch.from_numpy(array).float() for array in (K[np.newaxis], np.stack(steps)))
-        return (
-            image,
-            _tensor(previous),
-            1.0 / _tensor(single_inverse),
-            *(array.to(image.device) for array in small),
-        )
+        asked = current, previous, single_inverse
+        if self._alignment is not None:
+            known, matrix, alignment = self._alignment
+            if all(a is b for a, b in zip(asked, known, strict=True)) and np.array_equal(K, matrix):
+                return alignment
+        depth = 1.0 / _tensor(single_inverse)
+        alignment = Alignment(_tensor(current), _tensor(previous), depth, _tensor_of(K, current))
+        self._alignment = asked, K, alignment
+        return alignment
 
     @contextmanager
     def _few_threads(self) -> Iterator[None]:
@@ -394,6 +386,13 @@ def _tensor(native: Native) -> Any:
     if isinstance(native, torch.Tensor):
         return native
     return torch.from_numpy(np.require(native, dtype=np.float32, requirements="W"))
+
+
+def _tensor_of(matrix: NDArray[np.float64], beside: Native) -> Any:
+    """A matrix (r, c) as a batch of one, single precision, on another tensor's device."""
+    import torch
+
+    return torch.from_numpy(matrix[np.newaxis]).float().to(_tensor(beside).device)
 
 
 def compile_networks(
