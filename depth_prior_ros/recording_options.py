@@ -65,7 +65,7 @@ def recording_options(path: Path, parsed: Any) -> dict[str, Any]:
     if is_bag(path):
         options.update(topics=BagTopics(**topics), rectify=parsed.rectify)
         if intrinsics is not None:
-            options["camera"] = _camera(path, intrinsics)
+            options.update(_of_bag(path, intrinsics))
         return options
     if any(topics.values()):
         raise RecordingError(f"{path}: topics are those of a bag, which this is not")
@@ -86,18 +86,25 @@ def intrinsics_option(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     if "," in text:
-        return {"camera": _camera(path, text)}
+        from depth_prior_ros.recordings.folder import image_size
+
+        return {"camera": _camera(text, image_size(path))}
     return {"intrinsics": Path(text).expanduser()}
 
 
-def _camera(path: Path, text: str) -> Any:
-    from depth_prior_ros.recordings import is_bag
+def _of_bag(path: Path, text: str) -> dict[str, Any]:
+    """`camera`, or `calibration` of a file, which may have a lens."""
     from depth_prior_ros.recordings.bag import images_size
-    from depth_prior_ros.recordings.folder import image_size
-    from depth_prior_ros.recordings.intrinsics import camera_from_values, read_intrinsics
+    from depth_prior_ros.recordings.intrinsics import read_intrinsics
 
-    size = images_size(path) if is_bag(path) else image_size(path)
-    if "," not in text:
-        return read_intrinsics(Path(text).expanduser(), size).camera(*size)
+    size = images_size(path)
+    if "," in text:
+        return {"camera": _camera(text, size)}
+    return {"calibration": read_intrinsics(Path(text).expanduser(), size)}
+
+
+def _camera(text: str, size: tuple[int, int]) -> Any:
+    from depth_prior_ros.recordings.intrinsics import camera_from_values
+
     values = [float(value) for value in text.split(",")]
     return camera_from_values(values, "pixels", size, "--intrinsics")

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
@@ -96,8 +96,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
-    add("--device", default="auto", help="device of the backend (default: auto)")
+    _add_backend(evaluate)
     add_recording_options(evaluate)
     evaluate.set_defaults(handler=_evaluate)
 
@@ -162,8 +161,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="folder of comparison.md, comparison.json and what was evaluated already "
         "(default: runs/comparison)",
     )
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
-    add("--device", default="auto", help="device of the backend (default: auto)")
+    _add_backend(compare)
     compare.set_defaults(handler=_compare)
 
 
@@ -300,22 +298,12 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "with a second camera beside it (stereo), or the multi-frame network's, with metres by "
         "odometry or by the camera's height.",
     )
-    add = parser.add_argument
-    add("bundle", help="name of a shipped bundle, or its folder")
-    add(
-        "--bag",
-        type=recording_path,
-        required=True,
-        metavar="RECORDING",
-        help="bag, drive or image folder",
-    )
-    add(
-        "--out",
-        type=Path,
-        metavar="BUNDLE",
-        help="folder of the new bundle; page and figures lie beside it, with .html and .json "
+    _add_own_drive(
+        parser,
+        "folder of the new bundle; page and figures lie beside it, with .html and .json "
         "(default: runs/adapt/NAME_RECORDING)",
     )
+    add = parser.add_argument
     add(
         "--references",
         choices=REFERENCES,
@@ -330,16 +318,31 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="folder or image topic of the second camera (default: the one that KITTI's folders, "
         "the calibrations or tf say stands beside)",
     )
-    _add_mounting(parser)
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
-    add("--device", default="auto", help="device of the backend (default: auto)")
-    add_recording_options(parser)
     parser.set_defaults(handler=_adapt)
 
 
-def _add_mounting(parser: argparse.ArgumentParser) -> None:
-    """How the camera is mounted, by which its height gives metres."""
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    """What runs the networks, and where."""
     add = parser.add_argument
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
+    add("--device", default="auto", help="device of the backend (default: auto)")
+
+
+def _add_own_drive(parser: argparse.ArgumentParser, written: str) -> None:
+    """A bundle and a drive of one's own, how it is read, and how its camera is mounted.
+
+    written: what lies at `--out`.
+    """
+    add = parser.add_argument
+    add("bundle", help="name of a shipped bundle, or its folder")
+    add(
+        "--bag",
+        type=recording_path,
+        required=True,
+        metavar="RECORDING",
+        help="bag, drive, image folder or video",
+    )
+    add("--out", type=Path, metavar="DIR", help=written)
     add(
         "--camera-height",
         type=float,
@@ -360,6 +363,8 @@ def _add_mounting(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the picture that shows the vehicle itself, for --camera-height (default: 0)",
     )
+    _add_backend(parser)
+    add_recording_options(parser)
 
 
 def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -368,18 +373,15 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="train a bundle further on your own drive, and keep it where it is better",
         description="Train a bundle further on a recording, without labels: the frames beside a "
         "frame, and its stereo partner where there is one, must explain it. A quarter of the "
-        "recording, in spans, is held out: by one part of it is chosen, by the other judged, "
-        "before and after. The same command again goes on after a kill.",
+        "recording, in spans, is held out: one part says how far to go, on the other the bundle is "
+        "evaluated before and after. The same command again goes on after a kill.",
+    )
+    _add_own_drive(
+        parser,
+        "folder of the recipe, the run, the page and the bundle (default: "
+        "runs/tune/NAME_RECORDING)",
     )
     add = parser.add_argument
-    add("bundle", help="name of a shipped bundle, or its folder")
-    add(
-        "--bag",
-        type=recording_path,
-        required=True,
-        metavar="RECORDING",
-        help="bag, drive, image folder or video",
-    )
     add(
         "--minutes",
         type=float,
@@ -387,17 +389,10 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="for all of it, by the speed of this machine when it begins (default: 20)",
     )
     add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the recipe, the run, the page and the bundle (default: "
-        "runs/tune/NAME_RECORDING)",
-    )
-    add(
         "--test",
         type=recording_path,
         metavar="RECORDING",
-        help="a further one that the bundle is judged on, before and after",
+        help="a further one that the bundle is evaluated on, before and after",
     )
     add(
         "--mode",
@@ -407,19 +402,19 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "one)",
     )
     add("--seed", type=int, default=1, help="decides all that is random (default: 1)")
-    _add_mounting(parser)
-    add("--backend", choices=("auto", *BACKENDS), default="auto", help="what runs the networks")
-    add("--device", default="auto", help="device of the backend (default: auto)")
-    add_recording_options(parser)
     parser.set_defaults(handler=_tune)
+
+
+def _asked(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """What a request is made of: all arguments but `others`."""
+    ignored = ("command", "handler", *others)
+    return {name: value for name, value in vars(arguments).items() if name not in ignored}
 
 
 def _tune(arguments: argparse.Namespace) -> int:
     from training.runs.tune import Request, tune_bundle
 
-    ignored = ("command", "handler")
-    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
-    outcome = tune_bundle(Request(**asked))
+    outcome = tune_bundle(Request(**_asked(arguments)))
     print(outcome)
     return 0 if outcome.bundle is not None else 1
 
@@ -428,10 +423,8 @@ def _adapt(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.progress import ProgressBar
     from training.runs.adapt import Request, adapt_bundle
 
-    ignored = ("command", "handler")
-    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
     with ProgressBar() as progress:
-        outcome = adapt_bundle(Request(**asked), progress)
+        outcome = adapt_bundle(Request(**_asked(arguments)), progress)
     print(outcome)
     return 0 if outcome.bundle is not None else 1
 
@@ -440,8 +433,7 @@ def _import_network(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.bundle import describe
     from training.runs.network_import import IMAGENET, ImportRequest, import_network
 
-    ignored = ("command", "what", "handler", "imagenet", "mean", "std", "fill", "focal")
-    asked = {name: value for name, value in vars(arguments).items() if name not in ignored}
+    asked = _asked(arguments, "what", "imagenet", "mean", "std", "fill", "focal")
     usual = IMAGENET if arguments.imagenet else (None, None)
     bundle = import_network(
         ImportRequest(

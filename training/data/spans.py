@@ -1,4 +1,4 @@
-"""Spans of a recording that training leaves out, to choose by or to judge by.
+"""Spans of a recording that training leaves out, to choose by or to evaluate on.
 
 Frames beside each other show the same place, so whole spans are held out, and never one end of the
 drive alone, which may be another kind of road. No triplet reaches from one part into another: a
@@ -19,7 +19,7 @@ _TURN: tuple[Part, ...] = (
     "choosing",
     "training",
     "training",
-    "judging",
+    "evaluation",
     "training",
     "training",
 )

@@ -10,7 +10,7 @@ from training.recipes.base import Strict
 
 Static = Literal["none", "speed", "image", "auto"]
 Mode = Literal["M", "S", "MS"]
-Part = Literal["all", "training", "choosing", "judging"]
+Part = Literal["all", "training", "choosing", "evaluation"]
 _STATIC = (
     "leave out where the camera stands: by speed (or poses), by image motion, auto: by speed "
     "where it is known, otherwise by image motion"
@@ -71,7 +71,7 @@ class Drive(Strict):
     stride: int = Field(1, ge=1, description="frames between neighbours")
     part: Part = Field(
         "all",
-        description="of eight spans, 'training' leaves out two: 'choosing' and 'judging'",
+        description="of eight spans, 'training' leaves out two: 'choosing' and 'evaluation'",
     )
     keep_out: Literal["none", "depth"] = Field(
         "none", description="'depth' keeps frames with ground truth and their neighbours out"

@@ -47,21 +47,17 @@ _NEAR, _FAR = 2.0, 80.0
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked for.
+class OwnDrive:
+    """A bundle and a drive of one's own, as `adapt` and `tune` are asked for them.
 
     Attributes:
-        bundle: name or folder, of a student that is told its camera.
+        bundle: name or folder.
         bag: any recording.
-        out: folder of the new bundle; page and figures lie beside it, with .html and .json.
-        references: `recorded`: the recording's own depth (LiDAR, exact); `stereo`: matched with
-            the second camera of the recording; `multi_frame`: the bundle's multi-frame network;
-            `auto`: the first of these that there is enough of.
-        partner: folder or image topic of the second camera, where it cannot be found.
+        out: folder of what is written.
         camera_height: metres above the road: gives metres in place of odometry.
         camera_pitch_deg: by which the camera looks down, for `camera_height`.
         ignore_bottom: share of the picture that shows the vehicle, for `camera_height`.
-        backend, device: what runs the multi-frame network.
+        backend, device: what runs a bundle's networks.
         image_topic, camera_info_topic, odom_topic, depth_topic, rectify, intrinsics: how the
             recording is read, as `recording_options` has it.
     """
@@ -69,8 +65,6 @@ class Request:
     bundle: str | Path
     bag: Path
     out: Path | None = None
-    references: DepthSource = "auto"
-    partner: str | None = None
     camera_height: float | None = None
     camera_pitch_deg: float = 0.0
     ignore_bottom: float = 0.0
@@ -80,8 +74,25 @@ class Request:
     camera_info_topic: str | None = None
     odom_topic: str | None = None
     depth_topic: str | None = None
-    rectify: str = "auto"
+    rectify: Literal["auto", "always", "never"] = "auto"
     intrinsics: str | None = None
+
+
+@dataclass(frozen=True)
+class Request(OwnDrive):
+    """What is asked for, of a bundle whose student is told its camera.
+
+    Page and figures lie beside `out`, the folder of the new bundle, with .html and .json.
+
+    Attributes:
+        references: `recorded`: the recording's own depth (LiDAR, exact); `stereo`: matched with
+            the second camera of the recording; `multi_frame`: the bundle's multi-frame network;
+            `auto`: the first of these that there is enough of.
+        partner: folder or image topic of the second camera, where it cannot be found.
+    """
+
+    references: DepthSource = "auto"
+    partner: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A chain of what is there: a recipe is derived (`config/training/base/tune.yaml`) and run on most
 spans of the recording, without labels; a held-out part chooses how far to go; `adapt` fits what the
-student is told of its camera; another held-out part judges the bundle before and after.
+student is told of its camera; on another held-out part the bundle is evaluated before and after.
 
 The unit of depth must not float away: it is fitted before training to stereo baselines, poses or
 speeds, which then hold it, or else is made the bundle's own again afterwards.
@@ -32,7 +32,8 @@ from depth_prior_ros.evaluation.protocols import protocol_for
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import fit_region
 from depth_prior_ros.progress import Progress, ProgressBar
-from depth_prior_ros.recordings import StoredRecording
+from depth_prior_ros.recording_options import recording_options
+from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.scale import RoadSettings, focal_ratio
 from depth_prior_ros.share import share_dir
 from training.data.drives import network_camera, open_drive, open_partner
@@ -49,7 +50,7 @@ from training.runs import adapt
 from training.runs.environment import git_hash
 from training.runs.metric_scale import fit_by_camera_height, fit_on_frames
 from training.runs.run import Run
-from training.runs.tune_verdict import LEAST, Measured, Verdict, measure, write_verdict
+from training.runs.tune_result import LEAST, Measured, TuneResult, measure, write_result
 from training.stages.system import System
 from training.stages.validation import validation_error
 
@@ -63,63 +64,42 @@ _RECIPE = Path("config/training/base/tune.yaml")
 _FRAMES = 32  # of which whole spans can be held out
 _FITTED = 24  # frames by which the unit is fitted
 _LEAST_TRAVEL = 0.1  # metres between two frames, below which a speed tells no unit
-_TRAINED = 0.8  # of the minutes; reading, choosing, adapting and judging take the others
+_TRAINED = 0.8  # of the minutes; reading, choosing, adapting and evaluating take the others
 _VELOCITY = 0.05  # weight of the recorded speed, as PackNet's
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked for.
+class Request(adapt.OwnDrive):
+    """What is asked for; `bag` is a recording of frames that follow each other.
 
     Attributes:
-        bundle: name or folder.
-        bag: any recording of frames that follow each other.
-        out: folder; default: runs/tune/NAME_RECORDING.
         minutes: for all of it, by the speed of this machine when it begins.
-        test: a further recording that the bundle is judged on before and after; nothing is chosen
-            by it.
+        test: a further recording that the bundle is evaluated on before and after; nothing is
+            chosen by it.
         mode: `M`: frames before and after explain a frame; `MS`: its stereo partner, too; `auto`:
             the latter where the recording has one.
         seed: decides all that is random.
-        camera_height, camera_pitch_deg, ignore_bottom: for `adapt`, as there.
-        backend, device: what runs the networks that are judged.
-        image_topic, camera_info_topic, odom_topic, depth_topic, rectify, intrinsics: how the
-            recording is read.
     """
 
-    bundle: str | Path
-    bag: Path
-    out: Path | None = None
     minutes: float = 20.0
     test: Path | None = None
     mode: Literal["auto", "M", "MS"] = "auto"
     seed: int = 1
-    camera_height: float | None = None
-    camera_pitch_deg: float = 0.0
-    ignore_bottom: float = 0.0
-    backend: str = "auto"
-    device: str = "auto"
-    image_topic: str | None = None
-    camera_info_topic: str | None = None
-    odom_topic: str | None = None
-    depth_topic: str | None = None
-    rectify: Literal["auto", "always", "never"] = "auto"
-    intrinsics: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: the bundle, where it is better; the page; the verdict with all figures."""
+    """What came of it: the bundle, where it is better; the page; all figures."""
 
     bundle: Bundle | None
     page: Path
-    verdict: Verdict
+    result: TuneResult
 
     def __str__(self) -> str:
         where = "not better, so the bundle stays as it was and none is written"
         if self.bundle is not None:
             where = f"bundle: {self.bundle.path}"
-        return f"{self.verdict.text()}\npage: {self.page}\n{where}"
+        return f"{self.result.text()}\npage: {self.page}\n{where}"
 
 
 @dataclass
@@ -169,47 +149,51 @@ def tune_bundle(request: Request) -> Outcome:
     system = run.train()
     with ProgressBar() as progress:
         tuning.progress = progress
-        return _judge(tuning, run, old, system)
+        return _finish(tuning, run, old, system)
 
 
-def _judge(tuning: _Tuning, run: Run, old: System, system: System) -> Outcome:
-    """What comes behind training, up to the verdict and, where it is better, the bundle."""
+def _finish(tuning: _Tuning, run: Run, old: System, system: System) -> Outcome:
+    """What comes behind training: the figures and, where it is better, the bundle."""
     unit = run.recipe.metres_per_unit
     _choose(tuning, system, old, unit)
     if not _known(tuning.recording, tuning.mode):
         unit = _unit_afterwards(tuning, run, old, system)
     final = _adapt(tuning, _write(tuning, run, system, unit))
-    judged = tuning.triplets("judging", unit)
+    unseen = tuning.triplets("evaluation", unit)
+    camera = tuning.recording.frames[0].camera
     measured = [
-        Measured.of(one, replace(judged, metres_per_unit=factor), tuning.mode)
-        for one, factor in ((old, tuning.unit), (system, unit))
+        Measured.of(bundle, networks, replace(unseen, metres_per_unit=factor), tuning.mode, camera)
+        for bundle, networks, factor in (
+            (tuning.bundle, old, tuning.unit),
+            (final, system, unit),
+        )
     ]
-    verdict = _verdict(tuning, final, measured)
-    page = write_verdict(tuning.out, verdict)
+    result = _evaluate(tuning, final, measured)
+    page = write_result(tuning.out, result)
     kept = None
-    if verdict.better:
+    if result.better:
         kept = replace_references(
             final,
             tuning.out / "bundle",
             final.references(),
             final.manifest.references,
-            metrics={"tune": verdict.figures()},
+            metrics={"tune": result.figures()},
         )
     else:  # of the same training with another mounting told
         shutil.rmtree(tuning.out / "bundle", ignore_errors=True)
-    return Outcome(kept, page, verdict)
+    return Outcome(kept, page, result)
 
 
 def _open(request: Request, progress: Progress) -> _Tuning:
     if not 0.1 <= request.minutes <= 10_000:
         raise TrainingError(f"minutes {request.minutes:g}: from 0.1 to 10000")
     bundle = load_bundle(request.bundle)
-    drive = _drive(request)
+    drive = make_drive(request)
     recording = open_drive(Path(), drive)
     if not recording.consecutive or len(recording.frames) < _FRAMES:
         raise TrainingError(
             f"{recording.name}: {len(recording.frames)} frames; {_FRAMES} that follow each other "
-            "are needed to train on most of them and judge by the others"
+            "are needed to train on most of them and evaluate on the others"
         )
     trained = bundle.manifest.camera
     drive = drive.model_copy(update={"crop": _crop(recording, trained)})
@@ -222,24 +206,32 @@ def _open(request: Request, progress: Progress) -> _Tuning:
     return _Tuning(request, bundle, out, drive, recording, mode, seen, unit, progress, [words])
 
 
-def _drive(request: Request) -> Drive:
-    """The recording as a recipe has it. Raises RecipeError."""
+def make_drive(request: Request) -> Drive:
+    """The recording as a recipe has it. Raises RecipeError, RecordingError."""
     topics = {
         name: getattr(request, f"{name}_topic")
         for name in ("image", "camera_info", "odom", "depth")
     }
-    intrinsics = None
-    if request.intrinsics is not None:
-        if "," not in request.intrinsics:
-            raise RecipeError("tune takes --intrinsics FX,FY,CX,CY, in pixels of the images")
-        fx, fy, cx, cy = (float(value) for value in request.intrinsics.split(","))
-        intrinsics = Intrinsics(fx=fx, fy=fy, cx=cx, cy=cy)
     return Drive(
         path=str(Path(request.bag).absolute()),
         topics=Topics(**topics),
-        intrinsics=intrinsics,
+        intrinsics=_intrinsics(request),
         rectify=request.rectify,
     )
+
+
+def _intrinsics(request: Request) -> Intrinsics | None:
+    """`--intrinsics` as a recipe has them, which know no lens. Raises RecipeError."""
+    if request.intrinsics is None:
+        return None
+    camera = open_recording(request.bag, **recording_options(request.bag, request)).frames[0]
+    if camera.lens is not None:
+        raise RecipeError(
+            f"{request.intrinsics} has a lens, which a recipe cannot give a recording; make a data "
+            "set of it first (depth_bag extract --intrinsics FILE), and tune on that"
+        )
+    seen = camera.camera
+    return Intrinsics(fx=seen.fx, fy=seen.fy, cx=seen.cx, cy=seen.cy, size=seen.size)
 
 
 def _crop(recording: StoredRecording, trained: Camera) -> tuple[float, float, float, float]:
@@ -506,8 +498,7 @@ def _write(tuning: _Tuning, run: Run, system: System, unit: float) -> Bundle:
 
 def _adapt(tuning: _Tuning, tuned: Bundle) -> Bundle:
     """The tuned bundle, told its camera where that is better on stretches of the training part."""
-    names = {field.name for field in fields(adapt.Request)}
-    asked = {k: v for k, v in vars(tuning.request).items() if k in names}
+    asked = {one.name: getattr(tuning.request, one.name) for one in fields(adapt.OwnDrive)}
     asked |= {"bundle": tuned.path, "out": tuning.out / "adapted"}
     part = open_drive(Path(), tuning.part("training"))
     try:
@@ -519,8 +510,8 @@ def _adapt(tuning: _Tuning, tuned: Bundle) -> Bundle:
     return tuned if found.bundle is None else found.bundle
 
 
-def _verdict(tuning: _Tuning, final: Bundle, measured: Sequence[Measured]) -> Verdict:
-    places = {"held-out span": open_drive(Path(), tuning.part("judging"))}
+def _evaluate(tuning: _Tuning, final: Bundle, measured: Sequence[Measured]) -> TuneResult:
+    places = {"held-out span": open_drive(Path(), tuning.part("evaluation"))}
     if tuning.request.test is not None:
         path = str(Path(tuning.request.test).absolute())
         other = open_drive(Path(), tuning.drive.model_copy(update={"path": path}))
@@ -530,7 +521,7 @@ def _verdict(tuning: _Tuning, final: Bundle, measured: Sequence[Measured]) -> Ve
         rows.append(
             measure(bundle, places, tuning.request.backend, tuning.request.device, tuning.progress)
         )
-    return Verdict(
+    return TuneResult(
         f"{tuning.bundle.manifest.name}, tuned on {tuning.recording.name}",
         tuple(tuning.said),
         (measured[0], measured[1]),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from depth_prior_ros.evaluation.evaluate import evaluate, evaluate_beside, wrong_images
 from depth_prior_ros.evaluation.frames import (
@@ -22,6 +23,7 @@ from depth_prior_ros.evaluation.metrics import mean_errors, summary
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth
 from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.evaluation.protocols import Protocol
+from depth_prior_ros.geometry.warping import Pose
 from training.data.triplets import TripletSource
 from training.evaluation.sets import (
     EvaluationError,
@@ -32,7 +34,7 @@ from training.evaluation.sets import (
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.recipes.data import Mode
 from training.stages.sources import motion_sources, views_of
-from training.stages.system import System
+from training.stages.system import LookupFrame, System
 
 _log = logging.getLogger(__name__)
 
@@ -155,17 +157,35 @@ def _find(name: str, data: Path) -> EvaluationSet:
 
 
 @torch.no_grad()
-def validation_error(system: System, triplets: TripletSource, mode: Mode = "M") -> float:
-    """Mean photometric error of the student's depth and motion on fixed held-out triplets."""
+def validation_error(
+    system: System,
+    triplets: TripletSource,
+    mode: Mode = "M",
+    shipped: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Mean photometric error of the student's depth and motion on fixed held-out triplets.
+
+    shipped: depth (B, 1, H, W) of images (B, 3, H, W) in the student's place, network units; motion
+        is then refined against it as on a vehicle, since its unit need not be the pose network's.
+    """
     errors = []
     for number in range(_VALIDATION_BATCHES):
         rng = np.random.default_rng([17, number])
         batch = triplets.batch(_VALIDATION_SIZE, rng).to(system.device)
+        if mode == "M":  # the partner, where there is one, has no say
+            batch = replace(batch, partner=None)
         now, sources = batch.images[:, 1], motion_sources(batch.images, mode)
         target = Target.of(now)
+        depth = system.single_depth(now) if shipped is None else shipped(now)
         poses = system.neighbour_motions(batch.images)[: len(sources)]
+        if shipped is not None:
+            views_from_now = [
+                system.aligned(now, LookupFrame(image, Pose(pose)), batch.K, depth).motion.matrix
+                for image, pose in zip(sources, poses, strict=True)
+            ]
+            poses = torch.stack(views_from_now) if views_from_now else poses
         views = views_of(batch, batch.K, sources, poses)
-        rebuilt = views.rebuild(system.single_depth(now))
+        rebuilt = views.rebuild(depth)
         identity = identity_error(views.sources, target, torch.default_generator)
         errors.append(minimum_error(rebuilt, target, identity).mean().item())
     return float(np.mean(errors))

@@ -1,8 +1,8 @@
-"""A bundle before and after `tune`, on frames that it has not seen: figures, verdict and page."""
+"""A bundle before and after `tune`, on frames that it has not seen: figures and page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from depth_prior_ros.atomic_files import write_json, write_text
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.evaluation.evaluate import FrameResult, row_entry
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import cut, protocol_for
+from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.models.camera_code import NUMBERS
+from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.pages import colours, page
 from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings import StoredRecording
@@ -38,9 +42,10 @@ Reports = Mapping[str, SetReport]
 
 @dataclass(frozen=True)
 class Measured:
-    """Photometric errors of the weights alone on triplets that were held out.
+    """Photometric errors of a bundle's single-frame depth on triplets that were held out.
 
-    neighbours: from the frames before and after, with the motion that the pose network says.
+    neighbours: from the frames before and after, with the pose network's motion, refined as on a
+        vehicle.
     partner: from the stereo partner, at the known distance, so that metres count; None without.
     """
 
@@ -48,16 +53,47 @@ class Measured:
     partner: float | None
 
     @classmethod
-    def of(cls, system: System, triplets: TripletSource, mode: Mode) -> Measured:
-        """Of a system whose unit is that of the triplets."""
+    def of(
+        cls, bundle: Bundle, system: System, triplets: TripletSource, mode: Mode, camera: Camera
+    ) -> Measured:
+        """Of a bundle as it is written, with what its student is told and looks up.
+
+        system: of its networks, for the motion. triplets: in the bundle's unit. camera: of the
+        recording's images.
+        """
         for network in system.networks.values():
             network.eval()
+        depth = depth_of(bundle, camera, system.device)
 
         def error(how: Mode) -> float:
             torch.manual_seed(0)
-            return validation_error(system, triplets, how)
+            return validation_error(system, triplets, how, depth)
 
         return cls(error("M"), None if mode == "M" else error("S"))
+
+
+def depth_of(bundle: Bundle, camera: Camera, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Depth (B, 1, H, W), network units, of images (B, 3, H, W), as a vehicle runs the student.
+
+    camera: of the recording; references of another one are not looked up.
+    """
+    manifest, student = bundle.manifest, bundle.student()
+    prior = bundle.prior() if student.fusion is not None else None
+    limits = manifest.depth.min_units, manifest.depth.max_units
+    runner = StudentRunner(student, prior, *limits).to(device)
+    told: list[Tensor] = []
+    if student.camera_code is not None:
+        code = manifest.camera_code
+        told.append(torch.tensor([code.numbers if code else (0.0,) * NUMBERS], device=device))
+    if student.episodic is not None:
+        spec = manifest.references
+        fit = spec is not None and spec.doubt(camera) is None
+        told += student.episodic.project([bundle.references() if fit else None])
+
+    def depth(images: Tensor) -> Tensor:
+        return torch.cat([1 / runner(image[None], *told)[0] for image in images])
+
+    return depth
 
 
 def measure(
@@ -82,7 +118,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TuneResult:
     """Figures before and after, in this order; the first place is the one that decides."""
 
     title: str
@@ -134,7 +170,7 @@ class Verdict:
         return found
 
     def text(self) -> str:
-        """All figures as a table, and the verdict."""
+        """All figures as a table, and which bundle is kept."""
         rows = self.rows()
         width = max(len(words) for words, _, _ in rows)
         lines = [*self.said, f"{'':<{width}} {'before':>8} {'after':>8}"]
@@ -142,7 +178,7 @@ class Verdict:
         return "\n".join([*lines, self.sentence()])
 
     def sentence(self) -> str:
-        """The verdict in words."""
+        """Whether the new bundle is better, and by what."""
         better, words = self._decision()
         return f"{'better' if better else 'not better'}, by {words}"
 
@@ -170,20 +206,20 @@ def _mean(frames: list[FrameResult], key: str) -> float:
     return float(np.mean([getattr(frame, key).abs_rel for frame in frames]))
 
 
-def write_verdict(out: Path, verdict: Verdict) -> Path:
+def write_result(out: Path, result: TuneResult) -> Path:
     """tune.json and tune.html in a folder; returns the page."""
-    write_json(out / "tune.json", verdict.figures())
+    write_json(out / "tune.json", result.figures())
     text = page.render(
         _TEMPLATE,
-        title=verdict.title,
-        subtitle=verdict.sentence(),
+        title=result.title,
+        subtitle=result.sentence(),
         figures=[],
-        better=verdict.better,
-        said=verdict.said,
-        rows=verdict.rows(),
+        better=result.better,
+        said=result.said,
+        rows=result.rows(),
         places=[
-            (place, _pictures(report, verdict.depth[1][place]))
-            for place, report in verdict.depth[0].items()
+            (place, _pictures(report, result.depth[1][place]))
+            for place, report in result.depth[0].items()
         ],
         scale=(colours.depth_gradient(_NEAR, _FAR), (f"{_NEAR:g} m", f"{_FAR:g} m")),
     )
