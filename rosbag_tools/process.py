@@ -1,6 +1,6 @@
 """`depth_bag process`: depth of a whole recording, offline, through the pipeline of the node.
 
-    frames ─▶ decoding (a thread) ─▶ networks (this thread) ─▶ encoding, judging (threads) ─▶ files
+    frames ─▶ decoding (a thread) ─▶ networks (this thread) ─▶ encoding, errors (threads) ─▶ files
 
 One recording is one sequence: keyframes, the motion gate and what odometry said go from frame to
 frame. So the depth is that of a replay in lockstep. After a kill the work goes on from its last
@@ -65,7 +65,7 @@ Told = Callable[[int, int], None]
 class ProcessOptions:
     """How depth is made, and of what kinds.
 
-    outputs: of OUTPUTS. forced: whether each model is judged alone, too, where there is truth.
+    outputs: of OUTPUTS. forced: whether each model is evaluated alone, too, where there is truth.
     checkpoint: frames after which is kept how far the work has got.
     """
 
@@ -197,13 +197,13 @@ class _Run:
         with (
             _Decoder(self.recording, range(start, total)) as decoded,
             ThreadPoolExecutor(_ENCODERS, "encode") as encoders,
-            ThreadPoolExecutor(1, "judge") as judge,
+            ThreadPoolExecutor(1, "evaluate") as evaluator,
         ):
             for position, image in decoded:
                 made = self._infer(position, image)
                 if made is not None:
                     encoding = encoders.submit(self._encode, made)
-                    pending.append((position, encoding, judge.submit(self._judge, made)))
+                    pending.append((position, encoding, evaluator.submit(self._evaluate, made)))
                 while len(pending) > _AHEAD:
                     self._commit(*pending.popleft())
                 if (position + 1 - start) % self.options.checkpoint == 0:
@@ -284,18 +284,18 @@ class _Run:
             self._written.append(path)
         return {name: SPOOLED[name](made) for name in self._spooled}
 
-    def _judge(self, made: Made) -> None:
+    def _evaluate(self, made: Made) -> None:
         result = made.result
         milliseconds = result.timings["total"]
         record = self.account.answered(made.position, result.depth, milliseconds, made.image)
         record.model, record.reason = result.model, result.reason
         entry = self.account.journal_entry(made.position)
-        self.work.append(_JOURNAL, json.dumps(entry).encode())  # in order: one thread judges
+        self.work.append(_JOURNAL, json.dumps(entry).encode())  # in order: one thread evaluates
 
     def _commit(
-        self, position: int, encoding: Future[dict[str, bytes]], judging: Future[None]
+        self, position: int, encoding: Future[dict[str, bytes]], evaluation: Future[None]
     ) -> None:
-        judging.result()
+        evaluation.result()
         for name, data in encoding.result().items():
             self.work.append(name, data)
 
