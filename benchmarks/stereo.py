@@ -2,6 +2,7 @@
 
     python benchmarks/stereo.py [--steps 250] [--batch 4] [--seeds 1 2] [--frames 40] [--out FOLDER]
         [--real DATA]
+    python benchmarks/stereo.py --matching [--size 320 96] [--out FOLDER]
 
 Without --real: student (and pose network, in M and MS) of `lite` go on from `lite` on four rendered
 drives with a second camera 0.54 m to the right (`depth_bag render --stereo`), and are judged on two
@@ -13,7 +14,11 @@ are gone on with, or taken as they are.
 AbsRel is printed after median scaling and in metres; ratio is the median over pixels of truth over
 prediction, the median over frames. The row `start` is the bundle before.
 
-Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and `_moving` (rendered drives).
+With --matching nothing is trained: depth by semi-global matching (recordings/stereo_depth.py) of
+pairs of the two streets, against exact depth nearer than 80 m.
+
+Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and `_moving` (rendered drives);
+`stereo_matching_share` (of the pixels), `_median` (relative error), `_wrong` (by more than 10 %).
 """
 
 from __future__ import annotations
@@ -44,12 +49,18 @@ PAIRS = (
 )
 BASELINE = 0.54
 FARTHEST = 80.0
+_MATCHED = 4  # frames of each street
 
 
 def main() -> None:
     """Render, train, judge, print."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parsed = _parser().parse_args()
+    (_match if parsed.matching else _compare)(parsed)
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    """Every mode and seed, and the start."""
     from depth_prior_ros.bundle import load_bundle
 
     out = parsed.out / ("real" if parsed.real else "rendered")
@@ -95,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, nargs=2, default=[320, 96])
     parser.add_argument("--out", type=Path, default=Path("runs/stereo"))
     parser.add_argument("--real", type=Path, default=None, metavar="DATA")
+    parser.add_argument("--matching", action="store_true", help="judge depth by matching")
     return parser
 
 
@@ -105,7 +117,9 @@ def _variant(parsed: argparse.Namespace) -> str:
     return words if parsed.rate == 2e-4 else f"{words}_{parsed.rate:g}"
 
 
-def _render(folder: Path, street: str, seed: int, frames: int) -> Path:
+def _render(
+    folder: Path, street: str, seed: int, frames: int, size: tuple[int, int] = (320, 96)
+) -> Path:
     from rosbag_tools.make import render
 
     bag = folder / f"{street}_{seed}_{frames}.mcap"
@@ -114,7 +128,7 @@ def _render(folder: Path, street: str, seed: int, frames: int) -> Path:
             bag,
             seed,
             frames,
-            (320, 96),
+            size,
             95,
             street=street,
             stop=False,
@@ -122,6 +136,32 @@ def _render(folder: Path, street: str, seed: int, frames: int) -> Path:
             stereo=BASELINE,
         )
     return bag
+
+
+def _match(parsed: argparse.Namespace) -> None:
+    """Print how much of the unseen streets is matched, and how well."""
+    from depth_prior_ros.recordings import open_recording
+    from depth_prior_ros.recordings.stereo import open_pairs
+    from depth_prior_ros.recordings.stereo_depth import with_stereo_depth
+
+    width, height = parsed.size
+    folder = parsed.out / f"matching_{width}x{height}"
+    folder.mkdir(parents=True, exist_ok=True)
+    shares, errors = [], []
+    for plan in UNSEEN:
+        bag = _render(folder, *plan, _MATCHED, (width, height))
+        recording = open_recording(bag)
+        pairs = with_stereo_depth(open_pairs(bag, recording))
+        for exact, matched in zip(recording.frames, pairs.frames, strict=True):
+            truth, depth = exact.depth(), matched.depth()
+            counted = (truth > 0) & (truth < FARTHEST)
+            found = counted & (depth > 0)
+            shares.append(found.sum() / counted.sum())
+            errors.append(np.abs(depth[found] / truth[found] - 1))
+    error = np.concatenate(errors)
+    print(f"figure stereo_matching_share {np.mean(shares):.4f}")
+    print(f"figure stereo_matching_median {np.median(error):.4f}")
+    print(f"figure stereo_matching_wrong {np.mean(error > 0.1):.4f}")
 
 
 def _recipe(

@@ -128,6 +128,10 @@ class CameraSpec(_Strict):
         return Camera(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
 
 
+# How `metres_per_unit_source` begins where training on stereo pairs has fixed the unit.
+STEREO_BASELINES = "stereo baselines"
+
+
 class DepthSpec(_Strict):
     """Network units, their range, and the factor to metres with its origin."""
 
@@ -142,6 +146,11 @@ class DepthSpec(_Strict):
         if self.min_units >= self.max_units:
             raise ValueError(f"min_units {self.min_units} is not below max_units {self.max_units}")
         return self
+
+    @property
+    def unit_by_stereo(self) -> bool:
+        """Whether stereo baselines fixed the unit in training (modes S, MS): nothing is fitted."""
+        return self.metres_per_unit_source.startswith(STEREO_BASELINES)
 
 
 # Cameras further apart than this, in image widths or heights, are another camera.

@@ -308,6 +308,8 @@ def _partner_from_camera(
     motion = rigid_inverse(places[1]) @ places[0]
     x, y, z = motion[:3, 3]
     both = f"{path}: by their calibrations {_name(first)} and {_name(second)}"
+    if not np.isfinite(motion).all():
+        raise RecordingError(f"{both} stand nowhere: their P holds numbers that are not finite")
     if abs(x) < _SHORTEST:
         raise RecordingError(
             f"{both} stand in the same place: the P of one of them has to have the baseline, -fx "

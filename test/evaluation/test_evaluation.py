@@ -381,6 +381,27 @@ def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     assert [shape[0] // 160 for shape in rows] == [3, 4, 3, 3]
 
 
+def test_where_stereo_fixed_the_unit_metres_come_first(root: Path, bundle: Bundle):
+    from rich.console import Console
+
+    report = evaluate_bundle(bundle, root, "eigen", models=["single_frame"])
+    assert as_json(report)["bundle"]["unit_by_stereo"] is False
+    source = "stereo baselines of the training drives (mode MS)"
+    depth = bundle.manifest.depth.model_copy(update={"metres_per_unit_source": source})
+    report.bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"depth": depth}))
+    assert as_json(report)["bundle"]["unit_by_stereo"] is True
+    console = Console(record=True, width=120, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    print_report(report, console)
+    first, _, then = console.export_text().partition("scaled by medians")
+    frames = report.sets[0].rows["single_frame_all"]
+    unscaled, scaled = (
+        np.mean([getattr(f, kind).rmse for f in frames]) for kind in ("metric", "errors")
+    )
+    assert "unscaled" in first and abs(unscaled / scaled - 1) > 0.01
+    assert f"{unscaled:.3f}" in first and f"{scaled:.3f}" not in first
+    assert f"{scaled:.3f}" in then
+
+
 def test_one_set_stands_at_the_top_as_in_metrics_json(root: Path, bundle: Bundle):
     report = evaluate_bundle(bundle, root, "eigen", models=["single_frame"])
     content = as_json(report)

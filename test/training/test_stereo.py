@@ -15,6 +15,7 @@ import torch
 from helpers import make_told_bundle, shifted, texture
 from torch import Tensor
 
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import RecordingError, open_recording
 from depth_prior_ros.recordings.bag import BagTopics, open_bag
@@ -25,6 +26,7 @@ from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableErr
 from rosbag_tools.extract import ExtractOptions, extract
 from rosbag_tools.info import stereo
 from rosbag_tools.make import Partner, write_bag
+from training.commands.cli import main as depth_train
 from training.data.triplets import TripletBatch, TripletSource, load_triplets
 from training.errors import TrainingError
 from training.loop.health import WINDOW, Health
@@ -34,10 +36,10 @@ from training.recipes.data import Drive, Mode
 from training.recipes.recipe import Recipe
 from training.runs.adapt import Request, adapt_bundle
 from training.stages.self_supervised import (
+    PartnerLook,
     Scene,
     SelfSupervised,
     SelfSupervisedStage,
-    partner_figures,
 )
 from training.stages.sources import motion_sources, views_of
 from training.stages.validation import Validation
@@ -56,16 +58,17 @@ def write_pairs(
     other_size: tuple[int, int] = SIZE,
     late: float = 0.0,
 ) -> Path:
-    """A KITTI drive that looks at a wall 10 m away, its right camera 0.5 m beside the left one."""
+    """A drive as KITTI raw publishes it that looks at a wall 10 m away, its right camera 0.5 m
+    beside the left one."""
     drive = root / NAME
     lines = []
     for camera, x, size in (("02", 0.0, SIZE), ("03", SHIFT, other_size)):
         folder = drive / f"image_{camera}"
-        folder.mkdir(parents=True)
+        (folder / "data").mkdir(parents=True)
         stamps = []
         for i in range(frames):
             picture = shifted(texture(*SIZE, seed=i), -x)
-            cv2.imwrite(str(folder / f"{i:010d}.png"), cv2.resize(picture, size))
+            cv2.imwrite(str(folder / "data" / f"{i:010d}.png"), cv2.resize(picture, size))
             stamps.append(f"2011-09-26 13:00:{i / 10 + (late if x else 0):012.9f}")
         (folder / "timestamps.txt").write_text("\n".join(stamps) + "\n")
         tx = -FOCAL * baseline if x else 0.0
@@ -105,6 +108,7 @@ def test_the_right_camera_of_the_left_one_and_the_other_way_round(wall: Path) ->
         ({"baseline": -BASELINE}, "swapped"),
         ({"baseline": 0.0}, "stand in the same place"),
         ({"baseline": 500.0}, "is the baseline in metres"),
+        ({"baseline": float("nan")}, "not finite"),  # sampling there would end the process
         ({"late": 0.03}, "the nearest two are 30 ms apart"),
     ],
 )
@@ -119,7 +123,7 @@ def test_what_is_no_pair_is_refused_in_words(
 
 def test_pictures_of_other_rows_are_not_rectified(tmp_path: Path) -> None:
     drive = write_pairs(tmp_path)
-    for file in (drive / "image_03").glob("*.png"):
+    for file in (drive / "image_03/data").glob("*.png"):
         cv2.imwrite(str(file), np.roll(cv2.imread(str(file)), 10, axis=0))
     with pytest.raises(RecordingError, match="not rectified"):
         open_pairs(drive, open_recording(drive))
@@ -127,7 +131,7 @@ def test_pictures_of_other_rows_are_not_rectified(tmp_path: Path) -> None:
 
 def test_a_frame_without_partner_is_counted(tmp_path: Path) -> None:
     drive = write_pairs(tmp_path)
-    (drive / "image_03" / f"{2:010d}.png").unlink()
+    (drive / "image_03/data" / f"{2:010d}.png").unlink()
     found = source(tmp_path, "S")
     assert [t[1] for t in found.sequences[0].triplets] == [0, 1, 3]
     assert any("frame 2: no partner" in line for line in found.skipped)
@@ -286,7 +290,7 @@ def test_the_wrong_side_costs_and_is_told(wall: Path) -> None:
             depth,
             rebuilt,
         )
-        figures = {k: float(v) for k, v in partner_figures(scene).items()}
+        figures = {k: float(v) for k, v in PartnerLook.of(scene).figures().items()}
         told.append([health.look(figures) for _ in range(WINDOW)][-1])
     assert errors[0] < 0.3 * errors[1]
     assert not told[0]
@@ -343,7 +347,8 @@ def test_each_mode_uses_its_sources_and_learns(wall: Path) -> None:
         loss, logs = built.loss(built.draw_batch(np.random.default_rng(1)))
         loss.backward()
         losses[mode] = float(logs["photometric"])
-        assert ("stereo_side" in logs) == (mode != "M")
+        assert ("stereo_side" in built.logged()) == (mode != "M")
+        assert "stereo_side" not in logs  # it costs a reprojection more
         assert ("translation" in logs) == (mode != "S")
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.trained)
     assert losses["MS"] <= losses["M"] + 1e-5  # the minimum over one source more
@@ -439,6 +444,28 @@ def write_city(root: Path, *, numbers: tuple[int, ...] = (17, 18, 19, 20)) -> Pa
     return root / "leftImg8bit_sequence" / "train" / "aachen"
 
 
+def write_rendered_city(root: Path) -> Camera:
+    """A rendered street as one sequence of Cityscapes; its camera. Skips without OpenGL."""
+    drive = SyntheticDrive(8, (256, 128), DriveSpec(frames=4, stop=False))
+    folder = root / "leftImg8bit_sequence" / "train" / "aachen"
+    cameras = root / "camera" / "train" / "aachen"
+    for made in (folder, cameras):
+        made.mkdir(parents=True)
+    try:
+        for number, frame in enumerate(drive.frames):
+            file = folder / f"aachen_000000_{number + 17:06d}_leftImg8bit.png"
+            cv2.imwrite(str(file), cv2.cvtColor(frame.image(), cv2.COLOR_RGB2BGR))
+    except RendererUnavailableError as error:
+        pytest.skip(str(error))
+    finally:
+        drive.close()
+    full = drive.camera.scaled(2048, 1024)
+    intrinsics = {"fx": full.fx, "fy": full.fy, "u0": full.cx, "v0": full.cy}
+    content = {"intrinsic": intrinsics, "extrinsic": {"baseline": 0.21}}
+    (cameras / "aachen_000000_000019_camera.json").write_text(json.dumps(content))
+    return drive.camera
+
+
 def test_a_city_is_a_recording_of_sequences_with_their_own_cameras(tmp_path: Path) -> None:
     city = write_city(tmp_path)
     recording = open_recording(city)
@@ -457,3 +484,43 @@ def test_a_city_is_a_recording_of_sequences_with_their_own_cameras(tmp_path: Pat
     left = open_recording(city)
     assert len(left.frames) == 4
     assert "000001" in str(left.skipped[0])
+
+
+# --- ten steps of published recipes ---------------------------------------------------------------
+
+
+def ten_steps(recipe: str, root: Path, out: Path, *values: str) -> tuple[Bundle, list[Any]]:
+    """The bundle of a run on the smallest pictures, and the figures of each step."""
+    small = ("stages.0.steps=10", "stages.0.epochs=0", "stages.0.batch=1", "log_every=1")
+    small += ("data.workers=0", "data.cache=null", "validate_every=100", f"data.root={root}")
+    file = Path(__file__).parents[2] / "config/training" / f"{recipe}.yaml"
+    assert depth_train(["run", str(file), "--out", str(out), *small, *values]) == 0
+    lines = (out / "0_self_supervised/metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "gradient_norm" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert all(np.isfinite(line["loss"]) and line["gradient_norm"] > 0 for line in steps)
+    return load_bundle(out / "bundle"), steps
+
+
+def test_ten_steps_of_kitti_ms_on_files_as_published(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "kitti_raw", frames=5)
+    rules = ("data.kitti_raw.drop_static=none", "data.split.validation_share=0")
+    size = ("size=[128,64]",)
+    made, steps = ten_steps("kitti_monodepth2_ms", tmp_path, tmp_path / "out", *rules, *size)
+    depth = made.manifest.depth
+    assert depth.unit_by_stereo and depth.metres_per_unit == 10
+    assert "(mode MS)" in depth.metres_per_unit_source
+    # the pose network learns, and the partner is looked at in every line of the log
+    assert all(line["translation"] > 0 and 0 < line["stereo_side"] < 1 for line in steps)
+
+
+def test_ten_steps_of_cityscapes_on_rendered_sequences(tmp_path: Path) -> None:
+    root = tmp_path / "cityscapes"
+    camera = write_rendered_city(root)
+    made, steps = ten_steps("cityscapes_monodepth2", tmp_path, tmp_path / "out", "size=[128,64]")
+    assert not made.manifest.depth.unit_by_stereo
+    assert "stereo_side" not in steps[0]
+    # the sequence's own camera, without the bonnet, at the network's size
+    fitted = made.manifest.training_camera
+    assert fitted.fx / fitted.width == pytest.approx(camera.fx / camera.width)
+    assert fitted.fy / fitted.height == pytest.approx(camera.fy / (0.75 * camera.height))

@@ -16,7 +16,8 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
     """`data_sets` by name, each with `depth` as in metrics.json and its `baselines`; `pose`.
 
     With a single data set its `depth` also stands at the top, as it does in metrics.json. Sets of
-    several drives have their sum as one more, "NAME (all)".
+    several drives have their sum as one more, "NAME (all)". Where `unit_by_stereo` of the bundle is
+    true, papers quote the errors of `metric`, without scaling.
     """
     from training.evaluation.pose import pose_json
 
@@ -26,6 +27,7 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
             "name": report.bundle.manifest.name,
             "path": str(report.bundle.path),
             "digest": report.bundle.digest,
+            "unit_by_stereo": report.bundle.manifest.depth.unit_by_stereo,
         },
         "backend": report.backend,
         "data_sets": sets,

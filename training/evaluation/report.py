@@ -47,7 +47,11 @@ _ERROR_TOP = 0.5  # relative error that is shown in the brightest colour
 
 
 def print_report(report: EvaluationReport, console: Console | None = None) -> None:
-    """Print a table per set, the notes, and the comparison with baselines where there is one."""
+    """Print a table per set, the notes, and the comparison with baselines where there is one.
+
+    Where stereo baselines fixed the unit, figures without scaling come first: so papers quote what
+    was trained on stereo pairs (monodepth2's code multiplies by 5.4, its metres per unit).
+    """
     from rich.console import Console
     from rich.markup import escape
 
@@ -58,8 +62,11 @@ def print_report(report: EvaluationReport, console: Console | None = None) -> No
         f"{report.backend}; {manifest.depth.metres_per_unit:.3g} m per unit "
         f"({manifest.depth.metres_per_unit_source})"
     )
+    columns = _COLUMNS if out.width >= _WIDE_ENOUGH else _NARROW
     for one in report.sets:
-        out.print(_table(one, _COLUMNS if out.width >= _WIDE_ENOUGH else _NARROW))
+        if manifest.depth.unit_by_stereo:
+            out.print(_unscaled_table(one, columns))
+        out.print(_table(one, columns))
         parts = _part_table(one)
         if parts is not None:
             out.print(parts)
@@ -145,21 +152,36 @@ def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
     )
 
 
-def _table(report: SetReport, columns: Sequence[str]) -> Table:
+def _empty_table(report: SetReport, names: Sequence[str], scaling: str) -> Table:
     from rich.table import Table
 
     protocol = report.chosen.protocol
     crop = {"garg": "Garg's crop", "cityscapes": "ManyDepth's crop"}.get(
         protocol.crop or "", "no crop"
     )
-    shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
-    table = Table(
-        title=f"{report.name}: {crop}, up to {protocol.max_depth:g} m, scaled by medians",
-        **_style(),
-    )
+    title = f"{report.name}: {crop}, up to {protocol.max_depth:g} m, {scaling}"
+    table = Table(title=title, **_style())
     table.add_column("", no_wrap=True)
-    for name in (*shown, "n", "scale", "metres"):
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _unscaled_table(report: SetReport, columns: Sequence[str]) -> Table:
+    """The errors in metres, as they are published."""
+    table = _empty_table(report, [*columns, "n"], "unscaled")
+    for name, frames in report.rows.items():
+        entry = row_entry(frames)["metric"]
+        figures = [f"{entry[column]:.3f}" if entry["frames"] else "-" for column in columns]
+        table.add_row(name, *figures, str(entry["frames"]))
+    table.caption = "unscaled: as papers quote training on stereo pairs, which fixes the unit"
+    return table
+
+
+def _table(report: SetReport, columns: Sequence[str]) -> Table:
+    protocol = report.chosen.protocol
+    shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
+    table = _empty_table(report, [*shown, "n", "scale", "metres"], "scaled by medians")
     for name, frames in report.rows.items():
         entry = row_entry(frames, protocol)
         if not entry["frames"]:

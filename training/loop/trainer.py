@@ -91,7 +91,9 @@ class TrainingStage(Protocol):
     A stage may have besides:
 
     * ``at_step(step)``: called before the loss of each step, for what changes with time (a freeze);
-    * ``last_batch``: the tensors of the last batch by name, saved when it makes training fail.
+    * ``last_batch``: the tensors of the last batch by name, saved when it makes training fail;
+    * ``logged()``: figures of the last loss that cost too much for every step, asked for where a
+      step is logged.
 
     On several processes, a stage draws the global batch and takes its share, and its loss is such
     that the mean over processes is the loss of the global batch (``training/loop/distributed.py``).
@@ -216,7 +218,7 @@ class Trainer:
                     figures = self._read(step, values)
                     progress["loss"] = figures["loss"]
                 if logs:
-                    figures = self.processes.mean_values(figures)
+                    figures = self.processes.mean_values(figures | self._logged())
                     figures["seconds"] = time.perf_counter() - started
                     log.scalars(step + 1, figures)
                     self._warn(step + 1, health, figures, log)
@@ -319,6 +321,11 @@ class Trainer:
             raise self._divergence(int(bad_step), cause, value, int(bad_step) == step)
         read = dict(zip(tensors, numbers, strict=True))
         return {name: read.get(name, v) for name, v in values.items()}
+
+    def _logged(self) -> dict[str, float]:
+        """What the stage says of a step that is logged alone."""
+        logged = getattr(self.stage, "logged", None)
+        return {} if logged is None else {name: float(v) for name, v in logged().items()}
 
     def _divergence(self, step: int, what: str, value: float, drawn: bool) -> TrainingError:
         """The error of a step that was not finite; its batch is kept, ``drawn`` anew if needed."""

@@ -18,6 +18,7 @@ from depth_prior_ros.bundle import (
     Provenance,
     save_bundle,
 )
+from depth_prior_ros.bundle.manifest import STEREO_BASELINES
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import StoredRecording
 from training.data.drives import network_camera, open_drive
@@ -58,7 +59,7 @@ def write_bundle(
         network.eval()
     factor, source = recipe.metres_per_unit, "unit of the training poses and synthetic depth"
     if recipe.data.stereo:
-        source = f"stereo baselines of the training drives (mode {recipe.data.mode})"
+        source = f"{STEREO_BASELINES} of the training drives (mode {recipe.data.mode})"
     if recipe.output.scale_drive is not None:
         factor, spread = fit_metres_per_unit(
             system, root / recipe.output.scale_drive, recipe.size, recipe.metres_per_unit

@@ -31,6 +31,7 @@ from training.losses.photometric import (
 )
 from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
+from training.losses.views import Views
 from training.recipes.data import Mode
 from training.stages.base import NetworkName, Place, TrainingConfig, stage
 from training.stages.pictures import system_pictures
@@ -183,6 +184,7 @@ class SelfSupervisedStage:
     validation_triplets: TripletSource | None = None
     mode: Mode = "M"
     last_batch: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _partner_look: PartnerLook | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for network in self.networks.values():
@@ -326,8 +328,7 @@ class SelfSupervisedStage:
         }
         if len(predicted):
             values["translation"] = predicted[0, :, :3, 3].norm(dim=-1).mean()
-        if batch.partner is not None:
-            values |= partner_figures(scene)
+        self._partner_look = None if batch.partner is None else PartnerLook.of(scene)
         loss = self._photometric_weight * reprojection + config.smoothness * smooth
         loss = loss + config.known_pose_weight * pose_error
         if config.velocity_weight:
@@ -459,6 +460,10 @@ class SelfSupervisedStage:
         }
         return values | range_figures(self.system.multi_frame)
 
+    def logged(self) -> Logs:
+        """How the stereo partner explains a frame of the last step, where there are partners."""
+        return {} if self._partner_look is None else self._partner_look.figures()
+
     def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""
         figures = self.validation.figures(self.system)
@@ -476,30 +481,46 @@ class SelfSupervisedStage:
         return pictures | system_pictures(self.system, self.triplets)
 
 
-@torch.no_grad()
-def partner_figures(scene: Scene) -> Logs:
+@dataclass(frozen=True)
+class PartnerLook:
     """How the stereo partner explains the first target of a batch by the student's depth.
 
-    ``stereo_side``: the share of pixels that it explains better than it would if it stood on the
-    other side.
+    target (1, 3, H, W), depth (1, 1, H, W), and of the partner its picture (1, 3, H, W), rebuilt
+    the target from it (1, 3, H, W), partner_from_target (1, 4, 4), and the intrinsics of both
+    (1, 3, 3). Copies without gradient, so that nothing else of a step is kept.
     """
-    batch, one = scene.batch, slice(1)
-    assert batch.partner is not None
-    assert batch.partner_K is not None
-    assert batch.partner_pose is not None
-    other = replace(
-        batch,
-        partner=batch.partner[one],
-        partner_K=batch.partner_K[one],
-        partner_pose=Pose(batch.partner_pose[one]).inverse().matrix,
-    )
-    none = scene.poses[:0, one]
-    views = views_of(other, batch.K[one], scene.sources[:0, one], none)
-    mirrored = views.rebuild(scene.depth[one])
-    target = Target.of(scene.target.image[one])
-    errors = view_errors(torch.cat([scene.rebuilt[-1:, one], mirrored]), target)
-    side = (errors[0] < errors[1]).float().mean()
-    return {"stereo_photometric": errors[0].mean(), "stereo_side": side}
+
+    target: Tensor
+    depth: Tensor
+    partner: Tensor
+    rebuilt: Tensor
+    partner_pose: Tensor
+    intrinsics: Tensor
+    partner_intrinsics: Tensor
+
+    @classmethod
+    def of(cls, scene: Scene) -> PartnerLook:
+        """Of a scene whose batch has partners."""
+        batch = scene.batch
+        assert batch.partner is not None
+        assert batch.partner_K is not None
+        assert batch.partner_pose is not None
+        pictures = [scene.target.image, scene.depth, batch.partner, scene.rebuilt[-1]]
+        cameras = [batch.partner_pose, batch.K, batch.partner_K]
+        return cls(*(tensor[:1].detach().clone() for tensor in pictures + cameras))
+
+    @torch.no_grad()
+    def figures(self) -> Logs:
+        """``stereo_photometric``, the partner's error, and ``stereo_side``: the share of pixels
+        that it explains better than it would if it stood on the other side."""
+        mirrored = Pose(self.partner_pose).inverse().matrix
+        views = Views.of(
+            self.partner[None], self.intrinsics, mirrored[None], self.partner_intrinsics[None]
+        )
+        rebuilt = torch.stack([self.rebuilt, views.rebuild(self.depth)[0]])
+        errors = view_errors(rebuilt, Target.of(self.target))
+        side = (errors[0] < errors[1]).float().mean()
+        return {"stereo_photometric": errors[0].mean(), "stereo_side": side}
 
 
 def scale_smoothness(disparity: Tensor, image: Tensor, scale: int) -> Tensor:
