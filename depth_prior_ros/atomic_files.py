@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -118,6 +119,35 @@ def _runs(process: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+class InUseError(OSError):
+    """A folder in which another process works."""
+
+
+@contextmanager
+def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
+    """Keep a folder, which exists, for this process; that ends with the process, however it ends.
+
+    lock: a file in it that is made for this; default: the folder itself, and nothing is made. On
+    file systems without locks nobody is kept out.
+
+    Raises InUseError where another process has it.
+    """
+    flags = os.O_RDONLY if lock is None else os.O_RDWR | os.O_CREAT
+    number = os.open(lock or folder, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(
+                f"{folder} is in use by another run; wait for it, or give --out another folder"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(number)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ from depth_prior_ros.recordings.extracted import (
 )
 from depth_prior_ros.recordings.image_files import decode_image, encode_depth
 from rosbag_tools.remote import Place
-from rosbag_tools.work import Workbook, digest_of_frames, sync, take_up
+from rosbag_tools.work import Workbook, digest_of_frames, sync, taken_up
 
 FORMATS = ("jpeg", "png")
 
@@ -102,7 +102,7 @@ def extract(
     """Write a recording to the folder `out`, going on where a run ended.
 
     source: what the recording was opened from. Raises RecordingError, also where `out` holds
-    anything else, and where stereo pairs are asked for and there are none.
+    anything else, and where stereo pairs are asked for and there are none; InUseError.
     """
     if not recording.frames:
         raise RecordingError(f"{recording.name}: no frames in it")
@@ -114,9 +114,22 @@ def extract(
         "settings": settings,
         "done": False,
     }
-    if take_up(out / MANIFEST, wanted, "a data set"):
-        manifest = json.loads((out / MANIFEST).read_text())
-        return Extracted(out, manifest["frames"], finished_before=True)
+    with taken_up(out / MANIFEST, wanted, "a data set") as done:
+        if done:
+            manifest = json.loads((out / MANIFEST).read_text())
+            return Extracted(out, manifest["frames"], finished_before=True)
+        return _write(source, recording, out, options, wanted, told)
+
+
+def _write(
+    source: Path,
+    recording: StoredRecording,
+    out: Path,
+    options: ExtractOptions,
+    wanted: dict[str, Any],
+    told: Told,
+) -> Extracted:
+    """What is left of `extract`, in a folder that is this process's own."""
     recording, partners, partner_from_camera = _with_partner(source, recording, options)
     run = _Run(recording, partners, out, options)
     try:

@@ -43,9 +43,10 @@ from rosbag_tools.depth_files import (
 from rosbag_tools.remote import Place
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import PICTURES, REPORT, save
-from rosbag_tools.work import Workbook, digest_of_frames, sync, take_up
+from rosbag_tools.work import Workbook, digest_of_frames, sync, taken_up
 
 if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
 
 MANIFEST = "process.json"
@@ -105,17 +106,33 @@ def process(
     """Make depth of a recording and write it to the folder `out`, going on where a run ended.
 
     source: what the recording was opened from. Raises RecordingError (also where `out` holds
-    anything else, or depth made otherwise), BundleError, BackendError.
+    anything else, or depth made otherwise), InUseError, BundleError, BackendError.
     """
     from depth_prior_ros.bundle import load_bundle
-    from depth_prior_ros.pipeline import DepthPipeline
 
     bundle = load_bundle(options.bundle)
     if not recording.frames:
         raise RecordingError(f"{recording.name}: no frames in it")
     wanted = _manifest(recording, options, bundle.digest)
-    if take_up(out / MANIFEST, wanted, "depth"):
-        return Processed(out, len(recording.frames), finished_before=True)
+    with taken_up(out / MANIFEST, wanted, "depth") as done:
+        if done:
+            return Processed(out, len(recording.frames), finished_before=True)
+        return _make(source, recording, out, options, bundle, wanted, command, told)
+
+
+def _make(
+    source: Path,
+    recording: StoredRecording,
+    out: Path,
+    options: ProcessOptions,
+    bundle: Bundle,
+    wanted: dict[str, Any],
+    command: str,
+    told: Told,
+) -> Processed:
+    """What is left of `process`, in a folder that is this process's own."""
+    from depth_prior_ros.pipeline import DepthPipeline
+
     pipeline = DepthPipeline(bundle, options.backend, options.device)
     known = isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed"
     if known and bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node

@@ -7,7 +7,9 @@ manifest last: where that is, all of it is.
 
 from __future__ import annotations
 
+import json
 import os
+import posixpath
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from depth_prior_ros.atomic_files import staging_folder
+from rosbag_tools.work import refuse_others
 
 Place = Path | str
 """A path here, or a URL of fsspec."""
@@ -101,18 +104,27 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
 
 
 def _download(url: str, folder: Path) -> Path:
-    """A copy of a file or a folder, under its own name, in a new folder."""
+    """A copy of a file or a folder, under its own name, below a new folder.
+
+    With it come the files that readers look for beside it (see `_beside`).
+    """
     from depth_prior_ros.recordings import RecordingError
 
     with _reaching(url) as (system, path):
         if not system.exists(path):
             raise RecordingError(f"{url}: no such file or folder")
-        here = folder / PurePosixPath(path.rstrip("/")).name
-        folder.mkdir(parents=True)
+        root = PurePosixPath(path.rstrip("/"))
+        here = folder / "above" / "beside" / root.name
+        here.parent.mkdir(parents=True)
+        for way in _beside(root.name, system.isdir(path)):
+            other = posixpath.normpath(root.parent / way)
+            if system.isfile(other):
+                target = Path(os.path.normpath(here.parent / way))
+                target.parent.mkdir(exist_ok=True)
+                system.get_file(other, str(target))
         if not system.isdir(path):
             system.get_file(path, str(here))
             return here
-        root = PurePosixPath(path)
         for file in system.find(path):
             target = here / PurePosixPath(file).relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,10 +132,26 @@ def _download(url: str, folder: Path) -> Path:
         return here
 
 
+def _beside(name: str, is_folder: bool) -> list[str]:
+    """What readers look for outside of a recording of that name, from the folder that it is in."""
+    from depth_prior_ros.recordings.bag import TOPICS_FILE
+    from depth_prior_ros.recordings.intrinsics import FILE_NAMES
+    from depth_prior_ros.recordings.video import VIDEO_SUFFIXES
+
+    found = [f"{name}.{TOPICS_FILE}"]
+    if is_folder:  # a drive of KITTI, a sequence of its odometry
+        found += ["calib_cam_to_cam.txt", f"../poses/{name}.txt"]
+    elif PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES:
+        found += FILE_NAMES
+    return found
+
+
 def _fetch_manifest(out: str, results: Path, manifest: str) -> bytes | None:
     with _reaching(out) as (system, path):
         file = f"{path.rstrip('/')}/{manifest}"
         if not system.exists(file):
+            there = system.ls(path, detail=False) if system.isdir(path) else []
+            refuse_others(out, (PurePosixPath(name.rstrip("/")).name for name in there))
             return None
         results.mkdir(parents=True)
         content = bytes(system.cat_file(file))
@@ -132,9 +160,13 @@ def _fetch_manifest(out: str, results: Path, manifest: str) -> bytes | None:
 
 
 def _upload(results: Path, out: str, manifest: str) -> None:
-    """Copy all files, the manifest last."""
+    """Copy all files, the manifest last, and first of all that the work is not done."""
+    content = json.loads((results / manifest).read_text())
     with _reaching(out) as (system, path):
         root = path.rstrip("/")
+        begun = json.dumps({**content, "done": False}, indent=2)
+        system.makedirs(root, exist_ok=True)
+        system.pipe_file(f"{root}/{manifest}", begun.encode())
         files = sorted(file for file in results.rglob("*") if file.is_file())
         for file in [*(f for f in files if f.name != manifest), results / manifest]:
             target = f"{root}/{file.relative_to(results).as_posix()}"

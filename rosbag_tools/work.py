@@ -12,14 +12,15 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from depth_prior_ros.atomic_files import remove_leftovers, write_bytes, write_json
+from depth_prior_ros.atomic_files import alone_in, remove_leftovers, write_bytes, write_json
 from depth_prior_ros.recordings import RecordingError, StoredRecording
 from depth_prior_ros.untrusted import read_file
 
@@ -28,8 +29,9 @@ _CHECKPOINT_BYTES = 1 << 28
 _MANIFEST_BYTES = 1 << 26
 
 
-def take_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
-    """Make the manifest's folder that of this work; True where all of it is done.
+@contextmanager
+def taken_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> Iterator[bool]:
+    """Make the manifest's folder that of this work, and of this process; True where all is done.
 
     Args:
         manifest: the file that says what the folder is; written where the folder is new.
@@ -38,18 +40,29 @@ def take_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
 
     Raises:
         RecordingError: the folder holds anything else, or what was made otherwise.
+        InUseError: another process works in it.
     """
     out = manifest.parent
     if out.exists() and not out.is_dir():
         raise RecordingError(f"{out} is a file; name a folder")
-    if out.is_dir():
+    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
         remove_leftovers(out)  # of a process that was killed while it wrote
+        yield _is_done(manifest, wanted, what)
+
+
+def refuse_others(out: object, names: Iterable[str]) -> None:
+    """Raise RecordingError where there are files in a folder that is no result yet."""
+    found = sorted(names)
+    if found:
+        raise RecordingError(f"{out} holds other files ({', '.join(found[:3])}); name a new folder")
+
+
+def _is_done(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
+    """Whether the manifest says so; see `taken_up`."""
+    out = manifest.parent
     if not manifest.is_file():
-        foreign = sorted(p.name for p in out.iterdir()) if out.exists() else []
-        if foreign:
-            raise RecordingError(
-                f"{out} holds other files ({', '.join(foreign[:3])}); name a new folder"
-            )
+        refuse_others(out, (path.name for path in out.iterdir()))
         write_json(manifest, dict(wanted))
         return False
     try:

@@ -13,6 +13,7 @@ import pytest
 from test_bag import CAMERA, LENS, START, header, make_recording, smooth, write, write_messages
 from test_replay import stopping_drive
 
+from depth_prior_ros.atomic_files import alone_in
 from depth_prior_ros.recordings import RecordingError, StoredRecording, open_recording
 from depth_prior_ros.recordings.bag_topics import CAMERA_INFO, COMPRESSED_IMAGE
 from depth_prior_ros.recordings.extracted import read_lines, read_manifest
@@ -172,3 +173,15 @@ def test_a_damaged_data_set_says_where(tmp_path: Path) -> None:
     (tmp_path / "set/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RecordingError, match=r"frames\.jsonl: cannot be read \(source_index"):
         open_recording(tmp_path / "set")
+
+
+def test_two_shells_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bag, out = write(tmp_path, stopping_drive(4)), tmp_path / "out"
+    (out / "made").mkdir(parents=True)
+    with alone_in(out / "made"):
+        assert main(["extract", str(bag), "--out", str(out)]) == 1
+        assert "is in use by another run" in capsys.readouterr().err
+        assert main(["process", str(bag), "--out", str(out / "made")]) == 1
+        assert "is in use by another run" in capsys.readouterr().err
+    assert not any((out / "made").iterdir())
+    assert main(["extract", str(bag), "--out", str(out)]) == 0

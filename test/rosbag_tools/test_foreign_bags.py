@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_tiny_bundle
+from helpers import make_tiny_bundle, make_told_bundle
 
-from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.bag import BagTopics, open_bag
 from rosbag_tools.cli import main
 from training.commands.cli import main as train
@@ -23,9 +24,12 @@ DEPTH = ("--depth-topic", "/front/depth")
 DEBIAN = Path("/usr/bin/python3")
 
 
-def check_drive(bag: Path) -> None:
+def opened(bag: Path) -> StoredRecording:
+    return open_bag(bag, topics=BagTopics(depth="/front/depth"))
+
+
+def check_drive(recording: StoredRecording) -> None:
     """What `write_scene.py` put in: 12 frames, 8 m away, 2 m a second."""
-    recording = open_bag(bag, topics=BagTopics(depth="/front/depth"))
     assert len(recording.frames) == 12 and not recording.skipped
     for i, frame in enumerate(recording.frames):
         assert frame.stamp_ns == 1_700_000_000_000_000_000 + i * 100_000_000
@@ -44,7 +48,7 @@ def check_drive(bag: Path) -> None:
 @pytest.mark.parametrize("writer", BAGS)
 def test_a_bag_of_another_writer_is_read(writer: str) -> None:
     assert BAGS[writer].stat().st_size < 50_000
-    check_drive(BAGS[writer])
+    check_drive(opened(BAGS[writer]))
 
 
 @pytest.mark.parametrize("writer", BAGS)
@@ -56,12 +60,34 @@ def test_it_goes_through_the_tools(
     said = capsys.readouterr().out
     assert "12 frames of 96x32" in said and "depth: in 12 frames" in said
     out = tmp_path / "out"
-    run = ["process", bag, *DEPTH, "--out", str(out), "--bundle", bundle, "--backend", "torch"]
-    assert main([*run, "--npy", "--no-forced", "--bag"]) == 0
+    run = ["process", bag, *DEPTH, "--bundle", bundle, "--backend", "torch", "--no-forced"]
+    assert main([*run, "--npy", "--bag", "--out", str(out)]) == 0
     assert len(list(out.glob("npy/*.npy"))) == 12
     assert json.loads((out / "metrics.json").read_text())["depth"]["all"]["frames"] == 12
     # Its own topics beside the depth:
     assert len(open_recording(out / "depth.mcap").frames) == 12
+    again = tmp_path / "again"
+    assert main([*run, "--png", "--video", "--out", str(again)]) == 0
+    page = tmp_path / "comparison.html"
+    assert main(["report", str(out)]) == 0
+    assert main(["report", str(out), str(again), "--out", str(page)]) == 0
+    assert "Nothing can be told of 12 frames" in capsys.readouterr().out and page.is_file()
+    baseline = ["--against", str(tmp_path / "baseline.json")]
+    assert main(["check", str(out), *baseline, "--accept"]) == 0
+    assert main(["check", str(again), *baseline]) == 0
+    assert main(["extract", bag, *DEPTH, "--out", str(tmp_path / "set")]) == 0
+    check_drive(open_recording(tmp_path / "set" / BAGS[writer].stem))
+    copy = shutil.copy(bag, tmp_path)
+    Path(f"{copy}.topics.yaml").write_text("depth: /front/depth\n")
+    table = ["compare", "--rows", f"tiny={bundle}", "--recordings", copy, "--backend", "torch"]
+    assert train([*table, "--out", str(tmp_path / "table")]) == 0
+    assert "tiny" in (tmp_path / "table" / "comparison.md").read_text()
+    told = str(make_told_bundle(tmp_path / "told").path)
+    capsys.readouterr()
+    assert train(["adapt", told, "--bag", copy, "--out", str(tmp_path / "adapted")]) in (0, 1)
+    assert "recorded depth (" in capsys.readouterr().out
+    assert train(["tune", bundle, "--bag", copy, "--out", str(tmp_path / "tuned")]) == 1
+    assert "12 frames; 32 that follow each other are needed" in capsys.readouterr().err
     command = ["evaluate", bundle, "--protocol", "drive", "--data", bag, *DEPTH]
     figures = tmp_path / "figures.json"
     command += ["--model", "single_frame", "--backend", "torch", "--json", str(figures)]
@@ -87,8 +113,8 @@ def test_the_writers_of_today_write_the_same(tmp_path: Path) -> None:
     if has_rosbag:
         bag = tmp_path / "new.bag"
         subprocess.run([DEBIAN, FOLDER / "write_ros1.py", scene, bag], check=True, env={})
-        check_drive(bag)
+        check_drive(opened(bag))
     if has_mcap:
         bag = tmp_path / "new.mcap"
         subprocess.run([sys.executable, FOLDER / "write_mcap.py", scene, bag], check=True)
-        check_drive(bag)
+        check_drive(opened(bag))

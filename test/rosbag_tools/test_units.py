@@ -12,6 +12,7 @@ from test_bag import write
 from test_extract import hashes
 from test_process import lose_once
 from test_replay import stopping_drive
+from training_files import write_moving_drive
 
 from rosbag_tools.cli import main
 from rosbag_tools.units import Unit, run_on_ray, run_units
@@ -46,6 +47,47 @@ def test_recordings_and_results_at_urls(
     assert "memory://bags/other.mcap: no such file" in capsys.readouterr().err
     assert main(["extract", "nothing://x/y.mcap", "--out", str(tmp_path / "o")]) == 1
     assert "nothing://x/y.mcap: " in capsys.readouterr().err
+
+
+def test_a_folder_at_a_url_that_holds_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec (extra cluster)")
+    memory, bag = fsspec.filesystem("memory"), str(write(tmp_path, stopping_drive(4)))
+    memory.pipe_file("/others/made/thesis.tex", b"years of work")
+    assert main(["extract", bag, "--out", "memory://others"]) == 1
+    assert "memory://others/made holds other files (thesis.tex)" in capsys.readouterr().err
+    assert memory.ls("/others/made", detail=False) == ["/others/made/thesis.tex"]
+    # What an upload that was killed left is one's own: the first file says so.
+    put, files = type(memory).put_file, []
+
+    def broken(self: Any, here: str, there: str, *more: Any, **named: Any) -> None:
+        files.append(there)
+        if len(files) == 3:
+            raise ConnectionError("the line is dead")
+        put(self, here, there, *more, **named)
+
+    monkeypatch.setattr(type(memory), "put_file", broken)
+    assert main(["extract", bag, "--out", "memory://half"]) == 1
+    assert "the line is dead" in capsys.readouterr().err
+    monkeypatch.setattr(type(memory), "put_file", put)
+    assert main(["extract", bag, "--out", "memory://half", "--quality", "50"]) == 1
+    assert "made otherwise (another settings)" in capsys.readouterr().err
+    assert main(["extract", bag, "--out", "memory://half"]) == 0
+    assert main(["extract", bag, "--out", str(tmp_path / "whole")]) == 0
+    memory.get("/half/made", str(tmp_path / "fetched"), recursive=True)
+    assert hashes(tmp_path / "fetched") == hashes(tmp_path / "whole" / "made")
+
+
+def test_a_drive_at_a_url_keeps_what_lies_beside_it(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec (extra cluster)")
+    drive = write_moving_drive(tmp_path, "2011_09_28_drive_0001_sync")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(drive.parent), "/raw/2011_09_28", recursive=True)
+    url = f"memory://raw/2011_09_28/{drive.name}"
+    assert main(["extract", url, "--out", str(tmp_path / "far")]) == 0
+    assert main(["extract", str(drive), "--out", str(tmp_path / "near")]) == 0
+    assert hashes(tmp_path / "far") == hashes(tmp_path / "near")
 
 
 def die_or_double(number: int, told: Any) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from depth_prior_ros import strict_yaml
-from depth_prior_ros.atomic_files import remove_leftovers, staging_folder
+from depth_prior_ros.atomic_files import InUseError, remove_leftovers, staging_folder
 from depth_prior_ros.ros.launch_arguments import read_cameras
 from training.comparison.experiment import read_experiment
 from training.comparison.rows import read_listing
@@ -135,7 +135,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         return one
 
     second = run()._alone()
-    with run()._alone(), pytest.raises(RecipeError, match="in use by another run"):
+    with run()._alone(), pytest.raises(InUseError, match="in use by another run"):
         second.__enter__()
     with run()._alone():
         pass

@@ -8,7 +8,6 @@ precision. A command given again goes on where it was. `torchrun` starts it on s
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 from rich.console import Console
 
 from depth_prior_ros import strict_yaml
-from depth_prior_ros.atomic_files import remove_leftovers, write_text
+from depth_prior_ros.atomic_files import alone_in, remove_leftovers, write_text
 from depth_prior_ros.backends.devices import choose_device, choose_precision
 from depth_prior_ros.bundle import MANIFEST_NAME, load_bundle
 from depth_prior_ros.geometry.camera import Camera
@@ -121,20 +120,13 @@ class Run:
     def _alone(self) -> Iterator[None]:
         """This folder for this run only; the lock ends with the process, however that ends.
 
-        Raises RecipeError where another run has it.
+        Raises InUseError where another run has it.
         """
         if not self.processes.is_main_process:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RecipeError(
-                    f"{self.folder} is in use by another run; wait for it, or give --out another "
-                    "folder"
-                ) from error
+        with alone_in(self.folder, self.folder / ".lock"):
             remove_leftovers(self.folder)
             for stage in self.folder.glob("[0-9]*_*/"):
                 remove_leftovers(stage)
