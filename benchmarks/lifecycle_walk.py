@@ -2,7 +2,8 @@
 
     python benchmarks/lifecycle_walk.py --transitions 500 --seed 1
 
-A real node process over DDS, a camera process beside it, and a small bundle with random weights.
+A real node process over DDS, a camera process beside it, subscribers to all that the node makes of
+a frame, and a small bundle with random weights.
 Before every transition several calls are sent at once; some ask for what cannot be. Printed: how
 many calls were answered and how long the slowest took, how many were refused (each with words),
 and by how much the node's memory grew in the second half of the walk.
@@ -62,6 +63,7 @@ class Walk:
     memory: list[float] = field(default_factory=list)  # MB after each transition
     unanswered: Counter[str] = field(default_factory=Counter)
     watched: int = 0  # activations after which depth was waited for, and came
+    heard: Counter[str] = field(default_factory=Counter)  # messages by topic
 
     @property
     def growth(self) -> float:
@@ -70,6 +72,23 @@ class Walk:
         middle = len(self.memory) // 2
         first, last = self.memory[middle : middle + width], self.memory[-width:]
         return statistics.median(last) - statistics.median(first)
+
+
+def _listen(node: Any, walk: Walk) -> None:
+    """Subscribe to what is made only while somebody listens."""
+    from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+
+    def count(topic: str) -> Callable[[Any], None]:
+        return lambda message: walk.heard.update([topic])
+
+    for topic, kind in (
+        ("depth/image_rect", Image),
+        ("depth/image_rect/compressedDepth", CompressedImage),
+        ("depth/points", PointCloud2),
+        ("depth/colour", Image),
+        ("depth/confidence", Image),
+    ):
+        node.create_subscription(kind, topic, count(topic), 10)
 
 
 class Caller:
@@ -179,6 +198,7 @@ def run(transitions: int, seed: int, rate: float = 15.0) -> tuple[Walk, dict[str
         with scene(bundle, **options) as one:
             one.camera(size=BUNDLE_SIZE, rate=rate, speed=5.0, stamp=10**15, step=10**8)
             one.until(lambda: one.witness.depth, "depth")
+            _listen(one.witness.node, walk)
             caller = Caller(one, walk)
             for _ in range(transitions):
                 state = caller.send("get_state")
@@ -235,6 +255,8 @@ def main() -> None:
         print(f"figure refused_{name} {count}")
     print(f"figure refused_without_words {sum(walk.wordless.values())}")
     print(f"figure activations_with_depth {walk.watched}")
+    for topic, count in sorted(walk.heard.items()):
+        print(f"figure messages_{topic} {count}")
     for name in ("received", "inferred", "dropped_stale", "refused_frames"):
         print(f"figure frames_{name} {status.get(name, '')}")
     print(f"figure memory_MB {walk.memory[-1]:.1f}")

@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from depth_prior_ros.share import home_path
+
 _TOPICS = ("image", "camera_info", "odom", "depth")
 
 
@@ -89,7 +91,7 @@ def intrinsics_option(path: Path, text: str | None) -> dict[str, Any]:
         from depth_prior_ros.recordings.folder import image_size
 
         return {"camera": _camera(text, image_size(path))}
-    return {"intrinsics": Path(text).expanduser()}
+    return {"intrinsics": home_path(text)}
 
 
 def _of_bag(path: Path, text: str) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _of_bag(path: Path, text: str) -> dict[str, Any]:
     size = images_size(path)
     if "," in text:
         return {"camera": _camera(text, size)}
-    return {"calibration": read_intrinsics(Path(text).expanduser(), size)}
+    return {"calibration": read_intrinsics(home_path(text), size)}
 
 
 def _camera(text: str, size: tuple[int, int]) -> Any:

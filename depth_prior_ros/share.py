@@ -51,13 +51,27 @@ def large_images_environment() -> dict[str, str]:
     return {f"FAST{'RTPS' if old else 'DDS'}_DEFAULT_PROFILES_FILE": str(profile)}
 
 
+def home_path(path: str | Path) -> Path:
+    """A path whose `~` is resolved.
+
+    Raises:
+        FileNotFoundError: there is no such home, as in a container without an entry for its user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{path}: there is no such home folder; give an absolute path"
+        ) from error
+
+
 def bundle_path(name_or_path: str | Path = DEFAULT_BUNDLE) -> Path:
     """The folder of a bundle, given a path or the name of a shipped one.
 
     Raises:
         FileNotFoundError: names the shipped bundles when there is no such one.
     """
-    path = Path(name_or_path).expanduser()
+    path = home_path(name_or_path)
     if path.is_dir():
         return path.absolute()
     shipped = share_dir() / "bundles"
@@ -79,7 +93,7 @@ def recipe_path(name_or_path: str | Path, folder: str = RECIPES) -> Path:
     Raises:
         FileNotFoundError: names the most similar shipped ones when there is no such file.
     """
-    path = Path(name_or_path).expanduser()
+    path = home_path(name_or_path)
     found = path.absolute() if path.is_file() else _shipped(path, folder, ".yaml")
     if found is not None:
         return found
@@ -101,7 +115,7 @@ def recording_path(name_or_path: str | Path) -> Path:
 
     What is in neither place is returned as it is: whoever opens it says what is wrong.
     """
-    path = Path(name_or_path).expanduser()
+    path = home_path(name_or_path)
     if path.exists():
         return path
     try:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 YAML_BYTES = 1 << 20  # a recipe, calibration, scale file, metadata.yaml; lite's manifest has 9 KB
 MANIFEST_BYTES = 1 << 18
@@ -32,6 +34,13 @@ IMAGE_FILE_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 28  # one chunk of a bag, unpacked
 FILE_BYTES = 1 << 34  # a bag file, unpacked to the temporary folder
 FILE_EXPANSION = 64  # how many times larger it may become
+OPEN_CHUNKS_BYTES = 1 << 29  # chunks of a bag whose times overlap: all are unpacked at once
+# How many times its size all messages and chunks of a bag may have: a black picture packs well, but
+# not the whole drive, over and over.
+BAG_EXPANSION = 1024
+BAG_TOPICS = 10_000
+TEXT_BYTES = 1 << 24  # a data set's text file: calibration, stamps, poses
+TABLE_BYTES = 1 << 31  # a data set's table or array
 
 
 class UntrustedFileError(OSError):
@@ -95,6 +104,19 @@ def read_file(path: Path, limit: int, *, inside: Path | None = None) -> bytes:
             f"{printable(path)}: {size:,} bytes, more than the {limit:,} that are read"
         )
     return data
+
+
+def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
+    """`read_file` as text; what is no UTF-8 is replaced."""
+    return read_file(path, limit).decode(errors="replace")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Plain data from JSON. Raises ValueError, whatever is wrong with it."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def check_regular(path: Path) -> None:

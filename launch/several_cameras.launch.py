@@ -20,7 +20,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
 from depth_prior_ros.ros import launch_arguments
-from depth_prior_ros.share import share_dir
+from depth_prior_ros.share import home_path, share_dir
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
@@ -44,7 +44,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     typed = launch_arguments.typed(sys.argv, __file__)
     given = {name: context.launch_configurations[name] for name in ("cameras", "one_process")}
     launch_arguments.refuse_unknown(typed, given, __file__)
-    file = Path(given["cameras"]).expanduser().absolute()
+    file = home_path(given["cameras"]).absolute()
     if launch_arguments.truth(given, "one_process"):
         below = context.launch_configurations.get("ros_namespace", "")
         launch_arguments.as_ros_arguments(file, below)  # what is wrong with it is said here

@@ -22,7 +22,7 @@ import numpy as np
 
 from depth_prior_ros.atomic_files import alone_in, remove_leftovers, write_bytes, write_json
 from depth_prior_ros.recordings import RecordingError, StoredRecording
-from depth_prior_ros.untrusted import read_file
+from depth_prior_ros.untrusted import parse_json, read_file
 
 _LENGTH = struct.Struct("<Q")
 _CHECKPOINT_BYTES = 1 << 28
@@ -66,7 +66,7 @@ def _is_done(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
         write_json(manifest, dict(wanted))
         return False
     try:
-        found = json.loads(read_file(manifest, _MANIFEST_BYTES))
+        found = parse_json(read_file(manifest, _MANIFEST_BYTES))
         other = [k for k in wanted if k != "done" and found.get(k) != wanted[k]]
     except (OSError, ValueError, AttributeError) as error:
         raise RecordingError(f"{manifest}: cannot be read ({error})") from error

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from depth_prior_ros import strict_yaml
+from depth_prior_ros.share import home_path
 from depth_prior_ros.untrusted import YAML_BYTES, read_file
 
 UNKNOWN_LICENCE = "unknown: look at its card"
@@ -85,7 +86,7 @@ def load_model(name: str, *, fetch: bool = False) -> Loaded:
             f"hf:{name}: models of Hugging Face need transformers: "
             "pip install 'depth-prior-ros[foundation]'"
         ) from error
-    folder = Path(name).expanduser()
+    folder = home_path(name)
     is_folder = folder.is_dir()
     place = str(folder) if is_folder else name
     if not is_folder:

@@ -145,8 +145,7 @@ class DistortedCamera:
         if self.is_rectified:
             return  # the other numbers are not used
         read_distortion(self.model, self.coefficients)
-        R = np.reshape(self.rotation, (3, 3))
-        if not np.isfinite(R).all() or np.abs(R @ R.T - np.eye(3)).max() > 1e-3:
+        if not _is_rotation(self.rotation):
             raise InvalidCameraError("the rectification matrix R is not a rotation")
 
     @property
@@ -290,11 +289,10 @@ class Calibration:
         of the first, its place in P.
         """
         result = np.eye(4)
-        if any(self.R):
+        if _is_rotation(self.R):
             result[:3, :3] = np.reshape(self.R, (3, 3))
         if _is_filled(self.P, 4):
-            P = np.reshape(self.P, (3, 4))
-            result[:3, 3] = np.linalg.solve(P[:, :3], P[:, 3])
+            result[:3, 3] = _place_of(self.P)
         return result
 
     def place_in_pair(self) -> npt.NDArray[np.float64] | None:
@@ -305,8 +303,7 @@ class Calibration:
         if not _is_filled(self.P, 4):
             return None
         place = np.eye(4)
-        P = np.reshape(self.P, (3, 4))
-        place[:3, 3] = -np.linalg.solve(P[:, :3], P[:, 3])
+        place[:3, 3] = -_place_of(self.P)
         return place
 
     def of_depth(
@@ -353,6 +350,8 @@ class Calibration:
         for name, matrix, stride in (("P", self.P, 4), ("K", self.K, 3)):
             if _is_identity(matrix, stride):
                 found.append(f"{name} is the identity, taken as not filled in")
+        if any(self.R) and not _is_rotation(self.R):
+            found.append("R is not a rotation, taken as not filled in")
         if rectified:
             found += filter(None, [read_distortion(self.model, self.D)[2]])
             if not _is_filled(self.K, 3):
@@ -419,6 +418,8 @@ class Calibration:
                 "bad_intrinsics",
                 "K and P are all zeros, or the identity: the camera is not calibrated",
             )
+        if not np.isfinite(matrix).all():
+            raise MessageError("bad_intrinsics", f"{name} of camera_info is not finite")
         values = matrix[0], matrix[stride + 1], matrix[2], matrix[stride + 2]
         try:
             return Camera(*values, self.width, self.height)
@@ -470,6 +471,20 @@ def _is_filled(matrix: tuple[float, ...], stride: int) -> bool:
 
 def _is_identity(matrix: tuple[float, ...], stride: int) -> bool:
     return (matrix[0], matrix[stride + 1], matrix[2], matrix[stride + 2]) == (1.0, 1.0, 0.0, 0.0)
+
+
+def _is_rotation(matrix: tuple[float, ...]) -> bool:
+    R = np.reshape(matrix, (3, 3))
+    return bool(np.isfinite(R).all() and np.abs(R @ R.T - np.eye(3)).max() <= 1e-3)
+
+
+def _place_of(P: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """(3,) metres of the first camera of a pair as this one sees it; a last row of zeros is 0 0 1,
+    as nobody reads it."""
+    left = np.array(_left_of(P)).reshape(3, 3)
+    left[2] = 0, 0, 1
+    place: npt.NDArray[np.float64] = np.linalg.solve(left, np.reshape(P, (3, 4))[:, 3])
+    return place
 
 
 def _left_of(P: tuple[float, ...]) -> tuple[float, ...]:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
-from depth_prior_ros.recordings.bounded_bags import check_bag, check_topics
+from depth_prior_ros.recordings.bounded_bags import (
+    Budget,
+    bound_chunks,
+    check_bag,
+    check_chunks,
+    check_database,
+    check_topics,
+    messages_within,
+)
 from depth_prior_ros.untrusted import printable
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
@@ -88,7 +96,8 @@ class BagFile:
         if not wanted:
             return
         try:
-            for connection, time, raw in reader.messages(wanted, start=start, stop=stop):
+            found = reader.messages(wanted, start=start, stop=stop)
+            for connection, time, raw in messages_within(reader.budget, found):
                 yield connection.topic, time, reader.deserialize(raw, connection.msgtype)
         except Exception as error:
             raise RecordingError(f"{self.path}: damaged ({error})") from error
@@ -167,6 +176,9 @@ def _open_files(paths: list[Path], name: Path) -> Any:
         if reader.is2:
             reader.readers = [_tolerant_reader()(path) for path in paths]
         reader.open()
+        reader.budget = Budget(sum(_size(path) for path in paths))
+        for one in () if reader.is2 else reader.readers:
+            bound_chunks(one, reader.budget)
         # Recorders leave definitions empty that they did not find.
         known = reader.typestore.fielddefs
         reader.typestore.register({k: v for k, v in usual.fielddefs.items() if k not in known})
@@ -176,9 +188,15 @@ def _open_files(paths: list[Path], name: Path) -> Any:
     return reader
 
 
+def _size(path: Path) -> int:
+    """Bytes of a bag file, or of the files in a bag's folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _tolerant_reader() -> Any:
     """A `rosbags` reader of ROS 2 bags that takes definitions it cannot read for missing ones."""
-    from rosbags.rosbag2 import Reader, storage_mcap
+    from rosbags.rosbag2 import Reader, storage_mcap, storage_sqlite3
     from rosbags.rosbag2.reader import DirectoryReader
 
     class TolerantMcap(storage_mcap.McapReader):
@@ -202,15 +220,24 @@ def _tolerant_reader() -> Any:
                     super().open()
                 finally:
                     storage_mcap.read_string = strict
+            check_chunks(self.chunks, self.path.stat().st_size)
+
+    class CheckedDatabase(storage_sqlite3.Sqlite3Reader):
+        def open(self) -> None:
+            check_database(self.path)
+            super().open()
+
+    plugins = {"mcap": TolerantMcap, "sqlite3": CheckedDatabase}
 
     class TolerantFolder(DirectoryReader):
-        STORAGE_PLUGINS = {**DirectoryReader.STORAGE_PLUGINS, "mcap": TolerantMcap}  # noqa: RUF012
+        STORAGE_PLUGINS = {**DirectoryReader.STORAGE_PLUGINS, **plugins}  # noqa: RUF012
 
     class TolerantReader(Reader):
         STORAGE_PLUGINS = {  # noqa: RUF012
             **Reader.STORAGE_PLUGINS,
             "dir": TolerantFolder,
             ".mcap": TolerantMcap,
+            ".db3": CheckedDatabase,
         }
 
     return TolerantReader

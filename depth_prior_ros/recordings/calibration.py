@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import RecordingError
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import read_text
 
 # The colour camera of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.
 CAMERA_2011_09_26 = Camera(721.5377, 721.5377, 609.5593, 172.854, 1242, 375)
@@ -30,9 +32,9 @@ def read_calibration(path: Path) -> dict[str, NDArray[np.float64]]:
     """The numeric rows of a KITTI calibration file by name; other rows are passed over."""
     rows: dict[str, NDArray[np.float64]] = {}
     try:
-        text = path.read_text(errors="replace")
+        text = read_text(path)
     except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RecordingError(f"{path}: cannot be read ({problem_of(error)})") from error
     for line in text.splitlines():
         name, separator, values = line.partition(":")
         try:

@@ -20,7 +20,6 @@ camera/SPLIT/CITY/CITY_SEQUENCE_*_camera.json      one for all frames of a seque
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +39,8 @@ from depth_prior_ros.recordings.base import (
 from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import IMAGE_PIXELS, check_regular, parse_json, read_text
 
 FULL_SIZE = (2048, 1024)  # width and height that calibration and disparity belong to
 KEPT_ROWS = 0.75
@@ -202,7 +203,7 @@ def _listed_depths(path: Path) -> dict[str, Path]:
         return {}
     for listed in (folder / _LISTED, path / _LISTED):
         if listed.is_file():
-            names = [line.split()[-1] for line in listed.read_text().splitlines() if line.strip()]
+            names = [line.split()[-1] for line in _listed(listed) if line.strip()]
             files = [folder / f"{number:03d}_depth.npy" for number in range(len(names))]
             found = {n: f for n, f in zip(names, files, strict=True) if f.is_file()}
             if found:
@@ -213,14 +214,22 @@ def _listed_depths(path: Path) -> dict[str, Path]:
     )
 
 
+def _listed(file: Path) -> list[str]:
+    """Lines of a list of images; raises RecordingError."""
+    try:
+        return read_text(file).splitlines()
+    except OSError as error:
+        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
+
+
 def _read_camera(file: Path, size: tuple[int, int]) -> tuple[Camera, float]:
     """The camera of images of `size`, and depth times disparity: metres x pixels at full size."""
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(read_text(file))
         k, baseline = content["intrinsic"], float(content["extrinsic"]["baseline"])
         fx, fy, cx, cy = (float(k[name]) for name in ("fx", "fy", "u0", "v0"))
     except OSError as error:
-        raise CorruptFrameError(f"{file}: cannot be read ({error.strerror})") from error
+        raise CorruptFrameError(f"{file}: cannot be read ({problem_of(error)})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFrameError(f"{file}: no intrinsics and baseline in it ({error!r})") from error
     full = Camera(fx, fy, cx, cy, *FULL_SIZE)
@@ -246,10 +255,14 @@ def _read_disparity(file: Path, factor: float) -> NDArray[np.float32]:
 
 def _read_array(file: Path) -> NDArray[np.float32]:
     try:
-        depth = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        check_regular(file)
+        # Mapped: a header that says more than the file has is an error, and takes no memory.
+        depth = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, OverflowError) as error:
         raise CorruptFrameError(f"{file}: cannot be read ({error})") from error
-    if depth.ndim != 2:
-        raise CorruptFrameError(f"{file}: {depth.shape} is no depth image")
+    if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind not in "fiu":
+        raise CorruptFrameError(f"{file}: it is no depth image")
+    if depth.size > IMAGE_PIXELS:
+        raise CorruptFrameError(f"{file}: {depth.size:,} pixels, {IMAGE_PIXELS:,} are the most")
     depth = depth[: round(len(depth) * KEPT_ROWS)]
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)

@@ -14,7 +14,6 @@ images that had to become JPEGs, the same pixels.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +37,7 @@ from depth_prior_ros.recordings.base import (
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import read_bytes, read_depth, read_image
 from depth_prior_ros.strict_yaml import problem_of
-from depth_prior_ros.untrusted import read_file
+from depth_prior_ros.untrusted import parse_json, read_file
 
 MANIFEST, FRAMES = "manifest.json", "frames.jsonl"
 IMAGES, DEPTH, MOVING, PARTNER = "images", "depth", "moving", "partner"
@@ -181,7 +180,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a finished data set; raises RecordingError."""
     file = path / MANIFEST
     try:
-        content = json.loads(read_file(file, _MANIFEST_BYTES))
+        content = parse_json(read_file(file, _MANIFEST_BYTES))
         if isinstance(content, dict) and content.get("done") is False:
             raise RecordingError(
                 f"{path}: its extraction was not finished; give the same command again"

@@ -64,6 +64,8 @@ from depth_prior_ros.recordings.image_files import (
     read_image,
 )
 from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import read_text
 
 # Between the cameras 2 and 3 of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.
 BASELINE_2011_09_26 = 0.5327190
@@ -198,7 +200,7 @@ def open_kitti_depth_selection(path: Path) -> StoredRecording:
         matrix = path / "intrinsics" / f"{image.stem}.txt"
         try:
             size = probe_image(image)
-            numbers = np.array([float(v) for v in matrix.read_text().split()]).reshape(3, 3)
+            numbers = np.array([float(v) for v in read_text(matrix).split()]).reshape(3, 3)
             camera = Camera.from_matrix(numbers, *size)
         except CorruptFrameError as error:
             skipped.append(Skipped(image.name, str(error)))
@@ -292,13 +294,13 @@ def _odometry_stamps(path: Path, images: dict[int, Path], notes: list[str]) -> d
     file = path / "times.txt"
     if file.is_file():
         try:
-            times = [float(value) for value in file.read_text().split()]
+            times = [float(value) for value in read_text(file).split()]
             stamps = {n: STAMP_ORIGIN_NS + round(times[n] * 1e9) for n in images}
             ordered = list(stamps.values())
             if all(a < b for a, b in itertools.pairwise(ordered)):
                 return stamps
             notes.append(f"{file}: times do not increase; 10 Hz taken")
-        except (ValueError, IndexError, OverflowError):
+        except (OSError, ValueError, IndexError, OverflowError):
             notes.append(f"{file}: does not cover every frame; 10 Hz taken")
     return {number: STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS for number in images}
 
@@ -320,7 +322,11 @@ def _poses(
     if camera0_from_camera is None:
         camera0_from_camera = np.eye(4)
     poses: dict[int, NDArray[np.float64]] = {}
-    for number, line in enumerate(file.read_text().splitlines()):
+    try:
+        lines = read_text(file).splitlines()
+    except OSError as error:
+        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
+    for number, line in enumerate(lines):
         try:
             matrix = np.array([float(v) for v in line.split()]).reshape(3, 4)
         except ValueError as error:
@@ -440,10 +446,10 @@ def _raw_stamps(folder: Path, images: dict[int, Path], notes: list[str]) -> dict
     for file in (folder / "timestamps.txt", folder.parent / "timestamps.txt"):
         if not file.is_file():
             continue
-        lines = file.read_text(errors="replace").split("\n")
         try:
+            lines = read_text(file).split("\n")
             stamps = {number: _parse_stamp(lines[number]) for number in images}
-        except (IndexError, ValueError):
+        except (OSError, IndexError, ValueError):
             notes.append(f"{file}: does not cover every frame; 10 Hz taken")
             break
         ordered = list(stamps.values())
@@ -484,7 +490,7 @@ def _read_speed(file: Path, skipped: list[Skipped]) -> float | None:
     if not file.is_file():
         return None
     try:
-        return float(file.read_text().split()[_FORWARD_SPEED])
+        return float(read_text(file).split()[_FORWARD_SPEED])
     except (OSError, ValueError, IndexError):
         skipped.append(Skipped(str(file), "no speed in it"))
         return None

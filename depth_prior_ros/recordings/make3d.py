@@ -9,6 +9,7 @@ Either folder may lie in another (Test134Depth/Gridlaserdata). Of the images the
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from depth_prior_ros.recordings.base import (
 from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_image
+from depth_prior_ros.untrusted import IMAGE_PIXELS, check_regular
 
 WIDTH, HEIGHT = 1704, 2272
 IMAGE_ROWS = (710, 1562)
@@ -118,8 +120,12 @@ def read_matlab(file: Path, name: str) -> NDArray[np.float64]:
     from scipy.io import loadmat, whosmat
 
     try:
-        names = [found for found, _, _ in whosmat(file)]
+        check_regular(file)
+        shapes = {found: shape for found, shape, _ in whosmat(file)}
+        names = list(shapes)
         if name in names:
+            if math.prod(shapes[name]) > IMAGE_PIXELS:
+                raise ValueError(f"{name} has more than {IMAGE_PIXELS:,} numbers")
             values = np.asarray(loadmat(file, variable_names=[name])[name])
             if values.dtype.kind not in "iuf":
                 raise ValueError(f"{name} is not a real numeric array")

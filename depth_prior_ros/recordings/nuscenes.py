@@ -11,7 +11,6 @@ camera's moment into the image. What moves by itself in between is a little off.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +32,8 @@ from depth_prior_ros.recordings.base import (
 )
 from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
+from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.untrusted import IMAGE_FILE_BYTES, TABLE_BYTES, parse_json, read_file
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
 LIDAR = "LIDAR_TOP"
@@ -61,9 +62,10 @@ class LidarView:
     def depth(self) -> NDArray[np.float32]:
         """Project it: (H, W) float32 metres, 0 = none; raises CorruptFrameError."""
         try:
-            points = np.fromfile(self.file, np.float32)
+            data = read_file(self.file, IMAGE_FILE_BYTES)
         except OSError as error:
-            raise CorruptFrameError(f"{self.file}: cannot be read ({error.strerror})") from error
+            raise CorruptFrameError(f"{self.file}: cannot be read ({problem_of(error)})") from error
+        points = np.frombuffer(data, np.float32, len(data) // 4)
         if not points.size or points.size % _POINT:
             raise CorruptFrameError(f"{self.file}: {points.size} numbers, not {_POINT} a point")
         xyz = points.reshape(-1, _POINT)[:, :3].astype(np.float64)
@@ -117,9 +119,9 @@ def _version(path: Path) -> str | None:
 def _read_table(folder: Path, name: str) -> list[Row]:
     file = folder / f"{name}.json"
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(read_file(file, TABLE_BYTES))
     except OSError as error:
-        raise RecordingError(f"{file}: cannot be read ({error.strerror})") from error
+        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
     except ValueError as error:
         raise RecordingError(f"{file}: not JSON ({error})") from error
     if not isinstance(content, list):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
+from depth_prior_ros.untrusted import IMAGE_PIXELS
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # Up to here it is quicker to read on than to look for the frame.
@@ -47,6 +48,10 @@ class VideoFile:
         self.size = width, height
         if min(self.count, width, height) < 1 or not (math.isfinite(self.rate) and self.rate > 0):
             raise RecordingError(f"{path}: a video without frames that OpenCV can read")
+        if width * height > IMAGE_PIXELS:
+            raise RecordingError(
+                f"{path}: a video of {width}x{height}, {IMAGE_PIXELS:,} pixels are the most"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_lock": None, "_capture": None, "_next": 0}

@@ -25,6 +25,7 @@ from depth_prior_ros.adaptation.keyframes import (
 )
 from depth_prior_ros.ros.services import RefusedError
 from depth_prior_ros.scale import same_view
+from depth_prior_ros.share import home_path
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle, CameraCodeSpec
@@ -344,8 +345,8 @@ def _file(settings: Settings) -> Path | None:
     if not path:
         return None
     found = Path(path)
-    with contextlib.suppress(RuntimeError):  # a home that does not exist: said when it is used
-        found = found.expanduser()
+    with contextlib.suppress(FileNotFoundError):  # a home that does not exist: said when it is used
+        found = home_path(path)
     return found.absolute()
 
 

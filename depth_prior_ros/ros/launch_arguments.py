@@ -11,7 +11,7 @@ from pathlib import Path
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.ros.parameters import PARAMETERS, Value, nearest
-from depth_prior_ros.share import share_dir
+from depth_prior_ros.share import home_path, share_dir
 
 Argument = tuple[str, str, str]
 """Name, default, what it is."""
@@ -125,7 +125,7 @@ def usb_parameters(driver: str, given: Mapping[str, str]) -> dict[str, object]:
     size = [int(width), int(height)]
     values: dict[str, object] = {"video_device": given["video_device"]}
     if given["calibration"]:
-        file = Path(given["calibration"]).expanduser().absolute()
+        file = home_path(given["calibration"]).absolute()
         if not file.is_file():
             raise FileNotFoundError(f"calibration:={file}: no such file")
         values["camera_info_url"] = f"file://{file}"
@@ -187,7 +187,7 @@ def parameter_file(given: Mapping[str, str]) -> str:
     Raises:
         FileNotFoundError: launch itself only warns, and the node would start with defaults.
     """
-    file = Path(given["params_file"]).expanduser().absolute()
+    file = home_path(given["params_file"]).absolute()
     if not file.is_file():
         raise FileNotFoundError(f"params_file:={file}: no such file")
     return str(file)
@@ -241,7 +241,7 @@ def read_cameras(path: Path) -> dict[str, dict[str, str]]:
         ValueError: for a file that is not as config/several_cameras.yaml explains.
         OSError: it cannot be read.
     """
-    path = path.expanduser().absolute()
+    path = home_path(path).absolute()
     if not path.exists():
         raise FileNotFoundError(f"cameras:={path}: no such file")
     try:

@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -35,6 +34,7 @@ from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions, image_topic
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
 from depth_prior_ros.scale.mounting import MountedCamera
+from depth_prior_ros.share import home_path
 from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ class DepthNode(LifecycleNode):
         frame = self._worker.newest if self._worker is not None else None
         if frame is None or self._background is None:
             raise RefusedError("there is no frame yet")
-        folder = Path(self.settings.snapshot_folder).expanduser().absolute()
+        folder = home_path(self.settings.snapshot_folder).absolute()
         values, state = parameters.current_values(self), self._state()
         path = await self._background.run(lambda: save_snapshot(folder, frame, values, state))
         return str(path)

@@ -8,7 +8,6 @@ Kept per bundle and camera, so that the file of another vehicle or network does 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.bundle import load_bundle
@@ -27,6 +26,7 @@ from depth_prior_ros.scale import (
     same_view,
     save_scale,
 )
+from depth_prior_ros.share import home_path
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -46,8 +46,8 @@ class ScaleKeeper:
         self._path = path
         if path:
             # A home that does not exist is said where the file is read or written.
-            with contextlib.suppress(RuntimeError):
-                self._path = str(Path(path).expanduser().absolute())
+            with contextlib.suppress(FileNotFoundError):
+                self._path = str(home_path(path).absolute())
         self._log = log
         self._camera: Camera | None = None
 

@@ -5,7 +5,6 @@ The file belongs to one bundle and one camera: another network has other units.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from depth_prior_ros.atomic_files import remove_leftovers, write_text
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale.measured import stored_factor
+from depth_prior_ros.share import home_path
 
 _FORMAT = 1
 _SAME_CAMERA = 0.02  # relative difference of focal lengths: calibrations of one camera
@@ -45,7 +45,7 @@ def save_scale(
         "camera": None if camera is None else _view(camera),
     }
     text = "# Metric factor of a depth bundle, measured by depth_node.\n"
-    place = _place(path)
+    place = home_path(path)
     remove_leftovers(place.parent, place.name)
     write_text(place, text + strict_yaml.dump(data))
 
@@ -60,7 +60,7 @@ def load_scale(path: str | Path, *, bundle: str, camera: Camera | None) -> dict[
     from depth_prior_ros import strict_yaml
 
     try:
-        path = _place(path)
+        path = home_path(path)
     except OSError as error:
         raise ScaleFileError(f"{path}: cannot be read: {strict_yaml.problem_of(error)}") from error
     data = strict_yaml.read_as(path, ScaleFileError)
@@ -81,15 +81,6 @@ def same_view(one: Camera, other: Camera) -> bool:
     """Whether a factor measured with one camera holds for the other: as far as calibrations of one
     camera differ, whatever the image's size."""
     return _same_view(_view(one), other)
-
-
-def _place(path: str | Path) -> Path:
-    """The file with its `~` resolved. Raises OSError for a home that does not exist."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        cause = "there is no such home folder; give an absolute path"
-        raise OSError(errno.ENOTDIR, cause, str(path)) from error
 
 
 def _view(camera: Camera) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from depth_prior_ros.atomic_files import write_json
 from depth_prior_ros.recordings import RecordingError
-from depth_prior_ros.untrusted import read_file
+from depth_prior_ros.untrusted import parse_json, read_file
 from rosbag_tools.reports.results import Results, load
 
 SAME, WORSE, NOT_COMPARABLE = 0, 1, 2
@@ -124,7 +124,7 @@ def accept(folder: Path, baseline: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_file(path, _BYTES))
+        found = parse_json(read_file(path, _BYTES))
         if found["schema"] != _SCHEMA or not isinstance(found["figures"], dict):
             raise ValueError(f"schema {found['schema']}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -10,7 +10,6 @@ report.html    made from the above
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 
 from depth_prior_ros.atomic_files import move_into_place, staging_folder, write_json
 from depth_prior_ros.recordings import RecordingError
-from depth_prior_ros.untrusted import read_file
+from depth_prior_ros.untrusted import parse_json, read_file
 
 METRICS, FRAMES, PICTURES, NODE_LOG, REPORT = (
     "metrics.json",
@@ -100,8 +99,8 @@ def save(folder: Path, results: Results) -> None:
 def load(folder: Path) -> Results:
     """Read a finished replay's folder; raises RecordingError where it is none."""
     try:
-        metrics = json.loads(read_file(folder / METRICS, _JSON_BYTES))
-        saved = json.loads(read_file(folder / FRAMES, _JSON_BYTES))
+        metrics = parse_json(read_file(folder / METRICS, _JSON_BYTES))
+        saved = parse_json(read_file(folder / FRAMES, _JSON_BYTES))
         if saved["schema"] != _SCHEMA:
             raise RecordingError(
                 f"{folder / FRAMES}: written by another version (schema {saved['schema']}); "

@@ -25,4 +25,6 @@ def test_every_call_is_answered_and_every_refusal_has_words() -> None:
     assert not sum(walk.wordless.values())
     assert walk.watched
     assert int(status["inferred"]) >= walk.watched
+    assert walk.heard["depth/image_rect"] >= walk.watched
+    assert all(walk.heard[f"depth/{topic}"] for topic in ("points", "colour", "confidence"))
     assert "refused.internal" not in status

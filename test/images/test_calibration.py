@@ -481,6 +481,31 @@ def test_what_leaves_nothing_of_the_image_is_refused_on_arrival():
     check_calibration(read(aside), rectify=False)
 
 
+def test_a_last_row_of_p_that_was_never_filled_in():
+    """image_geometry does not read it; without it P has no inverse."""
+    info = make_info()
+    info.p[3] = -0.5 * info.p[0]
+    expected = read(info).place_in_pair()
+    info.p[10] = 0.0
+    np.testing.assert_allclose(read(info).place_in_pair(), expected)
+    np.testing.assert_allclose(expected[:3, 3], [0.5, 0, 0])
+    np.testing.assert_allclose(read(info).rectified_from_optical()[:3, 3], [-0.5, 0, 0])
+
+
+def test_a_matrix_that_is_not_finite_is_refused_whatever_it_is_used_for():
+    info = make_info()
+    info.p[3] = math.nan
+    with pytest.raises(MessageError, match="P of camera_info is not finite"):
+        check_calibration(read(info), rectify=False)
+
+
+def test_a_rotation_that_is_none_is_not_filled_in_and_doubted():
+    info = make_info()
+    info.r = np.ones(9)
+    np.testing.assert_array_equal(read(info).rectified_from_optical(), np.eye(4))
+    assert read(info).doubts(640, 192) == ["R is not a rotation, taken as not filled in"]
+
+
 def test_ros_1_messages_have_capital_matrices():
     info = distorted()
     old = SimpleNamespace(

@@ -35,6 +35,14 @@ def test_a_checkout_is_its_own_share():
     assert share.demo_bag() == root / "drives" / "street.mcap"
 
 
+@pytest.mark.parametrize(
+    "find", [share.home_path, share.bundle_path, share.recipe_path, share.recording_path]
+)
+def test_a_home_that_does_not_exist_is_said(find):
+    with pytest.raises(FileNotFoundError, match=r"~nosuchuser/x: there is no such home folder"):
+        find("~nosuchuser/x")
+
+
 def test_missing_data_files_are_an_error_that_says_what_to_do(nowhere: Path):
     with pytest.raises(FileNotFoundError, match="install the package"):
         share.share_dir()

@@ -6,25 +6,34 @@ import bz2
 import io
 import os
 import resource
+import sqlite3
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
+from test_bag_kinds import camera, write
 
 from depth_prior_ros.recordings import RecordingError, open_recording
 from depth_prior_ros.recordings.base import CorruptFrameError
 from depth_prior_ros.recordings.bounded_bags import (
+    Budget,
     ExpansionError,
     _bz2,
     _lz4,
     _zstd,
+    bound_chunks,
     bound_decompression,
     check_bag,
+    check_chunks,
+    messages_within,
 )
 from depth_prior_ros.recordings.image_files import decode_depth, decode_image, probe_image
-from depth_prior_ros.untrusted import CHUNK_BYTES
+from depth_prior_ros.recordings.video import VideoFile
+from depth_prior_ros.untrusted import BAG_EXPANSION, CHUNK_BYTES, OPEN_CHUNKS_BYTES
 
 ZEROS = bytes(1 << 22)
 TOO_MUCH = CHUNK_BYTES // len(ZEROS) + 1
@@ -128,6 +137,113 @@ def test_a_bag_is_a_regular_file(tmp_path: Path, suffix: str) -> None:
         check_bag(tmp_path / f"x{suffix}")
 
 
+# -- what is small, and asked for over and over ----------------------------------------------------
+
+
+def chunk(start: int, end: int, size: int = CHUNK_BYTES, place: int | None = None) -> object:
+    return SimpleNamespace(
+        message_start_time=start,
+        message_end_time=end,
+        uncompressed_size=size,
+        chunk_start_offset=start if place is None else place,
+    )
+
+
+def test_chunks_of_one_time_are_unpacked_side_by_side() -> None:
+    at_once = OPEN_CHUNKS_BYTES // CHUNK_BYTES
+    large = 1 << 40
+    check_chunks([chunk(i, i + 1, CHUNK_BYTES // 2) for i in range(100)], large)
+    with pytest.raises(ExpansionError, match="of the same time"):
+        check_chunks([chunk(i, 100) for i in range(at_once + 1)], large)
+    backwards = [chunk(0, -50, place=50 + i) for i in range(3)]  # open for no time
+    with pytest.raises(ExpansionError, match="of the same time"):
+        check_chunks([*backwards, *(chunk(i, 100) for i in range(at_once + 1))], large)
+
+
+def test_an_index_that_names_too_much() -> None:
+    with pytest.raises(ExpansionError, match="a chunk twice"):
+        check_chunks([chunk(0, 1, 10, place=9), chunk(2, 3, 10, place=9)], 100)
+    size = CHUNK_BYTES // BAG_EXPANSION
+    with pytest.raises(ExpansionError, match="its messages become larger"):
+        check_chunks([chunk(2 * i, 2 * i + 1) for i in range(3)], 2 * size)
+
+
+def test_messages_and_chunks_within_a_budget() -> None:
+    budget = Budget(0)
+    half = bytes(CHUNK_BYTES // 2)
+    for _ in range(2):  # each pass anew
+        assert len(list(messages_within(budget, [(None, 0, half)] * 2))) == 2
+    with pytest.raises(ExpansionError):
+        list(messages_within(budget, [(None, 0, half)] * 3))
+    reader = SimpleNamespace(chunks={7: _Chunk(lambda data: half)})
+    budget.renew()
+    bound_chunks(reader, budget)
+    for _ in range(2):
+        assert reader.chunks[7].decompressor(b"") is half
+    with pytest.raises(ExpansionError):
+        reader.chunks[7].decompressor(b"")
+
+
+class _Chunk:
+    def __init__(self, decompressor) -> None:
+        self.decompressor = decompressor
+
+    _replace = SimpleNamespace
+
+
+VIEW = """
+DROP TABLE message_definitions;
+CREATE VIEW message_definitions AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)
+SELECT x AS id, '' AS topic_type, '' AS encoding, '' AS encoded_message_definition,
+'' AS type_description_hash FROM c;
+"""
+COMPUTED = """
+DROP TABLE messages;
+CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER,
+data BLOB GENERATED ALWAYS AS (zeroblob(900000000)) VIRTUAL);
+INSERT INTO messages(topic_id, timestamp) VALUES (1, 1);
+"""
+ONE_NUMBER = """
+CREATE TABLE t2 AS SELECT * FROM topics;
+INSERT INTO t2 SELECT * FROM topics;
+DROP TABLE topics;
+ALTER TABLE t2 RENAME TO topics;
+"""
+TRIGGER = "CREATE TRIGGER t AFTER INSERT ON topics BEGIN SELECT 1; END"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (VIEW, "view message_definitions is none of a bag"),
+        (COMPUTED, "has a column that is computed"),
+        (ONE_NUMBER, "two topics have one number"),
+        (TRIGGER, "trigger t is none"),
+    ],
+    ids=["view", "computed", "one number", "trigger"],
+)
+def test_a_database_that_computes_what_is_read(tmp_path: Path, script: str, words: str) -> None:
+    bag = write(tmp_path / "bag", camera(), mcap=False)
+    database = sqlite3.connect(bag / "bag.db3")
+    database.executescript(script)
+    database.close()
+    assert words in refused(bag / "bag.db3")
+    refused(bag)
+
+
+def test_the_qos_in_a_bag_is_not_parsed(tmp_path: Path) -> None:
+    """It is YAML of any size, in a parser of Python."""
+    bag = write(tmp_path / "bag", camera(), mcap=False)
+    database = sqlite3.connect(bag / "bag.db3")
+    database.execute("UPDATE topics SET offered_qos_profiles = '[[[ x'")
+    database.commit()
+    database.close()
+    assert len(open_recording(bag / "bag.db3").frames) == 3
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
 def png(says: tuple[int, int], colour: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -148,6 +264,23 @@ def test_images_whose_header_says_too_much(tmp_path: Path, says: tuple[int, int]
     (tmp_path / "x.png").write_bytes(png(says, 2))
     with pytest.raises(CorruptFrameError, match="its header says"):
         probe_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("head", [b"P5\n8200 8200\n255\n", b"P6\n16000 4200\n255\n"])
+def test_images_of_other_kinds_have_the_same_cap(head: bytes) -> None:
+    with pytest.raises(CorruptFrameError, match="MAX_IMAGE_PIXELS"):
+        decode_image(head + bytes(100), "x")
+
+
+def test_a_video_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(place), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    assert VideoFile(place).size == (64, 48)
+    monkeypatch.setattr("depth_prior_ros.recordings.video.IMAGE_PIXELS", 64 * 48 - 1)
+    with pytest.raises(RecordingError, match="a video of 64x48, 3,071 pixels are the most"):
+        VideoFile(place)
 
 
 def test_an_image_is_a_regular_file(tmp_path: Path) -> None:

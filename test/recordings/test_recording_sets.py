@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from depth_prior_ros.recordings import (
     RecordingError,
     open_recording,
 )
-from depth_prior_ros.recordings.cityscapes import open_cityscapes
+from depth_prior_ros.recordings.calibration import read_calibration
+from depth_prior_ros.recordings.cityscapes import _read_array, open_cityscapes
 from depth_prior_ros.recordings.intrinsics import camera_from_values
 from depth_prior_ros.recordings.make3d import open_make3d, read_matlab
 from depth_prior_ros.recordings.nuscenes import open_nuscenes, project_points
@@ -152,6 +154,41 @@ def test_cityscapes_with_the_published_depth(tmp_path: Path):
     (tmp_path / "gt_depths" / "001_depth.npy").write_bytes(b"rubbish")
     with pytest.raises(CorruptFrameError, match="001_depth"):
         berlin.depth()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros((2, 3, 4)), np.array([["a"]]), np.zeros((2, 2), complex), np.zeros((2, 2), object)],
+    ids=["three axes", "letters", "complex", "objects"],
+)
+def test_an_array_that_is_no_depth(tmp_path: Path, values: np.ndarray):
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(CorruptFrameError, match=r"x\.npy"):
+        _read_array(tmp_path / "x.npy")
+
+
+def test_an_array_whose_header_says_too_much(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 2), np.float32))
+    data = (tmp_path / "x.npy").read_bytes()
+    assert (tmp_path / "x.npy").write_bytes(data.replace(b"(2, 2), }   ", b"(2, 2000000)"))
+    with pytest.raises(CorruptFrameError, match=r"x\.npy"):
+        _read_array(tmp_path / "x.npy")
+
+
+def test_calibrations_of_strangers(tmp_path: Path):
+    """A pipe would be waited for, and brackets by the thousand overflow the parser's stack."""
+    os.mkfifo(tmp_path / "calib.txt")
+    with pytest.raises(RecordingError, match=r"calib\.txt: .*not a regular file"):
+        read_calibration(tmp_path / "calib.txt")
+    write_city(tmp_path, "bonn_0_19")
+    place = tmp_path / "camera" / "test" / "bonn" / "bonn_0_19_camera.json"
+    place.write_text("[" * 100_000)
+    with pytest.raises(RecordingError, match="nested too deep"):
+        open_cityscapes(tmp_path)
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(RecordingError, match="not a regular file"):
+        open_cityscapes(tmp_path)
 
 
 def test_cityscapes_names_what_it_leaves_out(tmp_path: Path):

@@ -64,6 +64,11 @@ def test_the_embedded_drive_has_a_name(
     assert f"{tmp_path / 'strait'}: no such file or folder" in capsys.readouterr().err
 
 
+def test_a_home_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "~nosuchuser/drive.mcap"]) == 1
+    assert "there is no such home folder" in capsys.readouterr().err
+
+
 def test_make_of_a_drive_names_what_it_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from training.loop.progress import StageLog
 from training.prior.reference.files import read_manifest
 from training.recipes.files import load_recipe
 from training.recipes.recipe import RecipeError
+from training.runs.initialise import ImageWeightsError, read_image_weights, start_from
 from training.runs.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,24 @@ def test_a_checkpoint_is_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="not a regular file"):
         load_checkpoint(tmp_path / "c.safetensors", {})
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_image_weights_are_a_regular_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / name)
+    with pytest.raises((ImageWeightsError, RecipeError)):
+        read_image_weights(tmp_path / "folder" / name)
+    with pytest.raises(RecipeError, match="not a regular file"):
+        start_from(tmp_path / "folder" / name, SimpleNamespace(networks={}))
+
+
+def test_image_weights_unpack_to_no_more_than_a_network(tmp_path: Path, monkeypatch) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "w.pth")
+    assert list(read_image_weights(tmp_path / "w.pth")) == ["a"]
+    monkeypatch.setattr("training.runs.initialise.NETWORK_BYTES", 1000)
+    with pytest.raises(ImageWeightsError, match="unpacks to"):
+        read_image_weights(tmp_path / "w.pth")
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

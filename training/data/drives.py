@@ -21,7 +21,7 @@ from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, St
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from depth_prior_ros.recordings.stereo import StereoPairs, open_pairs
 from depth_prior_ros.recordings.video import is_video
-from depth_prior_ros.share import recording_path
+from depth_prior_ros.share import home_path, recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.spans import part_of
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
@@ -182,7 +182,7 @@ def drive_path(root: Path, name: str) -> Path:
     An absolute path is what it is, and the name of an embedded drive (`street`) means that. Where
     nothing lies in any of these places, the one below the data root.
     """
-    below = root / Path(name).expanduser()
+    below = root / home_path(name)
     if below.exists():
         return below
     elsewhere = recording_path(name)

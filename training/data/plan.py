@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from depth_prior_ros.recordings import is_bag
+from depth_prior_ros.share import home_path
 from training.data.drives import drive_path
 from training.data.splits import (
     CameraView,
@@ -87,7 +88,7 @@ def _test_drives(root: Path, data: Data) -> set[DriveKey]:
 
 def _file(root: Path, name: str, key: str) -> Path:
     """A split file: relative to the working directory, else to the data root."""
-    path = Path(name).expanduser()
+    path = home_path(name)
     for candidate in (path, root / path):
         if candidate.is_file():
             return candidate
@@ -134,7 +135,7 @@ def _plan_drive(
 
 def _fitting(root: Path, pattern: str) -> list[Path]:
     """Recordings that fit, below the data root, else below the working directory."""
-    path = Path(pattern).expanduser()
+    path = home_path(pattern)
     starts = [Path(path.anchor)] if path.is_absolute() else [root, Path()]
     relative = str(path.relative_to(path.anchor))
     for start in starts:
@@ -146,7 +147,7 @@ def _fitting(root: Path, pattern: str) -> list[Path]:
 
 def _nowhere(root: Path, name: str) -> str:
     """That a drive is not there, and where it was looked for."""
-    path = Path(name).expanduser()
+    path = home_path(name)
     if path.is_absolute():
         return f"{path} does not exist"
     return (

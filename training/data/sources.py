@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from depth_prior_ros.progress import Progress, quiet
+from depth_prior_ros.share import home_path
 from training.data.drives import (
     DriveFrames,
     add_teacher_images,
@@ -68,7 +69,7 @@ def load_data(
         RecipeError: see `plan_data`; or no triplet is left, which says what was left out.
     """
     plan = plan_data(root, data)
-    cache = Path(data.cache).expanduser() if data.cache else None
+    cache = home_path(data.cache) if data.cache else None
     stores = FrameStores(size, cache, data.memory * 2**20, data.workers)
     last = LastImage() if teacher_size else None
     training, left_out = _load(root, data, plan.training, stores, last, progress)

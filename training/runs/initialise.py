@@ -17,6 +17,7 @@ may be in them.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.share import bundle_path
+from depth_prior_ros.untrusted import NETWORK_BYTES, UntrustedFileError, check_regular
 from training.recipes.base import RecipeError
 
 if TYPE_CHECKING:
@@ -95,8 +97,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        check_regular(path)
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type that torch has not
         raise ImageWeightsError(f"{path}: not readable as safetensors: {error}") from error
 
 
@@ -106,14 +109,28 @@ def _read_pytorch(path: Path) -> Any:
     import torch
 
     try:
+        check_regular(path)
+        _check_packed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ImageWeightsError(
             f"{path}: holds more than tensors, or is damaged, and is not opened (it could run "
             "code); save net.state_dict() alone, best as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ImageWeightsError(f"{path}: not readable as a PyTorch file: {error}") from error
+
+
+def _check_packed(path: Path) -> None:
+    """Raise UntrustedFileError where a file (a zip archive) becomes too large."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > NETWORK_BYTES:
+        raise UntrustedFileError(
+            f"{path}: unpacks to {size:,} bytes, {NETWORK_BYTES:,} are the most"
+        )
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -275,9 +292,10 @@ def start_from(
         RecipeError: the file cannot be read or belongs to other networks.
     """
     try:
+        check_regular(path)
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise RecipeError(f"{key}: checkpoint {path} cannot be read: {error}") from error
     for name, network in system.networks.items():
         prefix = f"net.{name}."

@@ -39,6 +39,7 @@ from depth_prior_ros.bundle.hugging_face import (
 from depth_prior_ros.bundle.manifest import NETWORK_NAMES, validate_manifest
 from depth_prior_ros.bundle.network import Graph, read_graph
 from depth_prior_ros.models.imported import GAUGE_METRES, DepthKind
+from depth_prior_ros.share import home_path
 from depth_prior_ros.untrusted import NETWORK_BYTES, read_file, sha256
 from training.errors import TrainingError
 
@@ -101,7 +102,7 @@ def import_network(request: ImportRequest) -> Bundle:
     if kind not in ("onnx", "hf") or not place:
         raise TrainingError(f"{request.spec}: name a network as hf:FOLDER or onnx:FILE")
     refuse_foreign(request.out)
-    path = Path(place).expanduser()
+    path = home_path(place)
     with staging(request.out) as folder:
         found = (
             _onnx(request, path, folder) if kind == "onnx" else _hugging_face(request, path, folder)

@@ -27,6 +27,7 @@ from depth_prior_ros.recordings import (
 )
 from depth_prior_ros.recordings.folder import is_image_folder
 from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
+from depth_prior_ros.share import home_path
 from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
 from training.evaluation.sets import drive_key, eigen_drive_sets, kitti_2015_set
@@ -210,7 +211,7 @@ class SourcePictures:
         """Where a recording may lie: as the recipe has it, as it is named, anywhere below."""
         if known is not None:
             yield drive_path(self._root or Path(), known.path)
-        path = Path(drive).expanduser()
+        path = home_path(drive)
         if self._root is not None or path.is_absolute():
             yield (self._root or Path()) / path
         if drive_name({"drive": drive}) in self._beside:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import write_bytes
 from depth_prior_ros.sealed import seal, unseal
-from depth_prior_ros.untrusted import read_file
+from depth_prior_ros.untrusted import check_regular, parse_json, read_file
 from training.errors import TrainingError
 
 SCHEMA_VERSION = 1
@@ -256,10 +256,11 @@ def open_shard(path: Path, channels: int, size: int | None = None) -> ShardFile:
 
     try:
         found = path.stat().st_size
+        check_regular(path)
         if size is not None and found != size:
             raise ReferenceSetError(path, f"cut off ({found} of {size} bytes); {_AGAIN}")
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = parse_json(file.metadata()["about"])
             images = {int(number): record for number, record in about["images"].items()}
             key = str(about["key"])
             slices = {name: file.get_slice(name) for name in _DTYPES}

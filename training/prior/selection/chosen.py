@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from depth_prior_ros.atomic_files import write_safetensors
 from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.models.prior_fusion import Prior
+from depth_prior_ros.untrusted import check_regular, parse_json
 from training.errors import TrainingError
 from training.prior.teachers.base import TeacherIdentity
 
@@ -68,8 +69,9 @@ class ChosenPrior:
             TrainingError: it cannot be read.
         """
         try:
+            check_regular(path)
             with safe_open(str(path), framework="pt") as file:
-                about = json.loads((file.metadata() or {})["about"])
+                about = parse_json((file.metadata() or {})["about"])
                 features, inverse, image, pixel = (
                     file.get_tensor(name)
                     for name in ("features", "inverse_depth", "image", "pixel")
