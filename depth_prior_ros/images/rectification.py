@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from depth_prior_ros.geometry.camera import InvalidCameraError
-from depth_prior_ros.images.calibration import EQUIDISTANT, RATIONAL, DistortedCamera
+from depth_prior_ros.images.calibration import (
+    EQUIDISTANT,
+    RATIONAL,
+    Calibration,
+    DistortedCamera,
+)
+from depth_prior_ros.images.encodings import MessageError
+
+_TRIED_WIDTH = 64  # pixels: enough to see whether a rectified image would be empty
 
 
 class Rectifier:
@@ -89,6 +97,30 @@ class LensCorrection:
         return image if self._rectifier is None else self._rectifier.apply(image)
 
 
+def check_calibration(calibration: Calibration, rectify: bool) -> None:
+    """Refuse a calibration that no image could be used with; takes well below a millisecond.
+
+    Args:
+        calibration: as it arrived.
+        rectify: whether its images are rectified with it: otherwise distortion does not matter.
+
+    Raises:
+        MessageError: ``bad_intrinsics`` or ``camera_info_size``, for images of the calibration's
+            own size.
+    """
+    width, height = calibration.width, calibration.height
+    if width < 1 or height < 1:
+        raise MessageError("camera_info_size", f"camera_info says {width}x{height} pixels")
+    calibration.camera(width, height)
+    lens = calibration.lens(width, height) if rectify else None
+    if lens is not None:
+        small = min(width, _TRIED_WIDTH)
+        try:
+            Rectifier(lens.scaled(small, max(1, round(height * small / width))))
+        except InvalidCameraError as error:
+            raise MessageError("bad_intrinsics", f"camera_info: {error}") from error
+
+
 def _is_imaged(model: DistortedCamera) -> npt.NDArray[np.bool_]:
     """(H, W) bool: whether the ray of each rectified pixel is one that the model describes.
 
@@ -105,16 +137,18 @@ def _is_imaged(model: DistortedCamera) -> npt.NDArray[np.bool_]:
 def _turning_angle(model: DistortedCamera) -> float:
     """The angle from the axis, in radians, up to which the image grows with the angle."""
     angles = np.linspace(0.0, np.pi / 2, 4096, endpoint=False)
-    k = [*model.coefficients, *[0.0] * 8]
-    if model.model == EQUIDISTANT:
-        powers = angles**2
-        radius = angles * (1 + powers * (k[0] + powers * (k[1] + powers * (k[2] + powers * k[3]))))
-    else:
-        r = np.tan(angles)
-        r2 = r * r
-        below = 1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])) if model.model == RATIONAL else 1.0
-        radius = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / below
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):  # numbers that no lens has overflow
+        k = [*model.coefficients, *[0.0] * 8]
+        if model.model == EQUIDISTANT:
+            powers = angles**2
+            radius = angles * (
+                1 + powers * (k[0] + powers * (k[1] + powers * (k[2] + powers * k[3])))
+            )
+        else:
+            r = np.tan(angles)
+            r2 = r * r
+            below = 1 + r2 * (k[5] + r2 * (k[6] + r2 * k[7])) if model.model == RATIONAL else 1.0
+            radius = r * (1 + r2 * (k[0] + r2 * (k[1] + r2 * k[4]))) / below
         falling = ~(np.diff(radius) > 0)
     return float(angles[int(np.argmax(falling))]) if falling.any() else float(np.pi / 2)
 

@@ -23,7 +23,11 @@ from depth_prior_ros.geometry.lidar import project_points
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError, check_image, image_size, is_compressed
-from depth_prior_ros.images.rectification import LensCorrection, Rectifier
+from depth_prior_ros.images.rectification import (
+    LensCorrection,
+    Rectifier,
+    check_calibration,
+)
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.motion.transforms import TransformBuffer, TransformError
 from depth_prior_ros.recordings import bag_messages as messages
@@ -182,6 +186,12 @@ def open_bag(
         ) from error
     images = _of_one_size(contents)
     _drop_truth_of_others(contents, images, notes)
+    if len(images) > _TRIED and len({image.stamp for image in images}) == 1:
+        notes.append(
+            f"all images of {chosen.image} have one stamp, {images[0].stamp}: the time of logging "
+            "counts"
+        )
+        images = [replace(image, stamp=image.time) for image in images]
     order = order_stamps([Logged(image.stamp, image.time) for image in images])
     if not order.kept:
         raise RecordingError(f"{bag.path}: no image of {chosen.image} is usable{_why(contents)}")
@@ -190,11 +200,13 @@ def open_bag(
             f"{contents.unstamped} of {len(contents.images)} images of {chosen.image} have no "
             "stamp: the time of logging counts"
         )
+    rectifies = camera is None and rectification_wanted(rectify, chosen.image or "")
     if calibration is None:
-        calibration = _calibration(contents, camera, chosen, images[0].size, bag.path, notes)
+        size = images[0].size
+        calibration = _calibration(contents, camera, chosen, size, rectifies, bag.path, notes)
     lens = None
     try:
-        if camera is None and rectification_wanted(rectify, chosen.image or ""):
+        if rectifies:
             lens = _lens(calibration, images[0].size, chosen, notes)
         fitted = calibration.camera(*images[0].size)
         doubts = calibration.doubts(*images[0].size, chosen.image or "", lens is not None)
@@ -368,10 +380,11 @@ def _calibration(
     camera: Camera | None,
     chosen: BagTopics,
     size: tuple[int, int],
+    rectifies: bool,
     path: Path,
     notes: list[str],
 ) -> Calibration:
-    """The first one that fits the images, of their very size if there is one."""
+    """The first usable one that fits the images, of their very size if there is one."""
     if camera is not None:
         return Calibration.from_camera(camera)
     if not contents.calibrations:
@@ -382,6 +395,7 @@ def _calibration(
     usable, refused = [], ""
     for calibration in contents.calibrations:
         try:
+            check_calibration(calibration, rectifies)
             calibration.camera(*size)
             usable.append(calibration)
         except MessageError as error:

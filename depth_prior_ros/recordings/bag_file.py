@@ -27,6 +27,7 @@ from depth_prior_ros.untrusted import printable
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 _UNFINISHED = ".active"  # what ROS 1's recorder calls a file that it still writes
+_PACKED = (".zstd", ".zst", ".gz", ".bz2", ".xz", ".lz4", ".zip")
 _METADATA = "metadata.yaml"
 _OPENING = threading.Lock()
 
@@ -35,8 +36,18 @@ def is_bag(path: str | Path) -> bool:
     """Whether a path looks like a bag: by its suffix, or a folder with bag files in it."""
     path = Path(path)
     if path.is_dir():
-        return (path / _METADATA).is_file() or bool(bag_files(path))
-    return path.name.lower().removesuffix(_UNFINISHED).endswith(BAG_SUFFIXES)
+        return (path / _METADATA).is_file() or bool(bag_files(path) or _packed(path))
+    return _is_packed(path) or path.name.lower().removesuffix(_UNFINISHED).endswith(BAG_SUFFIXES)
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a file is called like a bag file that was compressed."""
+    suffix = path.suffix.lower()
+    return suffix in _PACKED and path.name.lower().removesuffix(suffix).endswith(BAG_SUFFIXES)
+
+
+def _packed(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_packed(path))
 
 
 def bag_files(folder: Path) -> list[Path]:
@@ -53,6 +64,14 @@ def _stem(path: Path) -> str:
 def _number(path: Path) -> int:
     digits = re.search(r"_([0-9]+)$", path.stem)
     return int(digits[1]) if digits else -1
+
+
+class _LowerCase(type(Path())):  # type: ignore[misc]
+    """A path that is told by its suffix, as FAT cards write it: `DRIVE.MCAP`."""
+
+    @property
+    def suffix(self) -> str:
+        return str(super().suffix.lower())
 
 
 class BagFile:
@@ -97,7 +116,7 @@ class BagFile:
             return
         try:
             found = reader.messages(wanted, start=start, stop=stop)
-            for connection, time, raw in messages_within(reader.budget, found):
+            for connection, time, raw in messages_within(reader.budget, found, reader.is2):
                 yield connection.topic, time, reader.deserialize(raw, connection.msgtype)
         except Exception as error:
             raise RecordingError(f"{self.path}: damaged ({error})") from error
@@ -126,6 +145,8 @@ class BagFile:
             raise RecordingError(
                 f"{self.path}: its recording was not finished; `rosbag reindex` makes it readable"
             )
+        if _is_packed(self.path):
+            raise RecordingError(_unpack_first(self.path, self.path))
         readable = check_bag(self.path)
         if not self.path.is_dir():
             return _open_files([self.path], self.path)
@@ -149,12 +170,22 @@ class BagFile:
     def _files(self) -> list[Path]:
         """The bag files of a folder, where they are one recording; raises RecordingError."""
         files = bag_files(self.path)
+        if not files and (packed := _packed(self.path)):
+            raise RecordingError(_unpack_first(self.path, packed[0]))
         if len({_stem(file) for file in files}) > 1:
             names = ", ".join(file.name for file in files[:6]) + (", ..." if files[6:] else "")
             raise RecordingError(
                 f"{self.path}: several bags and no {_METADATA} in it; name one of them: {names}"
             )
         return files
+
+
+def _unpack_first(path: Path, packed: Path) -> str:
+    how = "zstd -d" if packed.suffix.startswith(".zst") else "unpack"
+    return (
+        f"{path}: {packed.name} is compressed, and there is no {_METADATA} that says so: unpack it "
+        f"first ({how} {packed.name})"
+    )
 
 
 def _counted(connections: Iterator[Any]) -> dict[str, tuple[str, int]]:
@@ -172,6 +203,7 @@ def _open_files(paths: list[Path], name: Path) -> Any:
 
     usual = get_typestore(Stores.ROS2_HUMBLE)
     try:
+        paths = [_LowerCase(path) for path in paths]
         reader = AnyReader(paths, default_typestore=usual)
         if reader.is2:
             reader.readers = [_tolerant_reader()(path) for path in paths]

@@ -71,7 +71,8 @@ def choose_topics(
         if topic is not None and topic not in there:
             raise RecordingError(f"{path}: no topic {topic}. {listing(there)}")
     notes: list[str] = []
-    image = wanted.image or _find_image(there, unreadable, path, notes)
+    pictures = {t: v for t, v in there.items() if t not in (wanted.depth, wanted.moving)}
+    image = wanted.image or _find_image(pictures, unreadable, path, notes)
     info = wanted.camera_info or _find_info(there, image, notes)
     moving = (
         MOVING_TOPIC if there.get(MOVING_TOPIC, ("", 0))[0] in (IMAGE, COMPRESSED_IMAGE) else None

@@ -30,6 +30,8 @@ from depth_prior_ros.untrusted import (
     printable,
 )
 
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
 
 class ExpansionError(ValueError):
     """Compressed data that become larger than a cap."""
@@ -47,7 +49,7 @@ def check_bag(path: Path) -> bool:
             check_regular(path)
             return True
         for file in path.iterdir():
-            if file.suffix in (".mcap", ".db3", ".zstd", ".bag"):
+            if file.suffix.lower() in (".mcap", ".db3", ".zstd", ".bag"):
                 check_regular(file)
         metadata = path / "metadata.yaml"
         content = strict_yaml.read(metadata) if metadata.exists() else None
@@ -92,12 +94,18 @@ class Budget:
             raise ExpansionError(f"its messages become larger than {self._limit:,} bytes")
 
 
-def messages_within(budget: Budget, messages: Iterable[Any]) -> Iterator[Any]:
-    """(connection, time, bytes) of a pass; raises ExpansionError."""
+def messages_within(
+    budget: Budget, messages: Iterable[tuple[Any, int, bytes]], is2: bool
+) -> Iterator[tuple[Any, int, bytes]]:
+    """(connection, time, bytes) of a pass; raises ExpansionError.
+
+    Of ROS 2 (is2) a message may still be compressed, where the metadata are lost that say so.
+    """
     budget.renew()
-    for entry in messages:
-        budget.take(len(entry[2]))
-        yield entry
+    for connection, time, raw in messages:
+        unpacked = _zstd(raw) if is2 and raw[:4] == _ZSTD else raw  # CDR begins with a zero
+        budget.take(len(unpacked))
+        yield connection, time, unpacked
 
 
 def bound_chunks(reader: Any, budget: Budget) -> None:

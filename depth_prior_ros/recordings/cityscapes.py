@@ -258,7 +258,7 @@ def _read_array(file: Path) -> NDArray[np.float32]:
         check_regular(file)
         # Mapped: a header that says more than the file has is an error, and takes no memory.
         depth = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # its header is a piece of Python, with that parser's errors
         raise CorruptFrameError(f"{file}: cannot be read ({error})") from error
     if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind not in "fiu":
         raise CorruptFrameError(f"{file}: it is no depth image")

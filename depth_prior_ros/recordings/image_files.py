@@ -110,6 +110,10 @@ def _decode(data: bytes, what: str) -> NDArray:
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in error.err:
+            raise CorruptFrameError(
+                f"{what}: its header says more than {IMAGE_PIXELS:,} pixels"
+            ) from error
         raise CorruptFrameError(f"{what}: cannot be decoded ({error.err})") from error
     if decoded is None:
         raise CorruptFrameError(f"{what}: cannot be decoded, no image that OpenCV reads")

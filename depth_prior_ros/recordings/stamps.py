@@ -18,6 +18,7 @@ from typing import NamedTuple
 from depth_prior_ros.recordings.base import Skipped
 
 NANOSECONDS = 1_000_000_000
+_FAR_AHEAD = 2 * NANOSECONDS
 # More missing frames than this are told as a time.
 _COUNTED = 1000
 
@@ -66,14 +67,7 @@ def order_stamps(entries: Sequence[Logged]) -> StampOrder:
         elif (following := _following(entries, position, offset)) is None or following > newest:
             order.skipped.append(Skipped(what, f"its stamp {raw} runs backwards"))
         elif _is_ahead(order, stamp):
-            ahead = order.kept.pop()
-            seconds = (order.stamps.pop() - stamp) / NANOSECONDS
-            order.skipped.append(
-                Skipped(
-                    f"image logged at {entries[ahead].time}",
-                    f"its stamp {entries[ahead].stamp} lies {seconds:.1f} s ahead of what follows",
-                )
-            )
+            _leave_out_newest(order, entries, stamp, "what follows")
             _keep(order, position, stamp)
         else:
             offset += newest - stamp + _elapsed(order, entries, position)
@@ -86,6 +80,7 @@ def order_stamps(entries: Sequence[Logged]) -> StampOrder:
             order._moved_on.append(offset)
             order.gaps.add(len(order.kept))
             _keep(order, position, raw + offset)
+    _leave_out_last(order, entries)
     return order
 
 
@@ -106,6 +101,35 @@ def number_frames(order: StampOrder) -> list[int]:
 def _keep(order: StampOrder, position: int, stamp: int) -> None:
     order.kept.append(position)
     order.stamps.append(stamp)
+
+
+def _leave_out_newest(
+    order: StampOrder, entries: Sequence[Logged], expected: int, what: str
+) -> None:
+    ahead = order.kept.pop()
+    seconds = (order.stamps.pop() - expected) / NANOSECONDS
+    order.skipped.append(
+        Skipped(
+            f"image logged at {entries[ahead].time}",
+            f"its stamp {entries[ahead].stamp} lies {seconds:.1f} s ahead of {what}",
+        )
+    )
+
+
+def _leave_out_last(order: StampOrder, entries: Sequence[Logged]) -> None:
+    """The last image has none that follows: whether it lies ahead the time of logging tells, where
+    it went with the stamps before."""
+    last = len(order.kept) - 1
+    if last < 2 or last in order.gaps:
+        return
+
+    def ahead(i: int) -> int:
+        logged = entries[order.kept[i]].time - entries[order.kept[i - 1]].time
+        return order.stamps[i] - order.stamps[i - 1] - logged
+
+    if ahead(last) > _FAR_AHEAD >= ahead(last - 1):
+        expected = order.stamps[last] - ahead(last)
+        _leave_out_newest(order, entries, expected, "the time of logging")
 
 
 def _following(entries: Sequence[Logged], position: int, offset: int) -> int | None:

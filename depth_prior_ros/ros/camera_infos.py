@@ -16,8 +16,6 @@ from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.images.rectification import Rectifier
 
-_TRIED_WIDTH = 64  # pixels: enough to see whether a rectified image would be empty
-
 
 class CameraModels:
     """Cameras and rectifiers by calibration and size of the image.
@@ -64,29 +62,6 @@ class CameraModels:
                 self._models.popitem(last=False)
         self._models.move_to_end(key)
         return model
-
-
-def check_calibration(calibration: Calibration, rectify: bool) -> None:
-    """Refuse a calibration that no image could be used with; takes well below a millisecond.
-
-    Args:
-        calibration: as it arrived.
-        rectify: whether its images are rectified with it: otherwise distortion does not matter.
-
-    Raises:
-        MessageError: as :meth:`CameraModels.of`, for images of the calibration's own size.
-    """
-    width, height = calibration.width, calibration.height
-    if width < 1 or height < 1:
-        raise MessageError("camera_info_size", f"camera_info says {width}x{height} pixels")
-    calibration.camera(width, height)
-    lens = calibration.lens(width, height) if rectify else None
-    if lens is not None:
-        small = min(width, _TRIED_WIDTH)
-        try:
-            Rectifier(lens.scaled(small, max(1, round(height * small / width))))
-        except InvalidCameraError as error:
-            raise MessageError("bad_intrinsics", f"camera_info: {error}") from error
 
 
 def camera_info(calibration: Calibration, header: Header) -> CameraInfo:

@@ -17,6 +17,7 @@ from typing import Any
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import MessageError
+from depth_prior_ros.images.rectification import check_calibration
 from depth_prior_ros.motion.gate import Motion, Source
 from depth_prior_ros.motion.history import (
     Speed,
@@ -25,7 +26,6 @@ from depth_prior_ros.motion.history import (
     with_speed_of_poses,
 )
 from depth_prior_ros.motion.odometry import CameraMount, OdometryReading, Trajectory
-from depth_prior_ros.ros.camera_infos import check_calibration
 
 NANOSECONDS = 1_000_000_000
 
@@ -105,7 +105,7 @@ class Inputs:
         """Store a calibration; of every image size the newest is kept, for a few sizes.
 
         Raises:
-            MessageError: as `camera_infos.check_calibration`, for one that no image could be used
+            MessageError: as `check_calibration`, for one that no image could be used
                 with; it is not stored, so that it does not replace a good one.
         """
         calibration = Calibration.from_message(message)

@@ -20,12 +20,11 @@ from std_msgs.msg import Header
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images.calibration import Calibration, read_distortion, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError
-from depth_prior_ros.images.rectification import Rectifier
+from depth_prior_ros.images.rectification import Rectifier, check_calibration
 from depth_prior_ros.ros.camera_infos import (
     CameraModels,
     camera_info,
     camera_info_of,
-    check_calibration,
 )
 
 read = Calibration.from_message

@@ -172,9 +172,9 @@ def test_messages_and_chunks_within_a_budget() -> None:
     budget = Budget(0)
     half = bytes(CHUNK_BYTES // 2)
     for _ in range(2):  # each pass anew
-        assert len(list(messages_within(budget, [(None, 0, half)] * 2))) == 2
+        assert len(list(messages_within(budget, [(None, 0, half)] * 2, True))) == 2
     with pytest.raises(ExpansionError):
-        list(messages_within(budget, [(None, 0, half)] * 3))
+        list(messages_within(budget, [(None, 0, half)] * 3, True))
     reader = SimpleNamespace(chunks={7: _Chunk(lambda data: half)})
     budget.renew()
     bound_chunks(reader, budget)
@@ -268,7 +268,7 @@ def test_images_whose_header_says_too_much(tmp_path: Path, says: tuple[int, int]
 
 @pytest.mark.parametrize("head", [b"P5\n8200 8200\n255\n", b"P6\n16000 4200\n255\n"])
 def test_images_of_other_kinds_have_the_same_cap(head: bytes) -> None:
-    with pytest.raises(CorruptFrameError, match="MAX_IMAGE_PIXELS"):
+    with pytest.raises(CorruptFrameError, match="more than 67,108,864 pixels"):
         decode_image(head + bytes(100), "x")
 
 
