@@ -186,20 +186,10 @@ def open_bag(
         ) from error
     images = _of_one_size(contents)
     _drop_truth_of_others(contents, images, notes)
-    if len(images) > _TRIED and len({image.stamp for image in images}) == 1:
-        notes.append(
-            f"all images of {chosen.image} have one stamp, {images[0].stamp}: the time of logging "
-            "counts"
-        )
-        images = [replace(image, stamp=image.time) for image in images]
+    images = _with_stamps(contents, images, chosen, notes)
     order = order_stamps([Logged(image.stamp, image.time) for image in images])
     if not order.kept:
         raise RecordingError(f"{bag.path}: no image of {chosen.image} is usable{_why(contents)}")
-    if contents.unstamped:
-        notes.append(
-            f"{contents.unstamped} of {len(contents.images)} images of {chosen.image} have no "
-            "stamp: the time of logging counts"
-        )
     rectifies = camera is None and rectification_wanted(rectify, chosen.image or "")
     if calibration is None:
         size = images[0].size
@@ -369,6 +359,21 @@ def _of_one_size(contents: _Contents) -> list[_Place]:
             why = f"{image.size[0]}x{image.size[1]}, the others are {width}x{height}"
             contents.skipped.append(Skipped(f"image logged at {image.time}", why))
     return kept
+
+
+def _with_stamps(
+    contents: _Contents, images: list[_Place], chosen: BagTopics, notes: list[str]
+) -> list[_Place]:
+    """The images; where their clock was never set or never moves, by the time of logging."""
+    if contents.unstamped:
+        notes.append(
+            f"{contents.unstamped} of {len(contents.images)} images of {chosen.image} have no "
+            "stamp: the time of logging counts"
+        )
+    if len(images) <= _TRIED or len({image.stamp for image in images}) > 1:
+        return images
+    notes.append(f"all images of {chosen.image} have one stamp: the time of logging counts")
+    return [replace(image, stamp=image.time) for image in images]
 
 
 def _why(contents: _Contents) -> str:
