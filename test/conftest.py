@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import depth_prior_ros  # noqa: F401 - before a test loads OpenCV, whose limit it sets
+
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline

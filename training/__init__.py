@@ -1,1 +1,3 @@
 """Offline training: recordings in, bundles out."""
+
+import depth_prior_ros  # noqa: F401 - before OpenCV is loaded, whose limit it sets

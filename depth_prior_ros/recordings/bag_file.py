@@ -160,10 +160,9 @@ class BagFile:
             return _open_files([self.path], self.path)
         except RecordingError:
             # Renamed files, foreign channels, metadata that the recorder had no time to write.
-            files = self._files()
-            if not files:
+            if not bag_files(self.path):
                 raise
-            reader = _open_files(files, self.path)
+            reader = _open_files(self._files(), self.path)
             self.notes.append(f"{_METADATA} is not usable: the bag files beside it are read")
             return reader
 
