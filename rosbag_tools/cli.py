@@ -57,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     own, ros = _split(arguments)
-    parsed = build_parser().parse_args(own, argparse.Namespace(arguments=own, ros_arguments=ros))
-    command: Callable[[argparse.Namespace], int | None] = parsed.run
+    given = argparse.Namespace(arguments=own, ros_arguments=ros)
     try:
+        parsed = build_parser().parse_args(own, given)  # paths are resolved here
+        command: Callable[[argparse.Namespace], int | None] = parsed.run
         return command(parsed) or 0
     except KeyboardInterrupt:
         print("depth_bag: interrupted", file=sys.stderr)

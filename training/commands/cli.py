@@ -565,15 +565,8 @@ def _is_plain(error: Exception) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `depth_train`; returns the exit status (1: failed, 2: wrong usage)."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse takes no overrides behind an option: depth_train run FILE --out DIR seed=2
-    takes = hasattr(arguments, "overrides")
-    if rest and (not takes or any("=" not in r or r[0] == "-" for r in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
     try:
+        arguments = _parse(argv)  # paths are resolved here
         return int(arguments.handler(arguments))
     except KeyboardInterrupt as stop:
         what = str(stop) or "the same command resumes a run"
@@ -585,6 +578,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"depth_train: error: {printable_lines(error)}", file=sys.stderr)
         return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes no overrides behind an option: depth_train run FILE --out DIR seed=2
+    takes = hasattr(arguments, "overrides")
+    if rest and (not takes or any("=" not in r or r[0] == "-" for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 if __name__ == "__main__":
