@@ -31,6 +31,7 @@ TENSOR_NUMBERS = 1 << 28
 
 IMAGE_PIXELS = 1 << 26  # an image that is decoded, 67 megapixels
 IMAGE_FILE_BYTES = 1 << 28
+VIDEO_FRAMES = 1 << 21  # 19 hours at 30 a second
 CHUNK_BYTES = 1 << 28  # one chunk of a bag, unpacked
 FILE_BYTES = 1 << 34  # a bag file, unpacked to the temporary folder
 FILE_EXPANSION = 64  # how many times larger it may become

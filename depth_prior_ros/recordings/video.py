@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.recordings.base import CorruptFrameError, RecordingError
-from depth_prior_ros.untrusted import IMAGE_PIXELS
+from depth_prior_ros.untrusted import IMAGE_PIXELS, VIDEO_FRAMES
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+_LEAST_BYTES = 8  # of a frame: an entry of an index
 # Up to here it is quicker to read on than to look for the frame.
 _READ_ON = 60
 
@@ -48,6 +49,12 @@ class VideoFile:
         self.size = width, height
         if min(self.count, width, height) < 1 or not (math.isfinite(self.rate) and self.rate > 0):
             raise RecordingError(f"{path}: a video without frames that OpenCV can read")
+        most = min(VIDEO_FRAMES, self.path.stat().st_size // _LEAST_BYTES)
+        if self.count > most:
+            raise RecordingError(
+                f"{path}: its header says {self.count:,} frames; a file of its size has at most "
+                f"{most:,}"
+            )
         if width * height > IMAGE_PIXELS:
             raise RecordingError(
                 f"{path}: a video of {width}x{height}, {IMAGE_PIXELS:,} pixels are the most"

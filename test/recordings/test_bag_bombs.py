@@ -283,6 +283,20 @@ def test_a_video_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         VideoFile(place)
 
 
+def test_a_video_whose_header_says_too_many_frames(tmp_path: Path) -> None:
+    place = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(place), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    data = bytearray(place.read_bytes())
+    for head, field in ((b"avih", 16), (b"strh", 32)):
+        at = data.index(head) + 8 + field
+        data[at : at + 4] = struct.pack("<I", 2**31 - 1)
+    place.write_bytes(data)
+    with pytest.raises(RecordingError, match=r"its header says 2,147,483,647 frames"):
+        VideoFile(place)
+
+
 def test_an_image_is_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(CorruptFrameError, match="not a regular file"):
