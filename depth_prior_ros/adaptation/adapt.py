@@ -223,6 +223,11 @@ def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyfr
 
 def check_student(bundle: Bundle) -> None:
     """Raise AdaptationError where the bundle's student takes no numbers."""
+    if bundle.manifest.network is not None:
+        raise AdaptationError(
+            f"{bundle.path}: an imported network takes no numbers of its camera, so nothing can be "
+            "fitted; scale.mode camera_height or odometry finds its metres while it drives"
+        )
     if not bundle.manifest.architecture.student.get("camera_code"):
         raise AdaptationError(
             f"{bundle.path}: this student is not told its camera, so nothing can be fitted; train "

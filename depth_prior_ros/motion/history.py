@@ -49,6 +49,7 @@ def motion_with(
     previous: int | None,
     mount: CameraMount,
     max_age: float,
+    before: CameraMount | None = None,
 ) -> Motion:
     """A speed with the way since the frame before, from the poses or else from the course.
 
@@ -59,16 +60,17 @@ def motion_with(
         previous: of the frame before; None: the way is not asked for.
         mount: where the camera sits.
         max_age: seconds between a stamp and the poses that tell of it.
+        before: where it sat at the frame before, if elsewhere.
     """
     if previous is None:
         return Motion(speed.value, speed.source)
-    pose = trajectory.camera_step(previous, stamp, mount, max_age)
+    pose = trajectory.camera_step(previous, stamp, mount, max_age, before)
     seconds = (stamp - previous) / _NANOSECONDS
     # Odometry of speeds alone may leave its poses at the origin.
     stands = pose is not None and not np.abs(pose - np.eye(4)).max() > _STILL
     if speed.course is not None and (pose is None or (stands and speed.value)):
         along = _along(speed.course, seconds, max_age)
-        pose = None if along is None else mount.step(along)
+        pose = None if along is None else mount.step(along, before)
     if pose is None:
         return Motion(speed.value, speed.source)
     return Motion(speed.value, speed.source, pose, previous)

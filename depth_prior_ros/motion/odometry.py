@@ -75,10 +75,14 @@ class CameraMount:
         result[:3, 3] = (self.x, self.y, self.z)
         return result
 
-    def step(self, base_step: Transform) -> Transform:
-        """The camera's motion (optical frame) of the vehicle's motion; previous_from_current."""
+    def step(self, base_step: Transform, before: CameraMount | None = None) -> Transform:
+        """The camera's motion (optical frame) of the vehicle's motion; previous_from_current.
+
+        before: the mount at the previous frame, of a camera that moves on its vehicle.
+        """
         mount = self.matrix()
-        return rigid_inverse(mount) @ base_step @ mount
+        earlier = mount if before is None else before.matrix()
+        return rigid_inverse(earlier) @ base_step @ mount
 
 
 class Trajectory:
@@ -216,11 +220,19 @@ class Trajectory:
         return rigid_inverse(before) @ after
 
     def camera_step(
-        self, previous_ns: int, current_ns: int, mount: CameraMount, max_age: float = 0.5
+        self,
+        previous_ns: int,
+        current_ns: int,
+        mount: CameraMount,
+        max_age: float = 0.5,
+        before: CameraMount | None = None,
     ) -> Transform | None:
-        """The camera's motion between two stamps; as :meth:`step`, in the optical frame."""
+        """The camera's motion between two stamps; as :meth:`step`, in the optical frame.
+
+        mount, before: at the current stamp and, where that was another one, at the previous stamp.
+        """
         step = self.step(previous_ns, current_ns, max_age)
-        return step if step is None or self.is_optical else mount.step(step)
+        return step if step is None or self.is_optical else mount.step(step, before)
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class Inputs:
         wait: float,
         previous: int | None = None,
         mount: CameraMount | None = None,
+        mount_before: CameraMount | None = None,
     ) -> Motion | None:
         """How the vehicle moves at ``stamp``: the nearest speed, and the way since a frame before.
 
@@ -222,13 +223,13 @@ class Inputs:
             wait: seconds.
             previous: stamp of the frame before; None: the way is not asked for.
             mount: where the camera sits, for the way.
+            mount_before: where it sat at the frame before, if elsewhere.
         """
         speed = self._speed_at(stamp, max_age, wait)
         if speed is None:
             return None
-        return motion_with(
-            speed, self._trajectory, stamp, previous, mount or CameraMount(), max_age
-        )
+        mount = mount or CameraMount()
+        return motion_with(speed, self._trajectory, stamp, previous, mount, max_age, mount_before)
 
     def _speed_at(self, stamp: int, max_age: float, wait: float) -> Speed | None:
         with self._changed:

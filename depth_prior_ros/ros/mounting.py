@@ -91,6 +91,22 @@ class Mounting:
         self.text = "; ".join([f"{self.newest.camera}", *self.buffer.doubts])
         return self.newest
 
+    def mounts_of_way(
+        self, frame: str, before_ns: int, sight: MountSight | None
+    ) -> tuple[CameraMount, CameraMount] | None:
+        """The mounts of an image and of the frame before, for the camera's way between the two.
+
+        sight: of the image. None where tf is to tell and does not: what odometry says of the
+        vehicle is then no motion of the camera.
+        """
+        if (told := told_mount(self.settings)) is not None:
+            return told, told
+        try:
+            earlier = self.buffer.lookup(self.settings.tf_base_frame, frame, before_ns)
+        except TransformError:
+            return None
+        return None if sight is None else (mount_of(self.settings, sight), CameraMount.of(earlier))
+
     def _as_told(self, camera: MountedCamera) -> MountedCamera:
         s = self.settings
         pitch = s.road.pitch if s.scale_camera_pitch_deg else camera.pitch
@@ -123,12 +139,18 @@ class TfSubscriptions:
         self._all = []
 
 
-def mount_of(settings: Settings, sight: MountSight | None) -> CameraMount:
-    """The mount that turns odometry into the camera's motion: parameters go before tf."""
+def told_mount(settings: Settings) -> CameraMount | None:
+    """The mount that parameters tell; None where they tell none."""
     s = settings
     told = (s.mount_x, s.mount_y, s.mount_z, s.mount_roll, s.mount_pitch, s.mount_yaw)
-    if any(told) or sight is None:
-        return CameraMount(*told)
+    return CameraMount(*told) if any(told) else None
+
+
+def mount_of(settings: Settings, sight: MountSight | None) -> CameraMount:
+    """The mount that turns odometry into the camera's motion: parameters go before tf."""
+    told = told_mount(settings)
+    if told is not None or sight is None:
+        return told or CameraMount()
     return CameraMount.of(sight.base_from_optical)
 
 

@@ -28,7 +28,6 @@ from depth_prior_ros.ros.messages import (
 )
 from depth_prior_ros.ros.mounting import Mounting, MountSight, mount_of, road_of
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.scale import AffineScale, CameraHeightScale
 
 if TYPE_CHECKING:
     from depth_prior_ros.geometry.camera import Camera
@@ -221,7 +220,7 @@ class FrameWorker:
             self._adapter.meet(self._pipeline, camera)
             self._keeper.begin(self._pipeline, camera)
         mount = self._look_up_mount(message.header.frame_id, arrival.stamp)
-        motion = self._motion(arrival.stamp, mount)
+        motion = self._motion(arrival.stamp, message.header.frame_id, mount)
         taken = time.monotonic()
         image = image_to_rgb(message)
         outside = None
@@ -267,16 +266,22 @@ class FrameWorker:
             return None
         self._mounting.settings = self._settings
         mount = self._mounting.at(frame, stamp)
-        scale = self._pipeline.scale
-        if isinstance(scale, (AffineScale, CameraHeightScale)):
-            road, height = road_of(self._settings, mount)
-            scale.mount(height or None, road)
+        road, height = road_of(self._settings, mount)
+        self._pipeline.scale.mount(height or None, road)
         return mount
 
-    def _motion(self, stamp: int, sight: MountSight | None) -> Motion | None:
+    def _motion(self, stamp: int, frame: str, sight: MountSight | None) -> Motion | None:
         s = self._settings
         if s.motion_source == "image":
             return None
-        mount = mount_of(s, sight)
         previous = self._pipeline.previous_stamp_ns
-        return self._inputs.motion_at(stamp, s.odometry_max_age, s.sync_wait, previous, mount)
+        mount = before = mount_of(s, sight)
+        if self._mounting is not None and previous is not None:
+            mounts = self._mounting.mounts_of_way(frame, previous, sight)
+            if mounts is None:
+                previous = None
+            else:
+                mount, before = mounts
+        return self._inputs.motion_at(
+            stamp, s.odometry_max_age, s.sync_wait, previous, mount, before
+        )

@@ -56,6 +56,9 @@ class Measure(Protocol):
 
     mode: ScaleMode
 
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """See `Scale.mount`."""
+
     def __call__(self, sight: ScaleSight) -> Line:
         """1/m = gain w + offset. Raises NothingMeasuredError."""
 
@@ -71,7 +74,7 @@ class RoadLine:
         self._road = road or RoadSettings()
 
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
-        """See `CameraHeightScale.mount`."""
+        """See `Measure`."""
         self.camera_height, self._road = camera_height, road
 
     def __call__(self, sight: ScaleSight) -> Line:
@@ -94,6 +97,9 @@ class TrackedLine:
 
     def __init__(self) -> None:
         self._tracker = PointTracker()
+
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """Of no use."""
 
     def __call__(self, sight: ScaleSight) -> Line:
         """See `Measure`."""
@@ -175,9 +181,8 @@ class AffineScale(MeasuredScale):
         super().__init__(FixedScale(near, start.factor.source), settings)
 
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
-        """How the camera is mounted from the next frame on, where the road is what is measured."""
-        if isinstance(self._take, RoadLine):
-            self._take.mount(camera_height, road)
+        """See `Scale.mount`."""
+        self._take.mount(camera_height, road)
 
     def _see(self, sight: ScaleSight) -> None:
         if sight.inverse_units is not None and not self._chain.follow(sight.inverse_units):

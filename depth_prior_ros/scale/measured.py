@@ -91,6 +91,9 @@ class MeasuredScale:
                 self._filter.advance(seconds, sample.factor, sample.weight)
             self._status = self._describe(self._why)
 
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """See `Scale.mount`; of no use to most."""
+
     def reset(self) -> None:
         """Begin anew with the factor that was given at the start."""
         with self._lock:
@@ -188,7 +191,7 @@ class CameraHeightScale(MeasuredScale):
         super().__init__(start, settings)
 
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
-        """How the camera is mounted from the next frame on; None: not known, nothing measured."""
+        """See `Scale.mount`; while the height is not known nothing is measured."""
         self.camera_height, self._road = camera_height, road
 
     def _measure(self, sight: ScaleSight) -> Sample:

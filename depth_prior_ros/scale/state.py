@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.scale.road import RoadSettings
 
 ScaleMode = Literal["auto", "fixed", "camera_height", "odometry", "none"]
 ScaleState = Literal["fixed", "searching", "measured", "held", "none"]
@@ -129,6 +130,12 @@ class Scale(Protocol):
     def observe(self, sight: ScaleSight) -> None:
         """Learn from a frame. Never raises for bad values: those are left out."""
 
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """How the camera is mounted from the next frame on; height (metres) None: not known.
+
+        Of no use to a scale that does not rest on the road.
+        """
+
     def reset(self) -> None:
         """Begin anew with the factor that was given at the start."""
 
@@ -171,6 +178,9 @@ class FixedScale:
 
     def observe(self, sight: ScaleSight) -> None:
         """Nothing to learn."""
+
+    def mount(self, camera_height: float | None, road: RoadSettings) -> None:
+        """Of no use."""
 
     def reset(self) -> None:
         """Nothing to forget."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib import util
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from ros_helpers import (
 from rosbags.typesys import Stores, get_typestore
 from std_msgs.msg import Header
 
-from depth_prior_ros.motion.odometry import CameraMount
+from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.motion.history import Speed, motion_with
+from depth_prior_ros.motion.odometry import CameraMount, Trajectory
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
 from depth_prior_ros.ros.mounting import MISSING, Mounting, mount_of, road_of, tf_message
@@ -153,6 +156,37 @@ def test_metres_and_road_by_tf_against_exact_depth(pan: float) -> None:
     assert np.median(np.abs(heights)) < 0.05
     assert np.median(tilts) < 1.3  # the lane's own camber is 1.1 degrees
     assert not refused
+
+
+def test_odometry_of_a_panning_camera_has_the_mount_of_either_frame() -> None:
+    """The vehicle's poses and the pan by tf make the camera's own motion, exactly."""
+    spec = DriveSpec(frames=6, rate=10.0, camera_pitch_deg=6.0, camera_height=1.45, stop=False)
+    drive = PanningDrive(size=(160, 48), supersample=1, spec=spec, pan_deg=40.0)
+    mounts, vehicle = mounting([]), Trajectory()
+    for frame in drive.frames:
+        matrix = drive.mount_at((frame.stamp_ns - drive.frames[0].stamp_ns) * 1e-9)
+        mounts.heard(message("base_link", "camera", matrix, frame.stamp_ns), static=False)
+        base = frame.pose @ rigid_inverse(matrix)
+        vehicle.add(frame.stamp_ns, base[:3, 3], quaternion(base[:3, :3]))
+    speed = Speed(0, 7.0, "odometry", (7.0, 0.0))
+    for before, frame in pairwise(drive.frames):
+        sight = mounts.at("camera", frame.stamp_ns)
+        mount, earlier = mounts.mounts_of_way("camera", before.stamp_ns, sight)
+        span = frame.stamp_ns, before.stamp_ns
+        found = motion_with(speed, vehicle, *span, mount, 0.5, earlier).pose
+        expected = rigid_inverse(before.pose) @ frame.pose
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+        # With one mount for both frames the pan would be missing.
+        assert np.abs(motion_with(speed, vehicle, *span, mount, 0.5).pose - expected).max() > 0.03
+        by_twist = motion_with(speed, Trajectory(), *span, mount, 0.5, earlier).pose
+        assert by_twist is not None
+        np.testing.assert_allclose(by_twist[:3, :3], expected[:3, :3], atol=0.01)
+    drive.close()
+    # What tf does not know is no motion of the camera; what parameters tell needs no tf.
+    assert mounts.mounts_of_way("camera", 1, sight) is None
+    assert mounts.mounts_of_way("camera", before.stamp_ns, None) is None
+    told = mounting([], mount_yaw=1.0).mounts_of_way("camera", 1, None)
+    assert told == (CameraMount(yaw=1.0), CameraMount(yaw=1.0))
 
 
 def test_where_tf_is_missing_late_or_loops_the_node_says_so_and_goes_on() -> None:

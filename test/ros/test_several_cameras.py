@@ -11,8 +11,22 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
+from geometry_msgs.msg import Quaternion, Transform, TransformStamped, Vector3
 from helpers import make_tiny_bundle
-from ros_helpers import STEP, NodeProcess, Peer, view, wait_until
+from ros_helpers import (
+    FRAME,
+    LATCHED,
+    RELIABLE,
+    STEP,
+    NodeProcess,
+    Peer,
+    nanoseconds_of,
+    view,
+    wait_until,
+)
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 
 from depth_prior_ros.ros import launch_arguments
 
@@ -34,6 +48,10 @@ def cameras_file(folder: Path, *lines: str, bundle: Path | str = "lite") -> Path
     return path
 
 
+def listener_count(peer: Peer, output: str) -> str | None:
+    return peer.status().get(f"subscribers.{output}")
+
+
 def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_path):
     above = f"/robot_{uuid.uuid4().hex[:8]}"
     lines = {
@@ -42,7 +60,10 @@ def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_p
         for name in ("front", "rear")
     }
     file = cameras_file(
-        tmp_path, lines["front"] + "}", lines["rear"] + ", max_depth_m: 1.5}", bundle=bundle
+        tmp_path,
+        lines["front"] + "}",
+        lines["rear"] + ", max_depth_m: 1.5, camera_height: 1.5}",
+        bundle=bundle,
     )
     code = (
         "import sys; from depth_prior_ros.ros.node import main; "
@@ -61,9 +82,73 @@ def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_p
         assert near.data != far.data
         wait_until(lambda: left.status().get("inferred") == "1", "the first camera's count")
         wait_until(lambda: right.status().get("inferred") == "1", "that of the second")
+        # One of them pauses and has listeners of its own; the other one knows nothing of either.
+        assert left.call(SetBool, "depth_node/enable", SetBool.Request(data=False)).success
+        clouds = []
+        right.node.create_subscription(PointCloud2, "depth/obstacles", clouds.append, RELIABLE)
+        wait_until(lambda: listener_count(right, "obstacles") == "1", "the node to see a listener")
+        left.send(view(), 3 * STEP)
+        right.send(view(1), 4 * STEP)
+        assert right.answer(4 * STEP).data == near.data
+        wait_until(lambda: clouds, "its obstacles")
+        assert nanoseconds_of(clouds[0].header.stamp) == 4 * STEP
+        assert (left.status()["enabled"], right.status()["enabled"]) == ("false", "true")
+        assert listener_count(left, "obstacles") == "0"
+        assert left.call(SetBool, "depth_node/enable", SetBool.Request(data=True)).success
+        left.send(view(), 5 * STEP)
+        assert left.answer(5 * STEP).data == far.data
+        assert [nanoseconds_of(m.header.stamp) for m in left.depth] == [STEP, 5 * STEP]
         assert process.interrupt() == 0, process.output
         assert "Traceback" not in process.output
         assert process.output.count("warming up") == 2
+
+
+def test_each_camera_has_its_place_by_tf(bundle, tmp_path):
+    """Two frames on one vehicle, through the one /tf that all cameras share."""
+    tf = pytest.importorskip("tf2_msgs.msg", reason="needs tf2_msgs (a ROS 2 installation)")
+    above = f"/robot_{uuid.uuid4().hex[:8]}"
+    bases = {"front": "base_link", "rear": "trailer"}
+    lines = [
+        f"{name}: {{camera: {above}/{name}, image: {above}/{name}/image, "
+        f"odom: {above}/{name}/odom, tf.base_frame: {base}, scale: camera_height}}"
+        for name, base in bases.items()
+    ]
+    file = cameras_file(tmp_path, *lines, bundle=bundle)
+    code = (
+        "import sys; from depth_prior_ros.ros.node import main; "
+        f"sys.exit(main(['--cameras', {str(file)!r}, '--below', {above!r}]))"
+    )
+    with (
+        NodeProcess(code=code) as process,
+        Peer(f"{above}/front") as left,
+        Peer(f"{above}/rear") as right,
+    ):
+        fixed = left.node.create_publisher(tf.TFMessage, "/tf_static", LATCHED)
+        # The optical frame, 1.5 m over one base, 0.7 m over the other, which is 0.8 m higher.
+        optical = Transform(
+            translation=Vector3(z=1.5), rotation=Quaternion(x=-0.5, y=0.5, z=-0.5, w=0.5)
+        )
+        trailer = Transform(translation=Vector3(z=0.8))
+        fixed.publish(
+            tf.TFMessage(
+                transforms=[
+                    TransformStamped(
+                        header=Header(frame_id="base_link"), child_frame_id=child, transform=where
+                    )
+                    for child, where in ((FRAME, optical), ("trailer", trailer))
+                ]
+            )
+        )
+        for peer in (left, right):
+            peer.wait_for_node(process)
+        for peer, height in ((left, "1.50 m"), (right, "0.70 m")):
+            peer.send(view(), STEP)
+            peer.answer(STEP)
+            wait_until(
+                lambda peer=peer, height=height: peer.status()["mount"].startswith(height),
+                "the mount of that camera",
+            )
+        assert process.interrupt() == 0, process.output
 
 
 def test_what_is_of_a_process_and_files_that_are_none_are_refused_in_a_line(tmp_path):
