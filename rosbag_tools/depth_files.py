@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.atomic_files import replacing
-from depth_prior_ros.geometry.points import to_points
+from depth_prior_ros.geometry.points import encode_ply
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.pages import colours
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, is_bag
@@ -76,21 +76,8 @@ def npy(made: Made) -> bytes:
 
 def ply(made: Made) -> bytes:
     """The points whose depth is finite, in the camera's optical frame, with their colours."""
-    seen = to_points(made.result.depth, made.result.camera, organised=True)
-    known, rgb = np.isfinite(seen[..., 2]), made.result.rgb
-    points = np.empty(int(known.sum()), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
-    points["xyz"] = seen[known]
-    points["rgb"] = 128 if rgb is None else rgb[known]
-    lines = [
-        "ply",
-        "format binary_little_endian 1.0",
-        "comment metres in the camera's optical frame: x right, y down, z forward",
-        f"element vertex {points.size}",
-        *(f"property float {name}" for name in "xyz"),
-        *(f"property uchar {name}" for name in ("red", "green", "blue")),
-        "end_header\n",
-    ]
-    return "\n".join(lines).encode() + points.tobytes()
+    result = made.result
+    return encode_ply(result.depth, result.camera, result.rgb)
 
 
 def _png(unit: float) -> Callable[[Made], bytes]:

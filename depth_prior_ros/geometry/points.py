@@ -1,4 +1,4 @@
-"""From a depth image to points: pixels times their rays. Numpy only."""
+"""From a depth image to points: pixels times their rays; points as a file. Numpy only."""
 
 from __future__ import annotations
 
@@ -45,3 +45,38 @@ def to_points(
     z = np.where(known, depth, np.nan).astype(np.float32)
     points = np.stack([z * x, z * y, z], axis=-1)
     return points if organised else points[known]
+
+
+def encode_ply(
+    depth: NDArray[np.floating[Any]],
+    camera: Camera,
+    rgb: NDArray[np.uint8] | None = None,
+    *,
+    frame: str = "",
+) -> bytes:
+    """The points of `to_points` as a binary PLY file, row by row, with their colours.
+
+    rgb: (h, w, 3) of the depth image's size; None: the points have no colours. frame: name of the
+    camera's optical frame, for the file's comment.
+
+    Raises ValueError where camera and depth image differ in size.
+    """
+    seen = to_points(depth, camera, organised=True)
+    known = np.isfinite(seen[..., 2])
+    colours = [] if rgb is None else ["red", "green", "blue"]
+    fields: list[Any] = [("xyz", "<f4", 3), *((name, "u1") for name in colours)]
+    points = np.empty(int(known.sum()), fields)
+    points["xyz"] = seen[known]
+    for channel, name in enumerate(colours):
+        assert rgb is not None
+        points[name] = rgb[known][:, channel]
+    lines = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment metres, x right, y down, z forward: camera optical frame {frame}".rstrip(),
+        f"element vertex {points.size}",
+        *(f"property float {name}" for name in "xyz"),
+        *(f"property uchar {name}" for name in colours),
+        "end_header\n",
+    ]
+    return "\n".join(lines).encode("ascii", "replace") + points.tobytes()

@@ -35,11 +35,10 @@ from std_srvs.srv import SetBool, Trigger
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import staging_folder
-from depth_prior_ros.ros.outputs.clouds import CloudMaker
+from depth_prior_ros.geometry.points import encode_ply
+from depth_prior_ros.recordings.image_files import encode_depth
 from depth_prior_ros.ros.worker import Frame
 from depth_prior_ros.untrusted import printable
-
-_PNG_METRES = 256.0
 
 
 def save_snapshot(
@@ -81,20 +80,13 @@ def _write(
     depth = frame.result.depth
     _write_png(folder / "image.png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
     np.save(folder / "depth.npy", depth)
-    _write_png(folder / "depth.png", depth_png(depth))
-    _write_ply(folder / "points.ply", frame)
+    (folder / "depth.png").write_bytes(encode_depth(depth))
+    (folder / "points.ply").write_bytes(_points(frame))
     values = {"/**": {"ros__parameters": dict(parameters)}}
     (folder / "parameters.yaml").write_text(strict_yaml.dump(values), encoding="utf-8")
     (folder / "snapshot.json").write_text(
         json.dumps(_facts(frame, state), indent=2) + "\n", encoding="utf-8"
     )
-
-
-def depth_png(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """(h, w) metres as 16 bits, metres x 256, 0 where depth is not finite or beyond 255.99 m."""
-    scaled = np.where(np.isfinite(depth), depth, 0.0) * _PNG_METRES
-    scaled[scaled > np.iinfo(np.uint16).max] = 0.0
-    return np.round(scaled).astype(np.uint16)
 
 
 def _facts(frame: Frame, state: Mapping[str, str]) -> dict[str, Any]:
@@ -113,33 +105,14 @@ def _facts(frame: Frame, state: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def _points(frame: Frame) -> bytes:
+    result, name = frame.result, printable(frame.header.frame_id, 200)
+    return encode_ply(result.depth, result.camera, result.rgb, frame=name)
+
+
 def _write_png(path: Path, image: NDArray[Any]) -> None:
     if not cv2.imwrite(str(path), image):
         raise OSError(f"{path} cannot be written")
-
-
-def _write_ply(path: Path, frame: Frame) -> None:
-    result = frame.result
-    cloud = CloudMaker().message(frame.header, result.depth, result.camera, rgb=result.rgb)
-    rows = np.frombuffer(cloud.data, dtype=np.float32).reshape(-1, cloud.point_step // 4)
-    columns = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    coloured = rows.shape[1] == 4
-    colours = [("red", "u1"), ("green", "u1"), ("blue", "u1")] if coloured else []
-    vertices = np.empty(len(rows), dtype=columns + colours)
-    for i, (name, _) in enumerate(columns):
-        vertices[name] = rows[:, i]
-    if coloured:
-        packed = np.ascontiguousarray(rows[:, 3]).view(np.uint32)
-        for shift, (name, _) in zip((16, 8, 0), colours, strict=False):
-            vertices[name] = (packed >> shift) & 0xFF
-    kinds = {"<f4": "float", "u1": "uchar"}
-    properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in columns + colours)
-    header = (
-        "ply\nformat binary_little_endian 1.0\n"
-        f"comment metres, camera optical frame {printable(frame.header.frame_id, 200)}\n"
-        f"element vertex {len(rows)}\n{properties}end_header\n"
-    )
-    path.write_bytes(header.encode("ascii", "replace") + vertices.tobytes())
 
 
 T = TypeVar("T")
