@@ -17,7 +17,6 @@ precision are therefore also compared by depth away from kinks (both counts are 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from machine import processor
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
@@ -279,16 +279,6 @@ def compare(inputs: Inputs) -> None:
         gradient = relative(got.gradient, truth.gradient)
         away = relative(got.by_depth[smooth], truth.by_depth[smooth])
         print(f"{name:32} {value:10.1e} {gradient:10.1e} {away:10.1e}")
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ The figure is the pixel-wise branch at 1/8, as bundles have it by default (32 re
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from machine import processor
 from torch import Tensor, nn
 
 from depth_prior_ros.models.export import FoldedFusion
@@ -256,16 +256,6 @@ def compare(options: argparse.Namespace, stride: int, channels: int, hint: bool)
             if off > TOLERANCE:
                 raise SystemExit(f"{name} differs from {first} by more than {TOLERANCE:g}")
     return ratio
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import resource
 import statistics
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -174,16 +174,6 @@ def product_rate(threads: int, seconds: float = 1.0) -> float:
 def peak_gib() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def difference(student: Student, images: list[Tensor], references: ReferenceSet) -> float:
