@@ -5,13 +5,11 @@ ros2 launch depth_prior_ros depth.launch.py camera:=/front bundle:=lite rviz:=tr
 
 from __future__ import annotations
 
-import sys
-
-from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
+from launch.actions import LogInfo
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros import launch_arguments, launching
 from depth_prior_ros.ros.launch_arguments import truth
 from depth_prior_ros.share import large_images_environment, share_dir
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -20,18 +18,10 @@ ARGUMENTS = launch_arguments.depth_arguments()
 
 
 def generate_launch_description() -> LaunchDescription:
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in ARGUMENTS
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return launching.description(__file__, ARGUMENTS, start)
 
 
-def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    # Where an action fails, launch ends at once and leaves running what others have started: so
-    # all is checked before.
-    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
-    launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
+def start(given: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:
     launch_arguments.check(given)
     pushed = context.launch_configurations.get("ros_namespace", "")
     below = launch_arguments.absolute(pushed, given["namespace"])
@@ -51,8 +41,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         remappings=launch_arguments.inputs(given),
         arguments=["--ros-args", *launch_arguments.ros_arguments(given, below)],
         additional_env=variable,
-        # It ends the frame under way and stores the scale; 5 s, the default, may be too short.
-        sigterm_timeout="30",
+        sigterm_timeout=launching.END_SECONDS,
         output="screen",
     )
     messages = [

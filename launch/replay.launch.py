@@ -9,44 +9,27 @@ Needs no rosbag2: `depth_bag play` reads ROS 1 and ROS 2 bags. For figures inste
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-    RegisterEventHandler,
-    SetEnvironmentVariable,
-)
+from launch.actions import EmitEvent, RegisterEventHandler, SetEnvironmentVariable
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.events.process import ProcessExited
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
-from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros import launch_arguments, launching
 from depth_prior_ros.ros.launch_arguments import truth
 from depth_prior_ros.share import demo_bag, large_images_environment, recording_path
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
 HANDED_ON = launch_arguments.replay_arguments()
 ARGUMENTS = [*launch_arguments.PLAYER, *HANDED_ON]
 
 
 def generate_launch_description() -> LaunchDescription:
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in ARGUMENTS
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return launching.description(__file__, ARGUMENTS, start)
 
 
-def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
-    launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
+def start(given: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:
     bag = recording_path(given["bag"]).absolute() if given["bag"] else demo_bag()
     if not bag.exists():
         raise FileNotFoundError(f"bag:={bag}: no such file or folder")
@@ -57,13 +40,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         package="depth_prior_ros",
         executable="depth_bag",
         arguments=words,
-        sigterm_timeout="30",
+        sigterm_timeout=launching.END_SECONDS,
         output="screen",
     )
-    node = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(DEPTH),
-        launch_arguments=[(name, given[name]) for name, _, _ in HANDED_ON],
-    )
+    node = launching.depth_launch(launching.handed_on(given, HANDED_ON))
     # A full-size image per frame, and points above half a megabyte for RViz: for both of them.
     environment = [
         SetEnvironmentVariable(name, profile)

@@ -7,50 +7,27 @@ One process each; with `one_process:=true` one for all, which share one copy of 
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from launch.actions import (
-    DeclareLaunchArgument,
-    GroupAction,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-)
-from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.actions import GroupAction
 from launch_ros.actions import Node
 
-from depth_prior_ros.ros import launch_arguments
-from depth_prior_ros.share import home_path, share_dir
+from depth_prior_ros.ros import launch_arguments, launching
+from depth_prior_ros.share import home_path
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-
-DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
 
 
 def generate_launch_description() -> LaunchDescription:
-    cameras = DeclareLaunchArgument(
-        "cameras",
-        default_value=str(share_dir() / "config" / "several_cameras.yaml"),
-        description="file with the cameras: for each a name and arguments of depth.launch.py",
-    )
-    one_process = DeclareLaunchArgument(
-        "one_process",
-        default_value="false",
-        description="all cameras in one process with one copy of the networks, taking turns",
-    )
-    return LaunchDescription([cameras, one_process, OpaqueFunction(function=start)])
+    return launching.description(__file__, launch_arguments.several_cameras_arguments(), start)
 
 
-def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    typed = launch_arguments.typed(sys.argv, __file__)
-    given = {name: context.launch_configurations[name] for name in ("cameras", "one_process")}
-    launch_arguments.refuse_unknown(typed, given, __file__)
+def start(given: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:
     file = home_path(given["cameras"]).absolute()
     if launch_arguments.truth(given, "one_process"):
         below = context.launch_configurations.get("ros_namespace", "")
         launch_arguments.as_ros_arguments(file, below)  # what is wrong with it is said here
         return [together(str(file), below)]
     cameras = launch_arguments.read_cameras(file)
-    return [one(arguments) for arguments in cameras.values()]
+    # Scoped, so that the arguments of one are not those of the next.
+    return [GroupAction([launching.depth_launch(own)]) for own in cameras.values()]
 
 
 def together(file: str, below: str) -> Node:
@@ -59,12 +36,6 @@ def together(file: str, below: str) -> Node:
         package="depth_prior_ros",
         executable="depth_node",
         arguments=["--cameras", file, *(["--below", below] if below else [])],
-        sigterm_timeout="30",  # as in depth.launch.py
+        sigterm_timeout=launching.END_SECONDS,
         output="screen",
     )
-
-
-def one(arguments: dict[str, str]) -> GroupAction:
-    """The node of one camera; scoped, so that the arguments of one are not those of the next."""
-    source = PythonLaunchDescriptionSource(DEPTH)
-    return GroupAction([IncludeLaunchDescription(source, launch_arguments=list(arguments.items()))])

@@ -7,34 +7,23 @@ docs/calibration.md: how to calibrate it, and what to do before that.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
-from pathlib import Path
 
 from ament_index_python.packages import get_package_prefix
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
-from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros import launch_arguments, launching
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-DEPTH = str(Path(__file__).resolve().with_name("depth.launch.py"))
 HANDED_ON = launch_arguments.usb_camera_arguments()
 ARGUMENTS = [*launch_arguments.USB, *HANDED_ON]
 
 
 def generate_launch_description() -> LaunchDescription:
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
-        for name, default, description in ARGUMENTS
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return launching.description(__file__, ARGUMENTS, start)
 
 
-def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    given = {name: context.launch_configurations[name] for name, _, _ in ARGUMENTS}
-    launch_arguments.refuse_unknown(launch_arguments.typed(sys.argv, __file__), given, __file__)
+def start(given: dict[str, str], context: LaunchContext) -> list[LaunchDescriptionEntity]:
     driver = launch_arguments.usb_driver(given["driver"], installed())
     camera = Node(
         package=driver,
@@ -43,11 +32,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         parameters=[launch_arguments.usb_parameters(driver, given)],
         output="screen",
     )
-    depth = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(DEPTH),
-        launch_arguments=[(name, given[name]) for name, _, _ in HANDED_ON],
-    )
-    return [camera, depth]
+    return [camera, launching.depth_launch(launching.handed_on(given, HANDED_ON))]
 
 
 def installed() -> list[str]:

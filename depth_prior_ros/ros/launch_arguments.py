@@ -89,6 +89,20 @@ def usb_camera_arguments() -> list[Argument]:
     return [argument for argument in depth_arguments() if argument[0] not in own]
 
 
+def several_cameras_arguments() -> list[Argument]:
+    """The arguments of several_cameras.launch.py."""
+    example = str(share_dir() / "config" / "several_cameras.yaml")
+    one_process = "all cameras in one process with one copy of the networks, taking turns"
+    return [
+        (
+            "cameras",
+            example,
+            "file with the cameras: for each a name and arguments of depth.launch.py",
+        ),
+        ("one_process", "false", one_process),
+    ]
+
+
 def usb_driver(chosen: str, installed: Iterable[str]) -> str:
     """The package that reads the camera.
 

@@ -274,14 +274,8 @@ def test_show_args_lists_every_argument(installed, file: Path):
     arguments = {
         "depth.launch.py": launch_arguments.depth_arguments(),
         "replay.launch.py": [*launch_arguments.PLAYER, *launch_arguments.replay_arguments()],
-        "several_cameras.launch.py": [
-            ("cameras", "", "arguments of depth.launch.py"),
-            ("one_process", "false", "one copy of the networks"),
-        ],
-        "usb_camera.launch.py": [
-            *launch_arguments.USB,
-            *launch_arguments.usb_camera_arguments(),
-        ],
+        "several_cameras.launch.py": launch_arguments.several_cameras_arguments(),
+        "usb_camera.launch.py": [*launch_arguments.USB, *launch_arguments.usb_camera_arguments()],
     }
     for name, _, description in arguments[file.name]:
         assert f"'{name}':" in shown
