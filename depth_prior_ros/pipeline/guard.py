@@ -17,6 +17,9 @@ class ModelFailedError(BackendError):
     """The single-frame network's answer is of no use: there is no depth of this frame."""
 
 
+FAILURE_PAUSE = 30
+"""Frames."""
+
 _WINDOW = 20
 _ENOUGH = 5
 _LONGEST = 16  # times budget_pause
@@ -31,7 +34,7 @@ class MultiFrameGuard:
     every trial makes frames late.
     """
 
-    def __init__(self, failure_pause: int = 30, budget_pause: int = 100) -> None:
+    def __init__(self, failure_pause: int = FAILURE_PAUSE, budget_pause: int = 100) -> None:
         self.failure_pause = failure_pause
         self.budget_pause = budget_pause
         self._fault: Fault | None = None

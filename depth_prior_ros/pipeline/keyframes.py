@@ -22,6 +22,9 @@ from depth_prior_ros.pipeline.multi_frame_step import ObservedFrame, turned
 KEYFRAME_METRES = 1.0
 """How far back the frame to match lies; the previous frame where the vehicle is faster."""
 
+MAX_GAP = 0.5
+"""Seconds between two frames beyond which the earlier one is of no use."""
+
 KEYFRAME_SECONDS = 2.0
 """How old it may be: what moves by itself has moved by then, and light changes."""
 

@@ -30,7 +30,9 @@ from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
 PoseChoice = Literal["auto", "network", "odometry"]
-POSE_CHOICES: tuple[PoseChoice, ...] = ("auto", "network", "odometry")
+
+MIN_POSE_RATIO = 0.1
+"""Of the way by odometry: a shorter one by the pose network is not believed."""
 
 ODOMETRY_MARGIN = 1.15
 """How much worse than the refined motion odometry's may explain the picture, and still be used."""
@@ -207,7 +209,7 @@ class MultiFrameStep:
 
     def __init__(self, networks: Networks, trained: Camera, guard: MultiFrameGuard) -> None:
         self.pose_source: PoseChoice = "auto"
-        self.min_pose_ratio = 0.1
+        self.min_pose_ratio = MIN_POSE_RATIO
         self.motions = Motions(networks, trained)
         self._networks = networks
         self._guard = guard

@@ -42,8 +42,15 @@ from depth_prior_ros.pipeline.guard import (
     MultiFrameGuard,
     is_out_of_memory,
 )
-from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES, KEYFRAME_UNIT, Candidate, Keyframes
+from depth_prior_ros.pipeline.keyframes import (
+    KEYFRAME_METRES,
+    KEYFRAME_UNIT,
+    MAX_GAP,
+    Candidate,
+    Keyframes,
+)
 from depth_prior_ros.pipeline.multi_frame_step import (
+    MIN_POSE_RATIO,
     FramePair,
     MultiFrameResult,
     MultiFrameStep,
@@ -60,6 +67,7 @@ from depth_prior_ros.pipeline.results import (
     OutputSize,
     OutputView,
     Reason,
+    check_output_size,
     holds_depth,
     known_inverse,
     shifted,
@@ -69,7 +77,15 @@ from depth_prior_ros.pipeline.results import (
     view_of,
 )
 from depth_prior_ros.pipeline.runtime import Native, Stopwatch, compile_networks
-from depth_prior_ros.pipeline.settings import PipelineSettings, TimeBudget
+from depth_prior_ros.pipeline.settings import (
+    Setting,
+    TimeBudget,
+    check_budget,
+    check_metres,
+    check_model,
+    check_ratio,
+    one_of,
+)
 from depth_prior_ros.pipeline.sharing import NetworkPool
 from depth_prior_ros.scale import FixedScale, NoScale, Scale, ScaleSight, ScaleStatus
 
@@ -133,7 +149,7 @@ def _in_turn(
     return called
 
 
-class DepthPipeline(PipelineSettings):
+class DepthPipeline:
     """Depth for a sequence of frames of one camera. Not thread-safe: one thread at a time.
 
     bundle: a `Bundle`, or the name or path of one.
@@ -166,6 +182,16 @@ class DepthPipeline(PipelineSettings):
     Raises BundleError, BackendError, ValueError.
     """
 
+    force_model = Setting[Model | None](check_model)
+    gate_settings = Setting[GateSettings](place="_gate.settings")
+    time_budget_ms = Setting[TimeBudget](check_budget)
+    pose_source = Setting[PoseChoice](one_of("pose_source", PoseChoice), "_step.pose_source")
+    min_pose_ratio = Setting[float](check_ratio, "_step.min_pose_ratio")
+    keyframe_metres = Setting[float](check_metres, "_keyframes.metres")
+    output_size = Setting[OutputSize](lambda _, size: check_output_size(size))
+    fit = Setting[Fit](one_of("fit", Fit))
+    _time_budget_ms: TimeBudget = None
+
     def __init__(
         self,
         bundle: Bundle | str = "lite",
@@ -178,11 +204,11 @@ class DepthPipeline(PipelineSettings):
         force_model: Model | None = None,
         gate: GateSettings | None = None,
         scale: Scale | None = None,
-        max_gap: float = 0.5,
+        max_gap: float = MAX_GAP,
         max_metres: float | None = None,
         time_budget_ms: TimeBudget = None,
         pose_source: PoseChoice = "auto",
-        min_pose_ratio: float = 0.1,
+        min_pose_ratio: float = MIN_POSE_RATIO,
         parallax: float | None = None,
         keyframe_metres: float = KEYFRAME_METRES,
         output_size: OutputSize = "model",
@@ -354,7 +380,7 @@ class DepthPipeline(PipelineSettings):
         with clock("single"):
             single = self._single(current)
         with clock("postprocess"):
-            view = view_of(current.framed, self._output_size)
+            view = view_of(current.framed, self.output_size)
             status = self.scale.status
             units = self._shifted(self._units(current, single, MultiFrameResult()), status, current)
             depth = self._metres(units, status.metres_per_unit, current, view)
@@ -418,7 +444,7 @@ class DepthPipeline(PipelineSettings):
         travel = self.scale.needs_travel
         found, looked = MultiFrameResult(), reason is None or self._is_measured(current)
         if pairs and reason is None:
-            forced = self._force_model is not None
+            forced = self.force_model is not None
             found, reason = self._step.attempt(pairs, clock, forced=forced, measure=travel)
         elif looked and pairs and travel and way.metres is not None and self._may_measure(fault):
             found = self._step.travel(pairs[0], clock)
@@ -428,7 +454,7 @@ class DepthPipeline(PipelineSettings):
             self._observe(current, single, units, way, found, before, looked=looked)
             parallax = self._parallax(current, found, candidates)
             self._show_witness(current, units, way, found)
-            view = view_of(current.framed, self._output_size)
+            view = view_of(current.framed, self.output_size)
             scale = self.scale.status  # once: another thread may reset the scale
             units = self._shifted(units, scale, current)
             depth = self._metres(units, scale.metres_per_unit, current, view)
@@ -550,11 +576,11 @@ class DepthPipeline(PipelineSettings):
 
     def _single_frame_reason(self, broken: Reason | None, fault: Fault | None) -> Reason | None:
         """Why multi-frame is not even tried; None where it is to be tried."""
-        if self._force_model == "single_frame" or not self.networks.has_multi_frame:
+        if self.force_model == "single_frame" or not self.networks.has_multi_frame:
             return "forced"
         if broken is not None:
             return broken
-        if self._force_model == "multi_frame":
+        if self.force_model == "multi_frame":
             return None
         # Unknown counts as standing: multi-frame needs motion that somebody has seen.
         if self._gate.state != "moving":
@@ -572,8 +598,8 @@ class DepthPipeline(PipelineSettings):
         return self._gate.state == "moving" and fault in (None, "budget")
 
     def _budget_ms(self) -> float | None:
-        if self._budget != "auto":
-            return self._budget
+        if self.time_budget_ms != "auto":
+            return self.time_budget_ms
         interval = self.frame_rate.interval_ms
         return None if interval is None else BUDGET_SHARE * interval
 

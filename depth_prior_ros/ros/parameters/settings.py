@@ -12,7 +12,9 @@ from typing import Any, Literal
 from depth_prior_ros.backends import BACKENDS, Precision
 from depth_prior_ros.motion.gate import GateSettings
 from depth_prior_ros.pipeline.framing import Fit
-from depth_prior_ros.pipeline.multi_frame_step import PoseChoice
+from depth_prior_ros.pipeline.guard import FAILURE_PAUSE
+from depth_prior_ros.pipeline.keyframes import MAX_GAP
+from depth_prior_ros.pipeline.multi_frame_step import MIN_POSE_RATIO, PoseChoice
 from depth_prior_ros.pipeline.results import parse_output_size
 from depth_prior_ros.ros.parameters.declaration import declarations, parameter
 from depth_prior_ros.scale import FilterSettings, RoadSettings, ScaleMode
@@ -89,7 +91,7 @@ class Settings:
         unit="s",
     )
     failure_pause: int = parameter(
-        30,
+        FAILURE_PAUSE,
         "Frames for which multi-frame is left out after it failed or ran out of memory.",
         limits=(1, 100_000),
     )
@@ -220,7 +222,7 @@ class Settings:
         pipeline="pose_source",
     )
     motion_min_pose_ratio: float = parameter(
-        0.1,
+        MIN_POSE_RATIO,
         "A motion by the pose network that is shorter than this share of what odometry says is "
         "not used (reason 'pose').",
         pipeline="min_pose_ratio",
@@ -265,7 +267,7 @@ class Settings:
         unit="s",
     )
     max_gap: float = parameter(
-        0.5,
+        MAX_GAP,
         "Time between two frames beyond which the earlier one is of no use to the multi-frame "
         "network.",
         pipeline="max_gap",
