@@ -152,7 +152,12 @@ def alone_in(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, removed afterwards unless it was moved; see `move_into_place`."""
+    """A new folder beside `path`, removed afterwards unless it was moved; see `move_into_place`.
+
+    Raises:
+        OSError: what is written in it cannot be, by a full disk say; names `path` where it named
+            nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     prefix = f".{path.name}.{os.getpid()}."
@@ -160,6 +165,10 @@ def staging_folder(path: Path) -> Iterator[Path]:
     folder.chmod(0o755)  # mkdtemp's 0700 locks other users out
     try:
         yield folder
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

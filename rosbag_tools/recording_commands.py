@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.backends import BACKENDS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
-from rosbag_tools.remote import Place, below, local_copies, name_of, place
+from rosbag_tools.remote import Place, below, local_copies, name_of, place, recording_place
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
@@ -333,7 +333,7 @@ def _check(parsed: argparse.Namespace) -> int:
 def _add_recordings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recordings",
-        type=place,
+        type=recording_place,
         nargs="+",
         metavar="RECORDING",
         help="bags, videos, folders of images, of KITTI or another data set; paths or URLs",

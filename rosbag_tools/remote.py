@@ -19,6 +19,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from depth_prior_ros.atomic_files import staging_folder
+from depth_prior_ros.share import recording_path
 from rosbag_tools.work import refuse_others
 
 Place = Path | str
@@ -28,6 +29,11 @@ Place = Path | str
 def place(text: str) -> Place:
     """The type of an argument: a URL stays what it is."""
     return text if "://" in text else Path(text)
+
+
+def recording_place(text: str) -> Place:
+    """As `place`, of a recording: the name of an embedded drive (`street`) means that."""
+    return text if "://" in text else recording_path(text)
 
 
 def name_of(where: Place) -> str:

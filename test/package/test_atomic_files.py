@@ -60,6 +60,14 @@ def test_a_full_disk_is_named(tmp_path: Path, kind: str) -> None:
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_in_a_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    full = pytest.raises(OSError, match=r"cannot be written: No space left.*out'")
+    with full, staging_folder(path), Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     texts = [bytes([i]) * 50_000 for i in range(4)]

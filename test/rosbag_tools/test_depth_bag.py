@@ -15,7 +15,7 @@ from test_recordings import write_drive, write_sequence
 
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.share import demo_bag
-from rosbag_tools.cli import main
+from rosbag_tools.cli import build_parser, main
 from rosbag_tools.make import write_bag
 
 COMMANDS = ("info", "make", "render", "process", "replay", "report", "check", "demo")
@@ -60,6 +60,9 @@ def test_the_embedded_drive_has_a_name(
     monkeypatch.chdir(tmp_path)
     assert main(["info", "street"]) == 0
     assert "street: 80 frames" in capsys.readouterr().out
+    for command in ("process", "extract"):
+        parsed = build_parser().parse_args([command, "street", "--out", "street"])
+        assert parsed.recordings[0].name == "street.mcap" and str(parsed.out) == "street"
     assert main(["info", "strait"]) == 1
     assert f"{tmp_path / 'strait'}: no such file or folder" in capsys.readouterr().err
 
