@@ -3,6 +3,7 @@
     python benchmarks/stereo.py [--steps 250] [--batch 4] [--seeds 1 2] [--frames 40] [--out FOLDER]
         [--real DATA]
     python benchmarks/stereo.py --matching [--size 320 96] [--out FOLDER]
+    python benchmarks/stereo.py --sources [--frames 40] [--out FOLDER]
 
 Without --real: student (and pose network, in M and MS) of `lite` go on from `lite` on four rendered
 drives with a second camera 0.54 m to the right (`depth_bag render --stereo`), and are judged on two
@@ -17,8 +18,14 @@ prediction, the median over frames. The row `start` is the bundle before.
 With --matching nothing is trained: depth by semi-global matching (recordings/stereo_depth.py) of
 pairs of the two streets, against exact depth nearer than 80 m.
 
+With --sources nothing is trained either: of 40 depths from 2 to 100 m, the one at which a pixel's
+photometric error is smallest is compared with the exact one (2 to 60 m), on every fifth triplet of
+the four drives, by their recorded motion. So is seen where each mode's loss would draw depth to if
+every pixel stood for itself. MS_mean: the mean of M's and S's loss.
+
 Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and `_moving` (rendered drives);
-`stereo_matching_share` (of the pixels), `_median` (relative error), `_wrong` (by more than 10 %).
+`stereo_matching_share` (of the pixels), `_median` (relative error), `_wrong` (by more than 10 %);
+`stereo_sources_WHICH_PART_d1` (share of the pixels kept whose best depth is within 1.25).
 """
 
 from __future__ import annotations
@@ -56,7 +63,7 @@ def main() -> None:
     """Render, train, judge, print."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parsed = _parser().parse_args()
-    (_match if parsed.matching else _compare)(parsed)
+    (_match if parsed.matching else _sources if parsed.sources else _compare)(parsed)
 
 
 def _compare(parsed: argparse.Namespace) -> None:
@@ -107,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/stereo"))
     parser.add_argument("--real", type=Path, default=None, metavar="DATA")
     parser.add_argument("--matching", action="store_true", help="judge depth by matching")
+    parser.add_argument("--sources", action="store_true", help="judge what the losses ask for")
     return parser
 
 
@@ -162,6 +170,75 @@ def _match(parsed: argparse.Namespace) -> None:
     print(f"figure stereo_matching_share {np.mean(shares):.4f}")
     print(f"figure stereo_matching_median {np.median(error):.4f}")
     print(f"figure stereo_matching_wrong {np.mean(error > 0.1):.4f}")
+
+
+def _sources(parsed: argparse.Namespace) -> None:
+    """Print where the smallest photometric error of each pixel lies, by what explains it."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from depth_prior_ros.recordings import open_recording
+    from training.data.triplets import load_triplets
+    from training.recipes.data import Drive
+
+    torch.set_num_threads(1)
+    root = (parsed.out / "rendered").resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
+    for plan in TRAINING:
+        bag = _render(root, *plan, parsed.frames)
+        triplets = load_triplets(root, [Drive(path=bag.name)], (320, 96), 1.0, mode="MS")
+        frames, drive = open_recording(bag).frames, triplets.sequences[0]
+        for number in range(0, len(drive.triplets), 5):
+            frame = frames[drive.triplets[number][1]]
+            for which, part, values in _asked(triplets.triplet(0, number), frame):
+                found[which, part].append(values)
+    table = Table("source", "pixels", "kept", "AbsRel", "depth / truth", "within 1.25", box=None)
+    for (which, part), values in found.items():
+        means = np.mean(values, 0)
+        table.add_row(which, part, *(f"{mean:.3f}" for mean in means))
+    Console(width=160).print(table)
+    for (which, part), values in found.items():
+        print(f"figure stereo_sources_{which}_{part}_d1 {np.mean(values, 0)[-1]:.4f}")
+
+
+def _asked(batch: Any, frame: Any) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+    """For sources and parts of a frame: the share that the auto-mask keeps; of it AbsRel of the
+    best depth, the median of best depth over truth, and the share within a factor of 1.25."""
+    import torch
+
+    from training.losses.photometric import Target, view_errors
+    from training.stages.sources import motion_sources, views_of
+
+    truth, moving = (torch.from_numpy(np.array(p)) for p in (frame.depth(), frame.moving()))
+    target = Target.of(batch.images[:, 1])
+    sources = motion_sources(batch.images, "MS")
+    views = views_of(batch, batch.K, sources, batch.poses.transpose(0, 1))
+    still = view_errors(views.sources, target)[:, 0, 0]
+    depths = torch.from_numpy(np.geomspace(2, 100, 40)).float()
+    errors = torch.stack(
+        [view_errors(views.rebuild(torch.full_like(truth, d)[None, None]), target) for d in depths]
+    )[:, :, 0, 0]
+    before_after, partner = errors[:, :2].amin(1), errors[:, 2]
+    losses = {
+        "M": (before_after, still[:2].amin(0)),
+        "S": (partner, still[2]),
+        "MS": (errors.amin(1), still.amin(0)),
+        "MS_mean": ((before_after + partner) / 2, (still[:2].amin(0) + still[2]) / 2),
+    }
+    seen = (truth > 2) & (truth < 60)
+    for part, pixels in (("static", seen & ~moving), ("moving", seen & moving)):
+        for which, (loss, unmoved) in losses.items():
+            least, place = loss.min(0)
+            kept = pixels & (least < unmoved)
+            if kept.sum() < 20:
+                continue
+            ratio = depths[place][kept] / truth[kept]
+            right = (ratio.log().abs() < np.log(1.25)).float().mean()
+            share, error = kept.sum() / pixels.sum(), (ratio - 1).abs().mean()
+            values = (share, error, ratio.median(), right)
+            yield which, part, tuple(float(v) for v in values)
 
 
 def _recipe(

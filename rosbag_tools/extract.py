@@ -65,8 +65,9 @@ class ExtractOptions:
     writes all pixels without loss. quality: of JPEGs that have to be made. rectified: write
     rectified images, also where recorded ones have to be encoded again for it. stride: every
     how-manieth frame. stereo: with the stereo partner; partner: which camera that is, found by
-    itself where empty. reading: options of the reader that change what is read. checkpoint: frames
-    after which is kept how far the work has got.
+    itself where empty. stereo_depth: depth matched with the partner (semi-global matching), in
+    place of the recording's own. reading: options of the reader that change what is read.
+    checkpoint: frames after which is kept how far the work has got.
     """
 
     format: str = "jpeg"
@@ -76,6 +77,7 @@ class ExtractOptions:
     stereo: bool = False
     partner: str = ""
     reading: Mapping[str, Any] = field(default_factory=dict)
+    stereo_depth: bool = False
     checkpoint: int = 200
 
 
@@ -156,15 +158,17 @@ def _with_partner(
     source: Path, recording: StoredRecording, options: ExtractOptions
 ) -> tuple[StoredRecording, dict[int, Frame], list[float] | None]:
     """The recording, its partners' frames by stamp, and partner_from_camera (16)."""
-    if not options.stereo:
+    if not (options.stereo or options.stereo_depth):
         return recording, {}, None
     from depth_prior_ros.recordings.stereo import open_pairs
+    from depth_prior_ros.recordings.stereo_depth import with_stereo_depth
 
     rectify = str(options.reading.get("rectify", "auto"))
     pairs = open_pairs(source, recording, options.partner or None, rectify=rectify)
     motion = [float(value) for value in pairs.partner_from_camera.ravel()]
     pairs.recording.skipped.extend(pairs.skipped)
-    return pairs.recording, pairs.by_stamp(), motion
+    written = with_stereo_depth(pairs) if options.stereo_depth else pairs.recording
+    return (written, pairs.by_stamp(), motion) if options.stereo else (written, {}, None)
 
 
 def strided(recording: StoredRecording, stride: int) -> list[tuple[int, int]]:

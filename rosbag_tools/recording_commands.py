@@ -179,7 +179,16 @@ def add_extract(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--stride", type=count, default=1, metavar="N", help="every N-th frame")
     parser.add_argument("--stereo", action="store_true", help="with the partner of a stereo pair")
     parser.add_argument(
-        "--partner", default="", metavar="CAMERA", help="topic or folder of the partner"
+        "--partner",
+        default="",
+        metavar="CAMERA",
+        help="topic or folder of the partner (default: found by its calibration)",
+    )
+    parser.add_argument(
+        "--stereo-depth",
+        action="store_true",
+        help="depth matched with the partner (semi-global matching, left-right checked), in place "
+        "of recorded depth",
     )
     parser.set_defaults(run=_extract)
 
@@ -199,9 +208,10 @@ def _extract(parsed: argparse.Namespace) -> None:
         parsed.quality,
         parsed.rectified,
         parsed.stride,
-        parsed.stereo or bool(parsed.partner),
+        parsed.stereo or (bool(parsed.partner) and not parsed.stereo_depth),
         parsed.partner,
         reading,
+        parsed.stereo_depth,
     )
     places = _places(parsed.recordings, parsed.out, alone=False)
     jobs = [

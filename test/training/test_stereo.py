@@ -23,6 +23,7 @@ from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
 from depth_prior_ros.recordings.stereo_depth import stereo_depth, with_stereo_depth
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
+from rosbag_tools.cli import main as depth_bag
 from rosbag_tools.extract import ExtractOptions, extract
 from rosbag_tools.info import stereo
 from rosbag_tools.make import Partner, write_bag
@@ -189,6 +190,18 @@ def test_an_extracted_pair_trains_bit_for_bit_as_its_folder(wall: Path, tmp_path
     a, b = (s.batch(4, np.random.default_rng(3)) for s in (ours, source(wall, "MS")))
     for name in ("images", "partner", "partner_pose", "partner_K"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
+
+
+def test_matched_depth_is_written_as_the_depth_of_a_data_set(wall: Path, tmp_path: Path) -> None:
+    drive = wall / NAME
+    out = tmp_path / drive.name
+    assert depth_bag(["extract", str(drive), "--stereo-depth", "--out", str(tmp_path)]) == 0
+    found = open_recording(out)
+    assert found.depth_source == "stereo" and not (out / "partner").exists()
+    expected = with_stereo_depth(open_pairs(drive, open_recording(drive))).frames
+    for frame, matched in zip(found.frames, expected, strict=True):
+        assert frame.has_depth
+        np.testing.assert_allclose(frame.depth(), matched.depth(), atol=1 / 256)
 
 
 def test_a_bag_says_what_it_lacks(wall: Path, tmp_path: Path) -> None:
