@@ -12,8 +12,9 @@ With --real: the same on the stereo pairs below DATA (KITTI odometry 02, 06 and 
 judged on KITTI 2015. All modes have one start, unit, number of steps and draws. Runs that are there
 are gone on with, or taken as they are.
 
-AbsRel is printed after median scaling and in metres; ratio is the median over pixels of truth over
-prediction, the median over frames. The row `start` is the bundle before.
+AbsRel is printed after median scaling and in metres, d1_metres is the share of pixels within 1.25;
+ratio is the median over pixels of truth over prediction, the median over frames. The row `start` is
+the bundle before.
 
 With --matching nothing is trained: depth by semi-global matching (recordings/stereo_depth.py) of
 pairs of the two streets, against exact depth nearer than 80 m.
@@ -23,7 +24,8 @@ photometric error is smallest is compared with the exact one (2 to 60 m), on eve
 the four drives, by their recorded motion. So is seen where each mode's loss would draw depth to if
 every pixel stood for itself. MS_mean: the mean of M's and S's loss.
 
-Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and `_moving` (rendered drives);
+Figures: `stereo_MODE_scaled`, `_metres`, `_off` (|ratio - 1|), and of what moves by itself on
+rendered drives `_scaled_moving`, `_metres_moving`, `_d1_metres_moving`, `_ratio_moving`;
 `stereo_matching_share` (of the pixels), `_median` (relative error), `_wrong` (by more than 10 %);
 `stereo_sources_WHICH_PART_d1` (share of the pixels kept whose best depth is within 1.25).
 """
@@ -56,6 +58,15 @@ PAIRS = (
 )
 BASELINE = 0.54
 FARTHEST = 80.0
+_FIGURES = (
+    "scaled",
+    "metres",
+    "off",
+    "scaled_moving",
+    "metres_moving",
+    "d1_metres_moving",
+    "ratio_moving",
+)
 _MATCHED = 4  # frames of each street
 
 
@@ -323,7 +334,8 @@ def _judge(bundle: str, recordings: list[Path]) -> dict[str, float]:
             for name, value in _errors(result.depth, truth, frame.moving()):
                 found[name].append(value)
     means = {name: float(np.mean(values)) for name, values in found.items()}
-    means["ratio"] = float(np.median(found["ratio"]))
+    for name in (name for name in found if name.startswith("ratio")):
+        means[name] = float(np.median(found[name]))
     return means | {"off": abs(means["ratio"] - 1)}
 
 
@@ -341,6 +353,10 @@ def _errors(depth: Array, truth: Array, moving: Array | None) -> Iterator[tuple[
     for name, pixels in parts.items():
         if pixels.sum() < 50:
             continue
+        quotients = truth[pixels] / depth[pixels]
+        yield f"d1_metres{name}", float((np.abs(np.log(quotients)) < np.log(1.25)).mean())
+        if name:
+            yield f"ratio{name}", float(np.median(quotients))
         for scale, factor in (("scaled", ratio), ("metres", 1.0)):
             said = np.clip(depth[pixels] * factor, 1e-3, FARTHEST)
             error = np.abs(said - truth[pixels]) / truth[pixels]
@@ -358,7 +374,7 @@ def _print(rows: dict[tuple[str, int], dict[str, float]]) -> None:
     Console(width=160).print(table)
     for mode in ("start", *MODES):
         mine = [row for (m, _), row in rows.items() if m == mode]
-        for name in ("scaled", "metres", "off", "scaled_moving", "metres_moving"):
+        for name in _FIGURES:
             values = [row[name] for row in mine if name in row]
             if values:
                 print(f"figure stereo_{mode}_{name} {np.mean(values):.4f}")

@@ -70,6 +70,14 @@ def choose_topics(
         topic = getattr(wanted, item.name)
         if topic is not None and topic not in there:
             raise RecordingError(f"{path}: no topic {topic}. {listing(there)}")
+    for topic, kinds in (
+        (wanted.image, (IMAGE, COMPRESSED_IMAGE)),
+        (wanted.camera_info, (CAMERA_INFO,)),
+    ):
+        if topic is not None and there[topic][0] not in kinds:
+            raise RecordingError(
+                f"{path}: {topic} is {there[topic][0]}, not {' or '.join(kinds)}. {listing(there)}"
+            )
     notes: list[str] = []
     pictures = {t: v for t, v in there.items() if t not in (wanted.depth, wanted.moving)}
     image = wanted.image or _find_image(pictures, unreadable, path, notes)

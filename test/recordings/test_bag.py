@@ -358,6 +358,16 @@ def lens_bag(folder: Path, image_topic: str = "/front/image_raw", **changes: Any
     return write_messages(folder, topics)
 
 
+def test_a_topic_of_another_type_is_refused_in_words(tmp_path: Path) -> None:
+    bag = lens_bag(tmp_path / "bag")
+    for topics, words in (
+        (BagTopics(image="/front/camera_info"), "is sensor_msgs/msg/CameraInfo, not sensor_msgs"),
+        (BagTopics(camera_info="/front/image_raw"), "is sensor_msgs/msg/Image, not sensor_msgs"),
+    ):
+        with pytest.raises(RecordingError, match=words):
+            open_bag(bag, topics=topics)
+
+
 def test_images_through_a_lens_are_rectified(tmp_path: Path) -> None:
     import cv2
 
