@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
-from depth_prior_ros.scale.lines import Line, fit_line
+from depth_prior_ros.scale.lines import Line, fit_both, fit_line
 from depth_prior_ros.scale.measured import (
     MeasuredScale,
     NothingMeasuredError,
@@ -40,7 +40,7 @@ _LEAST = 0.01  # 1/m, the same for far ones
 _MIN_SHARE = 0.4
 _GRID = 1200  # pixels at which two frames are compared
 _LEAK = 1e-3
-_WINDOW = 1.5  # seconds: longer the chain does not hold
+_WINDOW = 3.0  # seconds: longer the chain may not hold
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class AffineStart:
     shift: float
 
 
+@dataclass(frozen=True)
+class AffineSample(Sample):
+    """Of what is near; `ratio`: e to the power of far over near, both in 1/m."""
+
+    ratio: float = 1.0
+
+
 class Measure(Protocol):
     """Measures inverse depth in 1/m over a network's."""
 
@@ -59,8 +66,8 @@ class Measure(Protocol):
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
         """See `Scale.mount`."""
 
-    def __call__(self, sight: ScaleSight) -> Line:
-        """1/m = gain w + offset. Raises NothingMeasuredError."""
+    def __call__(self, sight: ScaleSight) -> Line | None:
+        """1/m = gain w + offset; None: not this frame's turn. Raises NothingMeasuredError."""
 
 
 class RoadLine:
@@ -83,11 +90,10 @@ class RoadLine:
         if height is None:
             raise NothingMeasuredError("where the camera sits is not known")
         try:
-            shift, road = fit_affine_road(seen_depth(sight), sight.camera, self._road)
+            road = fit_affine_road(seen_depth(sight), sight.camera, self._road)
         except NoRoadError as error:
             raise NothingMeasuredError(str(error)) from error
-        gain = road.height / height
-        return Line(gain, gain * shift, road.share)
+        return Line(road.gain / height, road.offset / height, road.share)
 
 
 class TrackedLine:
@@ -101,21 +107,24 @@ class TrackedLine:
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
         """Of no use."""
 
-    def __call__(self, sight: ScaleSight) -> Line:
+    def __call__(self, sight: ScaleSight) -> Line | None:
         """See `Measure`."""
-        units, metres, sigma = known_points(self._tracker.see(sight), sight)
+        points = self._tracker.see(sight)
+        if points is None:
+            return None
+        units, metres, sigma = known_points(points, sight)
 
-        def tolerance(gain: Any, offset: Any) -> Any:
-            at = np.maximum(gain * units + offset, _LEAST / _ERROR)
-            return 2.5 * np.hypot(sigma, _ERROR * at)
+        def tolerance(gain: Any, _: Any) -> Any:
+            at = np.maximum(metres, _LEAST / _ERROR)
+            return 2.5 * gain * np.hypot(sigma, _ERROR * at)
 
-        try:
-            line = fit_line(units, metres, tolerance)
+        try:  # The points are exact beside the network: its depth by theirs, not theirs by it.
+            line = fit_line(metres, units, tolerance)
         except ValueError as error:
             raise NothingMeasuredError("the followed points contradict the depth") from error
         if line.share < _MIN_SHARE:
             raise NothingMeasuredError(f"{line.share:.0%} of the followed points fit the depth")
-        return line
+        return Line(1 / line.gain, -line.offset / line.gain, line.share)
 
 
 class Chain:
@@ -147,11 +156,8 @@ class Chain:
 def _alike(values: NDArray[np.float64], before: NDArray[np.float64]) -> Line | None:
     """The line from a frame's w (n,) to what the frame before was at the same pixels (n,)."""
 
-    def tolerance(gain: Any, offset: Any) -> Any:
-        return 0.03 + 0.08 * np.maximum(gain * values + offset - _FAR, 0)
-
     try:
-        line = fit_line(values, before, tolerance)
+        line = fit_both(values, before, lambda at: 0.03 + 0.08 * np.maximum(at - _FAR, 0))
     except ValueError:
         return None
     if line.share < _MIN_SHARE:
@@ -193,21 +199,25 @@ class AffineScale(MeasuredScale):
         for values in (self._filter, self._ratios):
             values.take_up(values.factor, None, False)
 
-    def _measure(self, sight: ScaleSight) -> Sample:
+    def _measure(self, sight: ScaleSight) -> Sample | None:
         found, told = self._take(sight), self._chain.line
+        if found is None:
+            return None
         gain = found.gain / told.gain
         line = Line(gain, found.offset - gain * told.offset, found.share)
         near, far = line.gain * _NEAR + line.offset, line.gain * _FAR + line.offset
         if not (near > 0 and far < near):
             raise NothingMeasuredError("what is near would lie beyond infinity")
-        sample = Sample(1 / near, line.share)
         ratio = math.exp(max(far / near, -2.0))
-        if self._filter.plausible(sample.factor) and self._ratios.plausible(ratio):
-            self._ratios.advance(self._elapsed(sight), ratio, line.share)
-        return sample
+        if not self._ratios.plausible(ratio):
+            raise NothingMeasuredError("what is far would lie as near as the rest")
+        return AffineSample(1 / near, line.share, ratio)
 
-    def _elapsed(self, sight: ScaleSight) -> float:
-        return max(0.0, sight.seconds or 0.0)
+    def _advance(self, seconds: float, sample: Sample | None) -> None:
+        """Both by the same measurements, at the same time."""
+        super()._advance(seconds, sample)
+        ratio = sample.ratio if isinstance(sample, AffineSample) else None
+        self._ratios.advance(seconds, ratio, 1.0 if sample is None else sample.weight)
 
     def _place(self) -> tuple[float, float]:
         """Metres per unit and shift, of what both filters say."""

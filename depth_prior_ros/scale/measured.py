@@ -80,15 +80,13 @@ class MeasuredScale:
             seconds = max(0.0, sight.seconds) if known and sight.seconds is not None else 0.0
             sample = None
             if sight.looked:
-                self._why = ""
                 try:
-                    sample = self._plausible(self._measure(sight))
+                    sample = self._measure(sight)
+                    if sample is not None:
+                        self._why, sample = "", self._plausible(sample)
                 except NothingMeasuredError as error:
-                    self._why = str(error)
-            if sample is None:
-                self._filter.advance(seconds, None)
-            else:
-                self._filter.advance(seconds, sample.factor, sample.weight)
+                    self._why, sample = str(error), None
+            self._advance(seconds, sample)
             self._status = self._describe(self._why)
 
     def mount(self, camera_height: float | None, road: RoadSettings) -> None:
@@ -144,9 +142,17 @@ class MeasuredScale:
             self._why = snapshot["why"]
             self._status = self._describe(self._why)
 
-    def _measure(self, sight: ScaleSight) -> Sample:
-        """The factor as this frame sees it. Raises NothingMeasuredError."""
+    def _measure(self, sight: ScaleSight) -> Sample | None:
+        """The factor as this frame sees it; None: not this frame's turn. Raises
+        NothingMeasuredError."""
         raise NotImplementedError
+
+    def _advance(self, seconds: float, sample: Sample | None) -> None:
+        """A frame later, of a vehicle that drives."""
+        if sample is None:
+            self._filter.advance(seconds, None)
+        else:
+            self._filter.advance(seconds, sample.factor, sample.weight)
 
     def _plausible(self, sample: Sample) -> Sample:
         if not self._filter.plausible(sample.factor):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.scale.lines import fit_line
+from depth_prior_ros.scale.lines import Line, fit_line
 
 _Floats = NDArray[np.float64]
 
@@ -85,6 +85,7 @@ _REFITS = 5
 _UPRIGHT = math.cos(math.radians(25.0))
 _SURPRISE = 36.0
 _MIN_PIXELS = 60
+_BENT = 0.25  # relative difference up to which a pixel belongs to a road whose shift is unknown
 _TRUSTED = 30.0  # pixels' errors go together: a fit rests on about this many independent ones
 
 
@@ -113,33 +114,34 @@ def fit_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> R
     return _checked(plane, share, settings)
 
 
-def fit_affine_road(
-    inverse: NDArray[Any], camera: Camera, settings: RoadSettings
-) -> tuple[float, Road]:
+def fit_affine_road(inverse: NDArray[Any], camera: Camera, settings: RoadSettings) -> Line:
     """Find the road where inverse depth (h, w) is known up to a factor and a shift.
 
     A shift adds to what is constant over the picture, as the pitch does: so the pitch has to be
-    that of the mounting, and the shift is what makes it so. Returns the shift (1/units), and the
-    road after it. Raises NoRoadError.
+    that of the mounting, and the shift is what makes it so. Returns what 1 / depth in camera
+    heights is of the inverse depth. Raises NoRoadError.
     """
     rows, columns, rays = _region(camera, settings)
+    if len(rows) < _MIN_PIXELS:
+        raise NoRoadError("the camera does not show the road in front of it")
     values = np.asarray(inverse[rows, columns], np.float64)
     known = np.isfinite(values)
     if known.sum() < max(_MIN_PIXELS, settings.min_share * len(rows)):
         raise NoRoadError("too little depth on the road")
-    values = values[known]
-    down = rays[known] @ _down(settings)  # camera heights over depth
-    nearness = down[None]
+    nearness = rays[known] @ _down(settings)
+    farthest = float(nearness.min())
 
-    def tolerance(gain: _Floats, _: _Floats) -> _Floats:
-        return settings.tolerance * gain * nearness
+    def tolerance(gain: _Floats, offset: _Floats) -> _Floats:
+        return _BENT * np.maximum(gain * values[known] + offset, farthest)
 
-    try:
-        line = fit_line(down, values, tolerance)
+    try:  # What a network gets wrong of a road is no noise, it bends: what predicts metres best.
+        line = fit_line(values[known], nearness, tolerance)
     except ValueError as error:
         raise NoRoadError("no flat road in sight: nothing gets nearer downwards") from error
-    shift = -line.offset
-    return shift, fit_road(np.asarray(inverse) + shift, camera, settings)
+    share = line.share * float(known.mean())
+    if share < settings.min_share:
+        raise NoRoadError(f"no flat road in sight: {share:.0%} of the pixels agree on a plane")
+    return Line(line.gain, line.offset, share)
 
 
 def _checked(plane: _Floats, share: float, settings: RoadSettings) -> Road:

@@ -8,6 +8,7 @@ of a nod, which wheels do not know, moves a far point by more than a metre of dr
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,7 +36,9 @@ _CORNERS = 800
 _BACK = 0.3  # pixels by which a point that is followed back may miss where it came from
 _FLOW_SIGMA = 0.15  # pixels
 _EDGE = 0.05  # relative: how far inverse depth around a point is from a plane
-_LONGEST_GAP = 1.0  # seconds between two pictures that are compared
+_LONGEST_GAP = 2.0  # seconds between two pictures that are compared
+_INTERVAL = 0.09  # seconds: following points takes a part of a fast camera's time
+_SPACING = 0.2  # of the way between two that are compared
 
 
 @dataclass(frozen=True)
@@ -48,42 +51,64 @@ class Points:
     sigma: _Floats
 
 
+@dataclass
+class _Earlier:
+    """A picture, and the way since then."""
+
+    grey: NDArray[np.uint8]
+    camera: Camera
+    metres: float = 0.0
+    turned: float = 0.0
+    seconds: float = 0.0
+
+    def serves(self, camera: Camera) -> bool:
+        return self.camera == camera and self.seconds <= _LONGEST_GAP
+
+
 class PointTracker:
-    """Keeps a picture until the camera is far enough from it to compare."""
+    """Keeps pictures until the camera is far enough from them to compare.
+
+    Every frame is compared with the newest that is, however slowly the vehicle drives; the pictures
+    between are kept a part of that way from each other.
+    """
 
     def __init__(self) -> None:
-        self._earlier: tuple[NDArray[np.uint8], Camera] | None = None
-        self._way = 0.0
-        self._turned = 0.0
-        self._seconds = 0.0
+        self._earlier: deque[_Earlier] = deque()
+        self._pause = 0.0  # seconds since the last points
 
-    def see(self, sight: ScaleSight) -> Points:
-        """Points of this frame. Raises NothingMeasuredError where there are none."""
+    def see(self, sight: ScaleSight) -> Points | None:
+        """Points of this frame; None a moment after the last ones. Raises NothingMeasuredError
+        where there are none."""
         if sight.picture is None:
             raise NothingMeasuredError("no picture of this frame")
         grey = cv2.cvtColor(sight.picture, cv2.COLOR_RGB2GRAY)
         try:
             way = known_way(sight)
         except NothingMeasuredError:
-            self._keep(grey, sight.camera)
+            self._earlier = deque([_Earlier(grey, sight.camera)])
             raise
-        self._way += way
-        self._turned += abs(sight.radians_turned or 0.0)
-        self._seconds += sight.seconds or math.inf
-        earlier, metres, turned = self._earlier, self._way, self._turned
-        fits = earlier is not None and earlier[1] == sight.camera and self._seconds <= _LONGEST_GAP
-        if earlier is None or not fits:
-            self._keep(grey, sight.camera)
+        self._pause += sight.seconds or math.inf
+        earlier = self._earlier
+        for picture in earlier:
+            picture.metres += way
+            picture.turned += abs(sight.radians_turned or 0.0)
+            picture.seconds += sight.seconds or math.inf
+        while earlier and not earlier[0].serves(sight.camera):
+            earlier.popleft()
+        while len(earlier) > 1 and earlier[1].metres >= BASELINE:
+            earlier.popleft()
+        best = earlier[0] if earlier else None
+        if best is None or earlier[-1].metres >= _SPACING * BASELINE:
+            earlier.append(_Earlier(grey, sight.camera))
+        if best is None:
             raise NothingMeasuredError("no earlier picture to compare with")
-        if metres < BASELINE:
+        if best.metres < BASELINE:
             raise NothingMeasuredError("the way since the last picture is too short")
-        self._keep(grey, sight.camera)
-        check_swing(metres, turned)
-        return triangulate(earlier[0], grey, sight.camera, metres)
-
-    def _keep(self, grey: NDArray[np.uint8], camera: Camera) -> None:
-        self._earlier = (grey, camera)
-        self._way = self._turned = self._seconds = 0.0
+        check_swing(best.metres, best.turned)
+        if self._pause < _INTERVAL:
+            return None
+        self._pause = 0.0
+        return triangulate(best.grey, grey, sight.camera, best.metres)
 
 
 def triangulate(
@@ -171,8 +196,11 @@ class TrackedScale(MeasuredScale):
         self._tracker = PointTracker()
         super().__init__(start, settings)
 
-    def _measure(self, sight: ScaleSight) -> Sample:
-        units, metres, sigma = known_points(self._tracker.see(sight), sight)
+    def _measure(self, sight: ScaleSight) -> Sample | None:
+        points = self._tracker.see(sight)
+        if points is None:
+            return None
+        units, metres, sigma = known_points(points, sight)
         sure = metres > 4 * sigma
         if sure.sum() < MIN_POINTS:
             raise NothingMeasuredError("too few points are near enough to measure")
