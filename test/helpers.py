@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -86,23 +87,31 @@ def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 
     """
     import torch
 
+    nets, prior = _tiny_networks(size, seed)
+    torch.manual_seed(seed)  # what a test draws next does not depend on the tests before it
+    return save_bundle(path, tiny_manifest(size), prior=prior, **nets)
+
+
+@functools.cache
+def _tiny_networks(size: tuple[int, int], seed: int) -> tuple[dict[str, Any], Any]:
+    """Networks by part, and the prior; made once: many tests write the same bundle."""
+    import torch
+
     from depth_prior_ros.models.prior_fusion import Prior
 
     manifest = tiny_manifest(size)
-    torch.manual_seed(seed)
-    state = torch.random.get_rng_state()
     nets: dict[str, Any] = {}
-    for offset, part in enumerate(("student", "multi_frame", "pose")):
-        torch.manual_seed(seed + offset)
-        nets[part] = build_network(manifest, part)  # type: ignore[arg-type]
-    pose_head = nets["pose"].decoder
-    with torch.no_grad():
-        pose_head.weight.mul_(0.01)
-        pose_head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -5.0]))
-        nets["multi_frame"].delta.uniform_(0.2, 0.6)
-    prior = Prior(features=torch.randn(16, 32), inverse_depth=torch.rand(16) + 0.05)
-    torch.random.set_rng_state(state)
-    return save_bundle(path, manifest, prior=prior, **nets)
+    with torch.random.fork_rng(devices=[]):
+        for offset, part in enumerate(("student", "multi_frame", "pose")):
+            torch.manual_seed(seed + offset)
+            nets[part] = build_network(manifest, part)  # type: ignore[arg-type]
+        pose_head = nets["pose"].decoder
+        with torch.no_grad():
+            pose_head.weight.mul_(0.01)
+            pose_head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -5.0]))
+            nets["multi_frame"].delta.uniform_(0.2, 0.6)
+        prior = Prior(features=torch.randn(16, 32), inverse_depth=torch.rand(16) + 0.05)
+    return nets, prior
 
 
 def texture(

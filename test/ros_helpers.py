@@ -23,6 +23,7 @@ import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
+from forked_process import ForkedProcess
 from geometry_msgs.msg import Twist, TwistWithCovariance, Vector3
 from helpers import shifted, texture
 from nav_msgs.msg import Odometry
@@ -85,6 +86,7 @@ class NodeProcess:
         namespace: of the node.
         arguments: further ROS arguments, such as ``-r image:=/camera/image_raw``.
         code: Python to run instead of the node, for a node with something replaced in it.
+        fresh: from Python's start on, for what starts and ends; otherwise the imports are shared.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class NodeProcess:
         *arguments: str,
         code: str | None = None,
         namespace: str = "/",
+        fresh: bool = False,
         **parameters: Any,
     ) -> None:
         # A file, not a pipe: nobody needs to read it for the child to go on.
@@ -99,13 +102,20 @@ class NodeProcess:
         run = ["-c", code] if code else ["-m", "depth_prior_ros.ros.node"]
         values = [("-p", f"{k}:={_yaml(v)}") for k, v in parameters.items()]
         flat = [word for pair in values for word in pair]
-        self.process = subprocess.Popen(
-            [sys.executable, *run, "--ros-args", "-r", f"__ns:={namespace}", *flat, *arguments],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        program = [*run, "--ros-args", "-r", f"__ns:={namespace}", *flat, *arguments]
+        root = Path(__file__).resolve().parents[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if fresh:
+            self.process = subprocess.Popen(
+                [sys.executable, *program],
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                cwd=root,
+                env=environment,
+            )
+        else:
+            self.process = ForkedProcess(program, self._log, root, environment)
 
     def __enter__(self) -> NodeProcess:
         return self

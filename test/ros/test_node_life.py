@@ -67,7 +67,7 @@ def test_without_camera_info_frames_are_refused_until_it_comes(tiny_bundle):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_node_cleanly(tiny_bundle, number):
-    with node_and_peer(backend="torch", bundle=tiny_bundle) as (process, peer):
+    with node_and_peer(fresh=True, backend="torch", bundle=tiny_bundle) as (process, peer):
         peer.wait_for_node(process)
         peer.send(view(), STEP)
         peer.answer(STEP)
@@ -80,7 +80,7 @@ def test_a_signal_ends_the_node_cleanly(tiny_bundle, number):
 @pytest.mark.parametrize("library", ["rclpy", "libtorch_cpu"])
 def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, library):
     """Imports and loading take seconds; launch would report a node that dies in them."""
-    with NodeProcess(bundle=tiny_bundle, backend="torch") as process:
+    with NodeProcess(fresh=True, bundle=tiny_bundle, backend="torch") as process:
         maps = Path(f"/proc/{process.process.pid}/maps")
         wait_until(lambda: library in maps.read_text(), f"{library} to be imported")
         assert process.interrupt(number) == 0, process.output
@@ -91,7 +91,7 @@ def test_a_signal_during_the_start_ends_the_node_cleanly(tiny_bundle, number, li
 @pytest.mark.parametrize("phase", ["start", "active"])
 def test_a_second_signal_does_not_disturb_the_end(tiny_bundle, phase):
     """A service manager signals launch and node alike, and launch hands the signal on."""
-    with node_and_peer(backend="torch", bundle=tiny_bundle) as (process, peer):
+    with node_and_peer(fresh=True, backend="torch", bundle=tiny_bundle) as (process, peer):
         if phase == "active":
             peer.wait_for_node(process)
             peer.send(view(), STEP)
@@ -109,7 +109,7 @@ def test_a_second_signal_does_not_disturb_the_end(tiny_bundle, phase):
 
 
 def test_a_bundle_that_is_not_there_ends_the_node_with_its_name(tmp_path):
-    with NodeProcess(bundle=tmp_path / "nothing") as process:
+    with NodeProcess(fresh=True, bundle=tmp_path / "nothing") as process:
         assert process.process.wait(2 * PATIENCE) == 1
         assert str(tmp_path / "nothing") in process.output
         assert "Traceback" not in process.output
