@@ -31,8 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: nor one worker another
         os.environ["ROS_DOMAIN_ID"] = str(int(domain) + 1 + int(worker[2:]))
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    # Two cores: a pool of threads in every child process only makes them wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+    # Threads of a pool wait for each other in loops: with as many processes as cores, or more, that
+    # takes many times the work.
+    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(pool, "1")
     if importlib.util.find_spec("hypothesis"):
         from hypothesis import settings
 
