@@ -86,13 +86,14 @@ def launch_arguments() -> dict[str, set[str]]:
         USB,
         depth_arguments,
         replay_arguments,
+        several_cameras_arguments,
         usb_camera_arguments,
     )
 
     return {
         "depth.launch.py": {name for name, _, _ in depth_arguments()},
         "replay.launch.py": {name for name, _, _ in [*PLAYER, *replay_arguments()]},
-        "several_cameras.launch.py": {"cameras", "one_process"},
+        "several_cameras.launch.py": {name for name, _, _ in several_cameras_arguments()},
         "usb_camera.launch.py": {name for name, _, _ in [*USB, *usb_camera_arguments()]},
     }
 
