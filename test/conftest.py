@@ -115,6 +115,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder, for nodes; who alters a bundle copies it first."""
+    from helpers import make_tiny_bundle
+
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny").path
+
+
 @pytest.fixture(scope="module")
 def shared(bundle: Bundle) -> DepthPipeline:
     """One pipeline for a whole module: making it takes longer than a frame."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_tiny_bundle
 from numpy.typing import NDArray
 from torch import nn
 
@@ -30,11 +29,6 @@ from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.pipeline import runtime
 from depth_prior_ros.pipeline.runtime import Networks, compile_networks
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,6 @@ FILES = (
 )
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 @contextmanager
 def changed(path: Path, content: bytes | None) -> Iterator[None]:
     """Another content of a file for a while; None for no file."""

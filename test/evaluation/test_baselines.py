@@ -29,11 +29,6 @@ from training.evaluation.sets import EvaluationError
 from training.stages.validation import cached_frames
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 def test_means_of_log_depth_by_hand():
     """Three rows of four pixels; row 0 has no return, pixels (1, 2) and (2, 0) have."""
     first, second = np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)

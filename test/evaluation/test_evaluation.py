@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 from torch import nn
 
@@ -50,11 +49,6 @@ def road(tilt: float = 1.0) -> np.ndarray:
     """True depth (125, 414), metres: nearer towards the bottom."""
     rows = np.linspace(40, 5, 125, dtype=np.float32) * tilt
     return np.repeat(rows[:, None], 414, axis=1)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

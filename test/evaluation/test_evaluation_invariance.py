@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import make_tiny_bundle
 
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
@@ -78,11 +77,6 @@ def check_invariance(bundle: Bundle, chosen: EvaluationSet, backend: str) -> Non
             assert metres is None or metres != pytest.approx(before, rel=1e-3), name
     single = np.array(first["evaluate single_frame"][0])
     np.testing.assert_allclose(first["validation"][0], single, rtol=2e-3, atol=2e-3)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 def test_the_metric_factor_changes_no_figure_after_scaling(bundle: Bundle) -> None:

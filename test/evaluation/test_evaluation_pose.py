@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import METRES_PER_UNIT, TINY_SIZE, make_tiny_bundle
+from helpers import METRES_PER_UNIT, TINY_SIZE
 
 from depth_prior_ros.bundle import Bundle, rewrite_manifest
 from depth_prior_ros.geometry.camera import Camera
@@ -114,11 +114,6 @@ def test_scale_is_the_median_and_its_wandering_is_told():
     assert errors.scale_spread == pytest.approx(np.std([0.5, 1, 1.5]))
     standing = drive_errors([step(z=0.001)] * 4, [step()] * 4)
     assert standing.scale is None and standing.translation_percent is None
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 def write_sequence(root: Path, number: str, count: int = 7) -> Path:

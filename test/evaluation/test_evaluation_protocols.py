@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from data_set_files import write_city, write_make3d, write_nuscenes
-from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, write_drive
 
 from depth_prior_ros.bundle import Bundle
@@ -29,11 +28,6 @@ from training.evaluation.report import print_report, write_pictures
 from training.evaluation.sets import choose_sets
 
 OTHER_DRIVE = "2011_09_26_drive_0002_sync"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.mark.parametrize("below", ["", "set"])

@@ -21,11 +21,6 @@ WIDTH, HEIGHT = TINY_SIZE
 TALL = (96, 64)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
 def write(
     path: Path, size: tuple[int, int] = TINY_SIZE, parts: tuple[str, ...] = (), **changes: Any
 ) -> Bundle:

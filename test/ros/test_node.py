@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
-from helpers import make_tiny_bundle, shifted, texture
+from helpers import shifted, texture
 from rcl_interfaces.srv import DescribeParameters, ListParameters
 from rclpy.qos import QoSDurabilityPolicy, QoSReliabilityPolicy
 from ros_helpers import (
@@ -36,13 +36,6 @@ from depth_prior_ros.ros.messages import image_to_depth
 from depth_prior_ros.ros.parameters import PARAMETERS
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_tiny_bundle(path, BUNDLE_SIZE)
-    return path
 
 
 @pytest.fixture(scope="module")

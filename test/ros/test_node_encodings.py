@@ -18,7 +18,6 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
 from camera_encodings import ENCODINGS, WIDE, compressed, encoded, png
-from helpers import make_tiny_bundle
 from ros_helpers import (
     BUNDLE_SIZE,
     FRAME,
@@ -135,13 +134,6 @@ def test_what_cannot_be_read_is_refused_with_its_cause(echo):
 
 
 # -- the node --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_tiny_bundle(path, BUNDLE_SIZE)
-    return path
 
 
 @contextlib.contextmanager

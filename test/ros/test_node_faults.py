@@ -13,7 +13,6 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 
 from builtin_interfaces.msg import Time
 from fault_scenes import EASY, PATIENCE, Scene, scene
-from helpers import make_tiny_bundle
 from ros_helpers import BUNDLE_SIZE, NodeProcess, nanoseconds_of
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import Trigger
@@ -23,13 +22,6 @@ BEGIN = 10**9 * 10**6
 STEP = 10**8
 MULTI, JUMP = "multi_frame moving", "single_frame time_jump"
 MOVING = {"speed": 5.0, "rate": 10.0, "stamp": BEGIN, "step": STEP}
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_tiny_bundle(path, BUNDLE_SIZE)
-    return path
 
 
 @pytest.fixture(scope="module")

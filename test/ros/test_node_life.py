@@ -21,7 +21,6 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters
 from rclpy.context import Context
 from ros_helpers import (
-    BUNDLE_SIZE,
     FRAME,
     PATIENCE,
     STEP,
@@ -38,13 +37,6 @@ from ros_helpers import (
 from std_msgs.msg import Header
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_tiny_bundle(path, BUNDLE_SIZE)
-    return path
 
 
 def test_without_camera_info_frames_are_refused_until_it_comes(tiny_bundle):

@@ -18,7 +18,6 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 import malformed
 from camera_process import CameraProcess
 from fault_scenes import PATIENCE, Scene, new_namespace, scene
-from helpers import make_tiny_bundle
 from rcl_interfaces.srv import GetParameters
 from ros_helpers import BUNDLE_SIZE
 
@@ -34,13 +33,6 @@ FILM: dict[str, Any] = {
     "stamp": 10**15,
     "step": 10**8,
 }
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_tiny_bundle(path, BUNDLE_SIZE)
-    return path
 
 
 @dataclass

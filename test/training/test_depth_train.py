@@ -17,11 +17,6 @@ from training.commands import cli
 HEAVY = ("torch", "cv2", "numpy", "openvino", "pydantic", "rich", "matplotlib", "rclpy", "yaml")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
-
-
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
     for number in (1, 2):
