@@ -371,7 +371,7 @@ def _print(rows: dict[tuple[str, int], dict[str, float]]) -> None:
     table = Table("mode", "seed", *names, box=None)
     for (mode, seed), row in rows.items():
         table.add_row(mode, str(seed or ""), *(f"{row.get(n, np.nan):.3f}" for n in names))
-    Console(width=160).print(table)
+    Console(width=240).print(table)
     for mode in ("start", *MODES):
         mine = [row for (m, _), row in rows.items() if m == mode]
         for name in _FIGURES:

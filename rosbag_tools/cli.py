@@ -175,7 +175,8 @@ def _make(parsed: argparse.Namespace) -> None:
 
         path = parsed.kitti_raw or parsed.kitti_odometry or parsed.images
         pairs = open_pairs(path, recording)
-        partner = Partner(pairs.by_stamp(), pairs.baseline)
+        down = -float(pairs.partner_from_camera[1, 3])
+        partner = Partner(pairs.by_stamp(), pairs.baseline, down)
     make(recording, parsed.out, parsed.quality, partner=partner)
 
 

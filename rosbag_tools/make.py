@@ -70,10 +70,12 @@ DEFAULT_QUALITY = 95
 @dataclass(frozen=True)
 class Partner:
     """The other pictures of a stereo bag: one a frame where there is one, by the stamp of the frame
-    that they belong to; and where their camera stands, metres to the right."""
+    that they belong to; and where their camera stands, metres to the right and down (of a rectified
+    pair a few millimetres at most, which are half a pixel of what is near)."""
 
     frames: Mapping[int, Frame]
     baseline: float
+    down: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class FrameMessages:
         assert self._partner is not None
         topics = f"{PARTNER}/image_raw/compressed", f"{PARTNER}/camera_info"
         # The images of a rectified pair carry the frame of its own camera; P is in the first's.
-        self._write_picture(*topics, PARTNER_FRAME, frame, jpeg, self._partner.baseline)
+        self._write_picture(*topics, PARTNER_FRAME, frame, jpeg, self._partner)
 
     def _write_picture(
         self,
@@ -201,10 +203,10 @@ class FrameMessages:
         frame_id: str,
         frame: Frame,
         jpeg: bytes,
-        baseline: float = 0.0,
+        partner: Partner | None = None,
     ) -> None:
         header = self._messages.header(frame.stamp_ns, frame_id)
-        camera = self._camera_info(frame.camera, baseline)
+        camera = self._camera_info(frame.camera, partner)
         self._send(info, CAMERA_INFO, frame.stamp_ns, header=header, **camera)
         self._send(
             topic,
@@ -279,10 +281,12 @@ class FrameMessages:
         )
         return 1
 
-    def _camera_info(self, camera: Camera, baseline: float = 0.0) -> dict[str, Any]:
+    def _camera_info(self, camera: Camera, partner: Partner | None = None) -> dict[str, Any]:
         calibration = Calibration.from_camera(camera)
         P = list(calibration.P)
-        P[3] = -camera.fx * baseline + 0.0  # never -0
+        if partner is not None:
+            P[3] = -camera.fx * partner.baseline + 0.0  # never -0
+            P[7] = -camera.fy * partner.down + 0.0
         return self._messages.camera_info(replace(calibration, P=tuple(P)))
 
     def _send(self, topic: str, kind: str, time: int, **values: Any) -> None:

@@ -182,6 +182,20 @@ def test_a_bag_of_two_cameras_trains_as_its_folder(wall: Path, tmp_path: Path) -
     assert (a.partner - a.images[:, 1]).abs().mean() > 0.1
 
 
+def test_a_bag_keeps_what_a_rectified_pair_stands_apart_in_height(tmp_path: Path) -> None:
+    """4 mm of KITTI's colour cameras are a quarter of a pixel at 10 m."""
+    drive = write_pairs(tmp_path)
+    calibration = drive.parent / "calib_cam_to_cam.txt"
+    told = calibration.read_text().replace("200.0 48 0 0 0 1 0", "200.0 48 DOWN 0 0 1 0")
+    calibration.write_text(told.replace("DOWN", "0", 1).replace("DOWN", "0.8"))
+    bag = tmp_path / "pair.mcap"
+    asked = ["make", "--kitti-raw", str(drive), "--out", str(bag), "--stereo"]
+    assert depth_bag(asked) == 0
+    motions = [open_pairs(p, open_recording(p)).partner_from_camera for p in (drive, bag)]
+    np.testing.assert_allclose(motions[0][1, 3], 0.004, atol=1e-9)
+    np.testing.assert_allclose(*motions, atol=1e-9)
+
+
 def test_an_extracted_pair_trains_bit_for_bit_as_its_folder(wall: Path, tmp_path: Path) -> None:
     drive, out = wall / NAME, tmp_path / "set"
     extract(drive, open_recording(drive), out, ExtractOptions(stereo=True))
