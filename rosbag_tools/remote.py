@@ -20,7 +20,6 @@ from typing import Any
 
 from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.share import recording_path
-from rosbag_tools.work import refuse_others
 
 Place = Path | str
 """A path here, or a URL of fsspec."""
@@ -157,6 +156,8 @@ def _fetch_manifest(out: str, results: Path, manifest: str) -> bytes | None:
         file = f"{path.rstrip('/')}/{manifest}"
         if not system.exists(file):
             there = system.ls(path, detail=False) if system.isdir(path) else []
+            from rosbag_tools.work import refuse_others  # numpy: not for --help
+
             refuse_others(out, (PurePosixPath(name.rstrip("/")).name for name in there))
             return None
         results.mkdir(parents=True)
