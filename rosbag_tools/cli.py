@@ -235,6 +235,16 @@ def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="M",
         help="with a second camera M metres to the right, e.g. 0.54 as KITTI's",
     )
+    parser.add_argument(
+        "--camera-height", type=positive, metavar="M", help="of the camera above the road"
+    )
+    parser.add_argument(
+        "--camera-pitch-deg",
+        type=float,
+        default=0.0,
+        metavar="DEGREES",
+        help="by which the camera looks down (default: 0)",
+    )
     parser.set_defaults(run=_render)
 
 
@@ -252,6 +262,8 @@ def _render(parsed: argparse.Namespace) -> None:
         stop=not parsed.no_stop,
         moving=parsed.moving,
         stereo=parsed.stereo,
+        camera_height=parsed.camera_height,
+        camera_pitch_deg=parsed.camera_pitch_deg,
     )
 
 

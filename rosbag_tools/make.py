@@ -340,6 +340,8 @@ def render(
     stop: bool = True,
     moving: bool = False,
     stereo: float = 0.0,
+    camera_height: float | None = None,
+    camera_pitch_deg: float = 0.0,
 ) -> None:
     """Render a street drive and write it; the same arguments give the same bag.
 
@@ -351,7 +353,17 @@ def render(
     from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 
     drives = [
-        street_drive(seed, frames, size, street=street, traffic=traffic, stop=stop, offset=offset)
+        street_drive(
+            seed,
+            frames,
+            size,
+            street=street,
+            traffic=traffic,
+            stop=stop,
+            offset=offset,
+            camera_height=camera_height,
+            camera_pitch_deg=camera_pitch_deg,
+        )
         for offset in ([0.0, stereo] if stereo else [0.0])
     ]
     partner = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from depth_prior_ros.recordings.synthetic.drive import (
     SyntheticDrive,
     street_drive,
 )
+from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 
 
@@ -113,6 +115,18 @@ def test_another_seed_is_another_street(drive: SyntheticDrive) -> None:
     other = street_drive(seed=3, size=(160, 48))
     ours, theirs = drive.world.drawing.mesh.vertices, other.world.drawing.mesh.vertices
     assert ours.shape != theirs.shape or not np.array_equal(ours, theirs)
+
+
+def test_a_camera_mounted_otherwise_sees_the_road_where_it_lies(tmp_path: Path) -> None:
+    out = tmp_path / "low.mcap"
+    mount = ["--camera-height", "1.1", "--camera-pitch-deg", "4"]
+    assert main(["render", "--out", str(out), "--frames", "1", "--size", "160x48", *mount]) == 0
+    frame = open_recording(out).frames[0]
+    depth, camera = frame.depth(), frame.camera
+    assert depth is not None
+    below = math.atan2(47 - camera.cy, camera.fy)  # the bottom row, under the optical axis
+    expected = 1.1 * math.cos(below) / math.sin(below + math.radians(4))
+    assert np.median(depth[-1]) == pytest.approx(expected, rel=0.05)
 
 
 def test_what_changes_while_the_car_stands_is_masked(drive: SyntheticDrive) -> None:

@@ -441,15 +441,23 @@ def street_drive(
     traffic: str = "mixed",
     stop: bool = True,
     offset: float = 0.0,
+    camera_height: float | None = None,
+    camera_pitch_deg: float = 0.0,
 ) -> SyntheticDrive:
     """By default the drive that comes with the package: 8 s at 10 Hz, with a stop of over 2 s.
 
-    offset: metres to the right of the car's own camera (its stereo partner).
+    offset: metres to the right of the car's own camera (its stereo partner). camera_height,
+    camera_pitch_deg: see `DriveSpec`; default: its height.
 
     Raises ValueError for a street or traffic that does not exist.
     """
     dense = traffic == "dense"
     spec = dense_drive(frames, stop) if dense else DriveSpec(frames=frames, stop=stop)
+    spec = replace(
+        spec,
+        camera_height=spec.camera_height if camera_height is None else camera_height,
+        camera_pitch_deg=camera_pitch_deg,
+    )
     return SyntheticDrive(
         seed=seed,
         size=size,
