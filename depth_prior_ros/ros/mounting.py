@@ -101,11 +101,13 @@ class Mounting:
         """
         if (told := told_mount(self.settings)) is not None:
             return told, told
+        if sight is None:
+            return None
         try:
             earlier = self.buffer.lookup(self.settings.tf_base_frame, frame, before_ns)
         except TransformError:
             return None
-        return None if sight is None else (mount_of(self.settings, sight), CameraMount.of(earlier))
+        return CameraMount.of(sight.base_from_optical), CameraMount.of(earlier)
 
     def _as_told(self, camera: MountedCamera) -> MountedCamera:
         s = self.settings

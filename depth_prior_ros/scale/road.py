@@ -134,7 +134,7 @@ def fit_affine_road(inverse: NDArray[Any], camera: Camera, settings: RoadSetting
     def tolerance(gain: _Floats, offset: _Floats) -> _Floats:
         return _BENT * np.maximum(gain * values[known] + offset, farthest)
 
-    try:  # What a network gets wrong of a road is no noise, it bends: what predicts metres best.
+    try:  # What predicts metres best: further on it is nearer to the truth than the other line.
         line = fit_line(values[known], nearness, tolerance)
     except ValueError as error:
         raise NoRoadError("no flat road in sight: nothing gets nearer downwards") from error

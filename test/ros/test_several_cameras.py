@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,21 @@ def listener_count(peer: Peer, output: str) -> str | None:
     return peer.status().get(f"subscribers.{output}")
 
 
+@contextmanager
+def two_cameras(file: Path, above: str) -> Iterator[tuple[NodeProcess, Peer, Peer]]:
+    """The process of a file's cameras `front` and `rear` in a namespace, and a peer of each."""
+    code = (
+        "import sys; from depth_prior_ros.ros.node import main; "
+        f"sys.exit(main(['--cameras', {str(file)!r}, '--below', {above!r}]))"
+    )
+    with (
+        NodeProcess(code=code) as process,
+        Peer(f"{above}/front") as left,
+        Peer(f"{above}/rear") as right,
+    ):
+        yield process, left, right
+
+
 def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_path):
     above = f"/robot_{uuid.uuid4().hex[:8]}"
     lines = {
@@ -65,15 +82,7 @@ def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_p
         lines["rear"] + ", max_depth_m: 1.5, camera_height: 1.5}",
         bundle=bundle,
     )
-    code = (
-        "import sys; from depth_prior_ros.ros.node import main; "
-        f"sys.exit(main(['--cameras', {str(file)!r}, '--below', {above!r}]))"
-    )
-    with (
-        NodeProcess(code=code) as process,
-        Peer(f"{above}/front") as left,
-        Peer(f"{above}/rear") as right,
-    ):
+    with two_cameras(file, above) as (process, left, right):
         for peer in (left, right):
             peer.wait_for_node(process)
         left.send(view(), STEP)
@@ -114,15 +123,7 @@ def test_each_camera_has_its_place_by_tf(bundle, tmp_path):
         for name, base in bases.items()
     ]
     file = cameras_file(tmp_path, *lines, bundle=bundle)
-    code = (
-        "import sys; from depth_prior_ros.ros.node import main; "
-        f"sys.exit(main(['--cameras', {str(file)!r}, '--below', {above!r}]))"
-    )
-    with (
-        NodeProcess(code=code) as process,
-        Peer(f"{above}/front") as left,
-        Peer(f"{above}/rear") as right,
-    ):
+    with two_cameras(file, above) as (process, left, right):
         fixed = left.node.create_publisher(tf.TFMessage, "/tf_static", LATCHED)
         # The optical frame, 1.5 m over one base, 0.7 m over the other, which is 0.8 m higher.
         optical = Transform(
