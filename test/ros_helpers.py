@@ -86,7 +86,8 @@ class NodeProcess:
         namespace: of the node.
         arguments: further ROS arguments, such as ``-r image:=/camera/image_raw``.
         code: Python to run instead of the node, for a node with something replaced in it.
-        fresh: from Python's start on, for what starts and ends; otherwise the imports are shared.
+        fresh: from Python's start on, for what starts and ends; otherwise, in a test, the imports
+            are shared.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class NodeProcess:
         root = Path(__file__).resolve().parents[1]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process: subprocess.Popen[bytes] | ForkedProcess
-        if fresh:
+        # A script's main module would be run once more by what forks.
+        if fresh or "PYTEST_CURRENT_TEST" not in os.environ:
             self.process = subprocess.Popen(
                 [sys.executable, *program],
                 stdout=self._log,
