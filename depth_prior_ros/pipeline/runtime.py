@@ -153,7 +153,8 @@ class Networks:
         student = StudentRunner(
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
-        self._look_up = student_net.episodic
+        if bundle.manifest.references is not None:  # without any, a look-up would only cost time
+            self._look_up = student_net.episodic
         self.takes_code = student_net.camera_code is not None
         if self.takes_code:
             spec = bundle.manifest.camera_code
@@ -200,19 +201,22 @@ class Networks:
 
     @property
     def takes_references(self) -> bool:
-        """Whether the student looks up references (`models.episodic_prior`)."""
+        """Whether references are looked up: of a bundle that came with some."""
         return self._look_up is not None
 
     def set_references(self, references: References | None) -> None:
         """What the student looks up from the next image on, or nothing; nothing is compiled.
 
-        Raises ValueError for a student that looks nothing up, or references that do not fit it.
+        Raises ValueError for a bundle that came without, or references that do not fit its student.
         """
         import torch
 
         if self._look_up is None:
             if references is not None:
-                raise ValueError("this bundle's student looks no references up")
+                raise ValueError(
+                    "this bundle came without references, so its networks look nothing up: load "
+                    "one that holds some (`depth_train adapt` writes it)"
+                )
             self._references = ()
             return
         with torch.inference_mode(), self._few_threads():

@@ -32,6 +32,7 @@ from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.models.student import build_student
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.pipeline.runtime import compile_networks
+from training.runs.export import export_bundle
 
 CAMERA = Camera(240.0, 240.0, 160.0, 50.0, 320, 107)
 
@@ -114,7 +115,7 @@ def test_a_student_without_a_look_up_takes_none(bundle: Bundle, tmp_path: Path) 
     with pytest.raises(BundleError, match="looks no references up"):
         replace_references(without, tmp_path / "out", _references(bundle), _spec())
     networks, _ = compile_networks(without, "torch")
-    with pytest.raises(ValueError, match="looks no references up"):
+    with pytest.raises(ValueError, match="came without references"):
         networks.set_references(_references(bundle))
 
 
@@ -123,8 +124,9 @@ def test_every_backend_looks_up_and_exchanges_them(
     bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     """The same compiled network gives with other references what PyTorch computes from them."""
+    holding = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
     try:
-        networks, _ = compile_networks(bundle, name, "cpu")
+        networks, _ = compile_networks(holding, name, "cpu")
     except BackendError as error:
         pytest.skip(str(error))
     student = bundle.student()
@@ -143,6 +145,28 @@ def test_every_backend_looks_up_and_exchanges_them(
     np.testing.assert_array_equal(found[0], found[3])
     assert np.abs(found[1] / found[0] - 1).max() > 0.01
     assert np.abs(found[2] / found[1] - 1).max() > 0.01
+
+
+def test_without_any_no_look_up_is_compiled(bundle: Bundle) -> None:
+    networks, _ = compile_networks(bundle, "torch")
+    assert not networks.takes_references
+    with pytest.raises(ValueError, match="came without references"):
+        networks.set_references(_references(bundle))
+
+
+def test_exported_they_are_inside(bundle: Bundle, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra cpu")
+    holding = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    image = np.random.default_rng(2).random((1, 3, 32, 96), np.float32)
+    for number, one in enumerate((bundle, holding)):
+        out = export_bundle(one.path, "onnx", tmp_path / f"export{number}")
+        session = onnxruntime.InferenceSession(out / "student.onnx")
+        assert [given.name for given in session.get_inputs()] == ["image", "code"]
+        told = {"image": image, "code": np.zeros((1, 5), np.float32)}
+        networks, _ = compile_networks(one, "torch")
+        expected = networks.single(networks.backend.to_native(image))[0]
+        found = session.run(["inverse_depth"], told)[0]
+        np.testing.assert_allclose(found, networks.backend.to_numpy(expected), rtol=1e-4)
 
 
 def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:

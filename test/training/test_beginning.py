@@ -8,11 +8,13 @@ from typing import Any
 import cv2
 import pytest
 import torch
-from helpers import make_tiny_bundle, texture
+from helpers import make_tiny_bundle, texture, tiny_manifest
 from training_files import TRAINING_NAMES, write_moving_drive
 
-from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.bundle import load_bundle, save_bundle
 from depth_prior_ros.bundle.baselines import OWN_MEAN, read_baselines
+from depth_prior_ros.bundle.manifest import Architecture
+from depth_prior_ros.models.student import build_student
 from training.loop.checkpoint import save_checkpoint
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs import output
@@ -84,6 +86,21 @@ def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> Non
     assert initialise(build(chosen), chosen).startswith("pose begin with")
     with pytest.raises(RecipeError, match="start: nowhere is not a checkpoint"):
         look_for("start", "nowhere")
+
+
+def test_a_bundle_whose_student_looks_references_up_gives_the_rest(tmp_path: Path) -> None:
+    networks = {"trunk": "mobilenet_v2", "decoder": "convex"}
+    student = build_student({**networks, "episodic": {"capacity": 8}})
+    manifest = tiny_manifest().model_copy(
+        update={"architecture": Architecture(student=student.architecture), "prior": None}
+    )
+    bundle = save_bundle(tmp_path / "bundle", manifest, student=student)
+    values = recipe((96, 64)).model_dump(mode="json") | {"start": str(bundle.path)}
+    chosen = Recipe.model_validate(values | {"networks": networks})
+    system = build(chosen)
+    assert initialise(system, chosen).startswith("student begin with")
+    own, given = system.student.state_dict(), bundle.student().state_dict()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in own.items())
 
 
 def test_the_trunk_learns_slower_and_its_first_layers_not_at_all() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.backends.base import BackendError
@@ -25,6 +25,7 @@ from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
 from depth_prior_ros.bundle.files import staging
 from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.models.episodic_prior import ProjectedReferences
 from depth_prior_ros.models.export import (
     FeatureRunner,
     MultiFrameRunner,
@@ -195,7 +196,7 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     yield _Case("multi_frame", MultiFrameRunner(multi_frame), inputs)
 
 
-def _student(bundle: Bundle) -> StudentRunner:
+def _student(bundle: Bundle) -> StudentRunner | _WithReferences:
     student, depth = bundle.student(), bundle.manifest.depth
     prior = None
     if student.fusion is not None:
@@ -203,7 +204,30 @@ def _student(bundle: Bundle) -> StudentRunner:
             raise BundleError(bundle.path, "the student has a prior fusion, but there is no prior")
         bundle.match_prior(student)
         prior = bundle.prior()
-    return StudentRunner(student, prior, depth.min_units, depth.max_units)
+    references = bundle.references()
+    runner = StudentRunner(student, prior, depth.min_units, depth.max_units)
+    if references is None or student.episodic is None:
+        return runner
+    with torch.no_grad():
+        return _WithReferences(runner, student.episodic.project([references], len(references)))
+
+
+class _WithReferences(nn.Module):
+    """A student with the references that it looks up inside; else as `StudentRunner`."""
+
+    OUTPUTS = StudentRunner.OUTPUTS
+
+    def __init__(self, runner: StudentRunner, references: ProjectedReferences) -> None:
+        super().__init__()
+        self.runner = runner
+        self.INPUTS = runner.INPUTS
+        self.register_buffer("keys", references.keys)
+        self.register_buffer("values", references.values)
+
+    def forward(self, *told: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the student; image, then the code where it is told its camera."""
+        found: tuple[Tensor, Tensor] = self.runner(*told, self.keys, self.values)
+        return found
 
 
 def _random_pair(bundle: Bundle) -> Arrays:
@@ -237,7 +261,9 @@ def _run_torch(runner: nn.Module, inputs: Arrays) -> Arrays:
 
 
 def _export(case: _Case, kind: Kind, folder: Path, tolerance: float) -> Exported:
-    names_in, names_out = list(case.runner.INPUTS), list(case.runner.OUTPUTS)  # type: ignore[arg-type]
+    # A student that looks references up can do without, or has them inside.
+    names_in = list(case.runner.INPUTS)[: len(case.example)]  # type: ignore[arg-type]
+    names_out = list(case.runner.OUTPUTS)  # type: ignore[arg-type]
     path = folder / f"{case.name}.onnx"
     export_onnx(case.runner, case.example, path, names_in, names_out)
     if kind == "openvino":

@@ -190,8 +190,8 @@ def _start_with_bundle(system: System, bundle: Bundle, wanted: tuple[str, ...]) 
     """Begin with those of a bundle's networks that are built as the recipe's are.
 
     A student may lack the camera code, which adds nothing at first, or the look-up of references,
-    or have a prior fusion that the recipe's has not, which is left out. The PADS map belongs to an
-    input size, so it begins anew at another one.
+    or have a look-up or a prior fusion that the recipe's has not, which is left out. The PADS map
+    belongs to an input size, so it begins anew at another one.
 
     Raises:
         RecipeError: none of the networks is.
@@ -204,8 +204,9 @@ def _start_with_bundle(system: System, bundle: Bundle, wanted: tuple[str, ...]) 
         if isinstance(network, PadsMap):
             state = _of_this_size(state, network)
         own = network.state_dict()
-        if not any(name.startswith("fusion.") for name in own):
-            state = {name: t for name, t in state.items() if not name.startswith("fusion.")}
+        for part_of in ("fusion.", "episodic."):
+            if not any(name.startswith(part_of) for name in own):
+                state = {name: t for name, t in state.items() if not name.startswith(part_of)}
         fits = all(name in own and own[name].shape == t.shape for name, t in state.items())
         new = {name for name, _ in network.named_parameters()} - set(state)
         if fits and all(name.startswith(("camera_code.", "episodic.")) for name in new):
