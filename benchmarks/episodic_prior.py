@@ -1,14 +1,16 @@
 """What references of its own camera do for a student: streets and cameras that it has never seen.
 
-    python benchmarks/episodic_prior.py [--bundle BUNDLE] [--seed 0] [--codes 40]
+    python benchmarks/episodic_prior.py [--bundle BUNDLE] [--seed 0] [--codes 40] [--global lite]
 
 Renders (once, about ten minutes) 40 streets with a camera of their own each, and 40 other streets
 with the same cameras. Three frames of a street are the references of the other three. Rows: no
 references, references, the five numbers of the camera fitted to the same frames (code), both; exact
 depth, depth with smooth errors of 12 %, depth by the bundle's own multi-frame network with odometry
-that is 5 % off at random from step to step. AbsRel is of depth in metres at the centres of 8x8
-pixels, and after median scaling (in brackets); the mean over frames. Without DEPTH_PRIOR_DATA
-textures are drawn, not photographed: other streets.
+that is 5 % off at random from step to step. `--global` names the bundle that the look-up was
+trained on, if that has a set out of its training frames, as in the paper (`lite` has): rows with
+its set, with the set's depths exchanged, and with both looked up. AbsRel is of depth in metres at
+the centres of 8x8 pixels, and after median scaling (in brackets); the mean over frames. Without
+DEPTH_PRIOR_DATA textures are drawn, not photographed: other streets.
 
 Figures: `episodic_ROW`, AbsRel in metres.
 """
@@ -31,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.alignment import align_motion
-from depth_prior_ros.models.episodic_prior import STRIDE, References
+from depth_prior_ros.models.episodic_prior import STRIDE, References, pooled_depth
+from depth_prior_ros.models.prior_fusion import Prior, blend_disparity
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from depth_prior_ros.scale.state import focal_ratio
@@ -50,6 +53,8 @@ TEXTURES = (
 NOISE, ODOMETRY = 0.12, 0.05
 FIGURES = {
     "none": "none",
+    "global": "global set",
+    "global_and_own": "global set, and own street, exact",
     "own_exact": "own street, exact",
     "own_noisy": "own street, 12 % errors",
     "own_multi_frame": "own street, multi-frame",
@@ -173,6 +178,30 @@ def look(
     return streets
 
 
+class GlobalSet:
+    """A student that looks up a set out of its training frames, told no camera."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.student, self.prior = bundle.student(), bundle.prior()
+
+    @torch.no_grad()
+    def see(self, image: Tensor, seen: SeenFrame, prior: Prior) -> SeenFrame:
+        """A frame (1, 3, H, W) that was seen without the set, with it."""
+        student = self.student
+        assert student.fusion is not None
+        features = student.features(image)
+        fused = student.fusion(student.at_fusion(features), prior)
+        told = student.with_fused(features, fused.features)
+        disparity, maps = student.decoder.with_maps(told, (0,))
+        own = pooled_depth(disparity_to_depth(blend_disparity(disparity[0], fused))[0])
+        return SeenFrame(maps[3].half(), seen.keys, own, seen.depth)
+
+    def exchanged(self, rng: np.random.Generator) -> Prior:
+        """The set with its depths exchanged among each other."""
+        order = torch.from_numpy(rng.permutation(len(self.prior.inverse_depth)))
+        return replace(self.prior, inverse_depth=self.prior.inverse_depth[order])
+
+
 def noisy(frames: Sequence[SeenFrame], rng: np.random.Generator) -> list[SeenFrame]:
     """The frames with smooth errors of depth, and without half of it."""
     found = []
@@ -226,9 +255,9 @@ def fitted_queries(
 
 
 def table_of_streets(
-    bundle: Bundle, data: Path, seed: int, codes: int, unit: float
+    bundle: Bundle, data: Path, seed: int, codes: int, unit: float, paper: GlobalSet | None = None
 ) -> dict[str, Errors]:
-    """All rows on rendered streets; `unit` is in metres."""
+    """All rows on rendered streets; `unit` is in metres, `paper` the student with a set."""
     student = bundle.student()
     assert student.episodic is not None
     # More than there is room for in an exported network: how many would help?
@@ -267,6 +296,15 @@ def table_of_streets(
         add("own street, depths exchanged", queries, shuffled(references, rng))
         for count in COUNTS:
             add(f"own street, {count} references", queries, draw(rest, count))
+        if paper is not None:
+            pairs = list(zip(street.images, street.exact, strict=True))[:half]
+            fused = [paper.see(image, frame, paper.prior) for image, frame in pairs]
+            exchanged = paper.exchanged(rng)
+            add("global set", fused, None)
+            add(
+                "global set, depths exchanged", [paper.see(i, f, exchanged) for i, f in pairs], None
+            )
+            add("global set, and own street, exact", fused, draw(rest))
     for number, street in enumerate(own[:codes]):
         kinds = {
             "own street, exact": (street.exact, street.images),
@@ -308,11 +346,18 @@ def main() -> int:
         help="of the student's depth; default: the bundle's, which was fitted to real drives. "
         "Recipes train on rendered streets with 10",
     )
+    parser.add_argument(
+        "--global",
+        dest="paper",
+        metavar="BUNDLE",
+        help="whose student with its set gives the rows of the global set",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     bundle = load_bundle(options.bundle)
     unit = options.metres_per_unit or bundle.manifest.depth.metres_per_unit
-    rows = table_of_streets(bundle, options.data, options.seed, options.codes, unit)
+    paper = None if options.paper is None else GlobalSet(load_bundle(options.paper))
+    rows = table_of_streets(bundle, options.data, options.seed, options.codes, unit, paper)
     print(f"{options.bundle}, {STREETS} streets, seed {options.seed}, {unit:.2f} m a unit")
     print(f"{'AbsRel in metres (after scaling), within 25 %':50s}")
     for name, errors in rows.items():

@@ -1,7 +1,8 @@
-"""What multi-frame depth is worth by parallax: the embedded drive, rendered streets, drive 0039.
+"""What multi-frame depth is worth by parallax: the embedded drive, rendered streets, two drives.
 
-    python benchmarks/parallax.py [--bundle lite] [--backend auto] [--data FOLDER] [--seeds 31 32]
-        [--frames 40] [--keyframe 1.0] [--pose recorded]
+    python benchmarks/parallax.py [--bundle lite ...] [--backend auto] [--data FOLDER]
+        [--sets embedded streets 0039 0052] [--seeds 31 32] [--frames 40] [--keyframe 1.0]
+        [--pose recorded]
 
 Four depths of the same frames: S, the single-frame network; M plain, the multi-frame network on the
 previous frame, as in the papers; M keyframe, the same on the frame that the pipeline chooses; M by
@@ -10,11 +11,15 @@ docs/choice.md). Bins are pixels of parallax that the search range spans in the 
 pixels for all four. The motion is the recorded one where there is one (`--pose recorded`), else the
 pose network's.
 AbsRel after median scaling of each whole image, up to 80 m; a bin's is the mean over its pixels.
+The last line of a set is of whole frames again, those whose median parallax is above 4 pixels.
+With several bundles (of several seeds) the mean over them, and the standard deviation. `M-S` is M
+by parallax minus S, paired by bundle.
 
 With `--threshold` the blend's threshold is tried at several values: what `multi_frame.parallax` was
 fitted by.
 
-Figures: `parallax_SET_ROW`, mean AbsRel over frames; `parallax_SET_ROW_FROM_TO`, that of a bin.
+Figures: `parallax_SET_ROW`, mean AbsRel over frames; `parallax_SET_ROW_FROM_TO`, that of a bin;
+`parallax_SET_ROW_median_above_4`. Of several bundles their mean.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +49,10 @@ Array = NDArray[Any]
 BINS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, float("inf"))
 ROWS = ("single", "plain", "keyframe", "parallax")
 THRESHOLDS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+DRIVES = ("0039", "0052")
 STREETS = ("residential", "country", "town")
 MOVING = 0.5  # m/s
+MUCH = 4.0  # pixels: median parallax of a frame that shows plenty
 
 
 @dataclass(frozen=True)
@@ -181,41 +189,97 @@ def compare(
     return found
 
 
-def report(name: str, frames: list[Pixels], *, thresholds: bool) -> list[str]:
-    """Print a set's tables; its figures."""
-    figures = []
-    for what, chosen in (("all", frames), ("moving", [f for f in frames if f.moving])):
-        if not chosen:
-            continue
-        means = {row: np.mean([f.errors[row].mean() for f in chosen]) for row in ROWS}
-        print(
-            f"\n{name}, {len(chosen)} frames ({what})" + " " * 6 + "".join(f"{r:>10}" for r in ROWS)
-        )
-        print(f"{'AbsRel':>30}" + "".join(f"{means[row]:10.4f}" for row in ROWS))
-        suffix = "" if what == "all" else f"_{what}"
-        figures += [f"parallax_{name}_{row}{suffix} {means[row]:.4f}" for row in ROWS]
-        if thresholds:
-            by = {t: np.mean([f.thresholds[t] for f in chosen]) for t in THRESHOLDS}
-            print("  threshold " + "  ".join(f"{t:g}: {by[t]:.4f}" for t in THRESHOLDS))
+@dataclass(frozen=True)
+class Line:
+    """One line of a bundle's table: label, its end in figures' names, AbsRel by row; share of the
+    pixels for a bin, number of frames for whole frames."""
+
+    label: str
+    suffix: str
+    values: dict[str, float]
+    part: float
+    binned: bool = False
+
+
+def whole_frames(label: str, suffix: str, frames: list[Pixels]) -> Line:
+    """The mean over frames of each one's AbsRel."""
+    values = {row: float(np.mean([f.errors[row].mean() for f in frames])) for row in ROWS}
+    return Line(label, suffix, values, len(frames))
+
+
+def lines_of(frames: list[Pixels]) -> dict[str, Line]:
+    """The lines of a set for one bundle, by their suffix."""
+    lines = [whole_frames("all frames", "", frames)]
+    if moving := [f for f in frames if f.moving]:
+        lines.append(whole_frames("moving", "_moving", moving))
     parallax = np.concatenate([f.parallax for f in frames])
     errors = {row: np.concatenate([f.errors[row] for f in frames]) for row in ROWS}
     for low, high in pairwise(BINS):
         inside = (parallax >= low) & (parallax < high)
-        if not inside.any():
-            continue
-        values = {row: errors[row][inside].mean() for row in ROWS}
-        share = f"{low:g} to {high:g} px ({inside.mean():.1%})"
-        print(f"{share:>30}" + "".join(f"{values[row]:10.4f}" for row in ROWS))
-        place = f"{low:g}_{high:g}"
-        figures += [f"parallax_{name}_{row}_{place} {values[row]:.4f}" for row in ROWS]
-        figures.append(f"parallax_{name}_share_{place} {inside.mean():.4f}")
+        if inside.any():
+            values = {row: float(errors[row][inside].mean()) for row in ROWS}
+            label, suffix = f"{low:g} to {high:g} px", f"_{low:g}_{high:g}"
+            lines.append(Line(label, suffix, values, float(inside.mean()), binned=True))
+    if much := [f for f in frames if np.median(f.parallax) > MUCH]:
+        label, suffix = f"median above {MUCH:g} px", f"_median_above_{MUCH:g}"
+        lines.append(whole_frames(label, suffix, much))
+    return {line.suffix: line for line in lines}
+
+
+def report(name: str, bundles: list[list[Pixels]], *, thresholds: bool) -> list[str]:
+    """Print a set's table, of one bundle or the mean over several; its figures."""
+    figures = []
+    tables = [lines_of(frames) for frames in bundles]
+    several = len(tables) > 1
+    print(f"\n{name:32}" + "".join(f"{r:>18}" for r in (*ROWS, "M-S")))
+    for suffix in dict.fromkeys(s for table in tables for s in table):
+        lines = [table[suffix] for table in tables if suffix in table]
+        part = float(np.mean([line.part for line in lines]))
+        binned = lines[0].binned
+        label = f"{lines[0].label} " + (f"({part:.1%})" if binned else f"({part:g} frames)")
+        print(f"{label:32}", end="")
+        columns = {row: [line.values[row] for line in lines] for row in ROWS}
+        pairs = zip(columns["parallax"], columns["single"], strict=True)
+        for values in (*columns.values(), [m - s for m, s in pairs]):
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            print(f"{np.mean(values):.4f}{spread}".rjust(18), end="")
+        print(f"  in {len(lines)} of {len(tables)}" if several and len(lines) < len(tables) else "")
+        figures += [f"parallax_{name}_{row}{suffix} {np.mean(v):.4f}" for row, v in columns.items()]
+        if binned:
+            figures.append(f"parallax_{name}_share{suffix} {part:.4f}")
+    for what in ("all", "moving") if thresholds else ():
+        chosen = [f for frames in bundles for f in frames if what == "all" or f.moving]
+        if chosen:
+            by = {t: np.mean([f.thresholds[t] for f in chosen]) for t in THRESHOLDS}
+            tried = "  ".join(f"{t:g}: {by[t]:.4f}" for t in THRESHOLDS)
+            print(f"  threshold ({what}) {tried}")
     return figures
+
+
+@lru_cache
+def rendered(seed: int, count: int, size: tuple[int, int], street: str) -> list[Frame]:
+    """The frames of a rendered street in memory: every bundle looks at them twice."""
+    from depth_prior_ros.recordings.synthetic.drive import street_drive
+
+    drive = street_drive(seed, count, size, street=street, stop=False)
+    kept = []
+    for frame in drive.frames:
+        image, depth = frame.image(), frame.depth()
+        assert depth is not None
+        kept.append(
+            replace(frame, load_image=partial(_same, image), load_depth=partial(_same, depth))
+        )
+    drive.close()
+    return kept
+
+
+def _same(values: Array) -> Array:
+    return values
 
 
 def recordings(arguments: argparse.Namespace, size: tuple[int, int]) -> Iterator[tuple[Any, ...]]:
     """Name, frames and protocol of what is evaluated; streets of one name belong together."""
     from depth_prior_ros.recordings import open_recording
-    from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.share import demo_bag
 
     if "embedded" in arguments.sets:
@@ -223,24 +287,41 @@ def recordings(arguments: argparse.Namespace, size: tuple[int, int]) -> Iterator
     if "streets" in arguments.sets:
         for number, seed in enumerate(arguments.seeds):
             street = STREETS[number % len(STREETS)]
-            drive = street_drive(seed, arguments.frames, size, street=street, stop=False)
-            yield "streets", drive.frames, "synthetic"
-            drive.close()
-    if "0039" in arguments.sets:
-        folders = sorted(Path(arguments.data or ".").rglob("2011_09_26_drive_0039_sync"))
+            yield "streets", rendered(seed, arguments.frames, size, street), "synthetic"
+    for number in DRIVES:
+        if number not in arguments.sets:
+            continue
+        folders = sorted(Path(arguments.data or ".").rglob(f"2011_09_26_drive_{number}_sync"))
         if not folders:
-            print(f"drive 0039 is left out: not below {arguments.data or 'DEPTH_PRIOR_DATA'}")
+            print(f"drive {number} is left out: not below {arguments.data or 'DEPTH_PRIOR_DATA'}")
         for folder in folders[:1]:
-            yield "0039", open_recording(folder).frames, "eigen"
+            yield number, open_recording(folder).frames, "eigen"
+
+
+def measure(bundle: str, arguments: argparse.Namespace) -> dict[str, list[Pixels]]:
+    """What one bundle says of all sets."""
+    from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES
+
+    listener = Listener(bundle, arguments.backend)
+    pipeline = listener.pipeline
+    threshold = getattr(pipeline.bundle.multi_frame(), "parallax", 0.0)
+    metres = KEYFRAME_METRES if arguments.keyframe is None else arguments.keyframe
+    print(f"{bundle} on {pipeline.backend}, threshold {threshold:g} pixels", flush=True)
+    found: dict[str, list[Pixels]] = defaultdict(list)
+    for name, frames, protocol in recordings(arguments, pipeline.bundle.manifest.input_size):
+        recorded = arguments.pose == "recorded" and frames[0].pose is not None
+        found[name] += compare(listener, frames, protocol, threshold, metres, recorded=recorded)
+    return found
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", default="lite", help="name or path")
+    parser.add_argument("--bundle", nargs="+", default=["lite"], help="names or paths")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--data", default=os.environ.get("DEPTH_PRIOR_DATA"))
-    parser.add_argument("--sets", nargs="+", default=["embedded", "streets", "0039"])
+    sets = ["embedded", "streets", *DRIVES]
+    parser.add_argument("--sets", nargs="+", default=sets[:3], choices=sets)
     parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33])
     parser.add_argument("--frames", type=int, default=40, help="of every street")
     parser.add_argument("--keyframe", type=float, default=None, help="metres; the pipeline's own")
@@ -248,20 +329,11 @@ def main() -> None:
     parser.add_argument("--threshold", action="store_true", help="try several")
     arguments = parser.parse_args()
 
-    from depth_prior_ros.pipeline.keyframes import KEYFRAME_METRES
-
-    listener = Listener(arguments.bundle, arguments.backend)
-    pipeline = listener.pipeline
-    threshold = getattr(pipeline.bundle.multi_frame(), "parallax", 0.0)
-    metres = KEYFRAME_METRES if arguments.keyframe is None else arguments.keyframe
-    print(f"{pipeline.bundle.manifest.name} on {pipeline.backend}, threshold {threshold:g} pixels")
-    found: dict[str, list[Pixels]] = defaultdict(list)
-    for name, frames, protocol in recordings(arguments, pipeline.bundle.manifest.input_size):
-        recorded = arguments.pose == "recorded" and frames[0].pose is not None
-        found[name] += compare(listener, frames, protocol, threshold, metres, recorded=recorded)
+    measured = [measure(bundle, arguments) for bundle in arguments.bundle]
     figures = []
-    for name, pixels in found.items():
-        figures += report(name, pixels, thresholds=arguments.threshold)
+    for name in measured[0]:
+        of_bundles = [found[name] for found in measured]
+        figures += report(name, of_bundles, thresholds=arguments.threshold)
     print()
     for figure in figures:
         print(f"figure {figure}")
