@@ -66,6 +66,8 @@ STREET_STEP = 4.0  # metres between the frames of a recording, at least
 # Metres between the two frames of a pair of a recording: a keyframe to match with.
 _STREET_TRAVEL = (1.0, 2.0)
 _ATTEMPTS = 6
+# A view is blocked where more than that share of the picture is nearer than so many metres.
+_CLOSE, _CLOSE_SHARE = 3.0, 0.04
 CAMERA_FROM_VEHICLE = np.array(
     [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
 )
@@ -330,8 +332,28 @@ def _picture(
 
 def _blocked(depth: np.ndarray) -> bool:
     seen = depth[depth > 0]
-    near = (seen < 3.0).sum() / depth.size
-    return bool(near > 0.04 or np.median(seen) < 4.0 if len(seen) else True)
+    near = (seen < _CLOSE).sum() / depth.size
+    return bool(near > _CLOSE_SHARE or np.median(seen) < 4.0 if len(seen) else True)
+
+
+def close_road(mount: Mount, camera: Camera) -> float:
+    """Share of the picture in which a flat road, seen without roll, counts as being in the way."""
+    down = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
+    below = np.arctan(down) - mount.pitch
+    with np.errstate(divide="ignore"):
+        depth = mount.height * np.cos(np.arctan(down)) / np.sin(below)
+    return float(((below > 0) & (depth < _CLOSE)).mean())
+
+
+def _recording_camera(
+    rng: np.random.Generator, size: tuple[int, int], cameras: float
+) -> tuple[Mount, Camera]:
+    """Mount and camera of a recording, drawn again while the road alone would block every view."""
+    while True:
+        mount = Mount.draw(rng) if rng.random() < cameras else _KITTI_MOUNT
+        camera = mount.of(random_camera(rng, size))
+        if close_road(mount, camera) <= _CLOSE_SHARE:
+            return mount, camera
 
 
 def iterate(
@@ -397,8 +419,8 @@ def iterate_recordings(
         world, fleet, rng = _street(renderer, [seed, shard, number], bank, dense)
         light, how = random_light(rng, bank), random_development(rng)
         which = np.random.default_rng([eyes, shard, done, 3])
-        mount = Mount.draw(which) if which.random() < cameras else _KITTI_MOUNT
-        recording = Recording(mount.of(random_camera(which, size)), mount, how)
+        mount, camera = _recording_camera(which, size, cameras)
+        recording = Recording(camera, mount, how)
         pairs: list[RenderedPair] = []
         for _ in range(2 * frames + _ATTEMPTS):
             pair = render_pair(renderer, world, light, rng, size, tones, fleet, mount, recording)
