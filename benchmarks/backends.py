@@ -56,6 +56,10 @@ ROWS = (
     ("openvino", "cpu", "bf16"),
     ("torch", "cuda", "f32"),
     ("torch", "cuda", "bf16"),
+    ("torch", "cuda", "f16"),
+    ("onnxruntime", "cuda", "f32"),
+    ("tensorrt", "cuda", "f32"),
+    ("tensorrt", "cuda", "f16"),
 )
 MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
 WAYS: dict[str, Model] = {

@@ -65,6 +65,15 @@ def home_path(path: str | Path) -> Path:
         ) from error
 
 
+def cache_dir(name: str) -> Path:
+    """Where the user keeps what can be made again; it need not be there yet.
+
+    Raises:
+        FileNotFoundError: as `home_path`.
+    """
+    return home_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / PACKAGE / name
+
+
 def bundle_path(name_or_path: str | Path = DEFAULT_BUNDLE) -> Path:
     """The folder of a bundle, given a path or the name of a shipped one.
 

@@ -381,6 +381,7 @@ def _options(parsed: argparse.Namespace) -> ReplayOptions:
         rate=parsed.rate,
         backend=parsed.backend,
         device=parsed.device,
+        precision=parsed.precision,
         force_model=parsed.force_model or "",
         forced=not parsed.no_forced,
         answer_timeout=parsed.timeout,

@@ -46,6 +46,7 @@ from rosbag_tools.reports.results import PICTURES, REPORT, save
 from rosbag_tools.work import Workbook, digest_of_frames, sync, taken_up
 
 if TYPE_CHECKING:
+    from depth_prior_ros.backends import Precision
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, DepthResult
 
@@ -77,6 +78,7 @@ class ProcessOptions:
     force_model: str = ""
     forced: bool = True
     checkpoint: int = 100
+    precision: Precision = "f32"
 
 
 @dataclass
@@ -133,7 +135,7 @@ def _make(
     """What is left of `process`, in a folder that is this process's own."""
     from depth_prior_ros.pipeline import DepthPipeline
 
-    pipeline = DepthPipeline(bundle, options.backend, options.device)
+    pipeline = DepthPipeline(bundle, options.backend, options.device, precision=options.precision)
     known = isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed"
     if known and bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node
         pipeline.scale = AutoScale(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.backends import BACKENDS, PRECISIONS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
 from rosbag_tools.remote import Place, below, local_copies, name_of, place, recording_place
 
@@ -101,6 +101,7 @@ def _process(parsed: argparse.Namespace) -> None:
         parsed.device,
         parsed.force_model or "",
         forced=not parsed.no_forced,
+        precision=parsed.precision,
     )
     command = command_line(parsed.arguments)
     places = _places(parsed.recordings, parsed.out)
@@ -372,6 +373,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="what runs the networks (default: auto)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="f32", help="of the networks (default: f32)"
+    )
     parser.add_argument(
         "--force-model", choices=("single_frame", "multi_frame"), help="force a model"
     )

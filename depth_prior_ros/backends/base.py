@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "f16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -43,13 +43,14 @@ class Backend(Protocol):
         packages: what has to be installed, by the names of import.
         precisions: what it computes in; a precision that a CPU lacks is refused when it is made.
         cuda: whether it runs on CUDA; otherwise on the CPU alone.
-        cpu_rank: place in the order in which `auto` tries the backends on a CPU, 0 the fastest.
+        cpu_rank: place in the order in which `auto` tries the backends on a CPU, 0 the fastest;
+            None: on CUDA alone.
     """
 
     packages: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[Precision, ...]]
     cuda: ClassVar[bool]
-    cpu_rank: ClassVar[int]
+    cpu_rank: ClassVar[int | None]
 
     def __init__(self, device: str, threads: int, precision: Precision) -> None: ...
 

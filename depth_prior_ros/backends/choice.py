@@ -22,6 +22,8 @@ class Option:
     device: str
     precision: Precision
     why: str
+    optional: bool = False
+    """Whether the next one does as well, so that nobody is warned where this one fails."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.device}, {self.precision})"
@@ -44,6 +46,8 @@ def make_backend(
         raise BackendError(f"precision {precision!r} is not supported by {name}")
     if device not in ("auto", "cpu") and not backend.cuda:
         raise BackendError(f"{name} runs on the CPU here, not on {device!r}; use torch for CUDA")
+    if device == "cpu" and backend.cpu_rank is None:
+        raise BackendError(f"{name} runs on CUDA alone, not on {device!r}; use onnxruntime there")
     lacking = _lacking(name)
     if lacking:
         raise BackendError(lacking)
@@ -65,26 +69,27 @@ def backend_options(
     *,
     precision: Precision = "f32",
     fallback: bool = False,
+    onnx: bool = False,
 ) -> list[Option]:
     """The backends to try, the best first; a single one where it was chosen and may not fail.
 
     `auto` takes PyTorch where there is CUDA (or `device` asks for it), then, on a CPU, OpenVINO,
     ONNX Runtime and PyTorch, as far as they are installed. A backend or CUDA device that was
     chosen by name stands alone, unless `fallback` lets those of `auto` on a CPU follow.
+    onnx: for a file that PyTorch does not run; on CUDA, TensorRT and ONNX Runtime take its place.
     """
     if name != "auto":
         chosen = [Option(name, device, precision, "chosen by name")]
-        return chosen + (_cpu_options(precision) if fallback else [])
-    if device.startswith("cuda"):
-        chosen = [Option("torch", device, precision, f"device {device} asked for")]
-        return chosen + (_cpu_options(precision) if fallback else [])
-    if device == "auto" and _cuda_available():
-        cuda = Option("torch", "cuda", precision, "CUDA is available")
-        return [cuda, *_cpu_options(precision)]
-    if device not in ("auto", "cpu"):
-        unknown = [Option("torch", device, precision, f"device {device} asked for")]
-        return unknown + (_cpu_options(precision) if fallback else [])
-    return _cpu_options(precision)
+    elif device == "auto" and _cuda_available():
+        return [
+            *_cuda_options("cuda", precision, "CUDA is available", onnx),
+            *_cpu_options(precision),
+        ]
+    elif device not in ("auto", "cpu"):
+        chosen = _cuda_options(device, precision, f"device {device} asked for", onnx)
+    else:
+        return _cpu_options(precision)
+    return chosen + (_cpu_options(precision) if fallback else [])
 
 
 def choose_backend(
@@ -120,11 +125,25 @@ def reason_of(option: Option, failures: list[str]) -> str:
     return "; ".join([*failures, option.why])
 
 
+def _cuda_options(device: str, precision: Precision, why: str, onnx: bool) -> list[Option]:
+    """On CUDA; in f32 what computes nothing else, for a file that PyTorch does not run."""
+    if not onnx:
+        return [Option("torch", device, precision, why)]
+    options: list[Option] = []
+    for name in ("tensorrt", "onnxruntime"):
+        able = precision in BACKENDS[name].precisions
+        kind = precision if able else PRECISIONS[0]
+        words = why if able else f"{why}; {name} computes no {precision}: {kind}"
+        options.append(Option(name, device, kind, words, optional=name == "tensorrt"))
+    return options
+
+
 def _cpu_options(precision: Precision) -> list[Option]:
     """On a CPU, by speed; in another precision than f32 the first alone, others gain nothing."""
     options: list[Option] = []
     notes: list[str] = []
-    ranked = sorted(BACKENDS.names(), key=lambda name: BACKENDS[name].cpu_rank)
+    ranks = {n: b.cpu_rank for n, b in BACKENDS.items() if b.cpu_rank is not None}
+    ranked = sorted(ranks, key=ranks.__getitem__)
     for name in ranked:
         lacking = _lacking(name)
         if lacking:

@@ -47,7 +47,8 @@ class OnnxBackend:
         try:
             return self.read(path)
         except Exception as error:  # each library has errors of its own
-            raise BackendError(f"{self.title} cannot compile {name}: {error}") from error
+            words = " ".join(str(error).split())
+            raise BackendError(f"{self.title} cannot compile {name}: {words}") from error
 
     def read(self, path: Path) -> Compiled:
         """Make an ONNX file ready to run; the file is not needed afterwards."""

@@ -28,21 +28,22 @@ def import_openvino() -> Any:
 class OpenVinoBackend(OnnxBackend):
     """OpenVINO's CPU plugin.
 
-    precision: `f32`, or `bf16` (about twice as fast; `benchmarks/backends.py` shows the accuracy).
-    Raises BackendError where the CPU computes no bfloat16.
+    precision: `f32`, or `bf16` (about twice as fast; `benchmarks/backends.py` shows the accuracy)
+    or `f16`. Raises BackendError where the CPU does not compute in it.
     """
 
     name = "openvino"
     title = "OpenVINO"
     packages = ("openvino", "onnx")
-    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    precisions: tuple[Precision, ...] = ("f32", "bf16", "f16")
     cpu_rank = 0
 
     def __init__(self, device: str = "cpu", threads: int = 1, precision: Precision = "f32") -> None:
         self.precision: Precision = precision
         self._core = import_openvino().Core()
-        if precision == "bf16" and "BF16" not in self._capabilities():
-            raise BackendError("openvino: this CPU computes no bf16")
+        needed = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}[precision]
+        if needed not in self._capabilities():
+            raise BackendError(f"openvino: this CPU computes no {precision}")
         self._config = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

@@ -20,13 +20,14 @@ class TorchBackend:
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; threads: on the CPU, for the whole process (one
     thread among other nodes is faster than two that fight for cores).
-    precision: `bf16` computes convolutions and products by autocast; results are float32.
-    Raises BackendError where the device does not exist.
+    precision: `bf16` and, on CUDA, `f16` compute convolutions and products by autocast; cost
+    volumes, look-ups in a prior, heads and alignment stay in float32, as results do.
+    Raises BackendError where the device does not exist, or has no such precision.
     """
 
     name = "torch"
     packages = ("torch",)
-    precisions: tuple[Precision, ...] = ("f32", "bf16")
+    precisions: tuple[Precision, ...] = ("f32", "bf16", "f16")
     cuda = True
     cpu_rank = 2
 
@@ -39,6 +40,8 @@ class TorchBackend:
         self.precision: Precision = precision
         self._device = choose_device(device)
         if self._device.type == "cpu":
+            if precision == "f16":  # PyTorch emulates it, slower than f32
+                raise BackendError("torch: this CPU computes no f16")
             torch.set_num_threads(threads)
 
     @property
@@ -74,7 +77,8 @@ class TorchBackend:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "f32":
             return nullcontext()
-        return self._torch.autocast(self._device.type, dtype=self._torch.bfloat16)
+        kind = self._torch.bfloat16 if self.precision == "bf16" else self._torch.float16
+        return self._torch.autocast(self._device.type, dtype=kind)
 
     def to_native(self, array: NDArray[np.float32]) -> Tensor:
         """A tensor on the device; on the CPU it shares the array's memory."""

@@ -261,6 +261,9 @@ class EpisodicPrior(nn.Module):
         Returns:
             (B, 1, h, w); exactly zero without references.
         """
+        if decoded.dtype == torch.float16:  # squares of logarithms and scores lose too much in it
+            with torch.autocast(decoded.device.type, enabled=False):
+                return self.forward(decoded.float(), depth, found)
         whole_size, own = decoded.shape[2:], (depth / _MIDDLE).log()
         if self.config.stride > STRIDE:
             decoded, own = F.avg_pool2d(decoded, 2), F.avg_pool2d(own, 2)

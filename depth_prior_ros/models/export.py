@@ -2,7 +2,8 @@
 
 Every runner takes and returns plain float32 tensors in a fixed order, holds what does not change
 from frame to frame (projected prior, search map), and exports with static shapes by
-`torch.onnx.export(..., dynamo=False, opset_version=17)`. `INPUTS` and `OUTPUTS` name them.
+`torch.onnx.export(..., dynamo=False, opset_version=17)`. `INPUTS` and `OUTPUTS` name them; `exact`
+is true where a library that knows no better must not compute all of it in half precision.
 
 What the single-frame network says of its own depth, as a second output of exported files.
 
@@ -102,6 +103,9 @@ class FoldedFusion(nn.Module):
 
     def forward(self, features: Tensor) -> FusionOutput:
         """Fuse the student's features F_s at the stride, (B, C, h, w)."""
+        if features.dtype == torch.float16:  # scores may lie beyond its 65,504
+            with torch.autocast(features.device.type, enabled=False):
+                return self.forward(features.float())
         pixel_wise, hint = self.scaled_queries(features)
         prior = ProjectedPrior(*(getattr(self, name) for name in ProjectedPrior._fields))
         return self.fusion.look_up(features, pixel_wise, hint, prior)
@@ -197,6 +201,7 @@ class StudentRunner(nn.Module):
         self.folded = None
         if student.fusion is not None and prior is not None:
             self.folded = FoldedFusion(student.fusion, prior, precision)
+        self.exact = len(self.INPUTS) > 1 or self.folded is not None
 
     def forward(self, image: Tensor, *further: Tensor) -> tuple[Tensor, Tensor]:
         """Run the student; RGB in [0, 1], then what else `INPUTS` names.
@@ -243,6 +248,7 @@ class PoseRunner(nn.Module):
 
     INPUTS: ClassVar = ("first", "second")
     OUTPUTS: ClassVar = ("second_from_first",)
+    exact: ClassVar = True
 
     def __init__(self, pose: PoseNet) -> None:
         super().__init__()
@@ -273,6 +279,7 @@ class MultiFrameRunner(nn.Module):
         "single_depth",
     )
     OUTPUTS: ClassVar = ("depth", "confidence", "parallax")
+    exact: ClassVar = True
 
     def __init__(self, multi_frame: AnyMultiFrame) -> None:
         super().__init__()

@@ -20,12 +20,14 @@ from depth_prior_ros.backends import (
     backend_options,
     make_backend,
 )
-from depth_prior_ros.backends.choice import reason_of
+from depth_prior_ros.backends.choice import Option, reason_of
 from depth_prior_ros.bundle import Bundle, BundleError
 from depth_prior_ros.pipeline.sharing import NetworkPool, Turns
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from torch import nn
 
     from depth_prior_ros.models.alignment import Alignment
     from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
@@ -355,8 +357,8 @@ def _onnx_network(
     bundle: Bundle,
     backend: Backend,
     few_threads: Callable[[], AbstractContextManager[None]],
-    prepare: Callable[[Any], Any],
-    read: Callable[[Any], tuple[Any, Any]],
+    prepare: nn.Module,
+    read: nn.Module,
 ) -> Compiled:
     """An ONNX file, run by the backend as it is, with PyTorch before and after."""
     import torch
@@ -368,7 +370,7 @@ def _onnx_network(
     data, path = bundle.network(), bundle.path / spec.file
     graph = read_graph(path, data)
     given = {
-        name: np.full(fill_shape(path, graph, name), value, np.float32)
+        name: backend.to_native(np.full(fill_shape(path, graph, name), value, np.float32))
         for name, value in spec.fill.items()
     }
     place = list(graph.outputs).index(spec.output)
@@ -376,9 +378,10 @@ def _onnx_network(
 
     def single(image: Native) -> tuple[Native, ...]:
         with torch.inference_mode(), few_threads():
-            shown = prepare(_tensor(image)).numpy()
+            tensor = _tensor(image)
+            shown = _beside(image, prepare.to(tensor.device)(tensor))
             answer = run(*(given.get(name, shown) for name in graph.inputs))[place]
-            return tuple(tensor.numpy() for tensor in read(_tensor(answer)))
+            return tuple(_beside(image, found) for found in read(_tensor(answer)))
 
     return single
 
@@ -390,6 +393,11 @@ def _tensor(native: Native) -> Any:
     if isinstance(native, torch.Tensor):
         return native
     return torch.from_numpy(np.require(native, dtype=np.float32, requirements="W"))
+
+
+def _beside(native: Native, tensor: Any) -> Native:
+    """PyTorch's tensor as the backend of another native one has them."""
+    return tensor if isinstance(native, type(tensor)) else tensor.numpy()
 
 
 def _tensor_of(matrix: NDArray[np.float64], beside: Native) -> Any:
@@ -413,7 +421,8 @@ def compile_networks(
     """The bundle's networks on the first backend that runs them, and why that one.
 
     Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
-    the networks or fails on a first image is named in the reason, and `Networks.fell_back` is true.
+    the networks or fails on a first image is named in the reason, and `Networks.fell_back` is
+    true, unless it was optional.
     parallax: see `Networks`. pool: shared with others that ask it for the same.
     Raises BackendError: that of the first backend, where none is left.
     """
@@ -423,8 +432,12 @@ def compile_networks(
             (bundle.digest, backend, device, *how.values(), parallax),
             lambda: compile_networks(bundle, backend, device, parallax=parallax, **how),  # type: ignore[arg-type]
         )
-    failures: list[BackendError] = []
-    for option in backend_options(backend, device, precision=precision, fallback=fallback):
+    failed: list[tuple[Option, BackendError]] = []
+    network = bundle.manifest.network
+    onnx = network is not None and network.format == "onnx"
+    for option in backend_options(
+        backend, device, precision=precision, fallback=fallback, onnx=onnx
+    ):
         try:
             made = make_backend(
                 option.name, option.device, threads=threads, precision=option.precision
@@ -432,9 +445,9 @@ def compile_networks(
             networks = Networks(bundle, made, threads, parallax)
             networks.try_out(bundle.manifest.input_size)
         except BackendError as error:
-            failures.append(error)
+            failed.append((option, error))
             _log.warning("%s cannot be used: %s", option, error)
             continue
-        networks.fell_back = bool(failures)
-        return networks, reason_of(option, [str(error) for error in failures])
-    raise failures[0]
+        networks.fell_back = not all(before.optional for before, _ in failed)
+        return networks, reason_of(option, [str(error) for _, error in failed])
+    raise next(error for option, error in failed if not option.optional)

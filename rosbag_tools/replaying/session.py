@@ -13,6 +13,7 @@ from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import NODE_LOG, REPORT, Results, result_folder, save
 
 if TYPE_CHECKING:
+    from depth_prior_ros.backends import Precision
     from depth_prior_ros.bundle import Bundle
     from rosbag_tools.replaying.replay import Answer, Played, Player
 
@@ -30,6 +31,7 @@ class ReplayOptions:
     rate: float | None = None
     backend: str = "auto"
     device: str = "auto"
+    precision: Precision = "f32"
     force_model: str = ""
     forced: bool = True
     start_timeout: float = 180.0
@@ -99,7 +101,12 @@ class _Session:
         if options.forced and self.account.protocol is not None:
             from depth_prior_ros.pipeline import DepthPipeline
 
-            pipeline = DepthPipeline(self.bundle, backend=options.backend, device=options.device)
+            pipeline = DepthPipeline(
+                self.bundle,
+                backend=options.backend,
+                device=options.device,
+                precision=options.precision,
+            )
         return self.account.results(
             mode="lockstep" if options.rate is None else f"rate {options.rate:g}",
             command=command,
@@ -115,6 +122,7 @@ class _Session:
             "bundle": str(self.bundle.path),
             "backend": options.backend,
             "device": options.device,
+            "precision": options.precision,
             "image_reliability": "reliable",
             "odom_reliability": "reliable",
         }

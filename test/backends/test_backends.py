@@ -17,6 +17,7 @@ from depth_prior_ros.backends import (
     BACKENDS,
     Backend,
     BackendError,
+    Precision,
     backend_options,
     choose_backend,
     make_backend,
@@ -122,7 +123,7 @@ def test_a_cuda_device_too_many() -> None:
         make_backend("torch", f"cuda:{torch.cuda.device_count()}")
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [n for n, b in BACKENDS.items() if b.cpu_rank is not None])
 def test_outputs_are_not_overwritten_by_the_next_run(
     networks_on: Callable[[str], Networks], name: str
 ) -> None:
@@ -151,16 +152,19 @@ def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks], n
     assert np.abs(rough / exact - 1).max() > 1e-5  # it is another arithmetic
 
 
-def test_bf16_that_the_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_half_precision_that_the_cpu_has_not(
+    monkeypatch: pytest.MonkeyPatch, kind: Precision
+) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
     from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
 
     monkeypatch.setattr(OpenVinoBackend, "_capabilities", lambda _: ["FP32", "INT8"])
-    with pytest.raises(BackendError, match="no bf16"):
-        make_backend("openvino", precision="bf16")
-    backend, reason = choose_backend("auto", "cpu", precision="bf16")
+    with pytest.raises(BackendError, match=f"no {kind}"):
+        make_backend("openvino", precision=kind)
+    backend, reason = choose_backend("auto", "cpu", precision=kind)
     assert (backend.name, backend.precision) == ("openvino", "f32")
-    assert "no bf16" in reason
+    assert f"openvino: this CPU computes no {kind}" in reason
     assert make_backend("openvino").precision == "f32"
 
 
@@ -175,6 +179,9 @@ def test_bf16_that_the_cpu_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
         ("torch", "tpu9", "f32", "device"),
         ("torch", "meta", "f32", "choose auto"),
         ("onnxruntime", "cpu", "bf16", "not supported by onnxruntime"),
+        ("onnxruntime", "cuda", "f16", "not supported by onnxruntime"),
+        ("tensorrt", "cpu", "f32", "on CUDA alone"),
+        ("torch", "cpu", "f16", "torch: this CPU computes no f16"),
         ("torch", "cpu", "f8", "unknown precision"),
     ],
 )
@@ -188,6 +195,9 @@ def test_cuda_that_is_not_there() -> None:
     for name in ("torch", "auto"):
         with pytest.raises(BackendError, match="no CUDA device"):
             choose_backend(name, "cuda")
+    for name in ("onnxruntime", "tensorrt"):
+        with pytest.raises(BackendError, match=r"ONNX Runtime has no \w+Provider|no CUDA device"):
+            choose_backend(name, "cuda:0")
 
 
 def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +278,23 @@ def test_options_of_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice_module, "_cuda_available", lambda: True)
     assert names() == ["torch (cuda, f32)", *cpu]
     assert names("auto", "cpu") == cpu
+
+
+def test_options_of_a_file_that_pytorch_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch)
+    on_cpu = backend_options("auto", "cpu", onnx=True)
+    assert backend_options(onnx=True) == on_cpu == backend_options()
+    monkeypatch.setattr(choice_module, "_cuda_available", lambda: True)
+    options = backend_options(onnx=True, precision="f16")
+    found = [str(option) for option in options]
+    assert found[:3] == ["tensorrt (cuda, f16)", "onnxruntime (cuda, f32)", "openvino (cpu, f16)"]
+    assert "onnxruntime computes no f16: f32" in options[1].why
+    assert [option.name for option in options if option.optional] == ["tensorrt"]
+    assert [str(o) for o in backend_options("auto", "cuda:1", onnx=True)] == [
+        "tensorrt (cuda:1, f32)",
+        "onnxruntime (cuda:1, f32)",
+    ]
+    assert [o.name for o in backend_options("onnxruntime", "cuda", onnx=True)] == ["onnxruntime"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without CUDA")

@@ -202,3 +202,12 @@ def test_the_evaluator_looks_up_as_an_exported_student_does() -> None:
     np.testing.assert_allclose(seen, exported[:, 0], rtol=1e-4)
     plain = NetworkPredictor(student, code=code).inverse_depth(picture)
     assert np.abs(seen / plain - 1).max() > 1e-3
+
+
+@torch.no_grad()
+def test_under_float16_it_stays_in_float32() -> None:
+    prior, (decoded, depth) = _prior(), _frame()
+    found = prior.project([_references()])
+    with torch.autocast("cpu", torch.float16):
+        added = prior(decoded.half(), depth, found)
+    torch.testing.assert_close(added, prior(decoded.half().float(), depth, found))

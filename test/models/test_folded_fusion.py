@@ -205,6 +205,21 @@ def test_bfloat16_is_close_and_gains_by_centred_keys() -> None:
     assert _relative(bare, expected.flatten()) > 2 * _relative(found.inverse_depth, expected)
 
 
+@torch.no_grad()
+def test_scores_beyond_float16_are_computed_in_float32() -> None:
+    torch.manual_seed(5)
+    fusion, prior = PriorFusion(CHANNELS, FusionConfig(depth_hint=False)).eval(), _prior(400, 32)
+    fusion.query.weight.mul_(1e6)
+    net, features = FoldedFusion(fusion, prior), torch.randn(1, CHANNELS, *SIZE).half()
+    queries, _ = net.scaled_queries(features.float())
+    assert (queries @ net.keys.mT).abs().max() > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", torch.float16):
+        found = net(features)
+    expected = net(features.float())
+    torch.testing.assert_close(found.features, expected.features)
+    torch.testing.assert_close(found.inverse_depth, expected.inverse_depth)
+
+
 @pytest.mark.parametrize("block", [1, 3, 64])
 @torch.no_grad()
 def test_blocks_change_nothing(block: int) -> None:

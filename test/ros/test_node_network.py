@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import make_tiny_bundle
 from ros_helpers import (
     BUNDLE_SIZE,
@@ -98,6 +99,19 @@ def test_an_imported_student_says_what_its_bundle_says(
     finite = np.isfinite(wanted)
     np.testing.assert_array_equal(np.isfinite(depth), finite)
     np.testing.assert_allclose(depth[finite], wanted[finite], rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without CUDA")
+def test_diagnostics_say_why_it_does_not_run_on_cuda(disparity: Path, wanted: np.ndarray):
+    with node_and_peer(bundle=disparity, device="cuda", diagnostics_period=0.1) as (process, peer):
+        peer.wait_for_node(process)
+        depth = Robot(process=process, peer=peer).answered(view())
+        status = wait_until(peer.status, "diagnostics")
+    np.testing.assert_allclose(depth, wanted, rtol=1e-4)
+    assert (status["device"], status["backend_fell_back"]) == ("cpu", "true")
+    # The one with onnxruntime, the other with onnxruntime-gpu.
+    told = ("no TensorrtExecutionProvider", "no CUDAExecutionProvider"), ("sees no CUDA device",)
+    assert any(all(words in status["backend_reason"] for words in some) for some in told)
 
 
 def test_affine_invariant_depth_is_no_metres_by_a_fixed_factor(own: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.backends import BACKENDS
+from depth_prior_ros.backends import BACKENDS, PRECISIONS
 from depth_prior_ros.recording_options import add_recording_options, recording_options
 from depth_prior_ros.share import experiment_path, recipe_path, recording_path
 from depth_prior_ros.untrusted import printable_lines
@@ -97,6 +97,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
     _add_backend(evaluate)
+    add("--precision", choices=PRECISIONS, default="f32", help="of the networks (default: f32)")
     add_recording_options(evaluate)
     evaluate.set_defaults(handler=_evaluate)
 
@@ -484,6 +485,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             baselines=arguments.baselines,
             backend=arguments.backend,
             device=arguments.device,
+            precision=arguments.precision,
             poses=arguments.pose,
             read_as=read_as,
             keep=arguments.pictures is not None,

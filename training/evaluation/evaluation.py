@@ -37,6 +37,7 @@ from training.evaluation.pose import PoseReport, evaluate_poses, pose_recordings
 from training.evaluation.sets import choose_sets, data_folder
 
 if TYPE_CHECKING:
+    from depth_prior_ros.backends import Precision
     from depth_prior_ros.bundle import Bundle
     from depth_prior_ros.pipeline import DepthPipeline, Model
 
@@ -103,6 +104,7 @@ def evaluate_bundle(
     read_as: Mapping[str, Any] | None = None,
     backend: str = "auto",
     device: str = "auto",
+    precision: Precision = "f32",
     keep: bool = True,
     progress: Progress = quiet,
 ) -> EvaluationReport:
@@ -117,7 +119,7 @@ def evaluate_bundle(
         baselines: also evaluate predictors that do not look at the image.
         poses: evaluate ego-motion on the drives with poses; without a protocol, nothing else.
         read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
-        backend, device: what runs the networks.
+        backend, device, precision: what runs the networks.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
 
@@ -131,7 +133,7 @@ def evaluate_bundle(
     sets = [] if poses and protocol is None else choose_sets(folder, protocol, read_as)
     trajectories = pose_recordings(folder) if poses else []
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    pipeline = DepthPipeline(loaded, backend, device)
+    pipeline = DepthPipeline(loaded, backend, device, precision=precision)
     keep = keep or baselines
     reports = [evaluate_set(pipeline, one, models, progress, keep=keep) for one in sets]
     if baselines:

@@ -53,7 +53,8 @@ class Settings:
     )
     backend: str = parameter(
         "auto",
-        "What runs the networks. 'auto': torch on CUDA, otherwise openvino, otherwise torch.",
+        "What runs the networks. 'auto': torch on CUDA (for an imported ONNX file tensorrt, then "
+        "onnxruntime), otherwise openvino, otherwise torch.",
         "reload",
         choices=("auto", *BACKENDS),
     )
@@ -66,7 +67,9 @@ class Settings:
         limits=(1, 256),
     )
     precision: Precision = parameter(
-        "f32", "Arithmetic of the networks; 'bf16' with openvino and torch.", "reload"
+        "f32",
+        "Arithmetic of the networks; 'bf16' with openvino and torch, 'f16' also with tensorrt.",
+        "reload",
     )
     backend_fallback: bool = parameter(
         True,
