@@ -38,8 +38,8 @@ from depth_prior_ros.models.prior_fusion import Prior, blend_disparity
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from depth_prior_ros.scale.state import focal_ratio
-from training.data.episodes import SeenFrame, cell_depth, draw_references, see, smooth_noise
 from training.data.pairs import SampleSet
+from training.stages.episodic import SeenFrame, cell_depth, draw_references, see, smooth_noise
 
 FRAMES, STREETS = 6, 40
 SEED, OTHER_SEED = 7701, 8801

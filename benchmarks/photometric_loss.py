@@ -32,8 +32,13 @@ from machine import processor
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
-from training.losses.photometric import Target, identity_error, minimum_reprojection
-from training.losses.regularisation import Edges, edge_aware_smoothness
+from training.losses.photometric import (
+    Edges,
+    Target,
+    edge_aware_smoothness,
+    identity_error,
+    minimum_reprojection,
+)
 from training.losses.views import Views
 
 SCALES = 4

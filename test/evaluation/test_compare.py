@@ -29,7 +29,6 @@ from training.comparison.compare import (
     find_sets,
     prepare,
 )
-from training.comparison.cost import cost_table, measure_cost
 from training.comparison.rows import (
     Listing,
     open_rows,
@@ -37,7 +36,7 @@ from training.comparison.rows import (
     read_listing,
     resolve_pair,
 )
-from training.comparison.table import SetResults, markdown, set_json
+from training.comparison.table import SetResults, cost_table, markdown, measure_cost, set_json
 from training.evaluation.baselines import CONSTANT, COUNTED, SET_MEAN
 from training.evaluation.evaluation import evaluate_bundle
 from training.evaluation.sets import EvaluationError
@@ -313,7 +312,7 @@ def test_a_bag_knows_what_moves_and_when_the_vehicle_does(root: Path, bundles: l
 
 
 def test_evaluate_tells_moving_from_static_pixels(root: Path, bundles: list[Bundle]):
-    from training.evaluation.json import as_json
+    from training.evaluation.report import as_json
 
     report = evaluate_bundle(
         bundles[0], root / "street.mcap", "drive", backend="torch", device="cpu"

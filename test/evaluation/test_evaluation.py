@@ -35,8 +35,7 @@ from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import beside_baselines, evaluate_bundle, evaluate_set
-from training.evaluation.json import as_json
-from training.evaluation.report import print_report, write_pictures
+from training.evaluation.report import as_json, print_report, write_pictures
 from training.evaluation.sets import drive_set, kitti_2015_set
 from training.stages.validation import evaluate_network
 

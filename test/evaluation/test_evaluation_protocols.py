@@ -23,8 +23,7 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS, Protocol
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import Frame, StoredRecording
 from training.evaluation.evaluation import evaluate_bundle, evaluate_set
-from training.evaluation.json import as_json
-from training.evaluation.report import print_report, write_pictures
+from training.evaluation.report import as_json, print_report, write_pictures
 from training.evaluation.sets import choose_sets
 
 OTHER_DRIVE = "2011_09_26_drive_0002_sync"

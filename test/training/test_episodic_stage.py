@@ -8,10 +8,16 @@ import torch
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.models.student import Student, build_student
-from training.data.episodes import EpisodeSource, draw_references, see, smooth_noise
 from training.data.pairs import SampleSet
 from training.recipes.recipe import Recipe
-from training.stages.episodic import Episodic, EpisodicStage
+from training.stages.episodic import (
+    EpisodeSource,
+    Episodic,
+    EpisodicStage,
+    draw_references,
+    see,
+    smooth_noise,
+)
 from training.stages.system import System
 
 TRAINED = Camera(56.0, 61.0, 48.0, 16.0, 96, 32)

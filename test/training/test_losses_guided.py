@@ -20,7 +20,7 @@ from loss_twins import (
 )
 from torch import Tensor
 
-from training.losses.guided import (
+from training.losses.distillation import (
     auxiliary_loss,
     gradient_consistency,
     gradient_map,

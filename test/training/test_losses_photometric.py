@@ -22,7 +22,6 @@ from depth_prior_ros.geometry.warping import (
 from training.losses import photometric as photometric_kernel
 from training.losses.photometric import (
     Target,
-    box3,
     identity_error,
     minimum_error,
     minimum_reprojection,
@@ -191,12 +190,6 @@ def test_a_gpu_gives_the_same() -> None:
         error = photometric_error(x, Target.of(target.to(device)))
         got.append((error.detach().cpu(), torch.autograd.grad(error.sum(), x)[0].cpu()))
     torch.testing.assert_close(*got)
-
-
-def test_box3_equals_average_pooling() -> None:
-    x = random(5, 2, 3, 6, 9)
-    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
-    torch.testing.assert_close(box3(x), torch.nn.functional.avg_pool2d(padded, 3, 1))
 
 
 def test_identity_error_equals_its_twin() -> None:

@@ -18,7 +18,7 @@ from loss_twins import (
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose
-from training.losses.regularisation import Edges, edge_aware_smoothness, velocity_loss
+from training.losses.photometric import Edges, edge_aware_smoothness, velocity_loss
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
 
 

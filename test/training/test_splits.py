@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from training_files import SMALL, TEST_NAME, TRAINING_NAMES, write_moving_drive
 
-from training.data.sources import LoadedData, load_data, plan_data, write_zhou_split
+from training.data.sources import LoadedData, load_data, plan_data
 from training.data.splits import (
     CameraView,
     drive_of,
@@ -21,8 +22,8 @@ from training.data.splits import (
     hold_out,
     read_drives,
     read_split,
-    write_split,
 )
+from training.data.triplets import TripletSource
 from training.recipes.base import RecipeError
 from training.recipes.data import Data
 
@@ -42,6 +43,14 @@ def split_file(folder: Path, *lines: str, name: str = "train.txt") -> str:
     path = folder / name
     path.write_text("\n".join(lines) + "\n")
     return str(path)
+
+
+def lines_of(frames: Mapping[CameraView, Iterable[int]]) -> list[str]:
+    return [
+        f"{view.date}/{view.date}_drive_{view.number}_sync {frame} {'01lr'[view.camera]}"
+        for view in sorted(frames)
+        for frame in frames[view]
+    ]
 
 
 @pytest.fixture
@@ -74,9 +83,8 @@ views = st.builds(CameraView, st.just("2011_09_26"), numbers, st.integers(0, 3))
 def test_what_is_written_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, frames: dict[CameraView, frozenset[int]]
 ) -> None:
-    path = tmp_path_factory.mktemp("split") / "train.txt"
-    assert write_split(path, frames) == sum(map(len, frames.values()))
-    assert read_split(path) == frames
+    folder = tmp_path_factory.mktemp("split")
+    assert read_split(Path(split_file(folder, *lines_of(frames)))) == frames
 
 
 @pytest.mark.parametrize(
@@ -93,8 +101,6 @@ def test_an_empty_split_is_refused(tmp_path: Path, kitti: Path, text: str) -> No
     (tmp_path / "train.txt").write_text(text)
     with pytest.raises(RecipeError, match="is empty"):
         load(kitti, **KITTI, split={"train": str(tmp_path / "train.txt")})
-    with pytest.raises(RecipeError, match="would be empty"):
-        write_split(tmp_path / "out.txt", {})
 
 
 def test_a_missing_split_file_is_named(kitti: Path) -> None:
@@ -280,21 +286,35 @@ def test_drives_that_are_named_are_not_held_out(kitti: Path) -> None:
     assert load(kitti, **KITTI, drives=drives, split={"validation_share": 0.5}).validation is None
 
 
-def test_the_split_by_rule_is_written_and_read_alike(kitti: Path, tmp_path: Path) -> None:
-    data = Data.model_validate({**KITTI, "split": {"validation_share": 0.3}})
-    lines = write_zhou_split(kitti, data, tmp_path / "splits")
-    assert sum(lines.values()) == 697 + 7 + 7 + 4
-    train, val, test = (
-        read_split(tmp_path / "splits" / f"{name}_files.txt") for name in ("train", "val", "test")
-    )
-    for one, other in itertools.combinations((train, val, test), 2):
+def frames_of(source: TripletSource) -> dict[CameraView, set[int]]:
+    """The middle frames of a source's triplets, by drive and camera, as their files tell."""
+    found: dict[CameraView, set[int]] = {}
+    for sequence in source.sequences:
+        for _, middle, _ in sequence.triplets:
+            frame = sequence.travel.frames[middle]
+            assert frame.file is not None
+            drive = drive_of(frame.file)
+            camera = next(p for p in frame.file.parts if p.startswith("image_0"))
+            assert drive is not None
+            found.setdefault(CameraView(*drive, int(camera[-1])), set()).add(frame.index)
+    return found
+
+
+def test_the_split_by_rule_and_the_same_from_files_are_alike(kitti: Path, tmp_path: Path) -> None:
+    by_rule = load(kitti, **KITTI, split={"validation_share": 0.3})
+    assert by_rule.validation is not None
+    train, val = frames_of(by_rule.training), frames_of(by_rule.validation)
+    for one, other in itertools.combinations((train, val, eigen_test()), 2):
         assert not {view.drive for view in one} & {view.drive for view in other}
-    files = {name: str(tmp_path / "splits" / f"{name}_files.txt") for name in ("train", "val")}
-    again = load(kitti, **KITTI, split={"train": files["train"], "validation": files["val"]})
-    by_rule = load_data(kitti, data, SMALL, 10.0)
+    files = {
+        "train": split_file(tmp_path, *lines_of(train)),
+        "validation": split_file(tmp_path, *lines_of(val), name="val.txt"),
+    }
+    again = load(kitti, **KITTI, split=files)
     assert names(again) == names(by_rule)
-    assert len(again.training) == len(by_rule.training) == lines["train_files.txt"]
-    assert again.validation is not None and len(again.validation) == lines["val_files.txt"]
+    assert len(again.training) == len(by_rule.training) == 7 + 7
+    assert again.validation is not None
+    assert len(again.validation) == len(by_rule.validation) == 4
 
 
 # --- holding out ----------------------------------------------------------------------------------

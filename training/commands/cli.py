@@ -469,8 +469,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.atomic_files import write_json
     from depth_prior_ros.progress import ProgressBar
     from training.evaluation.evaluation import MODELS, evaluate_bundle
-    from training.evaluation.json import as_json
-    from training.evaluation.report import print_report, write_pictures
+    from training.evaluation.report import as_json, print_report, write_pictures
 
     models = [model for model in MODELS if arguments.model in ("both", model)]
     read_as = None

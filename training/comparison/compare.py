@@ -37,9 +37,8 @@ from depth_prior_ros.evaluation.predictors import (
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.motion.gate import ImageMotion, MotionGate
 from depth_prior_ros.progress import Progress, quiet
-from training.comparison.cost import measure_cost
 from training.comparison.rows import Listing, Row, open_rows, resolve_pair
-from training.comparison.table import METRICS, ByFrame, SetResults, markdown, set_json
+from training.comparison.table import METRICS, ByFrame, SetResults, markdown, measure_cost, set_json
 from training.evaluation.baselines import CONSTANT, SET_MEAN, baseline_maps
 from training.evaluation.sets import (
     EvaluationError,

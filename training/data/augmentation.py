@@ -61,29 +61,14 @@ _PLAIN = _VALUES.astype(np.float32)
 def write_planes(picture: np.ndarray, out: np.ndarray, colours: Colours | None = None) -> None:
     """A picture (H, W, 3) uint8 to float32 planes ``out`` (3, H, W) in [0, 1], colours changed.
 
-    The same as `jitter` but for the matrix's result, which is within one grey value of the exact
-    one: matrix and table work on bytes, many times as fast.
+    Matrix and table work on bytes, many times as fast as on floats; the matrix's result is within
+    one grey value of the exact one.
     """
     table = _PLAIN
     if colours is not None:
         picture, table = cv2.transform(picture, colours.scaled()), colours.table()
     for channel, plane in enumerate(cv2.split(picture)):
         cv2.LUT(plane, table, out[channel])
-
-
-def jitter(images: Tensor, rng: np.random.Generator, probability: float = 0.5) -> Tensor:
-    """Change colours per sample: images (B, N, 3, H, W) in [0, 1], the same for its N frames.
-
-    Besides `colour_matrix` (the ranges of monodepth2) a gamma in [.8, 1.25].
-    """
-    drawn = [Colours.draw(rng, probability) or _UNCHANGED for _ in range(images.shape[0])]
-    m = torch.from_numpy(np.stack([colours.matrix for colours in drawn])).to(images)
-    out = torch.einsum("bij,bnjhw->bnihw", m[:, :, :3], images) + m[:, None, :, 3:, None]
-    gamma = torch.tensor([c.gamma for c in drawn], dtype=images.dtype)[:, None, None, None, None]
-    return out.clamp(1e-4, 1) ** gamma
-
-
-_UNCHANGED = Colours(np.eye(3, 4), 1.0)
 
 
 def mirror_intrinsics(K: Tensor, width: int) -> Tensor:

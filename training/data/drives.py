@@ -1,6 +1,11 @@
 """One recording as training reads it: its frames, and which three of them belong together.
 
 Intrinsics that cannot be right are refused before anything is trained on them.
+
+Spans of a recording are left out, to choose by or to evaluate on. Frames beside each other show the
+same place, so whole spans are held out, and never one end of the drive alone, which may be another
+kind of road. No triplet reaches from one part into another: a part is the recording without the
+other frames, whose numbers tell the gaps.
 """
 
 from __future__ import annotations
@@ -15,18 +20,45 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.poses import rigid_inverse
-from depth_prior_ros.recordings import is_bag, open_recording
+from depth_prior_ros.recordings import StoredRecording, is_bag, open_recording
 from depth_prior_ros.recordings.bag_topics import BagTopics
-from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, StoredRecording
+from depth_prior_ros.recordings.base import Frame, Recording, RecordingError
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from depth_prior_ros.recordings.stereo import StereoPairs, open_pairs
 from depth_prior_ros.recordings.video import is_video
 from depth_prior_ros.share import home_path, recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
-from training.data.spans import part_of
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
 from training.recipes.base import RecipeError
-from training.recipes.data import Drive, Intrinsics, Mode, Topics
+from training.recipes.data import Drive, Intrinsics, Mode, Part, Topics
+
+#: Of eight spans, two are held out.
+_TURN: tuple[Part, ...] = (
+    "training",
+    "training",
+    "choosing",
+    "training",
+    "training",
+    "evaluation",
+    "training",
+    "training",
+)
+_LEAST, _MOST = 40, 64  # frames of a span at least, as far as eight spans allow; and spans
+
+
+def span_of(position: int, frames: int) -> Part:
+    """The part that the frame at a position belongs to, in a recording of so many frames."""
+    spans = len(_TURN) * min(max(1, frames // (_LEAST * len(_TURN))), _MOST // len(_TURN))
+    return _TURN[position * spans // frames % len(_TURN)]
+
+
+def part_of(recording: StoredRecording, part: Part) -> StoredRecording:
+    """A recording with the frames of one part alone; what was skipped stays named once for all."""
+    if part == "all":
+        return recording
+    frames, count = recording.frames, len(recording.frames)
+    return replace(recording, frames=[f for i, f in enumerate(frames) if span_of(i, count) == part])
+
 
 # Focal lengths in image widths: a fisheye's centre has 0.2, a strong telephoto lens 10.
 _SHORTEST, _LONGEST = 0.2, 10.0

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from depth_prior_ros.atomic_files import write_text
 from training.evaluation.sets import drive_key, eigen_test_frames
 from training.recipes.base import RecipeError
 
@@ -23,7 +22,6 @@ _LINE = re.compile(
     r"(?:\s+(?P<frame>\d+)\s+(?P<side>[lr01]))?"
 )
 _CAMERA_OF_SIDE = {"0": 0, "1": 1, "l": 2, "r": 3}
-_SIDE_OF_CAMERA = {camera: side for side, camera in _CAMERA_OF_SIDE.items()}
 # Which drive of KITTI raw an odometry sequence was cut from (readme of the odometry benchmark).
 _DRIVE_OF_SEQUENCE = {
     "00": ("2011_10_03", "0027"),
@@ -98,23 +96,6 @@ def _matches(path: Path) -> list[tuple[int, str, re.Match[str]]]:
             f"split file {path} is empty: no line like '2011_09_26/2011_09_26_drive_0001_sync 12 l'"
         )
     return found
-
-
-def write_split(path: Path, frames: Mapping[CameraView, Iterable[int]]) -> int:
-    """Write a split file, sorted, whole or not at all; returns the number of its lines.
-
-    Raises:
-        RecipeError: there is nothing to write.
-    """
-    lines = [
-        f"{view.date}/{view.date}_drive_{view.number}_sync {frame} {_SIDE_OF_CAMERA[view.camera]}"
-        for view in sorted(frames)
-        for frame in sorted(frames[view])
-    ]
-    if not lines:
-        raise RecipeError(f"{path}: the split would be empty")
-    write_text(path, "\n".join(lines) + "\n")
-    return len(lines)
 
 
 def eigen_test() -> Frames:

@@ -1,8 +1,9 @@
-"""An evaluation for people: tables, baselines, and pictures of the best and worst frames."""
+"""An evaluation for people: tables, pictures of the best and worst frames; and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
 from depth_prior_ros.evaluation.evaluate import PARTS, FrameResult, row_entry
 from depth_prior_ros.evaluation.frames import scaled_window
-from depth_prior_ros.evaluation.metrics import resize_depth
+from depth_prior_ros.evaluation.metrics import resize_depth, summary
 from depth_prior_ros.evaluation.pictures import colour_inverse_depth, write_png
 from depth_prior_ros.evaluation.protocols import cut
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
@@ -31,6 +32,8 @@ from training.evaluation.pose import PoseReport, SnippetErrors
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from training.evaluation.evaluation import EvaluationReport, SetReport
 
 _COLUMNS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3")
 _NARROW = ("abs_rel", "rmse", "rmse_log", "d1")
@@ -288,3 +291,56 @@ def _error_picture(result: FrameResult, truth: NDArray[np.float32]) -> NDArray[n
 def _write(panel: NDArray[np.uint8], text: str) -> None:
     for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         cv2.putText(panel, text, (6, 154), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, thickness)
+
+
+# -- as JSON --------------------------------------------------------------------------------------
+
+
+def as_json(report: EvaluationReport) -> dict[str, Any]:
+    """`data_sets` by name, each with `depth` as in metrics.json and its `baselines`; `pose`.
+
+    With a single data set its `depth` also stands at the top, as it does in metrics.json. Sets of
+    several drives have their sum as one more, "NAME (all)". Where `unit_by_stereo` of the bundle is
+    true, papers quote the errors of `metric`, without scaling.
+    """
+    from training.evaluation.pose import pose_json
+
+    sets = {one.name: _set_json(one) for one in report.sets}
+    content: dict[str, Any] = {
+        "bundle": {
+            "name": report.bundle.manifest.name,
+            "path": str(report.bundle.path),
+            "digest": report.bundle.digest,
+            "unit_by_stereo": report.bundle.manifest.depth.unit_by_stereo,
+        },
+        "backend": report.backend,
+        "data_sets": sets,
+    }
+    if len(sets) == 1:
+        content["depth"] = next(iter(sets.values()))["depth"]
+    if report.poses:
+        content["pose"] = {one.name: pose_json(one) for one in report.poses}
+    return content
+
+
+def _set_json(report: SetReport) -> dict[str, Any]:
+    from training.evaluation.evaluation import NEEDED, beside_baselines
+
+    protocol = report.chosen.protocol
+    content: dict[str, Any] = {
+        "protocol": asdict(protocol),
+        "depth": {name: row_entry(frames, protocol) for name, frames in report.rows.items()},
+        "notes": report.notes,
+        "skipped": [asdict(entry) for entry in report.chosen.recording.skipped],
+    }
+    if report.baselines:
+        content["baselines"] = {name: summary(rows) for name, rows in report.baselines.items()}
+    outcome = beside_baselines(report)
+    if outcome is not None:
+        content["verdict"] = {
+            **asdict(outcome),
+            "ratio": outcome.ratio,
+            "needed": NEEDED,
+            "passed": outcome.passed,
+        }
+    return content

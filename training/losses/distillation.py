@@ -5,11 +5,22 @@ Consistency of the multi-frame network: with the single-frame depth, and with it
 ManyDepth trusts single-frame depth where matching is unreliable (its section on the overfitting of
 cost volumes); MISM asks for the same depth when a part of the image is hidden (its training of the
 teacher).
+
+What a student learns from a frozen teacher besides the images (RPrDepth, section 3.3).
+
+The paper's terms are L_c = |G(D_o) - G(D_p)|_1, G being "the normalised sum of x and y gradients",
+and L_aux = |D_p - Resize(D_c)|_1. What it leaves open is decided here: the gradients are forward
+differences, divided by their mean over the image, so that neither side's scale counts; values are
+compared after dividing by their median. All computations are in float32 or better, also under
+autocast; the teacher's side gets no gradient.
+
+Means are over the pixels that count, image by image, then over the batch (see `masked`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,9 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.losses.masked import masked_mean, mean_per_image
-
-# MISM's code applies its weight of 10 twice.
-MASKED_INPUT_WEIGHT = 100.0
 
 
 def reliable_matches(
@@ -98,8 +106,8 @@ class Rectangle:
 def masked_input_consistency(hidden_depth: Tensor, depth: Tensor, rectangle: Rectangle) -> Tensor:
     """Smooth L1 between depth with and without a hidden rectangle (MISM, teacher).
 
-    As in the paper's code the mean is over what was not hidden, with gradients to both sides. To be
-    weighted with ``MASKED_INPUT_WEIGHT``.
+    As in the paper's code the mean is over what was not hidden, with gradients to both sides. Its
+    weight is 100: the paper's code applies 10 twice.
 
     Args:
         hidden_depth: depth of the images with the rectangle hidden (B, 1, H, W), network units.
@@ -158,3 +166,162 @@ def log_ratio_distillation(
     some = variance > _NO_VARIANCE
     spread = torch.where(some, variance, torch.ones_like(variance)).sqrt()
     return torch.where(some, spread, torch.zeros_like(spread)).mean()
+
+
+Quantity = Literal["depth", "inverse", "log"]
+
+# Added to an image's mean gradient, relative to its mean value: what is flatter than this is
+# rounding, and stays flat instead of becoming noise.
+_FLAT = 1e-4
+_TINY = 1e-12
+
+
+def gradient_map(depth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The normalised sum of x and y gradients (RPrDepth, 3.3): (B, 1, H, W), 1 in the mean.
+
+    |dx| + |dy| by forward differences (0 beyond the last column and row), divided by its mean over
+    the image plus a small share of the image's mean value: so a factor on the image changes
+    nothing, and a flat image gives zeros with finite gradients.
+
+    Args:
+        depth: (B, 1, H, W), positive, any unit: depth, inverse depth or disparity.
+        mask: (B, 1, H, W), bool: pixels that count in both means; default: all. A gradient counts
+            where its pixel and the two that it is taken against count; elsewhere the map is 0.
+    """
+    with torch.autocast(depth.device.type, enabled=False):
+        values = _full_precision(depth)
+        keep = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        # Where nothing counts there may be anything, also NaN.
+        values = torch.where(keep, values, torch.ones_like(values))
+        across = F.pad(values[..., :, 1:] - values[..., :, :-1], (0, 1))
+        down = F.pad(values[..., 1:, :] - values[..., :-1, :], (0, 0, 0, 1))
+        whole = gradient_mask(keep)
+        steps = torch.where(whole, across.abs() + down.abs(), torch.zeros_like(values))
+        floor = _FLAT * mean_per_image(values, keep) + _TINY
+        return steps / (mean_per_image(steps, whole) + floor)[:, None, None, None]
+
+
+def gradient_mask(mask: Tensor) -> Tensor:
+    """Pixels (B, 1, H, W), bool, that count with their right and lower neighbours."""
+    right = F.pad(mask[..., :, 1:], (0, 1), value=True)
+    below = F.pad(mask[..., 1:, :], (0, 0, 0, 1), value=True)
+    return mask & right & below
+
+
+def gradient_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L_c: mean of |G(student) - G(teacher)|, a scalar (RPrDepth, 3.3). Scales do not count.
+
+    Args:
+        student: (B, 1, H, W), positive: depth, inverse depth or disparity.
+        teacher: (B, 1, H, W), the same quantity in any unit; gets no gradient.
+        mask: (B, 1, H, W), bool: what the teacher may teach; what is left out has no influence.
+            Default: every pixel. An image without a pixel adds 0.
+
+    Raises:
+        ValueError: the two are not of one size (see `resize_depth`).
+    """
+    _refuse_sizes(student, teacher)
+    keep = _all(student) if mask is None else mask
+    difference = gradient_map(student, mask) - gradient_map(teacher.detach(), mask)
+    return masked_mean(difference.abs(), gradient_mask(keep))
+
+
+def value_consistency(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of |student - teacher| of values that are divided by their medians, a scalar.
+
+    The control to `gradient_consistency`: the same teacher and mask, but values.
+
+    Args:
+        student: (B, 1, H, W), positive: depth, inverse depth or disparity.
+        teacher: (B, 1, H, W), the same quantity in any unit; gets no gradient.
+        mask: (B, 1, H, W), bool: what counts, also in the medians; default: every pixel.
+
+    Raises:
+        ValueError: the two are not of one size (see `resize_depth`).
+    """
+    _refuse_sizes(student, teacher)
+    keep = _all(student) if mask is None else mask
+    with torch.autocast(student.device.type, enabled=False):
+        difference = _aligned(student, keep) - _aligned(teacher.detach(), keep)
+        return masked_mean(difference.abs(), keep)
+
+
+def auxiliary_loss(
+    prior_inverse_depth: Tensor,
+    teacher_depth: Tensor,
+    on: Quantity = "inverse",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """L_aux: the teacher's depth against the depth that the prior gives (RPrDepth, 3.3), a scalar.
+
+    D_c is enlarged to the teacher's size; both are divided by their medians, so that their scales
+    do not count. The default compares inverse depth: that is what the prior stores and D_c is a
+    mean of, it is what disparity networks predict, and far pixels, where depth is least certain, do
+    not outweigh all others.
+
+    Args:
+        prior_inverse_depth: D_c (B, 1, h, w) at the fusion's stride, inverse depth, positive.
+        teacher_depth: D_p (B, 1, H, W), depth in any unit, positive; gets no gradient.
+        on: quantity of which the difference is taken: "inverse", "depth" or "log".
+        mask: (B, 1, H, W), bool: what counts, also in the medians; default: every pixel.
+
+    Raises:
+        ValueError: ``on`` is none of the three.
+    """
+    if on not in ("inverse", "depth", "log"):
+        raise ValueError(f"on must be inverse, depth or log, got {on}")
+    keep = _all(teacher_depth) if mask is None else mask
+    with torch.autocast(teacher_depth.device.type, enabled=False):
+        prior = _resize(_full_precision(prior_inverse_depth), teacher_depth.shape[-2:])
+        truth = _full_precision(teacher_depth.detach())
+        truth = torch.where(keep, truth, torch.ones_like(truth)).reciprocal()
+        prior, truth = _aligned(prior, keep), _aligned(truth, keep)
+        if on == "depth":
+            prior, truth = prior.reciprocal(), truth.reciprocal()
+        elif on == "log":
+            prior, truth = prior.log(), truth.log()
+        return masked_mean((prior - truth).abs(), keep)
+
+
+def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Depth (B, 1, h, w) at ``size`` (height, width): bilinear on inverse depth.
+
+    Inverse depth is linear in the image on planes, and so its mean at an edge is nearer to either
+    side than that of depth. Pixel corners keep their places (``align_corners=False``).
+    """
+    with torch.autocast(depth.device.type, enabled=False):
+        return _resize(_full_precision(depth).reciprocal(), size).reciprocal()
+
+
+def _refuse_sizes(student: Tensor, teacher: Tensor) -> None:
+    mine, theirs = tuple(student.shape[-2:]), tuple(teacher.shape[-2:])
+    if mine != theirs:
+        raise ValueError(f"the student's depth is of {mine}, the teacher's of {theirs}")
+
+
+def _resize(values: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    if tuple(values.shape[-2:]) == tuple(size):
+        return values
+    return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _all(values: Tensor) -> Tensor:
+    return torch.ones_like(values, dtype=torch.bool)
+
+
+def _aligned(values: Tensor, keep: Tensor) -> Tensor:
+    """Values divided by the median of those kept, image by image; 1 where nothing is kept."""
+    values = _full_precision(values)
+    values = torch.where(keep, values, torch.ones_like(values))
+    return values / _median(values, keep)[:, None, None, None]
+
+
+def _median(values: Tensor, keep: Tensor) -> Tensor:
+    """The lower median of the kept values of each image (B,); 1 for an image without any."""
+    hidden = torch.where(keep, values, torch.full_like(values, torch.nan)).flatten(1)
+    found = hidden.nanmedian(1).values
+    return torch.where(keep.flatten(1).any(1), found, torch.ones_like(found))

@@ -14,6 +14,9 @@ With sums over 3x3 windows s(.) instead of means, SSIM of x and y is n1 n2 / (d1
 with p = x - m and q = y - m, m being the mean of y (a shift changes no variance, and smaller
 numbers cancel less); the constants are 81 times the usual ones. The derivatives of SSIM by s(p),
 s(p^2) and s(pq) are the three maps; the transposed window sum brings them back to the pixels.
+
+Beside it stand the edge-aware smoothness of inverse depth (monodepth2) and the metric scale from
+the vehicle's speed (PackNet).
 """
 
 from __future__ import annotations
@@ -23,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -274,16 +276,6 @@ def _ssim(views: Tensor, target: Statistics, piece: Piece, maps: Tensor | None) 
     return ssim
 
 
-def box3(x: Tensor) -> Tensor:
-    """Mean over 3x3 windows with reflected borders, (B, C, H, W) to the same size.
-
-    Sums of shifted slices: about twice as fast on a CPU as ``avg_pool2d``, forward and backward.
-    """
-    x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
-    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-
-
 @dataclass(frozen=True)
 class Target:
     """The image to be explained and its window statistics, computed once for all sources."""
@@ -391,3 +383,66 @@ def minimum_reprojection(
     if mean == "kept":
         return masked_mean(errors, kept), kept
     return torch.minimum(errors, identity).mean(), kept
+
+
+@dataclass(frozen=True)
+class Edges:
+    """How much a change of depth between neighbours counts: (B, 1, H - 1, W), (B, 1, H, W - 1)."""
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor) -> Edges:
+        """From an image (B, 3, H, W) in [0, 1]: little where its colours change."""
+        rows, columns = (
+            torch.exp(-torch.diff(image.detach(), dim=dim).abs().mean(1, keepdim=True))
+            for dim in (2, 3)
+        )
+        return cls(rows, columns)
+
+
+def edge_aware_smoothness(inverse_depth: Tensor, image: Tensor | Edges) -> Tensor:
+    """First differences of mean-normalised inverse depth, weak at image edges (monodepth2, eq. 3).
+
+    Args:
+        inverse_depth: (B, 1, H, W), positive.
+        image: (B, 3, H, W) of the same size; or its edges, computed once for several depth maps.
+
+    Returns:
+        A scalar; the same for ``inverse_depth`` times any positive number per image.
+    """
+    edges = image if isinstance(image, Edges) else Edges.of(image)
+    # Dividing the sums by the mean of the image is dividing each pixel, but for the passes.
+    mean = inverse_depth.mean((1, 2, 3)) + 1e-7
+    rows = (torch.diff(inverse_depth, dim=2).abs() * edges.rows).mean((1, 2, 3))
+    columns = (torch.diff(inverse_depth, dim=3).abs() * edges.columns).mean((1, 2, 3))
+    return ((rows + columns) / mean).mean()
+
+
+def velocity_loss(
+    translation: Tensor,
+    speed: Tensor,
+    interval: Tensor,
+    known: Tensor,
+    metres_per_unit: float = 1.0,
+) -> Tensor:
+    """| |t| - speed x interval | in metres: predicted motion is as long as the way driven.
+
+    It makes the pose network's unit, and with it that of depth, ``metres_per_unit`` metres
+    (PackNet, velocity supervision). The mean is over all images; one without speed adds zero.
+
+    Args:
+        translation: motion between two frames (B, 3), network units.
+        speed: of the vehicle between the frames (B,), metres per second, either direction.
+        interval: time between the frames (B,), seconds, either direction.
+        known: (B,), bool: speed and interval are known; elsewhere they have no influence.
+        metres_per_unit: length of the network's unit.
+    """
+    # The root has no derivative at no motion: there it gets none.
+    squared = translation.square().sum(1)
+    moved = squared > 0
+    length = torch.where(moved, squared, torch.ones_like(squared)).sqrt()
+    length = torch.where(moved, length, torch.zeros_like(length)) * metres_per_unit
+    error = (length - (speed * interval).abs().to(length)).abs()
+    return torch.where(known, error, torch.zeros_like(error)).mean()

@@ -25,11 +25,12 @@ from training.data.triplets import TripletSource
 from training.loop.distributed import to_device
 from training.losses.photometric import (
     Target,
+    edge_aware_smoothness,
     identity_error,
     minimum_reprojection,
+    velocity_loss,
     view_errors,
 )
-from training.losses.regularisation import edge_aware_smoothness, velocity_loss
 from training.losses.supervised import pose_loss
 from training.losses.views import Views
 from training.recipes.data import Mode

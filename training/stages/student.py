@@ -14,10 +14,11 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior
 from training.data.batch import StepBatch, TripletBatch
-from training.losses.distillation import distillation_mask, log_ratio_distillation
-from training.losses.guided import (
+from training.losses.distillation import (
     auxiliary_loss,
+    distillation_mask,
     gradient_consistency,
+    log_ratio_distillation,
     resize_depth,
     value_consistency,
 )
