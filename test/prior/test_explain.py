@@ -21,8 +21,8 @@ from training_files import damage, write_moving_drive
 from depth_prior_ros.bundle import Bundle, rewrite_manifest, save_bundle
 from depth_prior_ros.recording_options import add_recording_options
 from training.commands.cli import main
-from training.prior.explain.command import explain_image
 from training.prior.explain.lookup import ExplainError, PriorReader, default_pixels, entropy
+from training.prior.explain.picture import explain_image
 from training.prior.explain.sources import (
     SourcePictures,
     crop_around,

@@ -20,8 +20,8 @@ from training_files import write_moving_drive
 from depth_prior_ros.bundle import Bundle
 from training.commands.cli import main
 from training.prior.explain import statistics
-from training.prior.explain.command import explain_prior
 from training.prior.explain.lookup import PriorReader
+from training.prior.explain.page import explain_prior
 from training.prior.explain.sources import Origins, read_origins
 from training.prior.explain.statistics import BINS
 

@@ -200,7 +200,8 @@ def _pixel(text: str) -> tuple[int, int]:
 
 def _explain(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.progress import ProgressBar
-    from training.prior.explain.command import explain_image, explain_prior
+    from training.prior.explain.page import explain_prior
+    from training.prior.explain.picture import explain_image
 
     folder, name = Path("runs/explain"), Path(arguments.bundle).resolve().name
     image, page = arguments.image, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.prior_fusion import FusionConfig
 from depth_prior_ros.pipeline.framing import InvalidFrameError, NetworkInput, frame_image
@@ -97,15 +98,17 @@ class PriorReader:
     """A bundle's student and prior, with the keys projected once.
 
     Args:
-        bundle: a bundle with a prior.
+        bundle: a bundle with a prior, its folder or name.
         branch: "pixel_wise" (which gives D_c), "hint" (the mean of its heads) or "hint:K", head K;
             None: the first of them that the fusion has.
 
     Raises:
         ExplainError: the bundle has no prior, its student no fusion, or the fusion no such branch.
+        BundleError: it is damaged.
     """
 
-    def __init__(self, bundle: Bundle, branch: str | None = None) -> None:
+    def __init__(self, bundle: Bundle | str | Path, branch: str | None = None) -> None:
+        bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         if not bundle.has("prior"):
             raise ExplainError(
                 f"{bundle.path}: this bundle has no prior, so its student looks nothing up; "

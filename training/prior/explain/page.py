@@ -1,27 +1,194 @@
-"""The page of a prior: one HTML file that carries everything in itself."""
+"""`depth_train explain`, the page of a whole prior: one file that carries everything in itself."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_text
+from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.pages import colours, page
-from training.prior.explain import charts, statistics
+from depth_prior_ros.pages.charts import legend, new_axes, new_figure, plain, svg
+from depth_prior_ros.pages.colours import BLUE, CARD, DIM, GREEN, INK, ORANGE, RED, colour_heat
+from depth_prior_ros.progress import Progress
+from training.prior.explain import statistics
 from training.prior.explain.lookup import PriorReader
-from training.prior.explain.sources import Origins, SourcePictures, crop_around, drive_name, short
-from training.prior.explain.statistics import FAR, NEAR, UNUSED, Use, metres, percent
+from training.prior.explain.sources import (
+    Origins,
+    SourcePictures,
+    crop_around,
+    data_root,
+    drive_name,
+    example_images,
+    read_origins,
+    short,
+)
+from training.prior.explain.statistics import FAR, NEAR, UNUSED, DriveShare, Use, metres, percent
+from training.prior.reference.set import ReferenceSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LINES = (BLUE, ORANGE, GREEN, RED)
+Ticks = Sequence[tuple[float, str]]
+_WIDTH, _MARGIN = 1140, 12
+
+
+@dataclass(frozen=True)
+class Series:
+    """One distribution: shares of the bars between edges; drawn as bars or as an outline."""
+
+    name: str
+    shares: NDArray[np.float64]
+    colour: str
+    filled: bool = False
+
+
+def distribution(
+    edges: NDArray[np.float64],
+    series: Sequence[Series],
+    ticks: Ticks,
+    height: int = 230,
+    cut_ends: bool = False,
+) -> str:
+    """Shares over a logarithmic axis; `ticks` are places on it and their words.
+
+    With ``cut_ends`` the outer bars, which hold what is beyond, do not decide the height.
+    """
+    inner = slice(1, -1) if cut_ends else slice(None)
+    highest = max(float(s.shares[inner].max()) for s in series) or 1.0
+    figure = new_figure(_WIDTH, height)
+    axes = new_axes(figure, _MARGIN, 34, _WIDTH - _MARGIN, height - 26)
+    axes.set_xscale("log")
+    for one in series:
+        if one.filled:
+            bars = axes.bar(edges[:-1], one.shares, np.diff(edges), align="edge", label=one.name)
+            for bar in bars:
+                bar.set(color=one.colour, edgecolor=CARD)
+        else:
+            axes.stairs(one.shares, edges, color=one.colour, lw=2, label=one.name)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, 1.06 * highest)
+    axes.set_yticks([])
+    _name_places(axes, ticks)
+    legend(axes)
+    words = f"top {highest:.1%}"
+    if cut_ends:
+        words += "; last bar: " + ", ".join(f"{s.name} {s.shares[-1]:.0%}" for s in series)
+    _write(axes, 1, 1.03, words, ha="right")
+    return svg(figure)
+
+
+def curves(named: Sequence[tuple[str, NDArray[np.float64]]], across: str, up: str) -> str:
+    """Curves (points, 2) in the unit square, with the diagonal."""
+    figure, axes = _square(across, up)
+    axes.plot([0, 1], [0, 1], color=DIM, ls=(0, (4, 4)), lw=1)
+    for (name, points), colour in zip(named, LINES, strict=False):
+        axes.plot(*points.T, color=colour, lw=2, label=name)
+    quarters = np.linspace(0, 1, 5)
+    axes.set_xticks(quarters, [f"{share:.0%}" for share in quarters])
+    axes.set_yticks(quarters, [f"{share:.0%}" for share in quarters])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    legend(axes)
+    return svg(figure)
+
+
+def columns(
+    shares: NDArray[np.float64], edges: NDArray[np.float64], ticks: Ticks, names: tuple[str, str]
+) -> str:
+    """Distributions side by side, (bars up, bars across), both axes logarithmic, with diagonal."""
+    figure, axes = _square(*names)
+    low, high = np.log(edges[0]), np.log(edges[-1])
+    bright = np.sqrt(shares / max(float(shares.max()), 1e-12))
+    extent = (low, high, low, high)
+    axes.imshow(colour_heat(bright), origin="lower", extent=extent, interpolation="none")
+    axes.plot([low, high], [low, high], color="white", alpha=0.5, ls=(0, (4, 4)), lw=1)
+    axes.grid(visible=False)
+    places, words = [np.log(value) for value, _ in ticks], [name for _, name in ticks]
+    axes.set_xticks(places, words)
+    axes.set_yticks(places, words)
+    return svg(figure)
+
+
+def drive_bars(drives: Sequence[DriveShare], total: int) -> str:
+    """References by recording, with the share of the weight as a second, thinner bar."""
+    rows = np.arange(len(drives))
+    height = 34 * len(drives) + 40
+    figure = new_figure(_WIDTH, height)
+    axes = new_axes(figure, 270, 30, _WIDTH - 310, height - 8)
+    axes.grid(visible=False)
+    references = [drive.references / total for drive in drives]
+    weights = [drive.weight or 0.0 for drive in drives]
+    axes.barh(rows, references, 0.4, color=BLUE, label="share of the references")
+    if drives[0].weight is not None:
+        axes.barh(rows + 0.32, weights, 0.18, color=ORANGE, label="share of the weight")
+    axes.set_xlim(0, max(*references, *weights))
+    axes.set_ylim(len(drives) - 0.4, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks(rows, [plain(drive.name) for drive in drives], color=INK)
+    for row, drive in enumerate(drives):
+        words = f"{drive.references:,} of {drive.images:,} images"
+        if drive.weight is not None:
+            words += f" · {drive.weight:.1%} of the weight"
+        across = axes.get_yaxis_transform()
+        axes.text(1.535, row, words, color=DIM, size=11, ha="right", va="center", transform=across)
+    legend(axes)
+    return svg(figure)
+
+
+def ranked_bars(counts: NDArray[np.int64]) -> str:
+    """References by image, largest first, as one silhouette."""
+    figure = new_figure(_WIDTH, 130)
+    axes = new_axes(figure, _MARGIN, 26, _WIDTH - _MARGIN, 108)
+    axes.set_axis_off()
+    tall = [group.mean() for group in np.array_split(counts, min(len(counts), 400))]
+    axes.stairs(tall, fill=True, color=BLUE, alpha=0.8)
+    axes.set_xlim(0, len(tall))
+    axes.set_ylim(0, max(tall))
+    _write(axes, 0, 1.04, f"most: {int(counts.max()):,}")
+    _write(axes, 1, 1.04, f"least: {int(counts.min()):,}", ha="right")
+    _write(axes, 0, -0.04, "image 1", va="top")
+    _write(axes, 1, -0.04, f"image {len(counts):,}", ha="right", va="top")
+    return svg(figure)
+
+
+def _square(across: str, up: str, size: int = 400) -> tuple[Figure, Axes]:
+    figure = new_figure(size, size)
+    axes = new_axes(figure, 56, 30, size - 18, size - 44)
+    axes.set_xlabel(across, color=DIM, size=11)
+    axes.set_ylabel(up, color=DIM, size=11)
+    return figure, axes
+
+
+def _name_places(axes: Axes, ticks: Ticks) -> None:
+    """Marks of a logarithmic axis: these alone."""
+    axes.set_xticks([value for value, _ in ticks], [words for _, words in ticks])
+    axes.minorticks_off()
+
+
+def _write(
+    axes: Axes, x: float, y: float, words: str, ha: str = "left", va: str = "bottom"
+) -> None:
+    """Words at a place given as shares of the axes."""
+    where = axes.transAxes
+    axes.text(x, y, plain(words), color=DIM, size=11, ha=ha, va=va, transform=where)
+
 
 _TEMPLATE = Path(__file__).parent / "templates" / "prior.html"
 _TILES, _TOP_IMAGES, _DRIVES = 12, 6, 25
 _TILE_SIZE, _IMAGE_WIDTH = (196, 140), 360
 _TICKS = (2, 5, 10, 20, 40, 80)  # metres
+# Rows of a reference set that its distribution of depth is taken from.
+_SAMPLE = 200_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +231,58 @@ class Tile:
     label: str
     why: str = ""
     colour: str = colours.LINE
+
+
+def explain_prior(
+    bundle: Bundle | str | Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    images: Sequence[Path] = (),
+    reading: Any = None,
+    count: int = 20,
+    reference: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the page of a bundle's whole prior.
+
+    Args:
+        bundle: the bundle, its folder or name; with a prior.
+        out: HTML file to write.
+        data: data folder; default: $DEPTH_PRIOR_DATA. There the recordings that the prior came from
+            are looked for and, without ``images``, evaluation sets to measure its use on.
+        images: image files, folders of images or recordings to measure its use on.
+        reading: how recordings among them are read, as of `explain_image`.
+        count: how many images, evenly spread.
+        reference: the reference set that the prior was chosen from, to compare depths.
+        progress: is told what is done: done, of how many (0: not known).
+
+    Raises:
+        ExplainError, BundleError, OSError: as `explain_image`.
+        TrainingError: the reference set is damaged or of another teacher.
+    """
+    reader, root = PriorReader(bundle), data_root(data)
+    examples = example_images(images, root, count, reading)
+    use = statistics.measure_use(reader, examples, progress) if len(examples) else None
+    origin = examples.origin
+    if examples.left_out:
+        origin += f" ({len(examples.left_out)} could not be read and were left out)"
+    origins = read_origins(reader.bundle)
+    depths = None if reference is None else _reference_depths(reader, reference)
+    pictures = SourcePictures(reader.bundle, origins, root, images)
+    write_text(out, render(PriorReport(reader, origins, pictures, use, origin, depths)))
+
+
+def _reference_depths(reader: PriorReader, folder: Path) -> NDArray[np.float64]:
+    """Depth of a reference set in metres, of a sample where it is large."""
+    references = ReferenceSet.open(folder)
+    spec = reader.bundle.manifest.prior
+    references.require(
+        None if spec is None else spec.teacher, channels=reader.prior.features.shape[1]
+    )
+    sample = references.sample(np.random.default_rng(0), _SAMPLE)
+    units = 1 / sample.inverse_depth.double().numpy().clip(1e-9)
+    return np.asarray(units * reader.bundle.manifest.depth.metres_per_unit)
 
 
 def render(report: PriorReport) -> str:
@@ -114,17 +333,17 @@ def _many(count: int, what: str) -> str:
 def _depths(report: PriorReport) -> str:
     edges, depth = statistics.depth_edges(), report.reader.metres
     even = np.full(len(depth), 1 / len(depth))
-    series = [charts.Series("prior", statistics.depth_shares(depth, even), "#42527d", filled=True)]
+    series = [Series("prior", statistics.depth_shares(depth, even), "#42527d", filled=True)]
     if report.reference is not None:
         found = statistics.shares(report.reference, edges)
-        series.append(charts.Series("reference set", found, charts.LINES[2]))
+        series.append(Series("reference set", found, LINES[2]))
     if report.use is not None:
         used = statistics.depth_shares(depth, report.use.weights)
         seen = statistics.shares(report.use.depths, edges)
-        series.append(charts.Series("prior, by weight", used, charts.LINES[1]))
-        series.append(charts.Series("predicted in the images", seen, charts.LINES[3]))
+        series.append(Series("prior, by weight", used, LINES[1]))
+        series.append(Series("predicted in the images", seen, LINES[3]))
     ticks = [(float(depth), f"{depth} m") for depth in _TICKS]
-    return charts.distribution(edges, series, ticks, cut_ends=True)
+    return distribution(edges, series, ticks, cut_ends=True)
 
 
 def _places(report: PriorReport, origins: Origins) -> list[Map]:
@@ -161,11 +380,11 @@ def _origins(report: PriorReport, origins: Origins) -> dict[str, Any]:
     tenth = counts[: max(1, round(len(counts) / 10))].sum() / counts.sum()
     more = len(drives) - _DRIVES
     return {
-        "drives": charts.drive_bars(drives[:_DRIVES], len(origins.image)),
+        "drives": drive_bars(drives[:_DRIVES], len(origins.image)),
         "more": _many(more, "recording") if more > 0 else "",
         "tenth": percent(float(tenth)),
         "gini": statistics.gini(counts.astype(float)),
-        "ranked": charts.ranked_bars(counts),
+        "ranked": ranked_bars(counts),
         "images": list(_top_images(report, origins, weights)),
     }
 
@@ -205,15 +424,15 @@ def _neighbours(report: PriorReport, use: Use) -> dict[str, Any]:
     size = report.reader.bundle.manifest.input_size
     scale = colours.heat_gradient(), ("1", f"{count:,} (logarithmic)")
     series, maps = [], []
-    for (name, found), colour in zip(use.neighbours().items(), charts.LINES, strict=False):
+    for (name, found), colour in zip(use.neighbours().items(), LINES, strict=False):
         heads = f", {found.shape[0]} heads" if found.shape[0] > 1 else ""
         shares = statistics.shares(found.ravel(), edges)
-        series.append(charts.Series(f"{name}{heads}", shares, colour))
+        series.append(Series(f"{name}{heads}", shares, colour))
         share = np.log(found).mean((0, 1)) / np.log(max(count, 2))
         words = f"{name}: mean over images, by place in the student's picture"
         maps.append(Map(page.png_uri(colours.colour_heat(share)), size, words, scale))
     ticks = [(float(10**n), f"{10**n:,}") for n in range(int(np.log10(count)) + 1)]
-    return {"chart": charts.distribution(edges, series, ticks, height=190), "maps": maps}
+    return {"chart": distribution(edges, series, ticks, height=190), "maps": maps}
 
 
 def _agreement(use: Use) -> dict[str, Any] | None:
@@ -225,7 +444,7 @@ def _agreement(use: Use) -> dict[str, Any] | None:
     shares = statistics.columns_of(use.depths, use.looked_up, edges)
     ticks = [(float(depth), str(depth)) for depth in _TICKS]
     return {
-        "chart": charts.columns(shares, edges, ticks, ("predicted, m", "looked up, m")),
+        "chart": columns(shares, edges, ticks, ("predicted, m", "looked up, m")),
         "figures": {
             "rank correlation": f"{statistics.rank_correlation(use.depths, use.looked_up):.2f}",
             "median factor between the two": f"{ratio:.2f}",
@@ -239,7 +458,7 @@ def _use(report: PriorReport, use: Use) -> dict[str, Any]:
     names = "share of the references, most used first", "share of the weight"
     top = np.argsort(-use.weights, kind="stable")[:_TILES]
     return {
-        "chart": charts.curves(named, *names),
+        "chart": curves(named, *names),
         "figures": {name: _concentration(weights) for name, weights in branches},
         "tiles": [_tile(report, use, int(n)) for n in top] if report.origins is not None else [],
     }

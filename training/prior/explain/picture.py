@@ -1,20 +1,37 @@
-"""The picture of `depth_train explain`: what was looked up at a few pixels of an image."""
+"""`depth_train explain`, the picture: what was looked up at a few pixels of an image."""
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_bytes
+from depth_prior_ros.bundle import Bundle
 from depth_prior_ros.pages.charts import plain
 from depth_prior_ros.pages.colours import BACK, BLUE, CARD, DIM, INK, LINE, colour_depth
-from training.prior.explain.lookup import Lookup, Prediction, PriorReader
-from training.prior.explain.sources import Source, SourcePictures, crop_around
+from training.prior.explain.lookup import (
+    ExplainError,
+    Lookup,
+    Prediction,
+    PriorReader,
+    default_pixels,
+)
+from training.prior.explain.sources import (
+    Source,
+    SourcePictures,
+    crop_around,
+    data_root,
+    one_image,
+    read_origins,
+)
 from training.prior.explain.statistics import FAR, NEAR, depth_edges, depth_shares, metres, percent
 
 if TYPE_CHECKING:
@@ -40,14 +57,72 @@ class Explanation:
     image: NDArray[np.uint8]
     prediction: Prediction
     lookups: list[Lookup]
+    reader: PriorReader
+    sources: SourcePictures
     title: str
-    names: dict[tuple[int, int], str] = field(default_factory=dict)
-    count: int = 5
+    names: dict[tuple[int, int], str]
+    count: int
 
 
-def draw(
-    explanation: Explanation, reader: PriorReader, sources: SourcePictures, kind: str = "png"
-) -> bytes:
+def explain_image(
+    bundle: Bundle | str | Path,
+    image: Path,
+    out: Path,
+    *,
+    pixels: Sequence[tuple[int, int]] = (),
+    branch: str | None = None,
+    data: Path | None = None,
+    frame: int | None = None,
+    reading: Any = None,
+    top: int = 5,
+) -> str:
+    """Write the picture of what was looked up at some pixels of an image.
+
+    Args:
+        bundle: the bundle, its folder or name; with a prior.
+        image: an image file, or a recording.
+        out: PNG or JPEG to write.
+        pixels: (x, y) in the image's own pixels; default: a handful spread over it.
+        branch: see `PriorReader`.
+        data: folder with the recordings that the prior came from; default: $DEPTH_PRIOR_DATA.
+        frame: of a recording; default: its middle.
+        reading: how a recording is read, see `recording_options`; default: as it is found.
+        top: references to show per pixel, 1 to 8.
+
+    Returns:
+        The same in words, a line per pixel.
+
+    Raises:
+        ExplainError: no prior, an image that cannot be read or framed, a pixel outside.
+        BundleError: the bundle is damaged.
+        OSError: ``out`` cannot be written; nothing is left of it.
+    """
+    if not 1 <= top <= 8:
+        raise ExplainError(f"--top {top}: 1 to 8 references fit beside each other")
+    kind = out.suffix.lower().removeprefix(".")
+    if kind not in KINDS:
+        raise ExplainError(f"{out}: a picture's name ends in .{', .'.join(KINDS)}")
+    reader = PriorReader(bundle, branch)
+    name, picture = one_image(image, frame, reading)
+    prediction = reader.predict(picture)
+    names = {} if pixels else default_pixels(prediction)
+    lookups = [reader.look_up(prediction, pixel) for pixel in (pixels or names)]
+    sources = SourcePictures(reader.bundle, read_origins(reader.bundle), data_root(data), [image])
+    title = f"What {reader.bundle.manifest.name} looks up in {name}"
+    write_bytes(
+        out,
+        draw(Explanation(picture, prediction, lookups, reader, sources, title, names, top), kind),
+    )
+    lines = [
+        f"{number} {names.get(found.pixel, ''):6} pixel {found.pixel[0]},{found.pixel[1]}: looked "
+        f"up {found.looked_up:.1f} m, predicted {found.predicted:.1f} m, "
+        f"{found.neighbours:,.0f} effective neighbours of {len(reader):,}"
+        for number, found in enumerate(lookups, 1)
+    ]
+    return "\n".join(lines)
+
+
+def draw(explanation: Explanation, kind: str = "png") -> bytes:
     """The picture as a file of one of `KINDS`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,25 +134,25 @@ def draw(
     total = _TITLE + top + 0.62 + rows * (_ROW + _GAP) + _FOOT
     figure = Figure(figsize=(_WIDTH, total), dpi=_DPI, facecolor=BACK)
     FigureCanvasAgg(figure)
-    page = _Page(figure, total)
+    page = _Page(figure, total, explanation)
     page.text(_MARGIN, 0.36, explanation.title, size=15, weight="bold")
-    page.text(_MARGIN, 0.6, _subtitle(reader), size=10.5, color=DIM)
-    _draw_views(page, explanation, each, top)
+    page.text(_MARGIN, 0.6, _subtitle(explanation.reader), size=10.5, color=DIM)
+    _draw_views(page, each, top)
     y = _TITLE + top + 0.62
     for number, lookup in enumerate(explanation.lookups):
-        _draw_row(page, explanation, number, lookup, reader, sources, y)
+        _draw_row(page, number, lookup, y)
         y += _ROW + _GAP
-    page.text(_MARGIN, total - 0.2, _legend(len(reader)), size=9.5, color=DIM)
+    page.text(_MARGIN, total - 0.2, _legend(len(explanation.reader)), size=9.5, color=DIM)
     stream = io.BytesIO()
     figure.savefig(stream, format=kind, facecolor=BACK)
     return stream.getvalue()
 
 
 class _Page:
-    """A figure in inches from its upper left corner."""
+    """A figure in inches from its upper left corner, and what it shows."""
 
-    def __init__(self, figure: Figure, height: float) -> None:
-        self.figure, self.height = figure, height
+    def __init__(self, figure: Figure, height: float, shown: Explanation) -> None:
+        self.figure, self.height, self.shown = figure, height, shown
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Empty axes with a thin frame."""
@@ -112,10 +187,10 @@ def _legend(count: int) -> str:
     )
 
 
-def _draw_views(page: _Page, explanation: Explanation, width: float, height: float) -> None:
+def _draw_views(page: _Page, width: float, height: float) -> None:
     """The image and its depth side by side, with the query pixels."""
-    prediction = explanation.prediction
-    size = explanation.image.shape[1], explanation.image.shape[0]
+    image, prediction = page.shown.image.copy(), page.shown.prediction
+    size = image.shape[1], image.shape[0]
     region = prediction.framed.region
     depth = np.full((size[1], size[0]), np.nan)
     window = cv2.resize(
@@ -124,14 +199,13 @@ def _draw_views(page: _Page, explanation: Explanation, width: float, height: flo
     depth[region.y : region.y + region.height, region.x : region.x + region.width] = window
     coloured = colour_depth(np.nan_to_num(depth, nan=FAR), NEAR, FAR)
     coloured[np.isnan(depth)] = (27, 31, 43)
-    image = explanation.image.copy()
     image[np.isnan(depth)] //= 3  # what the student does not see
     left = (_WIDTH - 2 * width - _GAP) / 2
     right = left + width + _GAP
     for x, picture in ((left, image), (right, coloured)):
         axes = page.axes(x, _TITLE, width, height)
         axes.imshow(picture, extent=(0, size[0], size[1], 0), aspect="auto")
-        for number, lookup in enumerate(explanation.lookups):
+        for number, lookup in enumerate(page.shown.lookups):
             _mark(axes, lookup, number)
         axes.set_xlim(0, size[0])
         axes.set_ylim(size[1], 0)
@@ -172,38 +246,28 @@ def _draw_scale(page: _Page, x: float, y: float, width: float) -> None:
         page.text(x + share * width, y + 0.32, f"{value} m", size=9.5, color=DIM, ha=side)
 
 
-def _draw_row(
-    page: _Page,
-    explanation: Explanation,
-    number: int,
-    lookup: Lookup,
-    reader: PriorReader,
-    sources: SourcePictures,
-    y: float,
-) -> None:
+def _draw_row(page: _Page, number: int, lookup: Lookup, y: float) -> None:
     colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]
     tall = _ROW - 0.42
     query = page.axes(_MARGIN, y, _TILE, tall)
     x0, y0, width, height = lookup.box
-    _show_crop(query, explanation.image, (x0 + width / 2, y0 + height / 2), _TILE / tall, colour)
+    _show_crop(query, page.shown.image, (x0 + width / 2, y0 + height / 2), _TILE / tall, colour)
     _frame(query, colour)
     words = _MARGIN + _TILE + 2 * _GAP
-    _draw_words(page, words, y, explanation, number, lookup)
+    _draw_words(page, words, y, number, lookup)
     left = words + _WORDS
     right = _WIDTH - _MARGIN - _CHART
-    step = (right - left - 2 * _GAP) / max(1, explanation.count)
-    for place, reference in enumerate(lookup.top(explanation.count)):
+    step = (right - left - 2 * _GAP) / max(1, page.shown.count)
+    for place, reference in enumerate(lookup.top(page.shown.count)):
         x = left + place * step
-        _draw_tile(page, (x, y, step - _GAP, tall), lookup, int(reference), reader, sources)
-    _draw_chart(page, right, y, lookup, reader, colour, tall)
+        _draw_tile(page, (x, y, step - _GAP, tall), lookup, int(reference))
+    _draw_chart(page, right, y, lookup, colour, tall)
 
 
-def _draw_words(
-    page: _Page, x: float, y: float, explanation: Explanation, number: int, lookup: Lookup
-) -> None:
-    name = explanation.names.get(lookup.pixel)
-    held = float(lookup.weights[lookup.top(explanation.count)].sum())
-    shown = min(explanation.count, len(lookup.weights))
+def _draw_words(page: _Page, x: float, y: float, number: int, lookup: Lookup) -> None:
+    name, count = page.shown.names.get(lookup.pixel), page.shown.count
+    held = float(lookup.weights[lookup.top(count)].sum())
+    shown = min(count, len(lookup.weights))
     colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]
     head = f"{number + 1}" + (f"  {name}" if name else "")
     page.text(x, y + 0.2, head, size=13, weight="bold", color=colour)
@@ -219,18 +283,13 @@ def _draw_words(
 
 
 def _draw_tile(
-    page: _Page,
-    box: tuple[float, float, float, float],
-    lookup: Lookup,
-    reference: int,
-    reader: PriorReader,
-    sources: SourcePictures,
+    page: _Page, box: tuple[float, float, float, float], lookup: Lookup, reference: int
 ) -> None:
     """One reference: its surroundings in its image, or a grey field that says why not."""
     x, y, width, height = box
+    reader, source = page.shown.reader, page.shown.sources[reference]
     depth = float(reader.metres[reference])
     colour = tuple(colour_depth(np.array(depth), NEAR, FAR) / 255)
-    source: Source = sources[reference]
     axes = page.axes(x, y, width, height)
     if source.image is None:
         axes.set_facecolor("#3a3f4d")
@@ -242,19 +301,14 @@ def _draw_tile(
     _frame(axes, colour)
     weight = float(lookup.weights[reference])
     page.text(x, y + height + 0.19, metres(depth), size=11, weight="bold")
-    times = _times(weight * len(reader))
+    factor = weight * len(reader)
+    times = f"{factor:,.0f}×" if factor >= 10 else f"{factor:.1f}×"
     page.text(x + width, y + height + 0.19, percent(weight), size=10, ha="right")
     page.text(x, y + height + 0.35, source.label, size=8.5, color=DIM)
     page.text(x + width, y + height + 0.35, times, size=8.5, color=DIM, ha="right")
 
 
-def _times(factor: float) -> str:
-    return f"{factor:,.0f}×" if factor >= 10 else f"{factor:.1f}×"
-
-
 def _wrapped(words: str, width: int) -> str:
-    import textwrap
-
     lines = textwrap.wrap(words, width)
     return "\n".join([*lines[:4], "…"] if len(lines) > 5 else lines)
 
@@ -293,13 +347,11 @@ def _frame(axes: Axes, colour: Any) -> None:
         spine.set_linewidth(2.4)
 
 
-def _draw_chart(
-    page: _Page, x: float, y: float, lookup: Lookup, reader: PriorReader, colour: str, tall: float
-) -> None:
+def _draw_chart(page: _Page, x: float, y: float, lookup: Lookup, colour: str, tall: float) -> None:
     """How the weight is distributed over depth, beside the prior itself."""
-    edges, depths = depth_edges(), reader.metres
+    edges, depths = depth_edges(), page.shown.reader.metres
     shares = depth_shares(depths, lookup.weights)
-    even = depth_shares(depths, np.full(len(reader), 1.0 / len(reader)))
+    even = depth_shares(depths, np.full(len(depths), 1.0 / len(depths)))
     axes = page.axes(x, y, _CHART, tall)
     axes.set_xscale("log")
     axes.bar(edges[:-1], shares, np.diff(edges), align="edge", color=colour, ec=CARD, lw=0.6)

@@ -30,7 +30,13 @@ from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_image
 from depth_prior_ros.share import home_path
 from training.data.drives import drive_path, open_drive
 from training.data.frames import Window
-from training.evaluation.sets import drive_key, eigen_drive_sets, kitti_2015_set
+from training.evaluation.sets import (
+    DATA_VARIABLE,
+    data_folder,
+    drive_key,
+    eigen_drive_sets,
+    kitti_2015_set,
+)
 from training.prior.explain.lookup import ExplainError
 from training.recipes.base import RecipeError
 from training.recipes.data import Drive
@@ -89,6 +95,11 @@ class Origins:
         """The recording's name of every reference, (N,)."""
         names = np.array([drive_name(entry) for entry in self.images])
         return np.asarray(names[self.image])
+
+
+def data_root(data: Path | None) -> Path | None:
+    """The data folder, or None where none was named; one that is named has to be there."""
+    return data_folder(data) if data or os.environ.get(DATA_VARIABLE) else None
 
 
 def drive_name(entry: Mapping[str, Any]) -> str:
