@@ -15,7 +15,7 @@ from depth_prior_ros.models.mism import MultiFrameNet
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.resnet import resnet18
 from depth_prior_ros.models.student import Student
-from training.runs.initialise import ImageWeightsError, load_image_weights, read_image_weights
+from training.runs.initialise import ImageWeightsError, read_image_weights
 
 
 def _state(net: torch.nn.Module, classifier: str) -> dict[str, torch.Tensor]:
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_kinds_of_files(folder: Path, name: str) -> None:
     expected = _state(resnet18(), "fc")
     net = Student("resnet18", "light")
-    load_image_weights(folder / name, net)
+    net.load_image_weights(read_image_weights(folder / name))
     found = net.trunk.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
     assert found["bn1.num_batches_tracked"] == 7
@@ -58,29 +58,28 @@ def test_all_kinds_of_files(folder: Path, name: str) -> None:
 def test_every_network_that_has_a_place_for_them(folder: Path) -> None:
     first = _state(resnet18(), "fc")["conv1.weight"]
     pose = PoseNet("resnet18")
-    load_image_weights(folder / "resnet18.safetensors", pose)
+    pose.load_image_weights(read_image_weights(folder / "resnet18.safetensors"))
     assert torch.equal(pose.encoder.conv1.weight, torch.cat([first, first], dim=1) / 2)
     teacher = CostVolumeNet((64, 64))
-    load_image_weights(folder / "resnet18.safetensors", teacher)
+    teacher.load_image_weights(read_image_weights(folder / "resnet18.safetensors"))
     assert torch.equal(teacher.encoder.conv1.weight, first)
     student = Student("hrnet_w18_small", "ra_depth")
-    load_image_weights(folder / "hrnet_w18_small.safetensors", student)
+    student.load_image_weights(read_image_weights(folder / "hrnet_w18_small.safetensors"))
 
 
 def test_networks_that_have_none(folder: Path) -> None:
-    with pytest.raises(ImageWeightsError, match="small pose network"):
-        load_image_weights(folder / "resnet18.pth", PoseNet("small"))
-    with pytest.raises(ImageWeightsError, match="from scratch"):
-        load_image_weights(folder / "resnet18.pth", MultiFrameNet((32, 32)))
+    with pytest.raises(ValueError, match="small pose network"):
+        PoseNet("small").load_image_weights(read_image_weights(folder / "resnet18.pth"))
+    with pytest.raises(ValueError, match="from scratch"):
+        MultiFrameNet((32, 32)).load_image_weights(read_image_weights(folder / "resnet18.pth"))
 
 
 def test_the_wrong_network_is_named(folder: Path) -> None:
     student = Student("hrnet_w18_small", "light")
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    with pytest.raises(ImageWeightsError) as caught:
-        load_image_weights(folder / "resnet18.pth", student)
+    with pytest.raises(ValueError) as caught:
+        student.load_image_weights(read_image_weights(folder / "resnet18.pth"))
     words = str(caught.value)
-    assert words.startswith(str(folder / "resnet18.pth"))
     assert "do not fit hrnet_w18_small" in words
     assert "missing (bn2.bias" in words
     assert words.endswith("They seem to be of resnet18")

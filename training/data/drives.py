@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.poses import rigid_inverse
@@ -189,11 +187,6 @@ class DriveFrames:
     def picture(self, position: int) -> Picture:
         """One image (H, W, 3) uint8 RGB; raises CorruptFrameError."""
         return self.images[position]
-
-    def pictures(self, frames: Triplet) -> Tensor:
-        """The images of a triplet, (3, 3, H, W) in [0, 1]; raises CorruptFrameError."""
-        stack = np.stack([self.images[i] for i in frames])
-        return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
 
     def motions(self, frames: Triplet) -> np.ndarray | None:
         """To previous and next from current, (2, 4, 4) in metres; None where not recorded."""

@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -46,33 +46,11 @@ class ImageWeightsError(ValueError):
     """A file of weights that cannot be used; the message names the file and the cause."""
 
 
-class TakesImageWeights(Protocol):
-    """A network with a part that ImageNet weights fit: Student, PoseNet, CostVolumeNet."""
-
-    def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Load them. Raises ValueError where they do not fit."""
-
-
-def load_image_weights(path: str | Path, network: TakesImageWeights) -> None:
-    """Read a file and load it into the part of a network that ImageNet weights are for.
-
-    That is a student's trunk, the encoder of the pose network "resnet18" (its first convolution
-    doubled and halved for two images), and the encoder of the cost-volume network.
-
-    Raises:
-        ImageWeightsError: the file cannot be read, or does not fit: the message says which tensors
-            are missing, unexpected or misshapen and which network the file seems to be of. The
-            network is then as it was.
-    """
-    state = read_image_weights(path)
-    try:
-        network.load_image_weights(state)
-    except ValueError as error:
-        raise ImageWeightsError(f"{path}: {error}") from error
-
-
 def read_image_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or PyTorch file, by name.
+    """The tensors of a .safetensors or PyTorch file, by name, for a network's `load_image_weights`.
+
+    That loads them into a student's trunk, the encoder of the pose network "resnet18" (its first
+    convolution doubled and halved for two images), or the encoder of the cost-volume network.
 
     Raises:
         ImageWeightsError: missing, of another kind, damaged, or without tensors.
@@ -139,14 +117,10 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ImageWeightsError(f"{path}: holds {type(content).__name__}, no tensors by name")
-    state = {str(k).removeprefix("module."): v for k, v in content.items() if _is_tensor(v)}
+    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
     if not state:
         raise ImageWeightsError(f"{path}: holds no tensors by name")
     return state
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 # Settings of a fusion that its weights do not tell, by their names in a recipe.

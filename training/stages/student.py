@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from depth_prior_ros.models.prior_fusion import Prior
 from training.data.batch import StepBatch, TripletBatch
 from training.losses.distillation import (
     auxiliary_loss,
@@ -29,6 +28,8 @@ from training.stages.sources import views_of
 from training.stages.system import System
 
 if TYPE_CHECKING:
+    from training.prior.reference.set import ReferenceSet
+    from training.prior.teachers.outputs import TeacherOutputs
     from training.runs.run import Run
 
 # The part of the reference set that stands for all of it while the student is validated.
@@ -140,20 +141,6 @@ class FineTune(Student):
             raise ValueError("needs a select stage before")
 
 
-class References(Protocol):
-    """A reference set; see `training.prior.reference.set`."""
-
-    def sample(self, rng: np.random.Generator, count: int) -> Prior:
-        """``count`` random rows of it."""
-
-
-class Outputs(Protocol):
-    """A frozen teacher's word on triplets; see `training.prior.teachers.outputs`."""
-
-    def of(self, batch: TripletBatch) -> tuple[Tensor, Tensor | None]:
-        """Depth (B, 1, H, W) and motions (2, B, 4, 4) or None, network units."""
-
-
 @dataclass
 class StudentStage(SelfSupervisedStage):
     """S and Pose on real triplets with a prior to look up and its teacher's depth beside them.
@@ -163,8 +150,8 @@ class StudentStage(SelfSupervisedStage):
     """
 
     config: Student
-    references: References | None = None
-    outputs: Outputs | None = None
+    references: ReferenceSet | None = None
+    outputs: TeacherOutputs | None = None
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from depth_prior_ros.backends.devices import choose_precision
-from depth_prior_ros.geometry.warping import Pose, disparity_to_depth, view_synthesis
+from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.episodic_prior import EpisodicConfig
 from depth_prior_ros.models.matching import Features, Lookup
@@ -354,15 +354,3 @@ def supervised_loss(
             parts["multi_held"] = held_loss(multi, single)
             loss = loss + held_weight * parts["multi_held"]
     return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
-
-
-def rebuild(sources: Tensor, depth: Tensor, K: Tensor, poses: Tensor) -> Tensor:
-    """The target view from both neighbours: sources (2, B, 3, H, W), poses (2, B, 4, 4)."""
-    count, batch = sources.shape[:2]
-    image, _ = view_synthesis(
-        sources.flatten(0, 1),
-        depth.repeat(count, 1, 1, 1),
-        K.repeat(count, 1, 1),
-        Pose(poses.flatten(0, 1)),
-    )
-    return image.unflatten(0, (count, batch))

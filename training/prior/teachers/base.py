@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -64,57 +64,26 @@ class FrozenTeacher(Protocol):
 
 
 @dataclass(frozen=True)
-class TeacherOptions:
-    """How a teacher is opened.
-
-    Attributes:
-        stride: of the features; default: 4.
-        lookup: frames that a bundle's multi-frame network compares with.
-        device: where it runs.
-        metres_per_unit: unit of all that goes in and out; default: a bundle's own, metres of a
-            metric model. Relative models have no unit.
-        size: (W, H) of the pictures that a foundation model is shown; default: its own. A bundle
-            has one size.
-        precision: "f32", or "bf16" for autocast.
-        fetch: a foundation model may be downloaded; otherwise it has to be on this machine.
-        metric: whether a foundation model's depth is kept in metres; if not, the median of every
-            image's inverse depth becomes 1. Default: where its config says that it is metric.
-        features: of a bundle, "encoder" or "decoder"; see `BundleTeacher`.
-    """
-
-    stride: int | None = None
-    lookup: tuple[int, ...] = (-1, 1)
-    device: str = "cpu"
-    metres_per_unit: float | None = None
-    size: tuple[int, int] | None = None
-    precision: str = "f32"
-    fetch: bool = False
-    metric: bool | None = None
-    features: str = "encoder"
-
-    def only(self, *names: str) -> dict[str, Any]:
-        """The named ones, as keyword arguments."""
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
 class TeacherKind:
     """A kind of teacher: its prefix in recipes ("" for what has none), and who opens it."""
 
     prefix: str
-    open: Callable[[str, TeacherOptions], FrozenTeacher]
+    open: Callable[..., FrozenTeacher]
 
+
+_Opener = TypeVar("_Opener", bound=Callable[..., FrozenTeacher])
 
 #: By the kind of a `TeacherIdentity`.
 TEACHERS: Registry[TeacherKind] = Registry("teacher", __package__)
 
 
-def teacher(
-    kind: str, prefix: str = ""
-) -> Callable[[Callable[[str, TeacherOptions], FrozenTeacher]], Any]:
-    """Decorator of a function that opens a teacher from what stands behind the prefix."""
+def teacher(kind: str, prefix: str = "") -> Callable[[_Opener], _Opener]:
+    """Decorator of a function that opens a teacher from what stands behind the prefix.
 
-    def keep(opener: Callable[[str, TeacherOptions], FrozenTeacher]) -> Any:
+    It is given the options of `open_teacher`, and leaves out what its kind has not.
+    """
+
+    def keep(opener: _Opener) -> _Opener:
         TEACHERS.register(kind)(TeacherKind(prefix, opener))
         return opener
 
@@ -126,7 +95,9 @@ def open_teacher(spec: str, **options: Any) -> FrozenTeacher:
 
     Args:
         spec: which.
-        options: see `TeacherOptions`.
+        options: of `BundleTeacher` and `FoundationTeacher`. size: (W, H) of the pictures that a
+            foundation model is shown; a bundle has one size. fetch: a foundation model may be
+            downloaded; otherwise it has to be on this machine.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
@@ -135,4 +106,4 @@ def open_teacher(spec: str, **options: Any) -> FrozenTeacher:
         raise TeacherError("no teacher: name a bundle, or hf:NAME for a model of Hugging Face")
     kinds = sorted((kind for _, kind in TEACHERS.items()), key=lambda kind: -len(kind.prefix))
     kind = next(kind for kind in kinds if spec.startswith(kind.prefix))
-    return kind.open(spec.removeprefix(kind.prefix), TeacherOptions(**options))
+    return kind.open(spec.removeprefix(kind.prefix), **options)

@@ -19,7 +19,6 @@ from depth_prior_ros.models.matching import STRIDE, Lookup
 from training.prior.teachers.base import (
     TeacherError,
     TeacherIdentity,
-    TeacherOptions,
     TeacherView,
     teacher,
 )
@@ -258,25 +257,26 @@ class BundleTeacher:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def open_bundle_teacher(spec: str, **options: Any) -> BundleTeacher:
-    """A `BundleTeacher` of a bundle's folder or name; options as there.
+@teacher("bundle")
+def open_bundle_teacher(
+    spec: str,
+    *,
+    size: tuple[int, int] | None = None,
+    fetch: bool = False,
+    metric: bool | None = None,
+    **options: Any,
+) -> BundleTeacher:
+    """A `BundleTeacher` of a bundle's folder or name; options as there, and as of `open_teacher`.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
     """
     try:
-        return BundleTeacher(load_bundle(spec), **options)
+        opened = BundleTeacher(load_bundle(spec), **options)
     except BundleError as error:
         raise TeacherError(f"teacher {spec}: {error}") from error
-
-
-@teacher("bundle")
-def _open(spec: str, options: TeacherOptions) -> BundleTeacher:
-    """A bundle's folder or name. Raises TeacherError."""
-    names = ("stride", "lookup", "device", "metres_per_unit", "precision", "features")
-    opened = open_bundle_teacher(spec, **options.only(*names))
-    if options.size is not None and tuple(options.size) != opened.identity.size:
-        has, asked = ("x".join(map(str, s)) for s in (opened.identity.size, options.size))
+    if size is not None and tuple(size) != opened.identity.size:
+        has, asked = ("x".join(map(str, s)) for s in (opened.identity.size, size))
         raise TeacherError(f"teacher {spec}: its input is {has} and cannot be {asked}")
     return opened
 

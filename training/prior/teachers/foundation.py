@@ -31,7 +31,6 @@ from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
 from training.prior.teachers.base import (
     TeacherError,
     TeacherIdentity,
-    TeacherOptions,
     TeacherView,
     teacher,
 )
@@ -218,27 +217,30 @@ class FoundationTeacher:
         return digest.hexdigest()
 
 
-def open_foundation_teacher(name: str, *, fetch: bool = False, **options: Any) -> FoundationTeacher:
+@teacher("foundation", prefix="hf:")
+def open_foundation_teacher(
+    name: str,
+    *,
+    fetch: bool = False,
+    features: str = "encoder",
+    lookup: tuple[int, ...] = (),
+    **options: Any,
+) -> FoundationTeacher:
     """Open a depth-estimation model by name or folder; options as of `FoundationTeacher`.
+
+    A single frame is looked at, whatever ``lookup`` says.
 
     Raises:
         TeacherError: it cannot be opened, or cannot teach.
     """
+    if features != "encoder":
+        raise TeacherError(f"teacher hf:{name}: only a bundle has decoder features to look up")
     try:
         return FoundationTeacher(load_model(name, fetch=fetch), **options)
     except NotHereError as error:
         raise TeacherError(f"teacher {error}, or set teacher.fetch: true") from error
     except NetworkError as error:
         raise TeacherError(f"teacher {error}") from error
-
-
-@teacher("foundation", prefix="hf:")
-def _open(name: str, options: TeacherOptions) -> FoundationTeacher:
-    """A model's name or folder. Raises TeacherError."""
-    if options.features != "encoder":
-        raise TeacherError(f"teacher hf:{name}: only a bundle has decoder features to look up")
-    names = ("stride", "device", "metres_per_unit", "size", "precision", "fetch", "metric")
-    return open_foundation_teacher(name, **options.only(*names))
 
 
 def _own_size(loaded: Loaded) -> tuple[int, int]:
