@@ -49,8 +49,7 @@ from training.prior.reference.files import (
 )
 from training.prior.reference.set import ReferenceSet
 from training.prior.selection.selection import feature_maps, select
-from training.prior.selection.statistics import Queries, mean_weights
-from training.prior.selection.sweep import split
+from training.prior.selection.statistics import Queries, mean_weights, split
 from training.prior.teachers.base import TeacherIdentity
 
 CHANNELS = 64

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior
 from training.errors import TrainingError
-from training.prior.selection.k_means import Points, k_means, nearest_members
+from training.prior.selection.selection import Points, k_means, nearest_members
 
 
 class InMemory:

@@ -20,14 +20,13 @@ from training_files import write_moving_drive
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.pipeline.runtime import compile_networks
-from training.commands.fine_tune import fine_tune
 from training.errors import TrainingError
 from training.loop.trainer import LAST, Trainer
-from training.prior.selection.chosen import ChosenPrior
+from training.prior.steps import ChosenPrior
 from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.output import _prior_spec
-from training.runs.run import Run, run_recipe
+from training.runs.run import Run, fine_tune, run_recipe
 
 SIZE = [64, 32]
 STEP = {"steps": 2, "batch": 2, "synthetic_batch": 0, "warm_up": 0}
@@ -293,7 +292,7 @@ def test_fine_tune_keeps_the_networks_that_the_bundle_has(
         made.append(resolved)
         return SimpleNamespace(carry_out=lambda: folder)
 
-    monkeypatch.setattr("training.commands.fine_tune.Run", begun)
+    monkeypatch.setattr("training.runs.run.Run", begun)
     output = {"name": "tiny", "licence": "Apache-2.0", "multi_frame": asked}
     fine_tune(str(data / "teacher"), recipe(data, tmp_path, output=output), [], tmp_path / "tuned")
     assert made[0].has_multi_frame is kept

@@ -15,8 +15,14 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
 from training.errors import TrainingError
 from training.prior.selection import statistics
 from training.prior.selection import statistics as score_blocks
-from training.prior.selection.statistics import Queries, mean_weights, prior_usage
-from training.prior.selection.sweep import ReferenceChunks, split, sweep
+from training.prior.selection.statistics import (
+    Queries,
+    ReferenceChunks,
+    mean_weights,
+    prior_usage,
+    split,
+    sweep,
+)
 
 CHANNELS = 12
 

@@ -44,11 +44,11 @@ def _add_reference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _reference(arguments: argparse.Namespace) -> int:
-    from training.commands.reference import reference_command, summary
+    from training.runs.run import extract_references
 
-    found = reference_command(recipe_path(arguments.recipe), arguments.overrides, arguments.out)
+    found = extract_references(recipe_path(arguments.recipe), arguments.overrides, arguments.out)
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun starts this several times
-        print(summary(found))
+        print(found)
     return 0
 
 
@@ -123,7 +123,7 @@ def _add_fine_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _fine_tune(arguments: argparse.Namespace) -> int:
-    from training.commands.fine_tune import fine_tune
+    from training.runs.run import fine_tune
 
     path = fine_tune(
         arguments.bundle, recipe_path(arguments.recipe), arguments.overrides, arguments.out

@@ -25,7 +25,7 @@ from training.data.drives import network_camera, open_drive
 from training.data.frames import Window
 from training.data.sources import plan_data
 from training.evaluation.baselines import write_baselines
-from training.prior.selection.chosen import ChosenPrior
+from training.prior.steps import ChosenPrior
 from training.recipes.data import Drive
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import git_hash

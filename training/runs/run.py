@@ -8,7 +8,9 @@ precision. A command given again goes on where it was. `torchrun` starts it on s
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +33,8 @@ from training.data.sources import LoadedData, load_data, plan_data
 from training.evaluation.sets import DATA_VARIABLE, EvaluationError, data_folder
 from training.loop.distributed import ProcessGroup, start_processes
 from training.loop.trainer import LAST, Trainer, TrainerConfig
-from training.prior.selection.chosen import FILE
-from training.prior.steps import PriorWork
+from training.prior.reference.set import ReferenceSet
+from training.prior.steps import FILE, PriorWork
 from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.environment import keep_environment
@@ -40,6 +42,7 @@ from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
 from training.runs.output import training_camera, write_bundle
 from training.stages.base import StageConfig, TrainingConfig
+from training.stages.reference import Reference
 from training.stages.system import System
 from training.stages.validation import Validation
 
@@ -289,6 +292,72 @@ def run_recipe(recipe: Path, overrides: list[str], out: Path | None = None) -> P
     resolved = load_recipe(recipe, overrides)
     folder = out or Path("runs") / Path(recipe).stem
     return Run(resolved, folder).carry_out()
+
+
+def fine_tune(bundle: str, recipe: Path, overrides: list[str], out: Path | None = None) -> Path:
+    """Carry out a recipe's last fine_tune stage for a bundle's student and prior.
+
+    Args:
+        bundle: folder or name.
+        recipe: a recipe with a stage of kind fine_tune, with the bundle's networks.
+        overrides: key=value of the recipe.
+        out: folder of the run; default: runs/fine_tune/NAME, the bundle's name.
+
+    Returns:
+        The folder of the new bundle.
+
+    Raises:
+        RecipeError: the recipe has no such stage, or other networks than the bundle.
+        TrainingError: training cannot go on.
+    """
+    made = load_recipe(recipe, overrides)
+    stages = [stage for stage in made.stages if stage.kind == "fine_tune"]
+    if not stages:
+        raise RecipeError(f"{recipe} has no stage of kind fine_tune")
+    data = made.model_dump(mode="json")
+    data |= {"stages": [stages[-1].model_dump(mode="json")], "start": None, "prior": str(bundle)}
+    source = load_bundle(bundle)
+    if made.output.multi_frame is None:  # what the bundle has, it keeps
+        data["output"]["multi_frame"] = source.has("multi_frame")
+    alone = type(made).model_validate_json(json.dumps(data))
+    return Run(alone, out or Path("runs/fine_tune") / source.manifest.name).carry_out()
+
+
+def extract_references(
+    recipe: Path, overrides: list[str] | None = None, out: Path | None = None
+) -> ReferenceSet:
+    """Extract the reference set of a recipe's first stage of kind reference.
+
+    Args:
+        recipe: YAML file.
+        overrides: ``key=value``.
+        out: folder of the set; default: the stage's, else where `depth_train run` will look for it.
+
+    Raises:
+        RecipeError: the recipe is not valid, or has no such stage.
+        TrainingError: the set cannot be extracted, or the folder holds something else.
+    """
+    resolved = load_recipe(recipe, overrides)
+    stages = [
+        (place, stage)
+        for place, stage in enumerate(resolved.stages)
+        if isinstance(stage, Reference)
+    ]
+    if not stages:
+        raise RecipeError(
+            f"recipe {recipe} extracts no reference set: it needs a stage {{kind: reference}}"
+        )
+    place, stage = stages[0]
+    run = Run(resolved, Path("runs") / recipe.stem)
+    folder = run.folder / f"{place}_reference"
+    if out is not None:
+        stage = stage.model_copy(update={"folder": str(out)})
+    command = ["depth_train", "reference", str(recipe), *(overrides or [])]
+    command += [] if out is None else ["--out", str(out)]
+    run.prior.extract(stage, folder, shlex.join(command))
+    found = run.prior.references
+    assert found is not None
+    return found
 
 
 def _keep_recipe(path: Path, recipe: Recipe, begun: bool) -> None:

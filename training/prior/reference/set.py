@@ -87,6 +87,22 @@ class ReferenceSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def __str__(self) -> str:
+        """What it is, in a few lines for people."""
+        identity = self.identity
+        size = sum(entry.bytes for entry in self.manifest.shards) / 2**20
+        drives = {image["drive"] for image in self.images}
+        used = sum(image["pixels"] > 0 for image in self.images)
+        width, height = identity.size
+        lines = [
+            f"reference set: {self.folder}",
+            f"{len(self):,} pixels with {self.channels} channels of {used} images from "
+            f"{len(drives)} drives, {size:.1f} MiB",
+            f"teacher: {identity.name} ({identity.kind}, {width}x{height}, features at "
+            f"1/{identity.stride}, {identity.licence}), {identity.sha256[:12]}...",
+        ]
+        return "\n".join(lines)
+
     @property
     def channels(self) -> int:
         """Width of the features."""

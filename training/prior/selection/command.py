@@ -29,14 +29,12 @@ from training.evaluation.sets import EvaluationError, data_folder
 from training.prior.reference.set import ReferenceSet, ReferenceSetError
 from training.prior.selection.selection import (
     Method,
-    Selection,
     SelectionError,
     check,
     feature_maps,
     select,
 )
-from training.prior.selection.statistics import prior_usage
-from training.prior.selection.sweep import Progress, split
+from training.prior.selection.statistics import Progress, prior_usage, split
 from training.recipes.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
@@ -143,7 +141,9 @@ def select_command(
         )
         prior = references.rows(found.indices)
         usage = _usage(student, prior, looked, progress)
-    about = _about(found, references, method, len(looked), seed)
+    about = found.about(references, method, len(looked), seed)
+    if found.share is not None:
+        about["share"] = round(found.share, 4)
     spec = PriorSpec(
         pixels=len(found.indices),
         channels=references.channels,
@@ -282,22 +282,6 @@ def _usage(
     maps = feature_maps(student, images)
     usage = prior_usage(student.fusion, maps, split(prior), progress=progress)
     return usage.neighbours, usage.unused()
-
-
-def _about(
-    found: Selection, references: ReferenceSet, method: Method, images: int, seed: int
-) -> dict[str, Any]:
-    """`PriorSpec.selection`."""
-    about: dict[str, Any] = {
-        "method": method,
-        "kept": len(found.indices),
-        "out_of": len(references),
-        "images": images,
-        "seed": seed,
-    }
-    if found.share is not None:
-        about["share"] = round(found.share, 4)
-    return about
 
 
 def _note(about: dict[str, Any]) -> str:

@@ -5,22 +5,165 @@ query's log-sum-exp, a second one sums the columns of exp(score - log-sum-exp). 
 in powers of two (exp2 costs a third of exp), and their shift is one more channel of the matrix
 product: what remains per score is exp2 and one addition.
 
-Scores of a student's queries and of reference pixels, a small block at a time.
+Threads of one core each take whole chunks of references, and keep their blocks of scores in their
+own cache; two threads inside every small operation would wait for one another hundreds of thousands
+of times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+from depth_prior_ros.progress import Progress
 from training.errors import TrainingError
-from training.prior.selection.sweep import Progress, split, sweep
+
+if TYPE_CHECKING:
+    from training.prior.reference.set import ReferenceSet
+
+# Reads a chunk of references, given the number of references before it; returns what is merged.
+Worker = Callable[[int, Prior], Any]
+# Rows of a chunk: a few megabytes as float32, and enough chunks for several threads.
+CHUNK = 16_384
+
+
+class Meter:
+    """Counts what is done and tells `Progress` of it, with the rate; one thread at a time."""
+
+    def __init__(self, what: str, total: int, operations: float, progress: Progress | None) -> None:
+        self.done = 0
+        self._what, self._total = what, total
+        self._operations, self._progress = operations, progress
+        self._start = time.perf_counter()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        if self._progress is not None:
+            rate = self._operations * self.done / (time.perf_counter() - self._start)
+            self._progress(self._what, self.done, self._total, f"{rate / 1e9:.1f} GFLOP/s")
+
+
+@dataclass(frozen=True)
+class ReferenceChunks:
+    """A reference set as chunks of ``size`` rows, which can be gone through again and again."""
+
+    references: ReferenceSet
+    size: int = CHUNK
+
+    def __iter__(self) -> Iterator[Prior]:
+        return self.references.chunks(self.size)
+
+
+def split(prior: Prior, size: int = CHUNK) -> list[Prior]:
+    """A prior in memory as chunks of ``size`` rows (views)."""
+    parts = zip(prior.features.split(size), prior.inverse_depth.split(size), strict=True)
+    return [Prior(features, inverse) for features, inverse in parts]
+
+
+def rows_of(chunks: Iterable[Prior]) -> int:
+    """Number of references where that is known without reading them, else 0."""
+    if isinstance(chunks, ReferenceChunks):
+        return len(chunks.references)
+    if isinstance(chunks, Sequence):
+        return sum(len(chunk.features) for chunk in chunks)
+    return 0
+
+
+def sweep(
+    what: str,
+    chunks: Iterable[Prior],
+    workers: Sequence[Worker],
+    *,
+    merge: Callable[[Any], None] | None = None,
+    operations: float = 0.0,
+    progress: Progress | None = None,
+) -> int:
+    """Give every chunk to one of the workers, each in its own thread, without gradient.
+
+    An error in a worker ends the pass and is raised here. Which worker gets a chunk depends on the
+    clock; what is merged, and in which order, does not.
+
+    Args:
+        what: name of the pass, for ``progress``.
+        chunks: read under a lock, in order.
+        workers: each is called by one thread only.
+        merge: is given the results in the order of the chunks, by one thread at a time.
+        operations: operations per reference, for ``progress``.
+        progress: is told of every chunk.
+
+    Returns:
+        The number of references.
+    """
+    source = enumerate(chunks)
+    meter = Meter(what, rows_of(chunks), operations, progress)
+    lock = threading.Lock()
+    waiting: dict[int, Any] = {}  # results of chunks after one that is not done
+    taken = merged = 0
+    stop = False
+
+    def take() -> tuple[int, int, Prior] | None:
+        nonlocal taken
+        with lock:
+            found = None if stop else next(source, None)
+            if found is None:
+                return None
+            number, chunk = found
+            taken += len(chunk.features)
+            return number, taken - len(chunk.features), chunk
+
+    def finish(number: int, result: Any, count: int) -> None:
+        nonlocal merged
+        with lock:
+            waiting[number] = result
+            while merged in waiting:
+                first = waiting.pop(merged)
+                merged += 1
+                if merge is not None:
+                    merge(first)
+            meter.add(count)
+
+    def work(worker: Worker) -> None:
+        nonlocal stop
+        try:
+            with torch.no_grad():
+                while (item := take()) is not None:
+                    number, offset, chunk = item
+                    finish(number, worker(offset, chunk), len(chunk.features))
+        except BaseException:
+            stop = True
+            raise
+
+    with one_core_each(), ThreadPoolExecutor(len(workers)) as pool:
+        try:
+            for future in [pool.submit(work, worker) for worker in workers]:
+                future.result()
+        finally:
+            stop = True
+    return meter.done
+
+
+@contextmanager
+def one_core_each() -> Iterator[None]:
+    """Operations inside use one thread; new threads take this over from the process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 # References and queries (of all heads together) of a block of scores: 2 MiB is small enough for the
 # caches and large enough for the calls not to count; an accelerator wants much larger ones.
@@ -298,27 +441,16 @@ def _largest_scores(fusion: PriorFusion, queries: Queries, chunk: Prior) -> list
     return found
 
 
-class _Merged:
-    """Log-sum-exp over all chunks, in powers of two, and the mean score."""
-
-    def __init__(self) -> None:
-        self.logs: _Logs = []
-
-    def __call__(self, logs: _Logs) -> None:
-        """Add a chunk."""
-        pairs = zip(self.logs, logs, strict=True)
-        self.logs = [self._both(*pair) for pair in pairs] if self.logs else logs
-
-    @staticmethod
-    def _both(
-        a: tuple[Tensor, Tensor | None] | None, b: tuple[Tensor, Tensor | None] | None
-    ) -> tuple[Tensor, Tensor | None] | None:
-        if a is None or b is None:
-            return None
-        log = torch.logaddexp2(a[0], b[0])
-        if a[1] is None or b[1] is None:
-            return log, None
-        return log, torch.exp2(a[0] - log) * a[1] + torch.exp2(b[0] - log) * b[1]
+def _both(
+    a: tuple[Tensor, Tensor | None] | None, b: tuple[Tensor, Tensor | None] | None
+) -> tuple[Tensor, Tensor | None] | None:
+    """Log-sum-exp of two parts of the references, in powers of two, and the mean score."""
+    if a is None or b is None:
+        return None
+    log = torch.logaddexp2(a[0], b[0])
+    if a[1] is None or b[1] is None:
+        return log, None
+    return log, torch.exp2(a[0] - log) * a[1] + torch.exp2(b[0] - log) * b[1]
 
 
 class _Columns:
@@ -377,18 +509,22 @@ def _statistics(
     if chunk is None:
         raise TrainingError("the reference set is empty")
     shifts = _largest_scores(fusion, queries, chunk)
-    merged = _Merged()
+    merged: _Logs = []
+
+    def merge(logs: _Logs) -> None:
+        merged[:] = map(_both, merged, logs) if merged else logs
+
     rows = sweep(
         "attention, pass 1 of 2",
         references,
         [_LogSums(fusion, queries, shifts, entropy) for _ in range(count)],
-        merge=merged,
+        merge=merge,
         operations=operations,
         progress=progress,
     )
     if not rows:
         raise TrainingError(_ONCE)
-    logs = [None if found is None else found[0] for found in merged.logs]
+    logs = [None if found is None else found[0] for found in merged]
     if not all(bool(log.isfinite().all()) for log in logs if log is not None):
         raise TrainingError(
             "attention on the reference set is not finite: its features hold NaN, or the student's "
@@ -406,5 +542,5 @@ def _statistics(
         if found is None
         # Entropy is log-sum-exp less the mean score.
         else (weights, None if found[1] is None else torch.exp2(found[0] - found[1]).cpu())
-        for found, weights in zip(merged.logs, out, strict=True)
+        for found, weights in zip(merged, out, strict=True)
     ]
