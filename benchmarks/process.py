@@ -37,6 +37,7 @@ from depth_prior_ros.share import demo_bag
 from rosbag_tools.make import write_bag
 from rosbag_tools.process import Processed, ProcessOptions, _Run, process
 from rosbag_tools.reports.account import Account
+from rosbag_tools.work import Workbook
 
 
 @dataclass
@@ -135,11 +136,12 @@ def networks_alone(form: Form, out: Path, parsed: argparse.Namespace) -> float:
     bundle = load_bundle(parsed.bundle)
     pipeline = DepthPipeline(bundle, parsed.backend)
     options = ProcessOptions((), parsed.bundle, parsed.backend, forced=False)
-    one = _Run(recording, out, options, pipeline, Account(recording, bundle, out))
+    work = Workbook(out / ".work", ("journal",))
+    one = _Run(recording, out, options, pipeline, Account(recording, bundle, out), work)
     decoded = list(read_frames(recording))
     for position, image in decoded:
         one._infer(position, image)
-    one.work.close()
+    work.close()
     return one.processed.new / one.processed.network_seconds
 
 

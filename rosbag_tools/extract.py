@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.atomic_files import remove_leftovers, replacing, write_bytes, write_json
+from depth_prior_ros.atomic_files import remove_leftovers, replacing, write_bytes
 from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.motion.gate import GateSettings, MotionGate, RecentPictures
 from depth_prior_ros.recordings import CorruptFrameError, Frame, RecordingError, StoredRecording
@@ -45,11 +44,11 @@ from depth_prior_ros.recordings.extracted import (
 )
 from depth_prior_ros.recordings.image_files import decode_image, encode_depth
 from rosbag_tools.remote import Place
-from rosbag_tools.work import Workbook, digest_of_frames, sync, taken_up
+from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, sync, taken_up
 
 FORMATS = ("jpeg", "png")
 
-_WORK, _LINES = ".work", "lines"
+_LINES = "lines"
 THREADS, _AHEAD = 2, 6  # OpenCV lets go of Python's lock
 PNG_COMPRESSION = 1  # a third of the time, a tenth more bytes
 _KEPT = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png"}
@@ -114,34 +113,16 @@ def extract(
         "recording": recording.name,
         "source": _source(source, recording),
         "settings": settings,
-        "done": False,
     }
-    with taken_up(out / MANIFEST, wanted, "a data set") as done:
-        if done:
+    with taken_up(out / MANIFEST, wanted, "a data set", (_LINES,)) as work:
+        if work is None:
             manifest = json.loads((out / MANIFEST).read_text())
             return Extracted(out, manifest["frames"], finished_before=True)
-        return _write(source, recording, out, options, wanted, told)
-
-
-def _write(
-    source: Path,
-    recording: StoredRecording,
-    out: Path,
-    options: ExtractOptions,
-    wanted: dict[str, Any],
-    told: Told,
-) -> Extracted:
-    """What is left of `extract`, in a folder that is this process's own."""
-    recording, partners, partner_from_camera = _with_partner(source, recording, options)
-    run = _Run(recording, partners, out, options)
-    try:
+        recording, partners, partner_from_camera = _with_partner(source, recording, options)
+        run = _Run(recording, partners, out, options, work)
         run.frames(told)
-        rest = run.finish(partner_from_camera)
-    finally:
-        run.work.close()
-    write_json(out / MANIFEST, {**wanted, **rest, "done": True})
-    shutil.rmtree(out / _WORK, ignore_errors=True)
-    return run.extracted
+        work.results = run.finish(partner_from_camera)
+        return run.extracted
 
 
 def _source(path: Path, recording: StoredRecording) -> dict[str, Any]:
@@ -210,9 +191,10 @@ class _Run:
         partners: Mapping[int, Frame],
         out: Path,
         options: ExtractOptions,
+        work: Workbook,
     ) -> None:
         self.recording, self.out, self.options = recording, out, options
-        self._partners = partners
+        self._partners, self.work = partners, work
         self.extracted = Extracted(out, skipped=recording.skipped)
         self._kept = strided(recording, options.stride)
         self._views = _views([*recording.frames, *partners.values()])
@@ -220,7 +202,6 @@ class _Run:
             if (out / folder).is_dir():
                 remove_leftovers(out / folder)
         (out / IMAGES).mkdir(exist_ok=True)
-        self.work = Workbook(out / _WORK, (_LINES,))
         self._gate, self._pictures = MotionGate(), RecentPictures()
         # Where speeds were recorded, they say whether the vehicle stands; pictures cost time.
         self._by_pictures = all(frame.speed is None for frame in recording.frames)
@@ -228,8 +209,7 @@ class _Run:
             state = self.work.state
             self._gate.restore(state["gate"])
             self._pictures.restore(state["pictures"])
-            for what, why in state["skipped"]:
-                name_skipped(recording.skipped, what, why)
+            self.work.name_skipped(recording.skipped)
 
     def frames(self, told: Told) -> None:
         """Write what is left, and keep checkpoints."""
@@ -258,7 +238,8 @@ class _Run:
     def _taken(self, future: Future[_Written | CorruptFrameError]) -> _Written | None:
         result = future.result()
         if isinstance(result, CorruptFrameError):
-            name_skipped(self.recording.skipped, *_named(result))
+            what, _, why = str(result).partition(": ")
+            name_skipped(self.recording.skipped, what, why)
             return None
         return result
 
@@ -278,7 +259,7 @@ class _Run:
         contents: dict[str, bytes] = {IMAGES: data}
         if beside is not None:
             contents[PARTNER] = beside[0]
-        depth, moving = frame.depth(), frame.moving()
+        depth, moving, speed = frame.depth(), frame.moving(), frame.speed
         if depth is not None:
             contents[DEPTH] = encode_depth(depth, PNG_COMPRESSION)
         if moving is not None:
@@ -292,7 +273,7 @@ class _Run:
             partner=None if beside is None else beside[2],
             depth=depth is not None,
             moving=moving is not None,
-            speed=_finite(frame.speed),
+            speed=speed if speed is not None and np.isfinite(speed) else None,
             pose=None if frame.pose is None else [float(v) for v in frame.pose[:3].ravel()],
             sha256={name: hashlib.sha256(found).hexdigest() for name, found in contents.items()},
         )
@@ -337,12 +318,8 @@ class _Run:
         self.extracted.new += 1
 
     def _checkpoint(self, done: int) -> None:
-        state = {
-            "gate": self._gate.snapshot(),
-            "pictures": self._pictures.snapshot(),
-            "skipped": [[entry.what, entry.why] for entry in self.recording.skipped],
-        }
-        self.work.checkpoint(done, state)
+        state = {"gate": self._gate.snapshot(), "pictures": self._pictures.snapshot()}
+        self.work.checkpoint(done, state, self.recording.skipped)
 
     def finish(self, partner_from_camera: list[float] | None) -> dict[str, Any]:
         """Write frames.jsonl; what the manifest says of all frames."""
@@ -358,8 +335,7 @@ class _Run:
                 found.static += line.static is True
         recording = self.recording
         if not found.frames:
-            reasons = "; ".join(str(entry) for entry in recording.skipped[:3])
-            raise RecordingError(f"{recording.name}: not one frame could be read ({reasons})")
+            raise RecordingError(nothing_read(recording))
         return {
             "frames": found.frames,
             "frames_sha256": digest.hexdigest(),
@@ -400,12 +376,3 @@ def _views(frames: list[Frame]) -> dict[tuple[Any, Any], int]:
     for frame in frames:
         found.setdefault(_view_of(frame), len(found))
     return found
-
-
-def _named(error: CorruptFrameError) -> tuple[str, str]:
-    what, _, why = str(error).partition(": ")
-    return what, why
-
-
-def _finite(speed: float | None) -> float | None:
-    return speed if speed is not None and np.isfinite(speed) else None

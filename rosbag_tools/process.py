@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import queue
-import shutil
 import threading
 import time
 from collections import deque
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.atomic_files import remove_leftovers, write_bytes, write_json, write_text
+from depth_prior_ros.atomic_files import remove_leftovers, write_bytes, write_text
 from depth_prior_ros.motion.history import MotionHistory
 from depth_prior_ros.motion.odometry import OdometryReading, speed_of_twist
 from depth_prior_ros.pipeline.framing import InvalidFrameError
@@ -43,19 +42,19 @@ from rosbag_tools.depth_files import (
 from rosbag_tools.remote import Place
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import PICTURES, REPORT, save
-from rosbag_tools.work import Workbook, digest_of_frames, sync, taken_up
+from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, sync, taken_up
 
 if TYPE_CHECKING:
     from depth_prior_ros.backends import Precision
     from depth_prior_ros.bundle import Bundle
-    from depth_prior_ros.pipeline import DepthPipeline, DepthResult
+    from depth_prior_ros.pipeline import DepthPipeline
 
 MANIFEST = "process.json"
 BAG, VIDEO = "bag", "video"
 OUTPUTS = (*FRAMEWISE, BAG, VIDEO)
 SPOOLED = {BAG: bag_entry, VIDEO: video_frame}
 
-_WORK, _JOURNAL = ".work", "journal"
+_JOURNAL = "journal"
 _SCHEMA = 2
 _AHEAD = 4  # frames that are decoded, and that are encoded, while the networks run
 _ENCODERS = 2
@@ -116,23 +115,22 @@ def process(
     if not recording.frames:
         raise RecordingError(f"{recording.name}: no frames in it")
     wanted = _manifest(recording, options, bundle.digest)
-    with taken_up(out / MANIFEST, wanted, "depth") as done:
-        if done:
+    spooled = tuple(name for name in SPOOLED if name in options.outputs)
+    with taken_up(out / MANIFEST, wanted, "depth", (_JOURNAL, *spooled)) as work:
+        if work is None:
             return Processed(out, len(recording.frames), finished_before=True)
-        return _make(source, recording, out, options, bundle, wanted, command, told)
+        (out / PICTURES).mkdir(exist_ok=True)
+        account = Account(recording, bundle, out)
+        run = _Run(recording, out, options, _pipeline(bundle, options), account, work)
+        run.frames(told)
+        if not run.account.records:
+            raise RecordingError(nothing_read(recording))
+        run.finish(source, command)
+        return run.processed
 
 
-def _make(
-    source: Path,
-    recording: StoredRecording,
-    out: Path,
-    options: ProcessOptions,
-    bundle: Bundle,
-    wanted: dict[str, Any],
-    command: str,
-    told: Told,
-) -> Processed:
-    """What is left of `process`, in a folder that is this process's own."""
+def _pipeline(bundle: Bundle, options: ProcessOptions) -> DepthPipeline:
+    """The pipeline as the node has it: with `auto` where the metres are not known."""
     from depth_prior_ros.pipeline import DepthPipeline
 
     pipeline = DepthPipeline(bundle, options.backend, options.device, precision=options.precision)
@@ -142,21 +140,7 @@ def _make(
             FixedScale(pipeline.scale.metres_per_unit, pipeline.scale.source)
         )
     pipeline.force_model = options.force_model or None  # type: ignore[assignment]
-    (out / PICTURES).mkdir(exist_ok=True)
-    account = Account(recording, bundle, out)
-    run = _Run(recording, out, options, pipeline, account)
-    try:
-        run.frames(told)
-        if not account.records:
-            reasons = "; ".join(str(entry) for entry in recording.skipped[:3])
-            raise RecordingError(f"{recording.name}: not one frame could be read ({reasons})")
-        run.finish(source, command)
-        camera = run.depth_camera
-    finally:
-        run.work.close()
-    write_json(out / MANIFEST, {**wanted, "depth_camera": camera, "done": True})
-    shutil.rmtree(out / _WORK, ignore_errors=True)
-    return run.processed
+    return pipeline
 
 
 def _manifest(recording: StoredRecording, options: ProcessOptions, digest: str) -> dict[str, Any]:
@@ -175,7 +159,6 @@ def _manifest(recording: StoredRecording, options: ProcessOptions, digest: str) 
             name: FRAMEWISE[name].words if name in FRAMEWISE else f"depth{_SUFFIX[name]}"
             for name in sorted(options.outputs)
         },
-        "done": False,
     }
 
 
@@ -192,9 +175,10 @@ class _Run:
         options: ProcessOptions,
         pipeline: DepthPipeline,
         account: Account,
+        work: Workbook,
     ) -> None:
         self.recording, self.out, self.options = recording, out, options
-        self.pipeline, self.account = pipeline, account
+        self.pipeline, self.account, self.work = pipeline, account, work
         self.processed = Processed(out, skipped=recording.skipped)
         self.depth_camera: dict[str, Any] | None = None
         self._spooled = [name for name in SPOOLED if name in options.outputs]
@@ -202,7 +186,6 @@ class _Run:
         for output in self._framewise:
             (out / output.folder).mkdir(exist_ok=True)
             remove_leftovers(out / output.folder)
-        self.work = Workbook(out / _WORK, (_JOURNAL, *self._spooled))
         self._written: list[Path] = []
         self._history = MotionHistory()
         if self.work.done:
@@ -243,6 +226,7 @@ class _Run:
         from depth_prior_ros.pipeline.pipeline import default_scale
 
         account, out = self.account, self.out
+        self.work.results = {"depth_camera": self.depth_camera}
         self.pipeline.scale = default_scale(self.pipeline.bundle)
         self.processed.frames = len(account.records)
         stamps = [self.recording.frames[i].stamp_ns for i in sorted(account.records)]
@@ -278,7 +262,9 @@ class _Run:
             name_skipped(self.recording.skipped, f"frame {frame.index}", str(error))
             return None
         self.processed.new += 1
-        self.processed.network_seconds += 1e-3 * _network_ms(result)
+        parts = ("single", "features", "pose", "multi")
+        milliseconds = sum(result.timings.get(name, 0.0) for name in parts)
+        self.processed.network_seconds += 1e-3 * milliseconds
         if self.depth_camera is None:
             self.depth_camera = {**asdict(result.camera), "window": asdict(result.region)}
         return Made(position, frame, image, result)
@@ -326,9 +312,8 @@ class _Run:
             "scale": scale.snapshot() if isinstance(scale, AutoScale) else None,
             "errors": self.account.errors.state(),
             "depth_camera": self.depth_camera,
-            "skipped": [[entry.what, entry.why] for entry in self.recording.skipped],
         }
-        self.work.checkpoint(done, state)
+        self.work.checkpoint(done, state, self.recording.skipped)
 
     def _restore(self) -> None:
         state = self.work.state
@@ -336,17 +321,12 @@ class _Run:
         if isinstance(self.pipeline.scale, AutoScale):
             self.pipeline.scale.resume(state["scale"])
         self.depth_camera = state["depth_camera"]
-        for what, why in state["skipped"]:
-            name_skipped(self.recording.skipped, what, why)
+        self.work.name_skipped(self.recording.skipped)
         for entry in self.work.entries(_JOURNAL):
             self.account.take_up(json.loads(entry))
         self.account.errors.restore(state["errors"])
         for frame in self.recording.frames[: self.work.done]:
             self._tell_motion(frame)
-
-
-def _network_ms(result: DepthResult) -> float:
-    return sum(result.timings.get(name, 0.0) for name in ("single", "features", "pose", "multi"))
 
 
 class _Decoder:

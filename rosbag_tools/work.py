@@ -10,9 +10,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from depth_prior_ros.atomic_files import alone_in, remove_leftovers, write_bytes, write_json
-from depth_prior_ros.recordings import RecordingError, StoredRecording
+from depth_prior_ros.recordings import Recording, RecordingError, StoredRecording
+from depth_prior_ros.recordings.base import Skipped, name_skipped
 from depth_prior_ros.untrusted import parse_json, read_file
 
 _LENGTH = struct.Struct("<Q")
@@ -30,13 +32,20 @@ _MANIFEST_BYTES = 1 << 26
 
 
 @contextmanager
-def taken_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> Iterator[bool]:
-    """Make the manifest's folder that of this work, and of this process; True where all is done.
+def taken_up(
+    manifest: Path, wanted: Mapping[str, Any], what: str, spools: tuple[str, ...]
+) -> Iterator[Workbook | None]:
+    """Make the manifest's folder that of this work, and of this process.
 
     Args:
         manifest: the file that says what the folder is; written where the folder is new.
-        wanted: what the results depend on, and `done`, which is False.
+        wanted: what the results depend on; `done` is added: whether they are there.
         what: of the results, for messages.
+        spools: names of those of the workbook.
+
+    Yields:
+        The workbook of what is left; None where nothing is. When the block ends well, the manifest
+        says that all is done, and what the workbook's `results` say.
 
     Raises:
         RecordingError: the folder holds anything else, or what was made otherwise.
@@ -48,7 +57,16 @@ def taken_up(manifest: Path, wanted: Mapping[str, Any], what: str) -> Iterator[b
     out.mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         remove_leftovers(out)  # of a process that was killed while it wrote
-        yield _is_done(manifest, wanted, what)
+        if _is_done(manifest, {**wanted, "done": False}, what):
+            yield None
+            return
+        work = Workbook(out / ".work", spools)
+        try:
+            yield work
+        finally:
+            work.close()
+        write_json(manifest, {**wanted, "done": True, **work.results})
+        shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def refuse_others(out: object, names: Iterable[str]) -> None:
@@ -78,6 +96,12 @@ def _is_done(manifest: Path, wanted: Mapping[str, Any], what: str) -> bool:
     return bool(found.get("done"))
 
 
+def nothing_read(recording: Recording) -> str:
+    """That not one frame of a recording could be read, and why, in words."""
+    reasons = "; ".join(str(entry) for entry in recording.skipped[:3])
+    return f"{recording.name}: not one frame could be read ({reasons})"
+
+
 def digest_of_frames(recording: StoredRecording) -> str:
     """SHA-256 of what a recording says of its frames: numbers, stamps, speeds, cameras."""
     told = [[f.index, f.stamp_ns, f.speed, list(astuple(f.camera))] for f in recording.frames]
@@ -99,6 +123,7 @@ class Workbook:
     Attributes:
         done: units of work that the checkpoint has; 0 at the beginning.
         state: what was kept with it; empty at the beginning.
+        results: what the manifest is to say of the finished work.
     """
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
@@ -107,6 +132,7 @@ class Workbook:
         folder.mkdir(parents=True, exist_ok=True)
         self.done = 0
         self.state: dict[str, Any] = {}
+        self.results: dict[str, Any] = {}
         lengths: dict[str, int] = {}
         checkpoint = folder / "checkpoint"
         if checkpoint.is_file():
@@ -125,14 +151,20 @@ class Workbook:
             while head := file.read(_LENGTH.size):
                 yield file.read(_LENGTH.unpack(head)[0])
 
-    def checkpoint(self, done: int, state: Mapping[str, Any]) -> None:
-        """Keep what was appended, and a state of plain data and arrays; on the disk before it
-        returns."""
+    def name_skipped(self, skipped: list[Skipped]) -> None:
+        """Name again what was left out up to the checkpoint."""
+        for what, why in self.state.get("skipped", []):
+            name_skipped(skipped, what, why)
+
+    def checkpoint(self, done: int, state: Mapping[str, Any], skipped: Sequence[Skipped]) -> None:
+        """Keep what was appended, a state of plain data and arrays, and what was left out; on the
+        disk before it returns."""
         lengths = {}
         for name, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())
             lengths[name] = file.tell()
+        state = {**state, "skipped": [[entry.what, entry.why] for entry in skipped]}
         write_bytes(self.folder / "checkpoint", pack({"done": done, "lengths": lengths}, state))
 
     def close(self) -> None:
