@@ -9,8 +9,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.backends import BACKENDS, PRECISIONS
 from depth_prior_ros.recording_options import (
     add_recording_options,
     intrinsics,
@@ -18,20 +19,24 @@ from depth_prior_ros.recording_options import (
     recording_options,
 )
 from depth_prior_ros.share import recording_path
-from depth_prior_ros.untrusted import printable
-from rosbag_tools.recording_commands import (
-    add_check,
-    add_extract,
-    add_network,
-    add_process,
-    add_report,
-    count,
-    quality,
-)
+from depth_prior_ros.untrusted import printable, printable_lines
+from rosbag_tools.remote import place, recording_place
 
 if TYPE_CHECKING:
     from depth_prior_ros.recordings import StoredRecording
     from rosbag_tools.replaying.session import ReplayOptions
+
+
+Commands = argparse._SubParsersAction
+
+_OUTPUTS = {
+    "npy": "float32 metres, a file a frame (default)",
+    "png": "16-bit PNG in millimetres, a file a frame",
+    "kitti-png": "16-bit PNG in metres x 256 as KITTI has it, a file a frame",
+    "ply": "coloured points, a file a frame",
+    "bag": "depth.mcap: the input's topics beside depth, confidence, model and scale",
+    "video": "depth.mp4: image beside coloured depth, model and scale written in",
+}
 
 
 def positive(text: str) -> float:
@@ -48,6 +53,22 @@ def size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text} is no size such as 640x192")
     return int(width), int(height)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def quality(text: str) -> int:
+    """A JPEG quality, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 1 and 100")
+    return value
 
 
 _EPILOG = "`depth_bag COMMAND --help` explains a command."
@@ -91,12 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_make(commands)
     _add_render(commands)
-    add_process(commands)
-    add_extract(commands)
+    _add_process(commands)
+    _add_extract(commands)
     _add_replay(commands)
     _add_play(commands)
-    add_report(commands)
-    add_check(commands)
+    _add_report(commands)
+    _add_check(commands)
     _add_demo(commands)
     return parser
 
@@ -116,7 +137,7 @@ def is_expected(error: Exception) -> bool:
 # -- info ---------------------------------------------------------------------------------------
 
 
-def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_info(commands: Commands) -> None:
     parser = commands.add_parser("info", help="what is in a bag or another recording")
     _add_recording(parser)
     parser.add_argument(
@@ -134,7 +155,7 @@ def _info(parsed: argparse.Namespace) -> None:
 # -- make ---------------------------------------------------------------------------------------
 
 
-def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_make(commands: Commands) -> None:
     parser = commands.add_parser("make", help="a bag out of a KITTI drive or a folder of images")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--kitti-raw", type=Path, metavar="DRIVE", help="a ..._sync folder")
@@ -142,23 +163,22 @@ def _add_make(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     source.add_argument(
         "--images", type=Path, metavar="PATH", help="a folder of images, or a video"
     )
-    parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
+    add(
         "--intrinsics",
         type=intrinsics,
         metavar="FX,FY,CX,CY|FILE",
         help="with --images: the camera, in pixels of these images, or a YAML file (also of ROS's "
         "camera_calibration)",
     )
-    parser.add_argument(
+    add(
         "--rate",
         type=float,
         help="with --images: Hz (default: by names that are times, the video's own, or 10)",
     )
-    parser.add_argument(
-        "--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)"
-    )
-    parser.add_argument(
+    add("--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)")
+    add(
         "--stereo",
         action="store_true",
         help="with the other camera of the stereo pair, as KITTI's calibration has it",
@@ -198,47 +218,42 @@ def _make_source(parsed: argparse.Namespace) -> StoredRecording:
 # -- render -------------------------------------------------------------------------------------
 
 
-def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_render(commands: Commands) -> None:
     parser = commands.add_parser("render", help="a bag of a synthetic drive with exact depth")
-    parser.add_argument("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="BAG.mcap, or a new bag folder")
+    add(
         "--seed",
         type=int,
         default=8,
         help="another seed, another street (default: the embedded drive's)",
     )
-    parser.add_argument("--frames", type=count, default=80, help="how many, at 10 Hz (default: 80)")
-    parser.add_argument(
-        "--size", type=size, default=(640, 192), metavar="WxH", help="default: 640x192"
-    )
-    parser.add_argument("--quality", type=quality, default=90, help="of the JPEGs (default: 90)")
-    parser.add_argument(
+    add("--frames", type=count, default=80, help="how many, at 10 Hz (default: 80)")
+    add("--size", type=size, default=(640, 192), metavar="WxH", help="default: 640x192")
+    add("--quality", type=quality, default=90, help="of the JPEGs (default: 90)")
+    add(
         "--street",
         default="embedded",
         choices=("embedded", "town", "residential", "avenue", "country", "motorway", "lane"),
         help="the embedded drive's, or a random one of a kind (default: embedded)",
     )
-    parser.add_argument(
+    add(
         "--traffic",
         default="mixed",
         choices=("mixed", "dense"),
         help="dense: cars and lorries a few metres ahead, at walking pace (default: mixed)",
     )
-    parser.add_argument("--no-stop", action="store_true", help="the car never stands still")
-    parser.add_argument(
-        "--moving", action="store_true", help="also masks of what moves by itself (larger bag)"
-    )
-    parser.add_argument(
+    add("--no-stop", action="store_true", help="the car never stands still")
+    add("--moving", action="store_true", help="also masks of what moves by itself (larger bag)")
+    add(
         "--stereo",
         type=float,
         default=0.0,
         metavar="M",
         help="with a second camera M metres to the right, e.g. 0.54 as KITTI's",
     )
-    parser.add_argument(
-        "--camera-height", type=positive, metavar="M", help="of the camera above the road"
-    )
-    parser.add_argument(
+    add("--camera-height", type=positive, metavar="M", help="of the camera above the road")
+    add(
         "--camera-pitch-deg",
         type=float,
         default=0.0,
@@ -267,10 +282,114 @@ def _render(parsed: argparse.Namespace) -> None:
     )
 
 
-# -- replay, play, report, demo -----------------------------------------------------------------
+# -- process, extract ------------------------------------------------------------------------------
 
 
-def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_process(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "process",
+        help="depth of whole recordings, offline, without ROS",
+        description="Depth of every frame of a recording, the same as a replay in lockstep gives. "
+        "A run that was killed goes on where it was when the command is given again.",
+    )
+    _add_recordings(parser)
+    parser.add_argument(
+        "--out",
+        type=place,
+        required=True,
+        help="folder (or URL) for the results; of several recordings each gets a folder in it",
+    )
+    for name, words in _OUTPUTS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=words)
+    _add_network(parser)
+    parser.set_defaults(run=_process)
+
+
+def _process(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.process import ProcessOptions
+    from rosbag_tools.reports.account import command_line
+    from rosbag_tools.units import process_job
+
+    outputs = tuple(n for n in _OUTPUTS if getattr(parsed, n.replace("-", "_"))) or ("npy",)
+    options = ProcessOptions(
+        outputs,
+        parsed.bundle,
+        parsed.backend,
+        parsed.device,
+        parsed.force_model or "",
+        forced=not parsed.no_forced,
+        precision=parsed.precision,
+    )
+    _do_recordings(process_job, parsed, options, command_line(parsed.arguments))
+
+
+def _add_extract(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "extract",
+        help="a data set of files out of recordings, which training reads",
+        description="Images, calibration, stamps, speeds, poses and depth of recordings as files, "
+        "each recording in a folder of its own. A run that was killed goes on where it was when "
+        "the command is given again; what is finished is left as it is.",
+    )
+    _add_recordings(parser)
+    add = parser.add_argument
+    add("--out", type=place, required=True, help="path or URL; each recording gets a folder in it")
+    add(
+        "--format",
+        choices=("jpeg", "png"),
+        default="jpeg",
+        help="of images: jpeg keeps recorded JPEGs and PNGs byte by byte; png is lossless, decoded "
+        "and rectified (default: jpeg)",
+    )
+    add("--quality", type=quality, default=95, help="of JPEGs that have to be made (default: 95)")
+    add(
+        "--rectified",
+        action="store_true",
+        help="rectified images in any case, for tools that know no distortion",
+    )
+    add("--stride", type=count, default=1, metavar="N", help="every N-th frame")
+    add("--stereo", action="store_true", help="with the partner of a stereo pair")
+    add(
+        "--partner",
+        default="",
+        metavar="CAMERA",
+        help="topic or folder of the partner (default: found by its calibration)",
+    )
+    add(
+        "--stereo-depth",
+        action="store_true",
+        help="depth matched with the partner (semi-global matching, left-right checked), in place "
+        "of recorded depth",
+    )
+    parser.set_defaults(run=_extract)
+
+
+def _extract(parsed: argparse.Namespace) -> None:
+    from rosbag_tools.extract import ExtractOptions
+    from rosbag_tools.units import extract_job
+
+    reading = {
+        name: getattr(parsed, name) and str(getattr(parsed, name))
+        for name in ("image_topic", "camera_info_topic", "odom_topic", "depth_topic", "rectify")
+    }
+    reading["intrinsics"] = parsed.intrinsics
+    options = ExtractOptions(
+        parsed.format,
+        parsed.quality,
+        parsed.rectified,
+        parsed.stride,
+        parsed.stereo or (bool(parsed.partner) and not parsed.stereo_depth),
+        parsed.partner,
+        reading,
+        parsed.stereo_depth,
+    )
+    _do_recordings(extract_job, parsed, options, alone=False)
+
+
+# -- replay, play, demo, report, check ------------------------------------------------------------
+
+
+def _add_replay(commands: Commands) -> None:
     parser = commands.add_parser(
         "replay", help="play a recording to the real node; metrics.json and report.html come out"
     )
@@ -289,26 +408,19 @@ def _replay(parsed: argparse.Namespace) -> None:
     show_results(results, parsed.out)
 
 
-def _add_play(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_play(commands: Commands) -> None:
     parser = commands.add_parser(
         "play",
         help="publish a recording in real time, for nodes that run already",
         epilog="Remap topics as for any node: --ros-args -r /camera/image_raw:=/front/image_raw",
     )
     _add_recording(parser)
-    parser.add_argument(
-        "--rate", type=positive, default=1.0, metavar="X", help="X times real time (default: 1)"
-    )
-    parser.add_argument("--loop", action="store_true", help="begin again after the last frame")
-    parser.add_argument("--clock", action="store_true", help="publish the stamps on /clock")
-    parser.add_argument(
-        "--wait",
-        type=positive,
-        default=0.0,
-        metavar="S",
-        help="S seconds for a listener to come",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--rate", type=positive, default=1.0, metavar="X", help="X times real time (default: 1)")
+    add("--loop", action="store_true", help="begin again after the last frame")
+    add("--clock", action="store_true", help="publish the stamps on /clock")
+    add("--wait", type=positive, default=0.0, metavar="S", help="S seconds for a listener to come")
+    add(
         "--frame-id",
         default="camera_optical_frame",
         metavar="FRAME",
@@ -327,7 +439,7 @@ def _play(parsed: argparse.Namespace) -> None:
     play(_open(parsed), options, parsed.ros_arguments)
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: Commands) -> None:
     parser = commands.add_parser("demo", help="replay the embedded drive")
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)"
@@ -343,6 +455,92 @@ def _demo(parsed: argparse.Namespace) -> None:
     demo(parsed.out, _options(parsed), command_line(parsed.arguments))
 
 
+def _add_report(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="make report.html of a result again, or compare several results",
+        description="One result: its report.html again. Two or more of one recording: a page that "
+        "compares the others with the first, and a verdict.",
+    )
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="RESULT", help="the --out of a replay or process"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("comparison.html"),
+        metavar="PAGE",
+        help="of several results (default: comparison.html)",
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    if len(parsed.folders) == 1:
+        from rosbag_tools.reports.report import report
+
+        print(report(parsed.folders[0]))
+        return
+    from rosbag_tools.console import show
+    from rosbag_tools.reports.side_by_side import side_by_side
+
+    show(*side_by_side(parsed.folders, parsed.out), str(parsed.out))
+
+
+def _add_check(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="a result against a baseline, for CI",
+        description="Exit code 0: as good as the baseline, 1: worse, 2: not comparable.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="RESULT", help="of a replay or process")
+    add("--against", type=Path, required=True, metavar="BASELINE.json")
+    add(
+        "--tolerance",
+        type=_tolerances,
+        metavar="NAME=AMOUNT,...",
+        help="how much worse a figure may be, as a share (2%%) or an amount "
+        "(default: abs_rel=2%%,metric_abs_rel=2%%,flicker=5%%, as far as the baseline has them)",
+    )
+    add("--accept", action="store_true", help="write the result's figures as the baseline")
+    parser.set_defaults(run=_check)
+
+
+def _tolerances(text: str) -> dict[str, tuple[float, bool]]:
+    from rosbag_tools.reports.check import parse_tolerances
+
+    try:
+        return parse_tolerances(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from depth_prior_ros.recordings import RecordingError
+    from rosbag_tools.console import show
+    from rosbag_tools.reports.check import NOT_COMPARABLE, accept, check
+
+    try:
+        if parsed.accept:
+            accept(parsed.folder, parsed.against)
+            show(f"{parsed.against}: the baseline is now {parsed.folder}")
+            return 0
+        code, rows = check(parsed.folder, parsed.against, parsed.tolerance)
+    except RecordingError as error:
+        print(f"depth_bag: {printable_lines(error)}", file=sys.stderr)
+        return NOT_COMPARABLE
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "baseline", "now", "change", "allowed", ""):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right")
+    for row in rows:
+        table.add_row(*row)
+    show(table)
+    return code
+
+
 # -- shared options -----------------------------------------------------------------------------
 
 
@@ -356,8 +554,47 @@ def _add_recording(parser: argparse.ArgumentParser) -> None:
     add_recording_options(parser)
 
 
+def _add_recordings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "recordings",
+        type=recording_place,
+        nargs="+",
+        metavar="RECORDING",
+        help="bags, videos, folders of images, of KITTI or another data set; paths or URLs",
+    )
+    add("--jobs", type=count, help="recordings at a time (default: one for every two processors)")
+    add(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="on a cluster of Ray instead; recordings and results have to be where all of it "
+        "reaches them",
+    )
+    add_recording_options(parser)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    """Which bundle, what runs it, and which models are evaluated."""
+    add = parser.add_argument
+    add("--bundle", default="lite", help="name or path (default: lite)")
+    add(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="what runs the networks (default: auto)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--precision", choices=PRECISIONS, default="f32", help="of the networks (default: f32)")
+    add("--force-model", choices=("single_frame", "multi_frame"), help="force a model")
+    add(
+        "--no-forced",
+        action="store_true",
+        help="evaluate only the depth that comes out, not each model on its own",
+    )
+
+
 def _add_node_options(parser: argparse.ArgumentParser) -> None:
-    add_network(parser)
+    _add_network(parser)
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument(
         "--lockstep",
@@ -396,6 +633,39 @@ def _open(parsed: argparse.Namespace) -> StoredRecording:
     with ProgressBar() as progress:
         progress(f"reading {parsed.recording.name}")
         return open_recording(parsed.recording, **recording_options(parsed.recording, parsed))
+
+
+def _do_recordings(
+    do: Any, parsed: argparse.Namespace, options: Any, command: str = "", alone: bool = True
+) -> None:
+    """Do every recording that was asked for, several at a time, and say what came of each.
+
+    alone: a single one's results go to `--out` itself, not to a folder in it. Raises RecordingError
+    where one failed; the others are done.
+    """
+    from depth_prior_ros.recordings import RecordingError
+    from rosbag_tools.console import show, show_skipped
+    from rosbag_tools.units import Job, Unit, places, run_on_ray, run_units, usual_jobs
+
+    outs = places(parsed.recordings, parsed.out, alone)
+    jobs = [
+        Job(path, out, parsed, options, command)
+        for path, out in zip(parsed.recordings, outs, strict=True)
+    ]
+    units = [Unit(str(job.out).rstrip("/").rpartition("/")[2], job) for job in jobs]
+    if parsed.ray:
+        outcomes = run_on_ray(do, units, parsed.ray, is_expected, parsed.jobs)
+    else:
+        outcomes = run_units(do, units, parsed.jobs or usual_jobs(len(jobs)), is_expected)
+    failed = []
+    for outcome in outcomes:
+        if outcome.result is None:
+            failed.append(f"{outcome.name}: {outcome.error}" if len(jobs) > 1 else outcome.error)
+            continue
+        show(*outcome.result.lines())
+        show_skipped(outcome.result.skipped)
+    if failed:
+        raise RecordingError("\n".join(failed))
 
 
 if __name__ == "__main__":

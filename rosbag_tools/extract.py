@@ -92,6 +92,15 @@ class Extracted:
     finished_before: bool = False
     skipped: list[Skipped] = field(default_factory=list)
 
+    def lines(self) -> list[str]:
+        """What is said of it."""
+        if self.finished_before:
+            return [f"{self.out}: {self.frames} frames, finished before, nothing to do"]
+        return [
+            f"{self.out}: {self.frames} frames, {self.depths} with depth; the vehicle stands in "
+            f"{self.static}"
+        ]
+
 
 def extract(
     source: Path,

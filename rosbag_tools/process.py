@@ -39,9 +39,9 @@ from rosbag_tools.depth_files import (
     write_depth_bag,
     write_video,
 )
-from rosbag_tools.remote import Place
+from rosbag_tools.remote import Place, below
 from rosbag_tools.reports.account import Account
-from rosbag_tools.reports.results import PICTURES, REPORT, save
+from rosbag_tools.reports.results import METRICS, PICTURES, REPORT, save
 from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, sync, taken_up
 
 if TYPE_CHECKING:
@@ -94,6 +94,23 @@ class Processed:
     network_seconds: float = 0.0
     finished_before: bool = False
     skipped: list[Skipped] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What is said of it: how much was made, how fast, and where the page lies."""
+        if self.finished_before:
+            return [f"{self.out}: finished before, nothing to do"]
+        pages = [str(below(self.out, name)) for name in (REPORT, METRICS)]
+        if not self.new:
+            return [f"{self.out}: depth of {self.frames} frames was there", *pages]
+        rate = self.new / max(self.seconds, 1e-9)
+        alone = self.new / max(self.network_seconds, 1e-9)
+        before = self.frames - self.new
+        rest = f", {before} were there" if before else ""
+        return [
+            f"{self.out}: depth of {self.new} frames{rest}; {rate:.1f} frames/s, the networks' "
+            f"part of it {alone:.1f} frames/s",
+            *pages,
+        ]
 
 
 def process(

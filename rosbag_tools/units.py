@@ -8,6 +8,7 @@ to another one.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import queue
@@ -17,10 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from depth_prior_ros.progress import ProgressBar, duration
+from depth_prior_ros.recording_options import recording_options
+from rosbag_tools.remote import Place, below, local_copies, name_of
+
+if TYPE_CHECKING:
+    from depth_prior_ros.recordings import StoredRecording
+    from rosbag_tools.extract import Extracted
+    from rosbag_tools.process import Processed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -233,3 +242,61 @@ def _progress_bars(names: Sequence[str], told: Any = None) -> Iterator[Any]:
         finally:
             stop.set()
             thread.join(5)
+
+
+# -- recordings ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording to open, and what to do with it; goes to other processes.
+
+    options: `ProcessOptions` or `ExtractOptions`. command: as it was typed, for the report.
+    """
+
+    source: Place
+    out: Place
+    reading: argparse.Namespace
+    options: Any
+    command: str = ""
+
+    def open(self, path: Path) -> StoredRecording:
+        """The recording, of which `path` is the source or its local copy, read as options say."""
+        from depth_prior_ros.recordings import open_recording
+
+        return open_recording(path, **recording_options(path, self.reading))
+
+
+def places(recordings: Sequence[Place], out: Place, alone: bool = True) -> list[Place]:
+    """Where results go: folders by the recordings' names; `out` itself for one, where alone."""
+    if alone and len(recordings) == 1:
+        return [out]
+    names: list[str] = []
+    for where in recordings:
+        name = name_of(where)
+        if name in names:
+            above = where.rstrip("/").rpartition("/")[0] if isinstance(where, str) else where
+            parent = above if isinstance(above, str) else above.resolve().parent
+            name = f"{PurePosixPath(parent).name}_{name}"
+        while name in names:
+            name = f"{name}_2"
+        names.append(name)
+    return [below(out, name) for name in names]
+
+
+def process_job(job: Job, told: Any) -> Processed:
+    """Open a job's recording and make its depth."""
+    from rosbag_tools.process import MANIFEST, process
+
+    with local_copies(job.source, job.out, MANIFEST) as (source, out):
+        found = process(source, job.open(source), out, job.options, job.command, told)
+    return replace(found, out=job.out)
+
+
+def extract_job(job: Job, told: Any) -> Extracted:
+    """Open a job's recording and write its data set."""
+    from rosbag_tools.extract import MANIFEST, extract
+
+    with local_copies(job.source, job.out, MANIFEST) as (source, out):
+        found = extract(source, job.open(source), out, job.options, told)
+    return replace(found, out=job.out)
