@@ -400,8 +400,7 @@ def _add_replay(commands: Commands) -> None:
 
 
 def _replay(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.replaying.demo import show_results
-    from rosbag_tools.replaying.session import replay
+    from rosbag_tools.replaying.session import replay, show_results
     from rosbag_tools.reports.account import command_line
 
     results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
@@ -449,7 +448,7 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    from rosbag_tools.replaying.demo import demo
+    from rosbag_tools.replaying.session import demo
     from rosbag_tools.reports.account import command_line
 
     demo(parsed.out, _options(parsed), command_line(parsed.arguments))

@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.atomic_files import replacing
+from depth_prior_ros.atomic_files import replacing, staging_folder
 from depth_prior_ros.geometry.points import encode_ply
 from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.pages import colours
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, is_bag
 from depth_prior_ros.recordings.image_files import encode_depth
-from rosbag_tools.bag_messages import Messages
+from rosbag_tools.make import DEFAULT_QUALITY, FrameMessages, Messages, Sink
 from rosbag_tools.reports import pictures
 
 if TYPE_CHECKING:
@@ -221,43 +221,23 @@ def write_depth_bag(
     """
     from rosbags.rosbag2 import StoragePlugin, Writer
 
-    from depth_prior_ros.atomic_files import staging_folder
-
     own = (message for entry in entries for message in _read_entry(entry))
     with staging_folder(out.with_suffix("")) as staged:
         folder = staged / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            sink = _Sink(writer)
+            sink = Sink(writer)
             if is_bag(source):
                 input_messages = _input_messages(source, sink)
                 merged = heapq.merge(input_messages, own, key=lambda message: message[0])
                 for time, topic, kind, raw in merged:
                     sink.write(time, topic, kind, raw)
             else:
-                _write_beside(sink, writer, recording, own)
+                _write_beside(sink, recording, own)
         with replacing(out) as temporary:
             (folder / f"{out.stem}.mcap").replace(temporary)
 
 
-class _Sink:
-    """Messages into a bag, each topic's connection made when it is first written."""
-
-    def __init__(self, writer: Any) -> None:
-        from rosbags.typesys import Stores, get_typestore
-
-        self.store = get_typestore(Stores.ROS2_HUMBLE)
-        self._writer = writer
-        self._connections: dict[str, Any] = {}
-
-    def write(self, time: int, topic: str, kind: str, raw: Any) -> None:
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(
-                topic, kind, typestore=self.store
-            )
-        self._writer.write(self._connections[topic], time, raw)
-
-
-def _input_messages(source: Path, sink: _Sink) -> Iterator[tuple[int, str, str, Any]]:
+def _input_messages(source: Path, sink: Sink) -> Iterator[tuple[int, str, str, Any]]:
     from depth_prior_ros.recordings.bag_file import BagFile
 
     bag = BagFile(source)
@@ -275,12 +255,10 @@ def _input_messages(source: Path, sink: _Sink) -> Iterator[tuple[int, str, str, 
 
 
 def _write_beside(
-    sink: _Sink, writer: Any, recording: StoredRecording, own: Iterator[tuple[int, str, str, Any]]
+    sink: Sink, recording: StoredRecording, own: Iterator[tuple[int, str, str, Any]]
 ) -> None:
     """What `make` writes of the frames, and after each frame the messages of its time."""
-    from rosbag_tools.make import DEFAULT_QUALITY, FrameMessages
-
-    frames = FrameMessages(writer, DEFAULT_QUALITY, moving=True)
+    frames = FrameMessages(sink, DEFAULT_QUALITY, moving=True)
     waiting = next(own, None)
     for frame in recording.frames:
         frames.write(recording, frame)

@@ -1,6 +1,4 @@
-"""`depth_bag render`: a bag of a drive through a synthetic street, with exact depth.
-
-Any recording as a bag, with the topics that this project writes.
+"""`depth_bag make` and `render`: any recording as a bag, with the topics that this project writes.
 
     /camera/image_raw/compressed   sensor_msgs/CompressedImage, JPEG
     /camera/camera_info            sensor_msgs/CameraInfo
@@ -13,9 +11,7 @@ Any recording as a bag, with the topics that this project writes.
     /camera_right/...              image and camera_info of the stereo partner, where asked for; its
                                    P has the baseline
 
-The same recording gives the same bytes.
-
-`depth_bag make`: a bag out of a KITTI drive, an odometry sequence or a folder of images.
+The same recording gives the same bytes. Messages are made without ROS.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -38,6 +34,7 @@ from depth_prior_ros.recordings.bag_messages import KITTI_WORDS, odometry_from_p
 from depth_prior_ros.recordings.bag_topics import (
     CAMERA_INFO,
     COMPRESSED_IMAGE,
+    IMAGE,
     MOVING_TOPIC,
     ODOMETRY,
     SOURCE_TOPIC,
@@ -51,9 +48,99 @@ from depth_prior_ros.recordings.base import (
     name_skipped,
 )
 from depth_prior_ros.recordings.image_files import encode_depth
-from rosbag_tools.bag_messages import CAMERA_FRAME, Messages
 from rosbag_tools.console import progress, show, show_skipped
 from rosbag_tools.info import summary
+
+if TYPE_CHECKING:
+    from depth_prior_ros.images.calibration import Calibration
+    from depth_prior_ros.scale import ScaleStatus
+
+CAMERA_FRAME = "camera_optical_frame"
+_STATUS = "diagnostic_msgs/msg/DiagnosticStatus"
+
+Entry = tuple[str, str, Any]
+"""Topic, type, serialised message."""
+
+
+class Messages:
+    """Makes messages and serialises them (CDR)."""
+
+    def __init__(self) -> None:
+        from rosbags.typesys import Stores, get_typestore
+
+        self.store = get_typestore(Stores.ROS2_HUMBLE)
+
+    def make(self, kind: str, **values: Any) -> Any:
+        """A message of a type, such as `std_msgs/msg/String`."""
+        return self.store.types[kind](**values)
+
+    def header(self, stamp_ns: int, frame_id: str = CAMERA_FRAME) -> Any:
+        """A header with a stamp in nanoseconds."""
+        second, nano = divmod(stamp_ns, 1_000_000_000)
+        stamp = self.make("builtin_interfaces/msg/Time", sec=second, nanosec=nano)
+        return self.make("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
+
+    def entry(self, topic: str, kind: str, **values: Any) -> Entry:
+        """A serialised message with where it goes."""
+        return topic, kind, self.store.serialize_cdr(self.make(kind, **values), kind)
+
+    def camera_info(self, calibration: Calibration) -> dict[str, Any]:
+        """The fields of a CameraInfo, its header apart."""
+        roi = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
+        return {
+            "height": calibration.height,
+            "width": calibration.width,
+            "distortion_model": calibration.model,
+            "d": np.array(calibration.D),
+            "k": np.array(calibration.K),
+            "r": np.array(calibration.R),
+            "p": np.array(calibration.P),
+            "binning_x": 0,
+            "binning_y": 0,
+            "roi": self.make("sensor_msgs/msg/RegionOfInterest", **roi),
+        }
+
+    def info(self, topic: str, stamp_ns: int, calibration: Calibration) -> Entry:
+        """A CameraInfo."""
+        values = self.camera_info(calibration)
+        return self.entry(topic, CAMERA_INFO, header=self.header(stamp_ns), **values)
+
+    def depth_image(self, topic: str, stamp_ns: int, depth: NDArray[np.float32]) -> Entry:
+        """An Image of floats (h, w): 32FC1, metres as REP-118 has it."""
+        height, width = depth.shape
+        pixels = np.ascontiguousarray(depth, "<f4")
+        return self.entry(
+            topic,
+            IMAGE,
+            header=self.header(stamp_ns),
+            height=height,
+            width=width,
+            encoding="32FC1",
+            is_bigendian=0,
+            step=4 * width,
+            data=pixels.view(np.uint8).reshape(-1),
+        )
+
+    def text(self, topic: str, words: str) -> Entry:
+        """A String."""
+        return self.entry(topic, STRING, data=words)
+
+    def scale(self, topic: str, status: ScaleStatus) -> Entry:
+        """A DiagnosticStatus of where the metres come from, as the node publishes it."""
+        pairs = [
+            self.make("diagnostic_msgs/msg/KeyValue", key=key, value=value)
+            for key, value in status.values().items()
+        ]
+        return self.entry(
+            topic,
+            _STATUS,
+            level=1 if status.unsure else 0,
+            name="depth_node: scale",
+            message=status.text,
+            hardware_id="",
+            values=pairs,
+        )
+
 
 IMAGE_TOPIC = "/camera/image_raw/compressed"
 CAMERA_INFO_TOPIC = "/camera/camera_info"
@@ -76,6 +163,23 @@ class Partner:
     frames: Mapping[int, Frame]
     baseline: float
     down: float = 0.0
+
+
+class Sink:
+    """Messages into a bag, each topic's connection made when it is first written."""
+
+    def __init__(self, writer: Any) -> None:
+        self.store = Messages().store
+        self._writer = writer
+        self._connections: dict[str, Any] = {}
+
+    def write(self, time: int, topic: str, kind: str, raw: Any) -> None:
+        """Write a serialised message at a time, nanoseconds."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self.store
+            )
+        self._writer.write(self._connections[topic], time, raw)
 
 
 @dataclass(frozen=True)
@@ -116,7 +220,7 @@ def write_bag(
         # the writer names the file after its folder
         folder = temporary / out.stem
         with Writer(folder, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            messages = FrameMessages(writer, quality, moving, partner)
+            messages = FrameMessages(Sink(writer), quality, moving, partner)
             for done, frame in enumerate(recording.frames, start=1):
                 messages.write(recording, frame)
                 if progress is not None:
@@ -141,14 +245,13 @@ class FrameMessages:
     """
 
     def __init__(
-        self, writer: Any, quality: int, moving: bool, partner: Partner | None = None
+        self, sink: Sink, quality: int, moving: bool, partner: Partner | None = None
     ) -> None:
         self._messages = Messages()
-        self._writer = writer
+        self._sink = sink
         self._quality = quality
         self._moving = moving
         self._partner = partner
-        self._connections: dict[str, Any] = {}
         self.counts = {"images": 0, "depths": 0, "odometry": 0, "movings": 0}
 
     def write(self, recording: Recording, frame: Frame) -> None:
@@ -169,7 +272,7 @@ class FrameMessages:
             source = recording.depth_source
             self._send(SOURCE_TOPIC, STRING, frame.stamp_ns, data=source)
         counts["odometry"] += self._write_odometry(frame)
-        self._write_image(frame, image)
+        self._write_picture(IMAGE_TOPIC, CAMERA_INFO_TOPIC, CAMERA_FRAME, frame, image)
         counts["images"] += 1
         if other is not None and beside is not None:
             self._write_partner(other, beside)
@@ -186,9 +289,6 @@ class FrameMessages:
             return frame.file.read_bytes()
         options = [cv2.IMWRITE_JPEG_QUALITY, self._quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
         return bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1])
-
-    def _write_image(self, frame: Frame, jpeg: bytes) -> None:
-        self._write_picture(IMAGE_TOPIC, CAMERA_INFO_TOPIC, CAMERA_FRAME, frame, jpeg)
 
     def _write_partner(self, frame: Frame, jpeg: bytes) -> None:
         assert self._partner is not None
@@ -290,12 +390,7 @@ class FrameMessages:
         return self._messages.camera_info(replace(calibration, P=tuple(P)))
 
     def _send(self, topic: str, kind: str, time: int, **values: Any) -> None:
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(
-                topic, kind, typestore=self._messages.store
-            )
-        _, _, raw = self._messages.entry(topic, kind, **values)
-        self._writer.write(self._connections[topic], time, raw)
+        self._sink.write(time, *self._messages.entry(topic, kind, **values))
 
 
 def _named(names: str, values: NDArray[np.float64]) -> dict[str, float]:

@@ -37,7 +37,7 @@ from std_msgs.msg import Header, String
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.ros.messages import camera_info_of, image_to_depth
-from rosbag_tools.replaying.sending import publish
+from rosbag_tools.replaying.play import publish
 
 FRAME = "camera_optical_frame"
 RELIABLE = QoSProfile(depth=10)

@@ -1,4 +1,9 @@
-"""The real node as a child process: started, watched, and ended whatever happens."""
+"""The real node as a child process: started, watched, and ended whatever happens.
+
+The middleware's environment: Fast DDS with shared memory that holds a whole image. With its default
+of 512 KB a full-size image overwrites whatever was sent just before it: odometry and calibration
+are lost where they travel best effort. Other middleware ignores all this.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from types import TracebackType
 
 import depth_prior_ros
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools.replaying.sending import replay_environment
+from depth_prior_ros.share import large_images_environment
 
 # The kernel tells the node of its parent's death (PR_SET_PDEATHSIG), however sudden that was; set
 # before anything that takes time, and no hook between fork and exec, which threads make unsafe.
@@ -32,6 +37,32 @@ sys.exit(main())
 """
 _TAIL_LINES = 15
 _STOP_SECONDS = 15.0
+
+
+_NEW, _OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+
+
+def replay_environment() -> dict[str, str]:
+    """What a replay and its node need in their environment, beyond what the user has set.
+
+    The profile for large messages, unless there is one; and discovery on this machine only, so
+    that no robot on the same network takes the replayed drive for its own (from Iron on).
+    """
+    environment = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    if not (os.environ.get(_NEW) or os.environ.get(_OLD)):
+        environment |= large_images_environment()
+    return environment | {name: os.environ[name] for name in environment if name in os.environ}
+
+
+def use_replay_environment() -> None:
+    """Set it for this process; before its first participant is made, or it is too late."""
+    os.environ.update(replay_environment())
+
+
+def use_large_images() -> None:
+    """Set the profile for large messages for this process, unless the user has set one."""
+    if not (os.environ.get(_NEW) or os.environ.get(_OLD)):
+        os.environ.update(large_images_environment())
 
 
 def free_domain() -> int:

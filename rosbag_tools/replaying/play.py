@@ -2,32 +2,130 @@
 
 What `replay.launch.py` plays with, so that a bag can be watched where rosbag2 is not installed.
 Images go out decoded on /camera/image_raw with their camera_info and odometry, all of which can be
-remapped; stamps are the recording's.
+remapped; stamps are the recording's. `replay` sends its frames by the same `Sender`.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
+from nav_msgs.msg import Odometry
+from numpy.typing import NDArray
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
-from depth_prior_ros.recordings import Recording, read_frames
+from depth_prior_ros.motion.odometry import UNKNOWN
+from depth_prior_ros.recordings import Frame, Recording, read_frames
+from depth_prior_ros.recordings.bag_messages import odometry_from_pose
+from depth_prior_ros.ros.camera_infos import camera_info_of
 from rosbag_tools.console import show, show_skipped
-from rosbag_tools.replaying.node_process import ReplayError
-from rosbag_tools.replaying.sending import (
-    CAMERA_FRAME,
-    IMAGE_TOPIC,
-    Sender,
-    publish,
-    time_of,
-    use_large_images,
-)
+from rosbag_tools.replaying.node_process import ReplayError, use_large_images
+from rosbag_tools.work import nothing_read
+
+_TRIES = 10
+IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
+CAMERA_FRAME = "camera_optical_frame"
+
+
+def time_of(stamp_ns: int) -> Time:
+    """Nanoseconds as a ROS time."""
+    return Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+
+
+class Sender:
+    """Publishes frames: decoded images (rgb8), their calibration, and odometry where it is known.
+
+    Reliable, so that every subscription fits. Topics can be remapped as those of any node.
+
+    Args:
+        node: an rclpy node; the publishers are its own.
+        frame_id: optical frame of the camera, written into every header.
+    """
+
+    def __init__(self, node: Any, frame_id: str = CAMERA_FRAME) -> None:
+        reliable = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+        self._image = node.create_publisher(Image, IMAGE_TOPIC, reliable)
+        self._info = node.create_publisher(CameraInfo, INFO_TOPIC, reliable)
+        self._odometry = node.create_publisher(Odometry, ODOMETRY_TOPIC, reliable)
+        self._frame_id = frame_id
+
+    def listeners(self) -> tuple[int, int, int]:
+        """How many subscriptions there are to images, calibration and odometry."""
+        image, info, odometry = (
+            publisher.get_subscription_count()
+            for publisher in (self._image, self._info, self._odometry)
+        )
+        return image, info, odometry
+
+    def prepare(self, frame: Frame, image: NDArray[np.uint8]) -> Image:
+        """Publish what goes before an image, and return the image's message.
+
+        Odometry and calibration first: the node looks for them when the image is there.
+        """
+        stamp = time_of(frame.stamp_ns)
+        if frame.speed is not None:
+            publish(self._odometry, _odometry(frame, stamp))
+        header = Header(stamp=stamp, frame_id=self._frame_id)
+        publish(self._info, camera_info_of(frame.camera, header))
+        return _image(image, header)
+
+    def publish(self, message: Image) -> None:
+        """Publish an image message of :meth:`prepare`."""
+        publish(self._image, message)
+
+
+def publish(publisher: Any, message: Any) -> None:
+    """Publish, again where the middleware did not take the message.
+
+    On a machine under load a writer's lock may not be free in time (RCLError, a RuntimeError, after
+    Fast DDS's `max_blocking_time` of 100 ms). What is refused ten times is raised.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            publisher.publish(message)
+            return
+        except RuntimeError:
+            continue
+    publisher.publish(message)
+
+
+def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
+    height, width = pixels.shape[:2]
+    message = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
+    # anything but an array is converted byte by byte, which takes longer than the network
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
+    message.data = data
+    return message
+
+
+def _odometry(frame: Frame, stamp: Time) -> Odometry:
+    message = Odometry(header=Header(stamp=stamp, frame_id="odom"), child_frame_id="base_link")
+    message.twist.twist.linear.x = float(frame.speed or 0.0)
+    if frame.pose is None:
+        # A new message holds a pose that is as good as any: one that never leaves the origin.
+        message.pose.covariance[0] = UNKNOWN
+    else:
+        position, quaternion = odometry_from_pose(frame.pose)
+        pose = message.pose.pose
+        pose.position.x, pose.position.y, pose.position.z = map(float, position)
+        pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w = map(
+            float, quaternion
+        )
+    return message
+
 
 _POLL_SECONDS = 0.05
 # The last frames may still be on their way when the publishers go.
@@ -114,8 +212,7 @@ class _Playing:
             before = self.sent
             self._once(recording)
             if self.sent == before and rclpy.ok():
-                reasons = "; ".join(str(entry) for entry in recording.skipped[:3])
-                raise ReplayError(f"{recording.name}: not one frame could be read ({reasons})")
+                raise ReplayError(nothing_read(recording))
             if not self._options.loop:
                 self._pause(_DRAIN_SECONDS)
                 return

@@ -25,13 +25,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from depth_prior_ros.recordings import Frame, Recording, read_frames
-from rosbag_tools.replaying.node_process import NodeProcess, ReplayError
-from rosbag_tools.replaying.sending import (
+from rosbag_tools.replaying.node_process import NodeProcess, ReplayError, use_replay_environment
+from rosbag_tools.replaying.play import (
     IMAGE_TOPIC,
     INFO_TOPIC,
     ODOMETRY_TOPIC,
     Sender,
-    use_replay_environment,
 )
 
 __all__ = ["IMAGE_TOPIC", "INFO_TOPIC", "ODOMETRY_TOPIC", "Answer", "Played", "Player"]

@@ -1,13 +1,21 @@
-"""Two or more results of one recording side by side: differences, frames, a verdict on one page."""
+"""Two or more results of one recording side by side: differences, frames, a verdict on one page.
+
+Differences have the uncertainty that a recording of this length leaves. Frames that follow each
+other are alike, so spans of them are drawn, not frames: the moving-block bootstrap (Kuensch, 1989),
+here circular (Politis and Romano, 1992), its block length that of an autoregressive process of the
+same correlation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.pages import page
@@ -15,8 +23,88 @@ from depth_prior_ros.pages.charts import legend, new_axes, new_figure, plain, sv
 from depth_prior_ros.pages.colours import BLUE, GREEN, ORANGE, RED
 from depth_prior_ros.recordings import RecordingError
 from rosbag_tools.console import number
-from rosbag_tools.reports.intervals import Difference, Statistic, difference, mean, percentile_95
 from rosbag_tools.reports.results import PICTURES, FrameRecord, Results, load
+
+DRAWS = 1000
+LEAST = 20
+"""Frames below which nothing is said about the uncertainty."""
+
+_SHARE = 0.95
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Of values (draws, n) along the last axis."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two results on the same frames: `second` minus `first`, from `low` to `high`.
+
+    low and high bound the difference with 95 % confidence; None for too few frames.
+    """
+
+    first: float
+    second: float
+    frames: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The difference."""
+        return self.second - self.first
+
+    @property
+    def sign(self) -> int:
+        """-1: smaller for certain, 1: larger for certain, 0: it may be chance."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0) - (self.high < 0)
+
+
+def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A `Statistic`."""
+    return np.asarray(values.mean(axis=-1))
+
+
+def percentile_95(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A `Statistic`."""
+    return np.asarray(np.percentile(values, 95, axis=-1))
+
+
+def difference(
+    first: NDArray[Any], second: NDArray[Any], statistic: Statistic = mean, seed: int = 0
+) -> Difference:
+    """Compare values (n,) of two results on the same n frames, in the order of time."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    found = float(statistic(a)), float(statistic(b))
+    n = a.size
+    if n < LEAST:
+        return Difference(*found, n)
+    block = block_length(b - a)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(10):  # a tenth at a time: of 10,000 frames all would be 160 MB
+        starts = generator.integers(0, n, (DRAWS // 10, -(-n // block)))
+        places = (starts[..., None] + np.arange(block)).reshape(DRAWS // 10, -1)[:, :n] % n
+        drawn.append(statistic(b[places]) - statistic(a[places]))
+    tail = 100 * (1 - _SHARE) / 2
+    low, high = map(float, np.percentile(np.concatenate(drawn), [tail, 100 - tail]))
+    # Few blocks tell their own spread badly, as few measurements do (Student).
+    from scipy.stats import norm, t
+
+    wider = float(t.ppf((1 + _SHARE) / 2, max(2, n / block - 1)) / norm.ppf((1 + _SHARE) / 2))
+    value = found[1] - found[0]
+    return Difference(*found, n, value + (low - value) * wider, value + (high - value) * wider)
+
+
+def block_length(values: NDArray[np.float64]) -> int:
+    """Frames of a block, for values (n,): twice what is best for the variance of their mean."""
+    centred = values - values.mean()
+    power = float(centred @ centred)
+    correlation = float(centred[1:] @ centred[:-1]) / power if power > 0 else 0.0
+    r = min(max(correlation, 0.0), 0.98)
+    best = (6 * r**2 / (1 - r**2) ** 2 * values.size) ** (1 / 3)
+    return max(1, min(math.ceil(2 * best), values.size // 4))
+
 
 _TEMPLATE = Path(__file__).parent / "templates" / "side_by_side.html"
 _MOVES = 0.5  # m/s
@@ -48,15 +136,11 @@ class Row:
         return {-1: "better", 1: "worse", 0: "may be chance"}[self.found.sign]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The frames that two results share, in the order of time."""
-
-    first: list[FrameRecord]
-    second: list[FrameRecord]
+Pairs = list[tuple[FrameRecord, FrameRecord]]
+"""The frames that two results share, in the order of time."""
 
 
-def pair_frames(first: Results, second: Results) -> Pair:
+def pair_frames(first: Results, second: Results) -> Pairs:
     """Frames of the same stamps. Raises RecordingError where the two share too few of them."""
     others = {frame.stamp_ns: frame for frame in second.frames}
     shared = [frame for frame in first.frames if frame.stamp_ns in others]
@@ -65,27 +149,23 @@ def pair_frames(first: Results, second: Results) -> Pair:
             f"{first.run['recording']} and {second.run['recording']} are not the same recording: "
             f"{len(shared)} frames of {len(first.frames)} and {len(second.frames)} in common"
         )
-    return Pair(shared, [others[frame.stamp_ns] for frame in shared])
+    return [(frame, others[frame.stamp_ns]) for frame in shared]
 
 
-def rows(pair: Pair) -> list[Row]:
+def rows(pairs: Pairs) -> list[Row]:
     """All that can be compared: by range, by model, moving against standing, latency."""
-    found = [_row(pair, name, "all frames") for name in ("abs_rel", "metric_abs_rel", "flicker")]
-    found += [_row(pair, f"parts.{part}", f"true depth {part} m") for part in _PARTS]
+    found = [_row(pairs, name, "all frames") for name in ("abs_rel", "metric_abs_rel", "flicker")]
+    found += [_row(pairs, f"parts.{part}", f"true depth {part} m") for part in _PARTS]
     for model in ("single_frame", "multi_frame"):
-        chosen = [a.model == b.model == model for a, b in zip(*_both(pair), strict=True)]
-        found.append(_row(pair, "abs_rel", model.replace("_", "-"), chosen))
+        chosen = [a.model == b.model == model for a, b in pairs]
+        found.append(_row(pairs, "abs_rel", model.replace("_", "-"), chosen))
     for words, moves in (("moving", True), ("standing", False)):
-        chosen = [f.speed is not None and (abs(f.speed) > _MOVES) == moves for f in pair.first]
-        found.append(_row(pair, "abs_rel", words, chosen))
-        found.append(_row(pair, "flicker", words, chosen))
-    found.append(_row(pair, "latency_ms", "mean"))
-    found.append(_row(pair, "latency_ms", "95th percentile", statistic=percentile_95))
+        chosen = [f.speed is not None and (abs(f.speed) > _MOVES) == moves for f, _ in pairs]
+        found.append(_row(pairs, "abs_rel", words, chosen))
+        found.append(_row(pairs, "flicker", words, chosen))
+    found.append(_row(pairs, "latency_ms", "mean"))
+    found.append(_row(pairs, "latency_ms", "95th percentile", statistic=percentile_95))
     return [row for row in found if row is not None]
-
-
-def _both(pair: Pair) -> tuple[list[FrameRecord], list[FrameRecord]]:
-    return pair.first, pair.second
 
 
 def _value(frame: FrameRecord, name: str) -> float | None:
@@ -96,13 +176,13 @@ def _value(frame: FrameRecord, name: str) -> float | None:
 
 
 def _row(
-    pair: Pair,
+    pairs: Pairs,
     name: str,
     group: str,
     chosen: Sequence[bool] | None = None,
     statistic: Statistic = mean,
 ) -> Row | None:
-    values = [(_value(a, name), _value(b, name)) for a, b in zip(*_both(pair), strict=True)]
+    values = [(_value(a, name), _value(b, name)) for a, b in pairs]
     kept = [
         (a, b)
         for (a, b), wanted in zip(values, chosen or [True] * len(values), strict=True)
@@ -251,12 +331,12 @@ def _frames(
     return entries
 
 
-def _picked(pair: Pair, frames: Sequence[dict[str, Any]]) -> list[tuple[str, list[int]]]:
+def _picked(pairs: Pairs, frames: Sequence[dict[str, Any]]) -> list[tuple[str, list[int]]]:
     """The best, worst and most different frames among those with pictures, by their places."""
     place = {entry["stamp"]: i for i, entry in enumerate(frames)}
     both = [
         (place[str(a.stamp_ns)], a.abs_rel, b.abs_rel)
-        for a, b in zip(*_both(pair), strict=True)
+        for a, b in pairs
         if str(a.stamp_ns) in place and a.abs_rel is not None and b.abs_rel is not None
     ]
     by_second = [i for i, _, b in sorted(both, key=lambda entry: entry[2])]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from depth_prior_ros.evaluation.metrics import summary
 from depth_prior_ros.recordings import RecordingError
-from rosbag_tools.reports import charts, pictures
-from rosbag_tools.reports.report import render, report
+from rosbag_tools.reports import pictures
+from rosbag_tools.reports.report import render, report, runs_of, timeline
 from rosbag_tools.reports.results import (
     FrameRecord,
     Results,
@@ -249,11 +249,11 @@ def test_timeline_marks_runs_of_the_same_model() -> None:
         FrameRecord(i, i * 10**8, 1.0, 5.0, "multi_frame" if i < 20 else "single_frame", "moving")
         for i in range(40)
     ]
-    assert [(run.start, run.end, run.label) for run in charts.runs_of(frames)] == [
+    assert [(run.start, run.end, run.label) for run in runs_of(frames)] == [
         (0.0, 2.0, "multi-frame · moving"),
         (2.0, 3.9, "single-frame · moving"),
     ]
-    drawn = charts.timeline(frames)
+    drawn = timeline(frames)
     check(drawn)
     assert "multi-frame · moving" in drawn and "single-frame · moving" in drawn
 
@@ -261,6 +261,6 @@ def test_timeline_marks_runs_of_the_same_model() -> None:
 def test_names_are_no_formulas() -> None:
     evil = "$\\frac{$ <b> $x$ \x07"
     frames = [FrameRecord(i, i * 10**9, 1.0, 5.0, "multi_frame", evil) for i in range(4)]
-    drawn = charts.timeline(frames)
+    drawn = timeline(frames)
     assert "$\\frac{$ &lt;b&gt; $x$" in drawn
-    assert drawn == charts.timeline(frames)
+    assert drawn == timeline(frames)

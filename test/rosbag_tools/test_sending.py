@@ -15,7 +15,7 @@ from test_bag import make_recording
 
 from depth_prior_ros.motion.odometry import Trajectory, read_odometry
 from depth_prior_ros.recordings.bag_messages import camera_pose
-from rosbag_tools.replaying.sending import Sender, publish
+from rosbag_tools.replaying.play import Sender, publish
 
 
 class Publisher:

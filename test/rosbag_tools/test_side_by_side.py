@@ -12,9 +12,8 @@ import pytest
 from depth_prior_ros.evaluation.metrics import summary
 from rosbag_tools.cli import main
 from rosbag_tools.reports import pictures
-from rosbag_tools.reports.intervals import difference
 from rosbag_tools.reports.results import PICTURES, FrameRecord, Results, latency_percentiles, save
-from rosbag_tools.reports.side_by_side import pair_frames, rows, verdict
+from rosbag_tools.reports.side_by_side import difference, pair_frames, rows, verdict
 
 
 def correlated(generator: np.random.Generator, n: int, r: float = 0.8) -> np.ndarray:
