@@ -220,7 +220,7 @@ def _asked(batch: Any, frame: Any) -> Iterator[tuple[str, str, tuple[float, ...]
     import torch
 
     from training.losses.photometric import Target, view_errors
-    from training.stages.sources import motion_sources, views_of
+    from training.stages.system import motion_sources, views_of
 
     truth, moving = (torch.from_numpy(np.array(p)) for p in (frame.depth(), frame.moving()))
     target = Target.of(batch.images[:, 1])

@@ -507,7 +507,7 @@ def _add_check(commands: Commands) -> None:
 
 
 def _tolerances(text: str) -> dict[str, tuple[float, bool]]:
-    from rosbag_tools.reports.check import parse_tolerances
+    from rosbag_tools.reports.side_by_side import parse_tolerances
 
     try:
         return parse_tolerances(text)
@@ -518,7 +518,7 @@ def _tolerances(text: str) -> dict[str, tuple[float, bool]]:
 def _check(parsed: argparse.Namespace) -> int:
     from depth_prior_ros.recordings import RecordingError
     from rosbag_tools.console import show
-    from rosbag_tools.reports.check import NOT_COMPARABLE, accept, check
+    from rosbag_tools.reports.side_by_side import NOT_COMPARABLE, accept, check
 
     try:
         if parsed.accept:

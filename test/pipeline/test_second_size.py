@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from training_files import SMALL, TRAINING_NAMES, damage, write_moving_drive
 
 from depth_prior_ros.recordings.base import CorruptFrameError, Frame
-from training.data.batch import TripletBatch
 from training.data.drives import add_teacher_images
 from training.data.frames import FrameStores, LastImage, LazyFrames, MemoryFrames, Window
 from training.data.sources import LoadedData, load_data
-from training.data.triplets import TripletSource, load_triplets
+from training.data.triplets import TripletBatch, TripletSource, load_triplets
 from training.losses.views import Views
 from training.recipes.base import RecipeError
 from training.recipes.data import Data, Drive

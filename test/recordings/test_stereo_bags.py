@@ -21,7 +21,7 @@ from depth_prior_ros.recordings.stereo import open_pairs
 from training.data.triplets import load_triplets
 from training.losses.photometric import Target, view_errors
 from training.recipes.data import Drive
-from training.stages.sources import motion_sources, views_of
+from training.stages.system import motion_sources, views_of
 
 CAMERA = Camera(200.0, 200.0, 158.0, 50.0, 320, 96)
 LENSES = {"left": (-0.10, 0.02, 0.0, 0.0, 0.0), "right": (-0.08, 0.01, 0.001, 0.0, 0.0)}

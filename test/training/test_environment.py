@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.runs import environment
-from training.runs.environment import git_hash, keep_environment
+from training.runs import output
+from training.runs.output import git_hash, keep_environment
 
 CPU = torch.device("cpu")
 
 
 def test_versions_commit_and_seed_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "git_hash", lambda: "0123456789ab")
+    monkeypatch.setattr(output, "git_hash", lambda: "0123456789ab")
     path = tmp_path / "environment.json"
     keep_environment(path, 7, CPU, "f32")
     (entry,) = json.loads(path.read_text())
@@ -33,7 +33,7 @@ def test_a_run_that_goes_on_elsewhere_adds_an_entry(
 ) -> None:
     path = tmp_path / "environment.json"
     commits = iter(["0123456789ab", "0123456789ab", "0123456789ab-dirty"])
-    monkeypatch.setattr(environment, "git_hash", lambda: next(commits))
+    monkeypatch.setattr(output, "git_hash", lambda: next(commits))
     keep_environment(path, 7, CPU, "f32")
     keep_environment(path, 7, CPU, "f32")
     assert len(json.loads(path.read_text())) == 1
@@ -53,6 +53,6 @@ def test_an_installed_package_is_not_in_the_repository_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / ".venv" / "site-packages" / "training" / "runs" / "environment.py"
-    monkeypatch.setattr(environment, "__file__", str(installed))
+    installed = tmp_path / ".venv" / "site-packages" / "training" / "runs" / "output.py"
+    monkeypatch.setattr(output, "__file__", str(installed))
     assert git_hash() is None

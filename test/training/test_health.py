@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from training.loop.health import RULES, WINDOW, Health
+from training.loop.progress import RULES, WINDOW, Health
 
 HEALTHY = {
     "loss": 0.1,

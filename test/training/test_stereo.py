@@ -30,7 +30,7 @@ from rosbag_tools.make import Partner, write_bag
 from training.commands.cli import main as depth_train
 from training.data.triplets import TripletBatch, TripletSource, load_triplets
 from training.errors import TrainingError
-from training.loop.health import WINDOW, Health
+from training.loop.progress import WINDOW, Health
 from training.losses.photometric import Target, identity_error, view_errors
 from training.losses.views import Views
 from training.recipes.data import Drive, Mode
@@ -42,7 +42,7 @@ from training.stages.self_supervised import (
     SelfSupervised,
     SelfSupervisedStage,
 )
-from training.stages.sources import motion_sources, views_of
+from training.stages.system import motion_sources, views_of
 from training.stages.validation import Validation
 
 SIZE = (320, 96)

@@ -26,8 +26,8 @@ from depth_prior_ros.recordings.bag_topics import IMAGE
 from depth_prior_ros.scale import focal_ratio
 from rosbag_tools.make import write_bag
 from training.commands.cli import main
-from training.data.batch import TripletBatch
 from training.data.drives import find_triplets, open_drive, part_of
+from training.data.triplets import TripletBatch
 from training.evaluation.evaluation import ALL, SetReport
 from training.recipes.base import RecipeError
 from training.runs import tune as tuning

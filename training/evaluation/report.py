@@ -27,7 +27,7 @@ from training.evaluation.evaluation import (
     SetReport,
     beside_baselines,
 )
-from training.evaluation.pose import PoseReport, SnippetErrors
+from training.evaluation.pose import PoseReport
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,11 +84,17 @@ def print_report(report: EvaluationReport, console: Console | None = None) -> No
             out.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
 
 
-def _style() -> dict[str, Any]:
+def _new_table(title: str, names: Sequence[str]) -> Table:
+    """An empty table whose rows have a name and these figures."""
     from rich import box
+    from rich.table import Table
 
     left = {"title_justify": "left", "caption_justify": "left"}
-    return {**left, "box": box.SIMPLE, "padding": (0, 1, 0, 0)}
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), **left)  # type: ignore[arg-type]
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _flicker_words(report: SetReport) -> list[str]:
@@ -103,19 +109,12 @@ def _flicker_words(report: SetReport) -> list[str]:
 
 def _part_table(report: SetReport) -> Table | None:
     """AbsRel by range of true depth and of what moves; None without a frame."""
-    from rich.table import Table
-
     entries = {n: row_entry(f)["parts"] for n, f in report.rows.items() if f}
     names = [name for name in PARTS if any(name in parts for parts in entries.values())]
     if not names:
         return None
-    table = Table(
-        title="abs_rel by metres, and of what moves" if "moving" in names else "abs_rel by metres",
-        **_style(),
-    )
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    moving = ", and of what moves" if "moving" in names else ""
+    table = _new_table(f"abs_rel by metres{moving}", names)
     for row, parts in entries.items():
         cells = [f"{parts[name]['abs_rel']:.3f}" if name in parts else "-" for name in names]
         table.add_row(row, *cells)
@@ -124,17 +123,18 @@ def _part_table(report: SetReport) -> Table | None:
 
 def _pose_table(report: PoseReport) -> Table:
     """Snippets of the network and of going straight ahead, and the drive as a whole."""
-    from rich.table import Table
-
     drive = report.drive
-    table = Table(
-        title=f"{report.name}: poses of {report.snippets.snippets} snippets",
-        **_style(),
-    )
-    for name in ("", "ATE (m)", "RMSE (m)", "translation", "rotation"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    _add_snippets(table, "pose network", report.snippets)
-    _add_snippets(table, "straight ahead", report.straight)
+    title = f"{report.name}: poses of {report.snippets.snippets} snippets"
+    table = _new_table(title, ("ATE (m)", "RMSE (m)", "translation", "rotation"))
+    for name, errors in (("pose network", report.snippets), ("straight ahead", report.straight)):
+        share = errors.translation_percent
+        table.add_row(
+            name,
+            f"{errors.ate_mean:.4f}±{errors.ate_std:.4f}",
+            f"{errors.ate_rmse:.4f}",
+            "-" if share is None else f"{share:.1f} %",
+            f"{errors.rotation_deg:.2f} deg",
+        )
     if drive.scale is not None and drive.scale_spread is not None:
         table.caption = (
             f"whole drive of {drive.metres:.0f} m: {drive.translation_percent:.1f} % and "
@@ -144,35 +144,18 @@ def _pose_table(report: PoseReport) -> Table:
     return table
 
 
-def _add_snippets(table: Table, name: str, errors: SnippetErrors) -> None:
-    share = errors.translation_percent
-    table.add_row(
-        name,
-        f"{errors.ate_mean:.4f}±{errors.ate_std:.4f}",
-        f"{errors.ate_rmse:.4f}",
-        "-" if share is None else f"{share:.1f} %",
-        f"{errors.rotation_deg:.2f} deg",
-    )
-
-
-def _empty_table(report: SetReport, names: Sequence[str], scaling: str) -> Table:
-    from rich.table import Table
-
+def _set_table(report: SetReport, names: Sequence[str], scaling: str) -> Table:
     protocol = report.chosen.protocol
     crop = {"garg": "Garg's crop", "cityscapes": "ManyDepth's crop"}.get(
         protocol.crop or "", "no crop"
     )
     title = f"{report.name}: {crop}, up to {protocol.max_depth:g} m, {scaling}"
-    table = Table(title=title, **_style())
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    return _new_table(title, names)
 
 
 def _unscaled_table(report: SetReport, columns: Sequence[str]) -> Table:
     """The errors in metres, as they are published."""
-    table = _empty_table(report, [*columns, "n"], "unscaled")
+    table = _set_table(report, [*columns, "n"], "unscaled")
     for name, frames in report.rows.items():
         entry = row_entry(frames)["metric"]
         figures = [f"{entry[column]:.3f}" if entry["frames"] else "-" for column in columns]
@@ -184,7 +167,7 @@ def _unscaled_table(report: SetReport, columns: Sequence[str]) -> Table:
 def _table(report: SetReport, columns: Sequence[str]) -> Table:
     protocol = report.chosen.protocol
     shown = ["rmse_log10" if c == "rmse_log" and protocol.log10 else c for c in columns]
-    table = _empty_table(report, [*shown, "n", "scale", "metres"], "scaled by medians")
+    table = _set_table(report, [*shown, "n", "scale", "metres"], "scaled by medians")
     for name, frames in report.rows.items():
         entry = row_entry(frames, protocol)
         if not entry["frames"]:

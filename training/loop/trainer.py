@@ -33,8 +33,7 @@ from training.loop.checkpoint import (
     save_checkpoint,
 )
 from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, map_tensors
-from training.loop.health import Health
-from training.loop.progress import NoLog, StageLog
+from training.loop.progress import Health, StageLog
 from training.loop.weight_average import WeightAverage, mix_weights
 
 if TYPE_CHECKING:
@@ -194,12 +193,10 @@ class Trainer:
     def _train(self, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
         start, steps, settings = progress["step"], self.stage.config.steps, self.settings
         keep, start_weights = self.stage.config.keep_start, self._start_weights
-        health = Health(progress.get("health"))
+        health, main = Health(progress.get("health")), self.processes.is_main_process
         self._diverged = torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64)
         with (
-            closing(
-                StageLog(self.folder, start) if self.processes.is_main_process else NoLog()
-            ) as log,
+            closing(StageLog(self.folder if main else None, start)) as log,
             interrupts(patient=self.processes.count > 1) as interrupted,
             closing(BatchesAhead(self._draw, steps)) as batches,
             ProgressBar(self.console, ends=True) as bar,

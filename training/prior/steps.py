@@ -34,7 +34,7 @@ from training.prior.reference.set import ReferenceSet
 from training.prior.teachers.base import FrozenTeacher, TeacherIdentity, open_teacher
 from training.prior.teachers.outputs import TeacherOutputs
 from training.recipes.recipe import Recipe, RecipeError
-from training.stages.reference import Reference, Select
+from training.stages.prior import Reference, Select
 from training.stages.system import System
 
 FILE = "prior.safetensors"

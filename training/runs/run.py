@@ -37,12 +37,11 @@ from training.prior.reference.set import ReferenceSet
 from training.prior.steps import FILE, PriorWork
 from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
-from training.runs.environment import keep_environment
 from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
-from training.runs.output import training_camera, write_bundle
+from training.runs.output import keep_environment, training_camera, write_bundle
 from training.stages.base import StageConfig, TrainingConfig
-from training.stages.reference import Reference
+from training.stages.prior import Reference
 from training.stages.system import System
 from training.stages.validation import Validation
 

@@ -47,8 +47,8 @@ from training.recipes.data import Drive, Intrinsics, Mode, Part, Topics
 from training.recipes.files import load_recipe, read_values
 from training.recipes.recipe import Recipe
 from training.runs import adapt
-from training.runs.environment import git_hash
 from training.runs.metric_scale import fit_by_camera_height, fit_on_frames
+from training.runs.output import git_hash
 from training.runs.run import Run
 from training.runs.tune_result import LEAST, Measured, TuneResult, measure, write_result
 from training.stages.system import System

@@ -18,10 +18,9 @@ from training.loop.checkpoint import load_checkpoint
 from training.losses.distillation import distillation_mask, log_ratio_distillation
 from training.losses.photometric import Target, identity_error, minimum_error
 from training.stages.base import NetworkName, Place, StageConfig, stage
-from training.stages.pictures import fixed_batch, overlay
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
-from training.stages.sources import views_of
-from training.stages.system import LookupFrame, System
+from training.stages.system import LookupFrame, System, views_of
+from training.stages.validation import fixed_batch, overlay
 
 if TYPE_CHECKING:
     from training.runs.run import Run

@@ -19,9 +19,8 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.decoder import DECODERS
 from depth_prior_ros.models.matching import MultiFrameDepth
 from depth_prior_ros.models.search_range import DELTA_RANGE
-from training.data.batch import StepBatch, TripletBatch
 from training.data.pairs import PairSource
-from training.data.triplets import TripletSource
+from training.data.triplets import StepBatch, TripletBatch, TripletSource
 from training.loop.distributed import to_device
 from training.losses.photometric import (
     Target,
@@ -35,19 +34,24 @@ from training.losses.supervised import pose_loss
 from training.losses.views import Views
 from training.recipes.data import Mode
 from training.stages.base import NetworkName, Place, TrainingConfig, stage
-from training.stages.pictures import system_pictures
-from training.stages.sources import motion_sources, views_of
 from training.stages.system import (
     LookupFrame,
     System,
     freeze_trunk,
     held_loss,
+    motion_sources,
     parameter_groups,
     share,
     standing,
     supervised_loss,
+    views_of,
 )
-from training.stages.validation import VALIDATION_ERROR, Validation, validation_error
+from training.stages.validation import (
+    VALIDATION_ERROR,
+    Validation,
+    system_pictures,
+    validation_error,
+)
 
 if TYPE_CHECKING:
     from training.runs.run import Run

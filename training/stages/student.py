@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from training.data.batch import StepBatch, TripletBatch
+from training.data.triplets import StepBatch, TripletBatch
 from training.losses.distillation import (
     auxiliary_loss,
     distillation_mask,
@@ -24,8 +24,7 @@ from training.losses.distillation import (
 from training.losses.photometric import minimum_error
 from training.stages.base import NetworkName, Place, stage
 from training.stages.self_supervised import Logs, Scene, SelfSupervised, SelfSupervisedStage
-from training.stages.sources import views_of
-from training.stages.system import System
+from training.stages.system import System, views_of
 
 if TYPE_CHECKING:
     from training.prior.reference.set import ReferenceSet

@@ -1,4 +1,10 @@
-"""The three networks that are trained together, and what every stage computes with them."""
+"""The three networks that are trained together, and what every stage computes with them.
+
+Which pictures explain a frame are the modes M, S and MS of monodepth2 (section 4): those before and
+after, its stereo partner, or all three. The stereo partner is one more source, with a motion that
+is known, in metres; the minimum over the sources and the auto-mask take it as the others, as
+monodepth2's code does.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +29,12 @@ from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
+from training.data.triplets import TripletBatch
 from training.loop.distributed import SINGLE_PROCESS, ProcessGroup, share_batch_statistics
 from training.losses.supervised import log_depth_loss, log_gradient_loss, pose_loss
+from training.losses.views import Views
 from training.recipes.base import RecipeError
+from training.recipes.data import Mode
 
 if TYPE_CHECKING:
     from training.recipes.recipe import MultiFrame, Recipe
@@ -354,3 +363,28 @@ def supervised_loss(
             parts["multi_held"] = held_loss(multi, single)
             loss = loss + held_weight * parts["multi_held"]
     return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
+
+
+def motion_sources(images: Tensor, mode: Mode) -> Tensor:
+    """Previous and next frame (2, B, 3, H, W) of triplets (B, 3, 3, H, W); none in mode S."""
+    before, _, after = images.unbind(1)
+    return torch.stack([before, after])[: 0 if mode == "S" else 2]
+
+
+def views_of(batch: TripletBatch, K: Tensor, sources: Tensor, poses: Tensor) -> Views:
+    """The sources of a batch, and the stereo partner behind them where it has one.
+
+    Args:
+        batch: of the target frames.
+        K: intrinsics of targets and sources in pixels (B, 3, 3).
+        sources: previous and next frame (2, B, 3, H, W); none in mode S.
+        poses: source_from_target (2, B, 4, 4), network units.
+    """
+    if batch.partner is None:
+        return Views.of(sources, K, poses)
+    assert batch.partner_pose is not None
+    assert batch.partner_K is not None
+    images = torch.cat([sources, batch.partner[None]])
+    motions = torch.cat([poses, batch.partner_pose[None].to(poses)])
+    through = [K[None].expand(len(sources), -1, -1, -1), batch.partner_K[None]]
+    return Views.of(images, K, motions, torch.cat(through))

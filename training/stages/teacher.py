@@ -31,8 +31,7 @@ from training.stages.self_supervised import (
     aligned_views,
     scale_smoothness,
 )
-from training.stages.sources import views_of
-from training.stages.system import LookupFrame, System
+from training.stages.system import LookupFrame, System, views_of
 
 if TYPE_CHECKING:
     from training.runs.run import Run

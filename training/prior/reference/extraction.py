@@ -25,8 +25,7 @@ from torch import Tensor
 from depth_prior_ros.atomic_files import remove_leftovers
 from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings.base import CorruptFrameError
-from training.data.batch import TripletBatch
-from training.data.triplets import TripletSource
+from training.data.triplets import TripletBatch, TripletSource
 from training.errors import TrainingError
 from training.loop.distributed import SINGLE_PROCESS, ProcessGroup
 from training.prior.reference.files import (
