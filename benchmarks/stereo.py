@@ -145,10 +145,10 @@ def _render(
     if not bag.exists():
         render(
             bag,
-            seed,
-            frames,
-            size,
             95,
+            seed=seed,
+            frames=frames,
+            size=size,
             street=street,
             stop=False,
             moving=True,

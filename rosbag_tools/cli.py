@@ -268,10 +268,10 @@ def _render(parsed: argparse.Namespace) -> None:
 
     render(
         parsed.out,
-        parsed.seed,
-        parsed.frames,
-        parsed.size,
         parsed.quality,
+        seed=parsed.seed,
+        frames=parsed.frames,
+        size=parsed.size,
         street=parsed.street,
         traffic=parsed.traffic,
         stop=not parsed.no_stop,

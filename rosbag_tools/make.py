@@ -424,43 +424,18 @@ def make(
 
 
 def render(
-    out: Path,
-    seed: int,
-    frames: int,
-    size: tuple[int, int],
-    quality: int,
-    *,
-    street: str = "embedded",
-    traffic: str = "mixed",
-    stop: bool = True,
-    moving: bool = False,
-    stereo: float = 0.0,
-    camera_height: float | None = None,
-    camera_pitch_deg: float = 0.0,
+    out: Path, quality: int, *, moving: bool = False, stereo: float = 0.0, **street: Any
 ) -> None:
     """Render a street drive and write it; the same arguments give the same bag.
 
     `moving` adds masks of what moves by itself, `stereo` a second camera so many metres to the
-    right (to the left where negative). See `street_drive` for the others. Raises
+    right (to the left where negative); the others are those of `street_drive`. Raises
     RecordingError where `out` exists, or where OpenGL does not work (saying what to install).
     """
     from depth_prior_ros.recordings.synthetic.drive import street_drive
     from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 
-    drives = [
-        street_drive(
-            seed,
-            frames,
-            size,
-            street=street,
-            traffic=traffic,
-            stop=stop,
-            offset=offset,
-            camera_height=camera_height,
-            camera_pitch_deg=camera_pitch_deg,
-        )
-        for offset in ([0.0, stereo] if stereo else [0.0])
-    ]
+    drives = [street_drive(**street, offset=x) for x in ([0.0, stereo] if stereo else [0.0])]
     partner = None
     if stereo:
         partner = Partner({frame.stamp_ns: frame for frame in drives[1].frames}, stereo)

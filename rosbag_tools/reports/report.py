@@ -190,10 +190,11 @@ def render(folder: Path, results: Results) -> str:
     shown = _within_budget(folder, [f for f in frames if f.pictures])
     views = {k: n for k, n in _KINDS.items() if shown and _picture(folder, shown[0], k).is_file()}
     answered = [f.latency_ms for f in frames if f.latency_ms is not None]
+    way = "pipeline" if metrics["mode"] == "offline" else "depth node"
     return page.render(
         _TEMPLATE,
         title=f"depth_prior_ros · {run['recording']}",
-        subtitle=f"{metrics['frames_in']} frames through the {_way(metrics)}, bundle "
+        subtitle=f"{metrics['frames_in']} frames through the {way}, bundle "
         f"{run['bundle']['name']}, {metrics['mode']}",
         figures=_figures(metrics),
         views=views,
@@ -209,10 +210,6 @@ def render(folder: Path, results: Results) -> str:
         latency=histogram(answered, metrics["latency_ms"]),
         details=_details(metrics, run),
     )
-
-
-def _way(metrics: dict[str, Any]) -> str:
-    return "pipeline" if metrics["mode"] == "offline" else "depth node"
 
 
 def _picture(folder: Path, frame: FrameRecord, kind: str) -> Path:

@@ -42,16 +42,16 @@ def test_a_series_has_a_run_for_each_seed_and_waits_for_what_it_names(tmp_path: 
         },
         compare={"rows": ["A:B=two", "C:=three/0_teacher/bundle"]},
     )
-    made = plan(read_experiment(path), path, tmp_path)
-    jobs = {job.folder.name: job for job in made.jobs}
+    planned, table = plan(read_experiment(path), path, tmp_path)
+    jobs = {job.folder.name: job for job in planned}
     assert list(jobs) == ["one_seed1", "two_seed3", "two_seed4", "three_seed3", "three_seed4"]
     assert jobs["two_seed4"].overrides == ("seed=4", f"start={tmp_path}/one_seed1/x.safetensors")
     assert jobs["three_seed4"].needs == {tmp_path / "two_seed4"}, "paired by seed"
-    assert made.table is not None
-    assert made.table.rows[0] == (
+    assert table is not None
+    assert table.rows[0] == (
         f"A:B={tmp_path}/two_seed3/bundle@3,{tmp_path}/two_seed4/bundle@4"
     )
-    assert f"{tmp_path}/three_seed3/0_teacher/bundle@3" in made.table.rows[1]
+    assert f"{tmp_path}/three_seed3/0_teacher/bundle@3" in table.rows[1]
 
 
 @pytest.mark.parametrize(
@@ -150,5 +150,5 @@ def test_the_shipped_experiments_are_valid(tmp_path: Path) -> None:
     files = sorted((share_dir() / "config" / "training" / "experiments").glob("*.yaml"))
     assert files
     for file in files:
-        for job in plan(read_experiment(file), file, tmp_path).jobs:
+        for job in plan(read_experiment(file), file, tmp_path)[0]:
             load_recipe(job.recipe, list(job.overrides))

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +48,7 @@ from training.evaluation.sets import (
     kitti_2015_set,
     lidar_training_set,
 )
+from training.runs.output import version_of
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import Bundle
@@ -277,19 +277,9 @@ def _bundle_key(bundle: Bundle, backend: str, device: str) -> str:
         *(part.model_dump(mode="json") for part in parts),
         backend,
         device,
-        _versions(),
+        {package: v for package in _PACKAGES if (v := version_of(package))},
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -91,14 +91,6 @@ class Job:
         return (self.folder / "bundle" / MANIFEST_NAME).is_file()
 
 
-@dataclass
-class ExperimentPlan:
-    """All jobs of an experiment, and its table with bundles in place of series."""
-
-    jobs: list[Job]
-    table: Table | None = None
-
-
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment's YAML file.
 
@@ -117,8 +109,9 @@ def read_experiment(path: Path) -> Experiment:
         raise RecipeError(f"experiment {path} is not valid: {printable(words)}") from error
 
 
-def plan(experiment: Experiment, path: Path, out: Path) -> ExperimentPlan:
-    """Jobs and listing of an experiment read from ``path`` with run folders below ``out``.
+def plan(experiment: Experiment, path: Path, out: Path) -> tuple[list[Job], Table | None]:
+    """All jobs of an experiment read from ``path`` with run folders below ``out``, and its table
+    with bundles in place of series.
 
     Raises:
         RecipeError: a series that is not there is named.
@@ -136,7 +129,7 @@ def plan(experiment: Experiment, path: Path, out: Path) -> ExperimentPlan:
     if table is not None:
         rows = tuple(_row(text, experiment, out) for text in table.rows)
         table = table.model_copy(update={"rows": rows})
-    return ExperimentPlan(jobs, table)
+    return jobs, table
 
 
 def run_folder(out: Path, name: str, seed: int) -> Path:
@@ -340,9 +333,9 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
         raise RecipeError(f"{workers} jobs at a time: at least one is needed")
     if data is not None:
         os.environ[DATA_VARIABLE] = str(data)
-    made = plan(read_experiment(path), path, out)
+    jobs, table = plan(read_experiment(path), path, out)
     runner = Runner(workers)
-    for job in made.jobs:  # a typo in the last one is told before the first is trained
+    for job in jobs:  # a typo in the last one is told before the first is trained
         if is_of_another_recipe(job, load_recipe(job.recipe, list(job.overrides))):
             runner.console.print(
                 f"{job.folder.name}: finished with another recipe or other overrides than now (see "
@@ -351,8 +344,7 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
                 highlight=False,
             )
     listing = None
-    if made.table is not None:
-        table = made.table
+    if table is not None:
         specs = [parse_spec(text) for text in table.rows]
         synthetic = [Path(bag) for bag in table.synthetic]
         pairs = list(table.pairs)
@@ -361,5 +353,5 @@ def run_experiment(path: Path, out: Path, workers: int, data: Path | None = None
             specs, table.against, pairs, synthetic, table.sets, table.cost, recordings
         )
         check_listing(listing)
-    runner.run(made.jobs)
+    runner.run(jobs)
     return listing

@@ -131,12 +131,6 @@ class ChosenPrior:
         )
 
 
-def teacher_size(recipe: Recipe, teacher: FrozenTeacher) -> tuple[int, int] | None:
-    """The second size (W, H) that triplets are needed at; None where no stage asks for one."""
-    asked = any(stage.needs_teacher_size for stage in recipe.stages)
-    return teacher.identity.size if asked else None
-
-
 @dataclass
 class PriorWork:
     """The prior of one run in ``folder``; ``data`` loads its triplets."""
@@ -185,8 +179,9 @@ class PriorWork:
             )
 
     def size(self) -> tuple[int, int] | None:
-        """See `teacher_size`."""
-        return None if self.recipe.teacher is None else teacher_size(self.recipe, self.teacher)
+        """The second size (W, H) that triplets are needed at; None where no stage asks for one."""
+        asked = any(stage.needs_teacher_size for stage in self.recipe.stages)
+        return self.teacher.identity.size if asked and self.recipe.teacher is not None else None
 
     def fusion(self) -> FusionConfig | None:
         """Sizes of the student's fusion; the teacher says how wide the references are."""

@@ -77,23 +77,21 @@ def _entries(path: Path) -> list[Any]:
 def environment(seed: int, device: torch.device) -> dict[str, Any]:
     """Commit, seed, versions and machine as plain values."""
     cuda = device.type == "cuda"
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "git": git_hash(),
         "seed": seed,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
-        "processes": torch.distributed.get_world_size() if _several() else 1,
+        "processes": torch.distributed.get_world_size() if several else 1,
         "threads": torch.get_num_threads(),
-        "packages": {name: v for name in _PACKAGES if (v := _version(name))},
+        "packages": {name: v for name in _PACKAGES if (v := version_of(name))},
     }
 
 
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where it is not there."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

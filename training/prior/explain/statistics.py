@@ -109,11 +109,12 @@ def measure_use(
 
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's, without regard to ties; 0 where one of them does not vary."""
+    """Spearman's; 0 where one of them does not vary."""
+    from scipy.stats import spearmanr
+
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    first, second = (np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (a, b))
-    return float(np.corrcoef(first, second)[0, 1])
+    return float(spearmanr(a, b).statistic)
 
 
 def columns_of(
@@ -123,9 +124,9 @@ def columns_of(
 
     Columns sum to one, or are zero; the outer bars hold what is beyond.
     """
-    bars = len(edges) - 1
-    places = [np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bars - 1) for x in (b, a)]
-    counts = np.bincount(places[0] * bars + places[1], minlength=bars**2).reshape(bars, bars)
+    last = np.nextafter(edges[-1], edges[0])
+    up, across = np.clip(b, edges[0], last), np.clip(a, edges[0], last)
+    counts = np.histogram2d(up, across, bins=[edges, edges])[0]
     return np.asarray(counts / np.maximum(counts.sum(0), 1), np.float64)
 
 
@@ -248,11 +249,14 @@ class Grid:
 
 
 def shares(
-    values: Sequence[float] | NDArray[np.float64], edges: NDArray[np.float64]
+    values: Sequence[float] | NDArray[np.float64],
+    edges: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Shares of values by bars; the outer bars hold what is beyond."""
+    """Shares of values by bars, or their weights summed; the outer bars hold what is beyond."""
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    return np.bincount(place, minlength=len(edges) - 1) / max(1, len(place))
+    sums = np.bincount(place, weights, minlength=len(edges) - 1)
+    return np.asarray(sums / max(1, len(place)) if weights is None else sums, np.float64)
 
 
 # -- depth -----------------------------------------------------------------------------------------
@@ -265,10 +269,7 @@ def depth_edges() -> NDArray[np.float64]:
 
 def depth_shares(metres: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights (N,) summed by depth (N,) into the bars of `depth_edges`; their sum is kept."""
-    edges = depth_edges()
-    place = np.searchsorted(edges, metres, side="right") - 1
-    sums = np.bincount(np.clip(place, 0, BINS - 1), weights, minlength=BINS)
-    return np.asarray(sums, np.float64)
+    return shares(metres, depth_edges(), weights)
 
 
 def percent(share: float) -> str:

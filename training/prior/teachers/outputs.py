@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from depth_prior_ros.atomic_files import remove_leftovers, write_safetensors
@@ -30,12 +31,10 @@ _FARTHEST = 6e4  # what half precision still holds
 _WHAT = "depth of the teacher"
 
 
-class _Rows(NamedTuple):
-    """Stored outputs of n triplets; a row that could not be read is zero and not ``there``."""
-
-    depth: Tensor  # (n, 1, H, W) float16
-    there: Tensor  # (n,) bool
-    motions: Tensor | None  # (n, 2, 4, 4) float32
+# Outputs of n triplets, tensors in memory or slices of a file: depth (n, 1, H, W) float16, there
+# (n,) bool (a row that could not be read is zero, and not there), and where the teacher knows
+# motion, motions (n, 2, 4, 4) float32.
+_Shard = Mapping[str, Any]
 
 
 @dataclass
@@ -55,7 +54,7 @@ class TeacherOutputs:
     folder: Path | None
     _first: list[int]  # row of the first triplet of every drive
     _starts: list[int]  # row with which every shard begins
-    _shards: Sequence[Any]  # _Rows, or open files
+    _shards: Sequence[_Shard]
 
     @classmethod
     def open(
@@ -97,9 +96,8 @@ class TeacherOutputs:
         starts = list(range(0, total, shard))
         spans = [range(start, min(start + shard, total)) for start in starts]
         place = None
-        shards: Sequence[Any]
         if folder is None:
-            shards = [work.rows(span) for span in spans]
+            shards: list[_Shard] = [work.rows(span) for span in spans]
         else:
             place = folder / outputs_name(teacher, source, second)
             files = [place / f"{number:05d}.safetensors" for number in range(len(spans))]
@@ -130,21 +128,19 @@ class TeacherOutputs:
         numbers = zip(batch.drive.tolist(), batch.triplet.tolist(), strict=True)
         found = [self._row(self._first[drive] + triplet) for drive, triplet in numbers]
         device, which = batch.images.device, batch.mirrored.to(batch.images.device)
-        depth = torch.stack([row.depth[0] for row in found]).to(device).float()
+        depth = torch.stack([row["depth"] for row in found]).to(device).float()
         depth = torch.where(which[:, None, None, None], depth.flip(-1), depth)
-        if found[0].motions is None:
+        if "motions" not in found[0]:
             return depth, None
-        motions = torch.stack([row.motions[0] for row in found if row.motions is not None], dim=1)
-        motions = motions.to(device)
+        motions = torch.stack([row["motions"] for row in found], dim=1).to(device)
         mirrored = mirror_pose(Pose(motions)).matrix
         return depth, torch.where(which[None, :, None, None], mirrored, motions)
 
-    def _row(self, row: int) -> _Rows:
+    def _row(self, row: int) -> dict[str, Tensor]:
         number = bisect_right(self._starts, row) - 1
         at = row - self._starts[number]
-        shard = self._shards[number]
-        one = _slice(shard, at, at + 1)
-        if not bool(one.there[0]):
+        one = {name: rows[at : at + 1][0] for name, rows in self._shards[number].items()}
+        if not bool(one["there"]):
             raise TrainingError(
                 f"triplet {row} could not be read when the teacher looked at it; "
                 f"{'start again' if self.folder is None else f'remove {self.folder}'} if it can now"
@@ -218,7 +214,7 @@ class _Work:
     total: int
     progress: Progress
 
-    def rows(self, span: range) -> _Rows:
+    def rows(self, span: range) -> dict[str, Tensor]:
         """Outputs of these rows of ``source.index``."""
         index = self.source.index
         width, height = self.teacher.identity.size
@@ -238,7 +234,8 @@ class _Work:
             if view.motions is not None:
                 motions[places] = view.motions.transpose(0, 1).float().cpu()
         self.progress(_WHAT, span[-1] + 1, self.total)
-        return _Rows(depth, there, motions if moves else None)
+        rows = {"depth": depth, "there": there}
+        return rows | {"motions": motions} if moves else rows
 
     def _read(
         self, index: list[tuple[int, int]], span: range, start: int
@@ -265,54 +262,26 @@ class _Work:
         return view
 
 
-class _File:
-    """A shard on disk, mapped into memory."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self._file = safe_open(path, framework="pt")
-        self.names = set(self._file.keys())
-
-    def shape(self, name: str) -> list[int]:
-        return list(self._file.get_slice(name).get_shape())
-
-    def part(self, name: str, start: int, stop: int) -> Tensor:
-        part: Tensor = self._file.get_slice(name)[start:stop]
-        return part
-
-
-def _slice(shard: _Rows | _File, start: int, stop: int) -> _Rows:
-    if isinstance(shard, _File):
-        motions = shard.part("motions", start, stop) if "motions" in shard.names else None
-        return _Rows(shard.part("depth", start, stop), shard.part("there", start, stop), motions)
-    motions = None if shard.motions is None else shard.motions[start:stop]
-    return _Rows(shard.depth[start:stop], shard.there[start:stop], motions)
-
-
-def _opened(path: Path, count: int, size: tuple[int, int]) -> _File | None:
-    """A shard that is there, whole and of the right shape; otherwise None."""
-    from safetensors import SafetensorError
-
+def _opened(path: Path, count: int, size: tuple[int, int]) -> _Shard | None:
+    """A shard that is there, whole and of the right shape, mapped into memory; otherwise None."""
     try:
-        file = _File(path)
-        whole = file.shape("depth") == [count, 1, size[1], size[0]]
-        return file if whole and file.shape("there") == [count] else None
-    except (OSError, SafetensorError):
+        file = safe_open(path, framework="pt")
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {"depth": [count, 1, size[1], size[0]], "there": [count]}
+        whole = all(list(found[name].get_shape()) == shape for name, shape in shapes.items())
+        return found if whole else None
+    except (OSError, KeyError, SafetensorError):
         return None
 
 
-def _readable(path: Path, count: int, size: tuple[int, int]) -> _File:
+def _readable(path: Path, count: int, size: tuple[int, int]) -> _Shard:
     found = _opened(path, count, size)
     if found is None:
         raise TrainingError(f"{path} was changed while it was read; start again")
     return found
 
 
-def _write(path: Path, rows: _Rows) -> None:
-    tensors = {"depth": rows.depth, "there": rows.there}
-    if rows.motions is not None:
-        tensors["motions"] = rows.motions
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         write_safetensors(path, tensors)
     except OSError as error:
