@@ -27,20 +27,6 @@ from training.recipes.base import RecipeError
 _VERSION = 1  # of what is stored; another one is another file
 
 
-@dataclass
-class CachedFrames:
-    """Pictures mapped from a cache file."""
-
-    pictures: NDArray[np.uint8]
-    corrupt: dict[int, str]
-    slow: bool = False
-
-    def __getitem__(self, position: int) -> Picture:
-        if position in self.corrupt:
-            raise CorruptFrameError(self.corrupt[position])
-        return np.asarray(self.pictures[position])
-
-
 def fingerprint(path: Path, frames: Sequence[Frame], window: Window) -> str:
     """What a cache file is valid for: path, the window, and of every image its name, size, time
     and how it is processed."""
@@ -63,7 +49,7 @@ def _state(path: Path) -> str:
 
 def open_cached(
     folder: Path, path: Path, frames: Sequence[Frame], window: Window, workers: int = 0
-) -> CachedFrames:
+) -> MemoryFrames:
     """Frames of the recording at ``path`` out of ``folder``, decoded into it where not there yet.
 
     Another size, crop or state of the image files is another cache file. Processes that write the
@@ -85,7 +71,7 @@ def open_cached(
     return found
 
 
-def _open(file: Path, notes: Path, shape: tuple[int, ...]) -> CachedFrames | None:
+def _open(file: Path, notes: Path, shape: tuple[int, ...]) -> MemoryFrames | None:
     """The stored frames; None where there are none, or a file is damaged."""
     try:
         corrupt = {int(k): v for k, v in json.loads(notes.read_text())["corrupt"].items()}
@@ -94,7 +80,7 @@ def _open(file: Path, notes: Path, shape: tuple[int, ...]) -> CachedFrames | Non
         return None
     if pictures.shape != shape or pictures.dtype != np.uint8:
         return None
-    return CachedFrames(pictures, corrupt)
+    return MemoryFrames(pictures, corrupt)
 
 
 def _write(file: Path, notes: Path, frames: Sequence[Frame], window: Window, workers: int) -> None:
@@ -212,27 +198,28 @@ def read_all(
 
 @dataclass
 class MemoryFrames:
-    """All pictures decoded once and kept."""
+    """All pictures decoded once and kept: in memory, or mapped from a cache file."""
 
-    pictures: dict[int, Picture]
+    pictures: dict[int, Picture] | NDArray[np.uint8]
     corrupt: dict[int, str] = field(default_factory=dict)
     slow: bool = False
 
     @classmethod
     def load(cls, read: Read, positions: Sequence[int], workers: int = 0) -> MemoryFrames:
         """Decode ``positions``; what cannot be read goes to ``corrupt``."""
-        store = cls({})
+        pictures: dict[int, Picture] = {}
+        store = cls(pictures)
         for position, picture in read_all(read, positions, workers):
             if isinstance(picture, CorruptFrameError):
                 store.corrupt[position] = str(picture)
             else:
-                store.pictures[position] = picture
+                pictures[position] = picture
         return store
 
     def __getitem__(self, position: int) -> Picture:
         if position in self.corrupt:
             raise CorruptFrameError(self.corrupt[position])
-        return self.pictures[position]
+        return np.asarray(self.pictures[position])
 
 
 @dataclass

@@ -194,28 +194,19 @@ def find_drives(data: Path) -> Iterator[Path]:
     yield from sorted(found)
 
 
-def find_kitti_2015(data: Path) -> Path | None:
-    """The folder with KITTI 2015's scenes: `data` itself or its subfolder kitti_2015."""
-    for folder in (data, data / "kitti_2015"):
-        if FORMATS["kitti_2015"].fits(folder):
-            return folder
-    return None
-
-
 def frames_with_depth(recording: StoredRecording) -> tuple[int, ...]:
     """Positions of the frames that have depth."""
     return tuple(i for i, frame in enumerate(recording.frames) if frame.has_depth)
 
 
 def kitti_2015_set(data: Path) -> EvaluationSet | None:
-    """The scenes of KITTI 2015, None where they are not there."""
-    folder = find_kitti_2015(data)
-    if folder is None:
-        return None
-    recording = open_recording(folder)
-    return EvaluationSet(
-        "kitti_2015", PROTOCOLS["kitti2015"], recording, frames_with_depth(recording)
-    )
+    """The scenes of KITTI 2015, `data` itself or its subfolder kitti_2015; None where none are."""
+    for folder in (data, data / "kitti_2015"):
+        if FORMATS["kitti_2015"].fits(folder):
+            recording, protocol = open_recording(folder), PROTOCOLS["kitti2015"]
+            positions = frames_with_depth(recording)
+            return EvaluationSet("kitti_2015", protocol, recording, positions)
+    return None
 
 
 def drive_set(path: Path, read_as: Mapping[str, Any] | None = None) -> EvaluationSet:
