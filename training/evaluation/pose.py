@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -215,10 +216,7 @@ def _runs(
 
 def trajectory(steps: Sequence[Transform]) -> NDArray[np.float64]:
     """Poses (N + 1, 4, 4) seen from the first one, along N steps."""
-    poses = [np.eye(4)]
-    for step in steps:
-        poses.append(poses[-1] @ step)
-    return np.stack(poses)
+    return np.stack(list(accumulate(steps, np.matmul, initial=np.eye(4))))
 
 
 def _snippet_errors(runs: Sequence[Sequence[tuple[Transform, Transform]]]) -> SnippetErrors:
@@ -275,15 +273,10 @@ def drive_errors(true: Sequence[Transform], found: Sequence[Transform]) -> Drive
 
 
 def _angle(rotation: NDArray[np.float64]) -> float:
-    """Degrees; from sine and cosine, as the arc cosine alone knows no small angles."""
-    axis = np.array(
-        [
-            rotation[2, 1] - rotation[1, 2],
-            rotation[0, 2] - rotation[2, 0],
-            rotation[1, 0] - rotation[0, 1],
-        ]
-    )
-    return float(np.degrees(np.arctan2(np.linalg.norm(axis), np.trace(rotation) - 1)))
+    """Degrees."""
+    from scipy.spatial.transform import Rotation
+
+    return float(np.degrees(Rotation.from_matrix(rotation).magnitude()))
 
 
 def _names(bundle: Bundle, recording: StoredRecording) -> bool:

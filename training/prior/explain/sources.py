@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -422,17 +422,13 @@ def example_images(
 
 def _readers(path: Path, reading: Any = None) -> list[tuple[str, Load]]:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        return [(path.name, lambda: read_image(path))]
+        return [(path.name, partial(read_image, path))]
     if is_image_folder(path) and not is_bag(path):  # needs no intrinsics here
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        return [(file.name, _reader(file)) for file in files]
+        return [(file.name, partial(read_image, file)) for file in files]
     options = {} if reading is None else recording_options(path, reading)
     recording = open_recording(path, **options)
     return [(f"{recording.name} · {i}", f.image) for i, f in enumerate(recording.frames)]
-
-
-def _reader(file: Path) -> Load:
-    return lambda: read_image(file)
 
 
 def _below(data: Path | None) -> tuple[list[tuple[str, Load]], str]:

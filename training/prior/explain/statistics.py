@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,12 +194,12 @@ class Grid:
     Attributes:
         size: (width, height) of the map.
         side: of a cell, in pixels of the map; cells at the right and lower edge may be smaller.
-        cell: (N,) cell of each reference, row-major.
+        place: (2, N) row and column of each reference in the map.
     """
 
     size: tuple[int, int]
     side: int
-    cell: NDArray[np.int64] = field(repr=False)
+    place: NDArray[np.int64] = field(repr=False)
 
     @classmethod
     def of(cls, origins: Origins) -> Grid:
@@ -209,13 +208,8 @@ class Grid:
         width, height = origins.map_size
         pixels = _PER_CELL * width * height / len(origins.image)
         side = int(np.clip(np.ceil(np.sqrt(pixels)), 1, min(width, height)))
-        x, y = (origins.x * width).astype(np.int64), (origins.y * height).astype(np.int64)
-        return cls((width, height), side, y // side * -(-width // side) + x // side)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return -(-self.size[1] // self.side), -(-self.size[0] // self.side)
+        place = np.stack([origins.y * height, origins.x * width]).astype(np.int64)
+        return cls((width, height), side, place)
 
     def density(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """How many references (or how much weight) a pixel of the map holds; 1: as if even.
@@ -223,29 +217,25 @@ class Grid:
         Returns:
             (height, width) of the map.
         """
-        rows, columns = self.shape
-        sums = np.bincount(self.cell, weights, minlength=rows * columns).astype(float)
-        pixels = np.bincount(self._numbers().ravel(), minlength=rows * columns)
-        return self._spread(sums / pixels) * pixels.sum() / sums.sum()
+        every = np.indices(self.size[::-1]).reshape(2, -1)
+        pixels = replace(self, place=every)._by_cell(None)
+        found = self._by_cell(weights) / pixels
+        return np.asarray(found / found.mean(), np.float64)
 
     def median(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Median of the references' values in each cell, as `density`; NaN where there are none."""
-        rows, columns = self.shape
-        found = np.full(rows * columns, np.nan)
-        order = np.argsort(self.cell, kind="stable")
-        starts = np.searchsorted(self.cell[order], np.arange(rows * columns + 1))
-        for place, (first, last) in enumerate(pairwise(starts)):
-            if last > first:
-                found[place] = np.median(values[order[first:last]])
-        return self._spread(found)
+        return self._by_cell(values, "median")
 
-    def _numbers(self) -> NDArray[np.int64]:
-        """The cell of every pixel of the map, (height, width)."""
-        y, x = np.mgrid[: self.size[1], : self.size[0]] // self.side
-        return np.asarray(y * self.shape[1] + x, np.int64)
+    def _by_cell(
+        self, values: NDArray[np.float64] | None, statistic: str = "sum"
+    ) -> NDArray[np.float64]:
+        """A statistic of the references' values (None: ones) in its cell, at every pixel."""
+        from scipy.stats import binned_statistic_2d
 
-    def _spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(values[self._numbers()], np.float64)
+        values = np.ones(self.place.shape[1]) if values is None else values
+        rows, columns = (np.append(np.arange(0, n, self.side), n) for n in self.size[::-1])
+        found = binned_statistic_2d(*self.place, values, statistic, bins=[rows, columns]).statistic
+        return np.repeat(np.repeat(found, np.diff(rows), 0), np.diff(columns), 1)
 
 
 def shares(
