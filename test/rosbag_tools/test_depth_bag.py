@@ -202,6 +202,21 @@ def test_names_of_strangers_reach_no_terminal(
     assert r"\u202egps" in said
 
 
+@pytest.mark.parametrize("command", [["play"], ["replay", "--out", "out"]])
+def test_without_ros_a_replay_says_what_to_install(command: list[str], tmp_path: Path) -> None:
+    names = ("rclpy", "builtin_interfaces", "sensor_msgs", "std_msgs", "nav_msgs")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({names!r}));"
+        f"from rosbag_tools.cli import main; sys.exit(main({[*command, 'street']!r}))"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "needs rclpy" in done.stderr and "source a ROS 2 installation" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_what_a_killed_rendering_left_is_removed(tmp_path: Path) -> None:
     run = [sys.executable, "-c", "import sys; from rosbag_tools.cli import main; sys.exit(main())"]
