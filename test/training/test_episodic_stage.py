@@ -73,10 +73,12 @@ def test_depth_is_that_of_the_training_cameras_focal_length(samples: SampleSet) 
 
 def test_references_come_from_other_frames_of_the_recording(samples: SampleSet) -> None:
     source = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0)
-    settings = {"queries": 2, "references": (5, 30), "frames": (1, 5)}
+    config = Episodic(
+        kind="episodic", steps=1, batch=4, queries=2, references=(5, 30), noise_share=0.0
+    )
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        batch = source.batch(rng, recordings=2, noise_share=0.0, noise=0.1, **settings)  # type: ignore[arg-type]
+        batch = source.batch(rng, config)
         assert batch.which.tolist() == [0, 0, 1, 1]
         for i, which in enumerate(batch.which.tolist()):
             found = batch.references[which]

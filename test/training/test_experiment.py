@@ -48,9 +48,7 @@ def test_a_series_has_a_run_for_each_seed_and_waits_for_what_it_names(tmp_path: 
     assert jobs["two_seed4"].overrides == ("seed=4", f"start={tmp_path}/one_seed1/x.safetensors")
     assert jobs["three_seed4"].needs == {tmp_path / "two_seed4"}, "paired by seed"
     assert table is not None
-    assert table.rows[0] == (
-        f"A:B={tmp_path}/two_seed3/bundle@3,{tmp_path}/two_seed4/bundle@4"
-    )
+    assert table.rows[0] == (f"A:B={tmp_path}/two_seed3/bundle@3,{tmp_path}/two_seed4/bundle@4")
     assert f"{tmp_path}/three_seed3/0_teacher/bundle@3" in table.rows[1]
 
 

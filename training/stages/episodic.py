@@ -125,36 +125,18 @@ class EpisodeSource:
             made.append((plain, mirrored))
         return cls(made)
 
-    def batch(
-        self,
-        rng: np.random.Generator,
-        *,
-        recordings: int,
-        queries: int,
-        references: tuple[int, int],
-        frames: tuple[int, int],
-        noise_share: float,
-        noise: float,
-    ) -> EpisodeBatch:
-        """Draw episodes.
-
-        Args:
-            rng: decides everything.
-            recordings: how many.
-            queries: frames that ask, of each.
-            references: fewest and most, drawn log-uniformly.
-            frames: fewest and most that they come from; never one that asks.
-            noise_share: share of the episodes whose references have errors.
-            noise: their largest deviation, of log depth.
-        """
+    def batch(self, rng: np.random.Generator, config: Episodic) -> EpisodeBatch:
+        """Draw episodes; ``rng`` decides everything. No frame that asks gives references."""
+        recordings, queries = config.batch // config.queries, config.queries
         asked, sets = [], []
         for number in rng.integers(len(self.recordings), size=recordings):
             frames_of = self.recordings[number][int(rng.random() < 0.5)]
             order = rng.permutation(len(frames_of))
-            low, high = frames
+            low, high = config.frames
             used = int(rng.integers(low, min(high, len(order) - queries) + 1))
-            count = int(np.exp(rng.uniform(*np.log(references))))
-            sigma = noise * rng.random() if rng.random() < noise_share else 0.0
+            count = int(np.exp(rng.uniform(*np.log(config.references))))
+            wrong = rng.random() < config.noise_share
+            sigma = config.noise * rng.random() if wrong else 0.0
             sets.append(draw_references([frames_of[i] for i in order[-used:]], count, rng, sigma))
             asked += [frames_of[i] for i in order[:queries]]
         return EpisodeBatch(
@@ -304,16 +286,7 @@ class EpisodicStage:
 
     def draw_batch(self, rng: np.random.Generator) -> EpisodeBatch:
         """This process's episodes of a batch."""
-        config = self.config
-        return self.source.batch(
-            rng,
-            recordings=config.batch // config.queries,
-            queries=config.queries,
-            references=config.references,
-            frames=config.frames,
-            noise_share=config.noise_share,
-            noise=config.noise,
-        )
+        return self.source.batch(rng, self.config)
 
     def loss(self, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance in log depth."""

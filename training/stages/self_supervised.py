@@ -244,16 +244,8 @@ class SelfSupervisedStage:
         further, logs = self._further(scene)
         loss, values = loss + further, values | logs
         if drawn.pairs is not None:
-            rehearsal, logs = supervised_loss(
-                self.system,
-                drawn.pairs,
-                gradient_weight=self.config.gradient_weight,
-                multi_batch=self._rehearsed_by_multi(),
-                pose_weight=self.config.pose_weight,
-                predicted_pose=self.config.predicted_pose,
-                static_camera=self.config.static_camera,
-                held_weight=self.config.held_weight,
-            )
+            seen = self._rehearsed_by_multi()
+            rehearsal, logs = supervised_loss(self.system, drawn.pairs, self.config, seen)
             loss, values = loss + self.config.synthetic_weight * rehearsal, values | logs
         return loss, {name: value.detach() for name, value in values.items()}
 

@@ -112,17 +112,8 @@ class SupervisedStage:
 
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """All networks against exact depth and motion."""
-        config, batch = self.config, batch.to(self.system.device)
-        return supervised_loss(
-            self.system,
-            batch,
-            gradient_weight=config.gradient_weight,
-            multi_batch=share(self.system, config.multi_batch),
-            pose_weight=config.pose_weight,
-            predicted_pose=config.predicted_pose,
-            static_camera=config.static_camera,
-            held_weight=config.held_weight,
-        )
+        seen = share(self.system, self.config.multi_batch)
+        return supervised_loss(self.system, batch.to(self.system.device), self.config, seen)
 
     def validate(self) -> dict[str, float]:
         """Figures of the student on held-out frames."""

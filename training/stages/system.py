@@ -39,6 +39,8 @@ from training.recipes.data import Mode
 if TYPE_CHECKING:
     from training.recipes.recipe import MultiFrame, Recipe
     from training.stages.base import TrainingConfig
+    from training.stages.self_supervised import SelfSupervised
+    from training.stages.supervised import Supervised
 
 
 @dataclass
@@ -307,25 +309,18 @@ def parameter_groups(
 def supervised_loss(
     system: System,
     batch: PairBatch,
-    *,
-    gradient_weight: float,
+    config: Supervised | SelfSupervised,
     multi_batch: int | None,
-    pose_weight: float = 10.0,
-    predicted_pose: float = 0.0,
-    static_camera: float = 0.0,
-    held_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All three networks against exact depth and motion.
 
     Args:
         system: the networks.
         batch: synthetic pairs.
-        gradient_weight: of the loss on differences of log depth.
+        config: gradient_weight, of the loss on differences of log depth; pose_weight, of the
+            motion's; held_weight, of `held_loss`; predicted_pose and static_camera, shares of M's
+            samples that are matched with the predicted motion, and with themselves.
         multi_batch: samples that M sees; None: all, 0: none.
-        pose_weight: of the motion's loss.
-        predicted_pose: share of M's samples that are matched with the predicted motion.
-        static_camera: share of M's samples that are matched with themselves.
-        held_weight: of `held_loss`.
     """
     previous, current = batch.inputs.unbind(1)
     depth = disparity_to_depth(system.predict(current, code=batch.code).disparity[0])[1]
@@ -336,32 +331,32 @@ def supervised_loss(
         "single_gradient": log_gradient_loss(depth, batch.depth),
         "pose": pose_loss(pose, truth),
     }
-    loss = parts["single"] + pose_weight * parts["pose"]
-    loss = loss + gradient_weight * parts["single_gradient"]
+    loss = parts["single"] + config.pose_weight * parts["pose"]
+    loss = loss + config.gradient_weight * parts["single_gradient"]
     if multi_batch != 0:
         n = slice(multi_batch)
         single = depth[n].detach()
         view = LookupFrame(previous[n], Pose(truth.matrix[n]))
-        if predicted_pose:
+        if config.predicted_pose:
             guess = system.aligned(
                 current[n], LookupFrame(previous[n], Pose(pose.matrix[n])), batch.K[n], single
             )
             count = len(single)
-            chosen = system.processes.draw(count, lambda k: torch.rand(k)) < predicted_pose
+            chosen = system.processes.draw(count, lambda k: torch.rand(k)) < config.predicted_pose
             chosen = chosen.to(single.device)[:, None, None]
             view = replace(
                 view, motion=Pose(torch.where(chosen, guess.motion.matrix, view.motion.matrix))
             )
-        if static_camera:
-            view = standing(view, current[n], system.still(static_camera, len(single)))
+        if config.static_camera:
+            view = standing(view, current[n], system.still(config.static_camera, len(single)))
         multi = system.multi(current[n], [view], batch.K[n], single)
         system.observe(multi, single)
         parts["multi"] = log_depth_loss(multi.depth, batch.depth[n])
         parts["multi_gradient"] = log_gradient_loss(multi.depth, batch.depth[n])
-        loss = loss + parts["multi"] + gradient_weight * parts["multi_gradient"]
-        if held_weight:
+        loss = loss + parts["multi"] + config.gradient_weight * parts["multi_gradient"]
+        if config.held_weight:
             parts["multi_held"] = held_loss(multi, single)
-            loss = loss + held_weight * parts["multi_held"]
+            loss = loss + config.held_weight * parts["multi_held"]
     return loss, {f"synthetic/{name}": value.detach() for name, value in parts.items()}
 
 
