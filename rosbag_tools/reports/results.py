@@ -19,6 +19,7 @@ from typing import Any
 from depth_prior_ros.atomic_files import move_into_place, staging_folder, write_json
 from depth_prior_ros.recordings import RecordingError
 from depth_prior_ros.untrusted import parse_json, read_file
+from rosbag_tools.work import refuse_others
 
 METRICS, FRAMES, PICTURES, NODE_LOG, REPORT = (
     "metrics.json",
@@ -74,11 +75,7 @@ def result_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         if not out.is_dir():
             raise RecordingError(f"{out} is a file; name a folder")
-        foreign = sorted(p.name for p in out.iterdir() if p.name not in ours)
-        if foreign:
-            raise RecordingError(
-                f"{out} holds other files ({', '.join(foreign[:3])}); name a new folder"
-            )
+        refuse_others(out, {path.name for path in out.iterdir()} - ours)
     with staging_folder(out) as temporary:
         (temporary / PICTURES).mkdir()
         yield temporary
