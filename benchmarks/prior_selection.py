@@ -35,6 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior, PriorFusion
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.progress import ProgressBar
@@ -42,7 +43,6 @@ from training.prior.reference.files import (
     ReferenceManifest,
     Settings,
     ShardEntry,
-    file_hash,
     shard_name,
     write_manifest,
     write_shard,
@@ -111,7 +111,7 @@ def write_set(folder: Path, references: int, seed: int) -> ReferenceSet:
         write_shard(path, columns, mine, manifest.key)
         size = path.stat().st_size
         entries.append(
-            ShardEntry(file=shard_name(number), rows=len(rows), bytes=size, sha256=file_hash(path))
+            ShardEntry(file=shard_name(number), rows=len(rows), bytes=size, sha256=sha256_of(path))
         )
     done = {"finished": True, "shards": entries, "images": records}
     write_manifest(folder, manifest.model_copy(update=done))

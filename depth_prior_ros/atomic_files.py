@@ -41,11 +41,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
-            _sync(temporary)
+            sync(temporary)
         temporary.replace(path)
         if durable:
             with suppress(OSError):  # some network file systems cannot
-                _sync(path.parent)
+                sync(path.parent)
     except OSError as error:
         reason = "not a regular file" if isinstance(error, UntrustedFileError) else error.strerror
         cause = f"cannot be written: {reason or error}"
@@ -55,7 +55,8 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk. Raises OSError."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

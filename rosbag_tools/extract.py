@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.atomic_files import remove_leftovers, replacing, write_bytes
+from depth_prior_ros.atomic_files import remove_leftovers, replacing, sync, write_bytes
 from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.motion.gate import GateSettings, MotionGate, RecentPictures
 from depth_prior_ros.recordings import CorruptFrameError, Frame, RecordingError, StoredRecording
@@ -44,7 +44,7 @@ from depth_prior_ros.recordings.extracted import (
 )
 from depth_prior_ros.recordings.image_files import decode_image, encode_depth
 from rosbag_tools.remote import Place
-from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, sync, taken_up
+from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, taken_up
 
 FORMATS = ("jpeg", "png")
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.atomic_files import remove_leftovers, write_bytes, write_text
+from depth_prior_ros.atomic_files import remove_leftovers, sync, write_bytes, write_text
 from depth_prior_ros.motion.history import MotionHistory
 from depth_prior_ros.motion.odometry import OdometryReading, speed_of_twist
 from depth_prior_ros.pipeline.framing import InvalidFrameError
@@ -42,7 +42,7 @@ from rosbag_tools.depth_files import (
 from rosbag_tools.remote import Place, below
 from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import METRICS, PICTURES, REPORT, save
-from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, sync, taken_up
+from rosbag_tools.work import Workbook, digest_of_frames, nothing_read, taken_up
 
 if TYPE_CHECKING:
     from depth_prior_ros.backends import Precision

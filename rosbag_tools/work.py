@@ -108,15 +108,6 @@ def digest_of_frames(recording: StoredRecording) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 class Workbook:
     """The files of unfinished work in a folder of its own, which is made.
 

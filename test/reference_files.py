@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame
 from training.data.drives import DriveFrames
@@ -21,7 +22,6 @@ from training.prior.reference.files import (
     ExtractionSettings,
     ReferenceManifest,
     ShardEntry,
-    file_hash,
     shard_name,
     write_manifest,
     write_shard,
@@ -142,7 +142,7 @@ def write_random_set(
                 file=shard_name(number),
                 rows=rows,
                 bytes=path.stat().st_size,
-                sha256=file_hash(path),
+                sha256=sha256_of(path),
             )
         )
     done = {"finished": True, "shards": entries, "images": images}

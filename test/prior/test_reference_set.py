@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_files import PictureTeacher, all_features, write_random_set
 
+from depth_prior_ros.bundle.files import sha256_of
 from training.commands.cli import main
 from training.errors import TrainingError
 from training.prior.reference.files import (
     MANIFEST_NAME,
     SMALLEST_INVERSE_DEPTH,
     ReferenceSetError,
-    file_hash,
     open_shard,
     read_manifest,
     shard_name,
@@ -262,7 +262,7 @@ def test_bad_values_on_disk_are_found_by_verify(own: Path) -> None:
     data[place : place + 2] = np.array([np.nan], np.float16).tobytes()
     file.write_bytes(bytes(data))
     done = read_manifest(own)
-    entry = done.shards[0].model_copy(update={"sha256": file_hash(file)})
+    entry = done.shards[0].model_copy(update={"sha256": sha256_of(file)})
     write_manifest(own, done.model_copy(update={"shards": [entry, *done.shards[1:]]}))
     with pytest.raises(ReferenceSetError, match="features of 1 of 30"):
         ReferenceSet.open(own, verify=True)

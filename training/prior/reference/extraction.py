@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depth_prior_ros.atomic_files import remove_leftovers
+from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings.base import CorruptFrameError
 from training.data.triplets import TripletBatch, TripletSource
@@ -35,7 +36,6 @@ from training.prior.reference.files import (
     ReferenceManifest,
     ReferenceSetError,
     ShardEntry,
-    file_hash,
     open_shard,
     read_manifest,
     shard_name,
@@ -154,7 +154,7 @@ def finish(folder: Path, begun: ReferenceManifest) -> None:
                 file=shard_name(number),
                 rows=shard.rows,
                 bytes=path.stat().st_size,
-                sha256=file_hash(path),
+                sha256=sha256_of(path),
             )
         )
     out = [record for record in images.values() if not record["pixels"]]

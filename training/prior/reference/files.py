@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import write_bytes
+from depth_prior_ros.bundle.files import sha256_of
 from depth_prior_ros.sealed import seal, unseal
 from depth_prior_ros.untrusted import check_regular, parse_json, read_file
 from training.errors import TrainingError
@@ -295,21 +296,12 @@ def verify_shard(path: Path, shard: ShardFile, sha256: str | None = None) -> Non
     Raises:
         ReferenceSetError: names what is wrong.
     """
-    if sha256 is not None and file_hash(path) != sha256:
+    if sha256 is not None and sha256_of(path) != sha256:
         raise ReferenceSetError(path, f"altered: its sha256 is not the manifest's; {_AGAIN}")
     for name in ("features", "inverse_depth"):
         problem = _problem(name, shard.columns[name])
         if problem:
             raise ReferenceSetError(path, f"{problem}; {_AGAIN}")
-
-
-def file_hash(path: Path) -> str:
-    """Sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # -- writing -------------------------------------------------------------------------------------
