@@ -336,14 +336,7 @@ class SelfSupervisedStage:
     def _travel_error(self, batch: TripletBatch, poses: Tensor) -> tuple[Tensor, Logs]:
         """Predicted motions (2, B, 4, 4) are as long as the way that was driven, in metres."""
         driven = batch.travel.transpose(0, 1).flatten()
-        known = driven.isfinite()
-        error = velocity_loss(
-            poses[..., :3, 3].flatten(0, 1),
-            driven.nan_to_num(),
-            torch.ones_like(driven),
-            known,
-            self.metres_per_unit,
-        )
+        error = velocity_loss(poses[..., :3, 3].flatten(0, 1), driven, self.metres_per_unit)
         return error, {"travel_error": error}
 
     @property
