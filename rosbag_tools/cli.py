@@ -647,8 +647,10 @@ def _do_recordings(
     from rosbag_tools.units import Job, Unit, places, run_on_ray, run_units, usual_jobs
 
     outs = places(parsed.recordings, parsed.out, alone)
+    # Goes to other processes, which need not know the command.
+    reading = argparse.Namespace(**{k: v for k, v in vars(parsed).items() if k != "run"})
     jobs = [
-        Job(path, out, parsed, options, command)
+        Job(path, out, reading, options, command)
         for path, out in zip(parsed.recordings, outs, strict=True)
     ]
     units = [Unit(str(job.out).rstrip("/").rpartition("/")[2], job) for job in jobs]
