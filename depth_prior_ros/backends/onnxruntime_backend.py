@@ -10,8 +10,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
 from depth_prior_ros.backends.torch_backend import TorchBackend
@@ -19,6 +17,7 @@ from depth_prior_ros.share import cache_dir
 from depth_prior_ros.untrusted import sha256
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
@@ -171,6 +170,7 @@ def bound(session: Any, device: str) -> Compiled:
 
     Outputs whose shape the file leaves open, and those that are not float32, come by the CPU.
     """
+    import numpy as np
     import torch
 
     place = torch.device(device)
