@@ -9,7 +9,8 @@ depth, depth with smooth errors of 12 %, depth by the bundle's own multi-frame n
 that is 5 % off at random from step to step. `--global` names the bundle that the look-up was
 trained on, if that has a set out of its training frames, as in the paper (`lite` has): rows with
 its set, with the set's depths exchanged, and with both looked up. AbsRel is of depth in metres at
-the centres of 8x8 pixels, and after median scaling (in brackets); the mean over frames. Without
+the centres of 8x8 pixels, and after median scaling (in brackets); the mean over frames. Codes are
+fitted on the first `--codes` streets alone, on which both other rows are repeated. Without
 DEPTH_PRIOR_DATA textures are drawn, not photographed: other streets.
 
 Figures: `episodic_ROW`, AbsRel in metres.
@@ -306,6 +307,8 @@ def table_of_streets(
             )
             add("global set, and own street, exact", fused, draw(rest))
     for number, street in enumerate(own[:codes]):
+        add("streets with codes: none", street.exact[:half], None)
+        add("streets with codes: own street, exact", street.exact[:half], draw(street.exact[half:]))
         kinds = {
             "own street, exact": (street.exact, street.images),
             "own street, multi-frame": (street.matched, street.images),
