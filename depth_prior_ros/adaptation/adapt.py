@@ -1,17 +1,20 @@
 """Fit a bundle to its camera on keyframes, evaluate it on others, and keep it where it is better.
 
-What is fitted are the five numbers that the student is told of its camera; no weight changes, and
-nothing is compiled. `depth_train adapt` and the node's service `~/adapt` are this one function.
+What is fitted are the five numbers that the student is told of its camera, or, of a network that
+takes none, its factor; no weight changes, and nothing is compiled. `depth_train adapt` and the
+node's service `~/adapt` are this one function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from depth_prior_ros.adaptation.factor import fit_factor, unit_depth
 from depth_prior_ros.adaptation.keyframes import (
     FARTHEST,
     NEAREST,
@@ -19,12 +22,12 @@ from depth_prior_ros.adaptation.keyframes import (
     Keyframe,
     spaced,
 )
-from depth_prior_ros.bundle import Bundle, CameraCodeSpec, CameraSpec
+from depth_prior_ros.bundle import Bundle, CameraCodeSpec, CameraSpec, FactorSpec, Told
 from depth_prior_ros.evaluation.evaluate import FrameResult, evaluate
 from depth_prior_ros.evaluation.frames import EvaluationFrame
 from depth_prior_ros.evaluation.metrics import DepthErrors, mean_errors
-from depth_prior_ros.evaluation.predictors import NetworkPredictor
-from depth_prior_ros.evaluation.protocols import Protocol
+from depth_prior_ros.evaluation.predictors import Map, NetworkPredictor, Predictor, StoredDepth
+from depth_prior_ros.evaluation.protocols import Protocol as EvaluationProtocol
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.scale import focal_ratio
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from depth_prior_ros.models.episodic_prior import References
     from depth_prior_ros.models.prior_fusion import Prior
     from depth_prior_ros.models.student import Student
+    from depth_prior_ros.pipeline.runtime import Networks
 
 LEAST = 8
 """Keyframes below which nothing is fitted."""
@@ -43,7 +47,7 @@ FITTED, EVALUATED = 24, 12
 STRETCHES = 8
 """Of a drive, alternately fitted on and held out."""
 
-PROTOCOL = Protocol("keyframes", min_depth=NEAREST, max_depth=FARTHEST)
+PROTOCOL = EvaluationProtocol("keyframes", min_depth=NEAREST, max_depth=FARTHEST)
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,16 @@ class Adapted:
     """What came of it.
 
     Attributes:
-        told: the new numbers, the camera that they belong to, and where they are from.
+        told: what was fitted, the camera that it belongs to, and where it is from.
         before: errors of the bundle as it was, one a keyframe that was held out.
-        after: those with the new numbers.
+        after: those with what was fitted.
         fitted: keyframes that were fitted on.
         evaluated: those that were held out.
         references: out of the keyframes that were fitted on, for a student that looks some up.
-        looked_up: errors with the references and the numbers from before; empty without.
+        looked_up: errors with the references, else as before; empty without.
     """
 
-    told: CameraCodeSpec
+    told: Told
     before: list[FrameResult]
     after: list[FrameResult]
     fitted: int
@@ -93,7 +97,7 @@ class Adapted:
 
     @property
     def metric_after(self) -> DepthErrors:
-        """Mean errors in metres with the new numbers."""
+        """Mean errors in metres with what was fitted."""
         return mean_errors([frame.metric for frame in self.after])
 
     @property
@@ -112,7 +116,8 @@ def adapt(
     camera: Camera,
     source: str,
     *,
-    told: CameraCodeSpec | None = None,
+    networks: Networks | None = None,
+    told: Told | None = None,
     metres_per_unit: float | None = None,
     progress: Progress = quiet,
     stop: Callable[[], bool] | None = None,
@@ -120,68 +125,174 @@ def adapt(
     """Fit on every second stretch of a drive and evaluate on those between.
 
     Args:
-        bundle: whose student is told its camera.
+        bundle: what is fitted.
         keyframes: of one camera, in order, depth in metres.
         camera: theirs, at the size of the recorded images.
         source: where they are from, in words.
-        told: what the student is told now; None: what the bundle says.
-        metres_per_unit: that depth is multiplied with; None: the bundle's.
+        networks: the bundle's, compiled; needed where `Manifest.takes_code` is false.
+        told: what it is told now; None: what the bundle says.
+        metres_per_unit: that depth is multiplied with now; None: the bundle's.
         progress: told of what takes long.
         stop: asked now and then whether to end.
 
     Raises:
-        AdaptationError: a student that takes no numbers, or too few keyframes.
+        AdaptationError: a network of which nothing can be fitted, or too few keyframes.
         StoppedError: `stop` said so.
     """
-    from depth_prior_ros.adaptation.camera_code import fit_camera_code, never
+    from depth_prior_ros.adaptation.camera_code import never
 
-    check_student(bundle)
+    check_bundle(bundle)
     if len(keyframes) < LEAST:
         raise AdaptationError(
             f"{len(keyframes)} keyframes with depth in metres, and {LEAST} are needed: drive on"
         )
-    import torch
-
     stop = stop or never
     fitted, evaluated = stretches(keyframes)
-    student = bundle.student()
-    prior = bundle.prior() if bundle.has("prior") else None
-    depth = bundle.manifest.depth
-    factor = metres_per_unit or depth.metres_per_unit
-    trained = bundle.manifest.camera
-    numbers = fit_camera_code(
-        student,
-        [torch.from_numpy(_planes(frame)) for frame in fitted],
-        [torch.from_numpy(f.depth / np.float32(factor * _stretch(f, trained))) for f in fitted],
-        prior,
-        depth_range=(depth.min_units, depth.max_units),
-        progress=progress,
-        stop=stop,
-    )
-    present = told or bundle.manifest.camera_code
-    evaluation = _Evaluation(bundle, student, prior, factor, evaluated, progress, stop)
-    before = evaluation.errors("before", present.numbers if present else (0.0,) * 5)
-    after = evaluation.errors("after", numbers)
-    references, looked_up = None, []
-    if student.episodic is not None:
-        references = take_references(student, fitted, factor, trained)
-        told_now = present.numbers if present else (0.0,) * 5
-        looked_up = evaluation.errors("with references", told_now, references)
-    found = Adapted(
-        CameraCodeSpec(
-            numbers=numbers,  # type: ignore[arg-type]  # five of them
-            camera=CameraSpec.of(camera),
-            source=source,
-        ),
-        before,
-        after,
-        len(fitted),
-        evaluated,
-        references,
-        looked_up,
-    )
-    described = found.told.model_copy(update={"source": f"{source}: {found.text}"})
+    present = told or bundle.manifest.told
+    factor = metres_per_unit or bundle.manifest.depth.metres_per_unit
+    fit: _Fit
+    if bundle.manifest.takes_code:
+        fit = _NumbersFit(bundle, factor, fitted, progress, stop)
+    else:
+        assert networks is not None, "a factor is fitted with compiled networks"
+        fit = _FactorFit(bundle, networks, factor, fitted, evaluated, progress, stop)
+    new = fit.told(CameraSpec.of(camera), source)
+    errors = _Evaluation(evaluated, progress, stop)
+    before = errors("before", fit.predictor(present))
+    after = errors("after", fit.predictor(new))
+    references, looked_up = fit.references(), []
+    if references is not None:
+        looked_up = errors("with references", fit.predictor(present, references))
+    found = Adapted(new, before, after, len(fitted), evaluated, references, looked_up)
+    described = new.model_copy(update={"source": f"{source}: {found.text}"})
     return replace(found, told=described)
+
+
+class _Fit(Protocol):
+    """What of a bundle is fitted to its camera."""
+
+    def told(self, camera: CameraSpec, source: str) -> Told:
+        """Fit it."""
+
+    def predictor(self, told: Told | None, references: References | None = None) -> Predictor:
+        """The bundle's depth of the keyframes that are evaluated, told that."""
+
+    def references(self) -> References | None:
+        """Of the keyframes that are fitted on, for a student that looks some up."""
+
+
+@dataclass(frozen=True)
+class _NumbersFit:
+    """The numbers that a student is told."""
+
+    bundle: Bundle
+    metres_per_unit: float
+    fitted: list[Keyframe]
+    progress: Progress
+    stop: Callable[[], bool]
+
+    @cached_property
+    def student(self) -> Student:
+        return self.bundle.student()
+
+    @cached_property
+    def prior(self) -> Prior | None:
+        return self.bundle.prior() if self.bundle.has("prior") else None
+
+    @property
+    def depth_range(self) -> tuple[float, float]:
+        depth = self.bundle.manifest.depth
+        return depth.min_units, depth.max_units
+
+    def told(self, camera: CameraSpec, source: str) -> CameraCodeSpec:
+        """See `_Fit`."""
+        import torch
+
+        from depth_prior_ros.adaptation.camera_code import fit_camera_code
+
+        factor, trained = self.metres_per_unit, self.bundle.manifest.camera
+        numbers = fit_camera_code(
+            self.student,
+            [torch.from_numpy(frame.planes()) for frame in self.fitted],
+            [
+                torch.from_numpy(frame.depth / np.float32(factor * _stretch(frame, trained)))
+                for frame in self.fitted
+            ],
+            self.prior,
+            depth_range=self.depth_range,
+            progress=self.progress,
+            stop=self.stop,
+        )
+        return CameraCodeSpec(
+            numbers=numbers,  # type: ignore[arg-type]  # five of them
+            camera=camera,
+            source=source,
+        )
+
+    def predictor(self, told: Told | None, references: References | None = None) -> Predictor:
+        """See `_Fit`."""
+        return NetworkPredictor(
+            self.student,
+            prior=self.prior,
+            metres_per_unit=self.metres_per_unit,
+            batch=1,
+            code=told.numbers if isinstance(told, CameraCodeSpec) else (0.0,) * 5,
+            trained=self.bundle.manifest.camera,
+            depth_range=self.depth_range,
+            references=references,
+        )
+
+    def references(self) -> References | None:
+        """See `_Fit`."""
+        if self.student.episodic is None:
+            return None
+        trained = self.bundle.manifest.camera
+        return take_references(self.student, self.fitted, self.metres_per_unit, trained)
+
+
+@dataclass(frozen=True)
+class _FactorFit:
+    """The factor of a network that is told nothing."""
+
+    bundle: Bundle
+    networks: Networks
+    metres_per_unit: float
+    fitted: list[Keyframe]
+    evaluated: list[Keyframe]
+    progress: Progress
+    stop: Callable[[], bool]
+
+    def told(self, camera: CameraSpec, source: str) -> FactorSpec:
+        """See `_Fit`."""
+        seen = StoredDepth(dict(enumerate(self._look(self.fitted))))
+        errors = _Evaluation(self.fitted, self.progress, self.stop)("fitting", seen)
+        factor = fit_factor([frame.errors.ratio for frame in errors])
+        return FactorSpec(metres_per_unit=factor, camera=camera, source=source)
+
+    def predictor(self, told: Told | None, references: References | None = None) -> Predictor:
+        """See `_Fit`."""
+        del references
+        factor = told.metres_per_unit if isinstance(told, FactorSpec) else self.metres_per_unit
+        return StoredDepth({i: np.float32(factor) * seen for i, seen in enumerate(self._seen)})
+
+    def references(self) -> None:
+        """See `_Fit`."""
+
+    @cached_property
+    def _seen(self) -> list[Map]:
+        return self._look(self.evaluated)
+
+    def _look(self, keyframes: list[Keyframe]) -> list[Map]:
+        """Depth in units of each, looked at once."""
+        from depth_prior_ros.adaptation.camera_code import StoppedError
+
+        trained, found = self.bundle.manifest.camera, []
+        for done, frame in enumerate(keyframes):
+            if self.stop():
+                raise StoppedError
+            self.progress("looking at keyframes", done, len(keyframes))
+            found.append(unit_depth(self.networks, frame, _stretch(frame, trained)))
+        return found
 
 
 def take_references(
@@ -199,7 +310,7 @@ def take_references(
     depth = [f.depth / np.float32(_stretch(f, trained)) for f in keyframes]
     return make_references(
         student,
-        torch.from_numpy(np.stack([_planes(frame) for frame in keyframes])),
+        torch.from_numpy(np.stack([frame.planes() for frame in keyframes])),
         torch.from_numpy(np.stack(depth)[:, None]),
         student.episodic.config.capacity,
         metres_per_unit=metres_per_unit,
@@ -221,54 +332,34 @@ def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyfr
     return spaced(even, FITTED), spaced(odd, EVALUATED)
 
 
-def check_student(bundle: Bundle) -> None:
-    """Raise AdaptationError where the bundle's student takes no numbers."""
-    if bundle.manifest.network is not None:
+def check_bundle(bundle: Bundle) -> None:
+    """Raise AdaptationError for a bundle of which nothing can be fitted to a camera."""
+    if bundle.manifest.affine:
         raise AdaptationError(
-            f"{bundle.path}: an imported network takes no numbers of its camera, so nothing can be "
-            "fitted; scale.mode camera_height or odometry finds its metres while it drives"
-        )
-    if not bundle.manifest.architecture.student.get("camera_code"):
-        raise AdaptationError(
-            f"{bundle.path}: this student is not told its camera, so nothing can be fitted; train "
-            "one with networks.camera_code: true"
+            f"{bundle.path}: affine-invariant depth has another factor and shift in every picture, "
+            "so none can be fitted to a camera; scale.mode camera_height or odometry measures both "
+            "with every frame"
         )
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    bundle: Bundle
-    student: Student
-    prior: Prior | None
-    metres_per_unit: float
     keyframes: list[Keyframe]
     progress: Progress
     stop: Callable[[], bool]
 
-    def errors(
-        self, what: str, numbers: Sequence[float], references: References | None = None
-    ) -> list[FrameResult]:
+    def __call__(self, what: str, predictor: Predictor) -> list[FrameResult]:
         """Of all keyframes, with the depth."""
         from depth_prior_ros.adaptation.camera_code import StoppedError
 
-        depth = self.bundle.manifest.depth
-        predictor = NetworkPredictor(
-            self.student,
-            prior=self.prior,
-            metres_per_unit=self.metres_per_unit,
-            batch=1,
-            code=tuple(numbers),
-            trained=self.bundle.manifest.camera,
-            depth_range=(depth.min_units, depth.max_units),
-            references=references,
-        )
         found = []
         for place, frame in enumerate(self.keyframes):
             if self.stop():
                 raise StoppedError
             self.progress(f"evaluating, {what}", place, len(self.keyframes))
-            shown = _shown(place, frame)
-            found += evaluate(predictor, [shown], PROTOCOL, keep_depth=True)
+            found += evaluate(predictor, [_shown(place, frame)], PROTOCOL, keep_depth=True)
+        if not found:
+            raise AdaptationError("the network's depth is no number on any keyframe")
         return found
 
 
@@ -284,11 +375,6 @@ def _shown(place: int, frame: Keyframe) -> EvaluationFrame:
         frame.pixels,
         PROTOCOL.truth(frame.depth),
     )
-
-
-def _planes(frame: Keyframe) -> np.ndarray:
-    """(3, h, w) float32 in [0, 1]."""
-    return np.ascontiguousarray(frame.pixels.transpose(2, 0, 1)).astype(np.float32) / 255
 
 
 def _stretch(frame: Keyframe, trained: Camera) -> float:

@@ -1,4 +1,4 @@
-"""Keyframes of a recorded drive, by its own depth or by the multi-frame network."""
+"""Keyframes of a recorded drive, by its own depth, or matched as a vehicle would."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def matched_keyframes(
     progress: Progress = quiet,
 ) -> list[MatchedKeyframe]:
     """Keyframes with multi-frame depth in units, as a vehicle would have kept them.
+
+    Of a bundle without a multi-frame network, with depth of followed points, in metres.
 
     Args:
         recording: its poses, else its speeds, serve as odometry.

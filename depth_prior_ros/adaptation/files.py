@@ -7,20 +7,19 @@ from pathlib import Path
 
 from depth_prior_ros.adaptation.keyframes import AdaptationError
 from depth_prior_ros.atomic_files import remove_leftovers, write_text
-from depth_prior_ros.bundle import CameraCodeSpec
+from depth_prior_ros.bundle import CameraCodeSpec, FactorSpec, Told
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.scale import same_view
 
 _FORMAT = 1
+_KINDS: dict[str, type[Told]] = {"camera_code": CameraCodeSpec, "factor": FactorSpec}
 _SAME_FACTOR = 1e-3
 
 
-def save_adaptation(
-    path: Path, told: CameraCodeSpec, *, bundle: str, metres_per_unit: float
-) -> None:
-    """Write the numbers; a reader sees the old file or the new one, never a part.
+def save_adaptation(path: Path, told: Told, *, bundle: str, metres_per_unit: float) -> None:
+    """Write what was fitted; a reader sees the old file or the new one, never a part.
 
-    bundle: `Bundle.digest`. metres_per_unit: that they were fitted with. Raises OSError.
+    bundle: `Bundle.digest`. metres_per_unit: that depth was multiplied with. Raises OSError.
     """
     from depth_prior_ros import strict_yaml
 
@@ -28,17 +27,15 @@ def save_adaptation(
         "format": _FORMAT,
         "bundle": bundle,
         "metres_per_unit": metres_per_unit,
-        "camera_code": told.model_dump(mode="json"),
+        **{n: told.model_dump(mode="json") for n, kind in _KINDS.items() if type(told) is kind},
     }
     text = "# What a depth bundle was adapted to, by ~/adapt of depth_node.\n"
     remove_leftovers(path.parent, path.name)
     write_text(path, text + strict_yaml.dump(data))
 
 
-def load_adaptation(
-    path: Path, *, bundle: str, camera: Camera, metres_per_unit: float
-) -> CameraCodeSpec:
-    """The numbers of a file of this bundle, camera and factor.
+def load_adaptation(path: Path, *, bundle: str, camera: Camera, metres_per_unit: float) -> Told:
+    """What was fitted, of a file of this bundle, camera and factor.
 
     Raises AdaptationError, which says what is wrong with it or what it belongs to;
     FileNotFoundError where there is no file, as before the first adaptation.
@@ -51,7 +48,8 @@ def load_adaptation(
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise AdaptationError(f"{path}: not an adaptation of format {_FORMAT}")
     try:
-        told = CameraCodeSpec.model_validate_json(json.dumps(data.get("camera_code")))
+        name = next((name for name in _KINDS if name in data), "camera_code")
+        told = _KINDS[name].model_validate_json(json.dumps(data.get(name)))
         fitted = told.camera.camera()
         factor = float(data["metres_per_unit"])
     except (ValidationError, KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -75,5 +73,5 @@ def _first_line(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'camera_code'}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc'])) or 'what was fitted'}: {first['msg']}"
     return f"{type(error).__name__}: {error}"

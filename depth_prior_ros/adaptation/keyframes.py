@@ -4,7 +4,8 @@ Where a sensor knows depth (LiDAR, a renderer) a keyframe has it. Elsewhere it i
 network's, at the cells where the search range spans enough parallax, so that it is matched and not
 taken over from the single-frame network. Its unit is that of the step between the two frames:
 odometry's length of that step makes it metres, or the road, which lies a known height below the
-camera.
+camera. Where there is no multi-frame network it is that of points which are followed from picture
+to picture, in metres by odometry.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from numpy.typing import NDArray
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import NetworkInput
 from depth_prior_ros.pipeline.results import MatchedFrame
-from depth_prior_ros.scale import RoadSettings, same_view
+from depth_prior_ros.scale import (
+    BASELINE,
+    NothingMeasuredError,
+    Points,
+    PointTracker,
+    RoadSettings,
+    ScaleSight,
+    same_view,
+)
 from depth_prior_ros.scale.road import NoRoadError, fit_road
 
 CELL = 8
@@ -39,6 +48,7 @@ PARALLAX = 4.0
 
 _SPACING_METRES, _SPACING_SECONDS = 3.0, 0.5
 _LEAST_CELLS = 0.1  # of a keyframe's cells that must have depth
+_LEAST_POINTS = 25  # cells, where only corners of the picture have any
 _MIN_STEP = 0.1  # metres; the length of shorter steps is mostly noise
 _OFF = math.log(1.3)  # from the median: a step or a road that was measured wrong
 
@@ -64,6 +74,11 @@ class Keyframe:
     def nbytes(self) -> int:
         """Bytes of both arrays."""
         return self.pixels.nbytes + self.depth.nbytes
+
+    def planes(self) -> NDArray[np.float32]:
+        """The picture as networks are shown it, (3, h, w) in [0, 1]."""
+        planes = np.ascontiguousarray(self.pixels.transpose(2, 0, 1))
+        return planes.astype(np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)
@@ -93,25 +108,51 @@ def measured_keyframe(
 
 
 def depth_at_cells(depth: NDArray[np.float32], framed: NetworkInput) -> NDArray[np.float32]:
-    """Known depth (H, W) nearest to the centre of each cell, within a quarter of it; 0 = unknown.
-
-    (h / 8, w / 8) of the framed picture, in metres.
-    """
-    height, width = (side // CELL for side in framed.pixels.shape[:2])
-    cells = np.zeros((height, width), np.float32)
+    """Known depth (H, W) at the cells of a framed picture, see `_at_cells`."""
     # Depth may be coarser than the picture.
     scale_x = framed.source_size[0] / depth.shape[1]
     scale_y = framed.source_size[1] / depth.shape[0]
     rows, columns = np.nonzero((depth > NEAREST) & (depth < FARTHEST))
     region = framed.region
-    y = ((rows + 0.5) * scale_y - region.y) / region.height * height
-    x = ((columns + 0.5) * scale_x - region.x) / region.width * width
+    y = ((rows + 0.5) * scale_y - region.y) / region.height
+    x = ((columns + 0.5) * scale_x - region.x) / region.width
+    return _at_cells(x, y, depth[rows, columns], framed.camera)
+
+
+def _at_cells(
+    x: NDArray[np.floating], y: NDArray[np.floating], depth: NDArray[np.floating], camera: Camera
+) -> NDArray[np.float32]:
+    """Of points the one nearest to the centre of each cell, within a quarter of it; 0 = unknown.
+
+    x, y: (n,) places in widths and heights of the picture. depth: (n,) metres. (h / 8, w / 8) of
+    the camera's picture.
+    """
+    height, width = camera.height // CELL, camera.width // CELL
+    cells = np.zeros((height, width), np.float32)
+    y, x = y * height, x * width
     away = np.maximum(np.abs(y - np.floor(y) - 0.5), np.abs(x - np.floor(x) - 0.5))
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (away < 0.25)
     order = np.argsort(-away[inside])  # the nearest last, which stays
-    r, c = rows[inside][order], columns[inside][order]
-    cells[y[inside][order].astype(int), x[inside][order].astype(int)] = depth[r, c]
+    cell = y[inside][order].astype(int), x[inside][order].astype(int)
+    cells[cell] = depth[inside][order]
     return cells
+
+
+def followed_keyframe(points: Points, sight: ScaleSight) -> MatchedKeyframe | None:
+    """A keyframe of a frame's points; None where too few are near, and near a cell's centre."""
+    assert sight.picture is not None  # in which they were followed
+    try:
+        points = points.near()
+    except NothingMeasuredError:
+        return None
+    camera, depth = sight.camera, 1 / points.inverse
+    known = (depth > NEAREST) & (depth < FARTHEST)
+    x, y = ((points.place[known] + 0.5) / (camera.width, camera.height)).T
+    cells = _at_cells(x, y, depth[known], camera)
+    if np.count_nonzero(cells) < _LEAST_POINTS:
+        return None
+    # Its unit is the metre, whatever the length of the step.
+    return MatchedKeyframe(sight.stamp_ns, sight.picture, camera, cells, BASELINE, BASELINE)
 
 
 def matched_keyframe(
@@ -188,10 +229,7 @@ def _factor(frame: MatchedKeyframe, camera_height: float | None) -> float | None
 
 def _nothing(count: int, camera_height: float | None) -> str:
     if not count:
-        return (
-            "no keyframe with multi-frame depth: drive on; the picture has to move by some pixels "
-            "between frames"
-        )
+        return "no keyframe with depth: drive on; pictures have to move by some pixels between two"
     if camera_height is not None:
         return (
             f"no flat road is seen in any of {count} keyframes, so the camera's height gives no "
@@ -223,6 +261,7 @@ class DriveMemory:
     ) -> None:
         self.seconds, self.parallax, self.road = seconds, parallax or PARALLAX, road
         self._lock = threading.Lock()
+        self._tracker = PointTracker()
         self.clear()
 
     def clear(self) -> None:
@@ -246,11 +285,16 @@ class DriveMemory:
         with self._lock:
             return list(self._kept)
 
-    def saw(self, matched: MatchedFrame) -> None:
-        """Keep a frame that was matched, where it is far enough from the one before."""
-        if not self._wanted(matched):
-            return
-        frame = matched_keyframe(matched, self.parallax, self.road)
+    def saw(self, seen: MatchedFrame | ScaleSight) -> None:
+        """Keep a frame, where it is far enough from the one before.
+
+        Its depth is matched, or that of points which are followed from frame to frame.
+        """
+        if isinstance(seen, MatchedFrame):
+            wanted = self._wanted(seen.stamp_ns, seen.travelled)
+            frame = matched_keyframe(seen, self.parallax, self.road) if wanted else None
+        else:
+            frame = self._follow(seen, self._wanted(seen.stamp_ns, seen.metres_travelled))
         if frame is None:
             return
         with self._lock:
@@ -261,15 +305,22 @@ class DriveMemory:
             self._metres, self._last_ns = 0.0, frame.stamp_ns
             self._bound(frame.stamp_ns)
 
-    def _wanted(self, matched: MatchedFrame) -> bool:
+    def _follow(self, sight: ScaleSight, wanted: bool) -> MatchedKeyframe | None:
+        try:
+            points = self._tracker.see(sight, wanted=wanted)
+        except NothingMeasuredError:
+            return None
+        return None if points is None else followed_keyframe(points, sight)
+
+    def _wanted(self, stamp_ns: int, travelled: float | None) -> bool:
         with self._lock:
-            if not self._kept or matched.stamp_ns < self._last_ns:
+            if not self._kept or stamp_ns < self._last_ns:
                 return True
-            if matched.travelled is None or self._metres is None:
+            if travelled is None or self._metres is None:
                 self._metres = None  # until the next one that is kept
-                seconds = (matched.stamp_ns - self._last_ns) * 1e-9
+                seconds = (stamp_ns - self._last_ns) * 1e-9
                 return seconds >= self._spacing * _SPACING_SECONDS
-            self._metres += abs(matched.travelled)
+            self._metres += abs(travelled)
             return self._metres >= self._spacing * _SPACING_METRES
 
     def _bound(self, now_ns: int) -> None:

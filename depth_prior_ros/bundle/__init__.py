@@ -25,6 +25,9 @@ from depth_prior_ros.bundle.bundle import (
     DepthSpec as DepthSpec,
 )
 from depth_prior_ros.bundle.bundle import (
+    FactorSpec as FactorSpec,
+)
+from depth_prior_ros.bundle.bundle import (
     Manifest as Manifest,
 )
 from depth_prior_ros.bundle.bundle import (
@@ -44,6 +47,9 @@ from depth_prior_ros.bundle.bundle import (
 )
 from depth_prior_ros.bundle.bundle import (
     TeacherIdentity as TeacherIdentity,
+)
+from depth_prior_ros.bundle.bundle import (
+    Told as Told,
 )
 from depth_prior_ros.bundle.bundle import (
     build_network as build_network,

@@ -21,13 +21,13 @@ from depth_prior_ros.bundle.manifest import (
     TEACHER_FOLDER,
     TEACHER_NAME,
     BundleError,
-    CameraCodeSpec,
     CameraSpec,
     DepthSpec,
     Manifest,
     PriorSpec,
     Provenance,
     ReferencesSpec,
+    Told,
     file_name,
     validate_manifest,
 )
@@ -46,37 +46,35 @@ _NETWORKS = tuple(file_name(part) for part in ("student", "multi_frame", "pose")
 def tell_camera(
     bundle: Bundle,
     out: str | Path,
-    told: CameraCodeSpec,
+    told: Told,
     *,
     metrics: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """Write a bundle with all of another, but what its student is told of the camera.
+    """Write a bundle with all of another, fitted to a camera.
 
-    What was measured with the old numbers does not travel: metrics, and the mean of the student's
-    own depth.
+    What was measured before does not travel: metrics, and the mean of the student's own depth.
 
     Args:
         bundle: where all else comes from.
         out: folder of the new bundle; an existing bundle is replaced, it may be `bundle` itself.
-        told: the numbers, their camera, and where they are from.
+        told: the student's numbers or the factor, their camera, and where they are from.
         metrics: of the new bundle; default: none.
 
     Raises:
-        BundleError: a student that is not told its camera, a foreign folder, a full disk.
+        BundleError: a foreign folder, a full disk.
+        ValueError: numbers for a student that is not told its camera, a factor for one that is.
     """
     out = Path(out)
     refuse_foreign(out)
-    data = bundle.manifest.data()
-    data["camera_code"] = told.model_dump(mode="json")
+    data = bundle.manifest.with_told(told).data()
     data["metrics"] = dict(metrics or {})
     provenance = data["provenance"]
     note = f"adapted to its camera, no weight changed: {told.source}"
     provenance["note"] = "; ".join(filter(None, (provenance["note"], note)))
     manifest = validate_manifest(out / MANIFEST_NAME, data)
     with staging(out) as folder:
-        for file in (*_NETWORKS, file_name("prior"), REFERENCES_NAME):
-            if file in bundle.manifest.files:
-                copy_file(bundle.path / file, folder / file)
+        for file in set(bundle.manifest.files) - {BASELINES_NAME, TEACHER_NAME}:
+            copy_file(bundle.path / file, folder / file)
         _copy_baselines(bundle, folder)
         if TEACHER_NAME in bundle.manifest.files:
             embed_teacher(folder, bundle.path / TEACHER_FOLDER, bundle.manifest.prior)
@@ -97,8 +95,8 @@ def replace_student(
 ) -> Bundle:
     """Write a bundle with other weights of the student and the pose network, and all else as it is.
 
-    What belonged to the old weights does not travel: what the student was told of its camera, the
-    references that it looks up, metrics, and the mean of its own depth.
+    What belonged to the old weights does not travel: what was fitted to a camera, the references
+    that the student looks up, metrics, and the mean of its own depth.
 
     Args:
         bundle: where the multi-frame network, the prior and its teacher come from.
@@ -125,7 +123,7 @@ def replace_student(
     update = {
         "name": name or old.name,
         "training_camera": camera,
-        "depth": depth,
+        "depth": depth.model_copy(update={"factor_camera": None}),
         "provenance": provenance,
         "metrics": dict(metrics or {}),
         "prior": prior,

@@ -27,7 +27,7 @@ from depth_prior_ros.untrusted import (
 # 3: a student may be told its camera, and a bundle hold what it is told.
 # 4: what a fusion and a teacher called `tap` is called `stride`; a student may look up references
 # of its camera, and a bundle hold some.
-# 5: the single-frame network may be one that was made elsewhere.
+# 5: the single-frame network may be one that was made elsewhere; a factor may be a camera's.
 SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
@@ -133,12 +133,16 @@ STEREO_BASELINES = "stereo baselines"
 
 
 class DepthSpec(_Strict):
-    """Network units, their range, and the factor to metres with its origin."""
+    """Network units, their range, and the factor to metres with its origin.
+
+    factor_camera: that the factor was fitted to (see `FactorSpec`); None: that of training.
+    """
 
     min_units: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     max_units: float = Field(default=100.0, gt=0, allow_inf_nan=False)
     metres_per_unit: float = Field(gt=0, allow_inf_nan=False)
     metres_per_unit_source: str = Field(min_length=1)
+    factor_camera: CameraSpec | None = None
     max_metres: float = Field(default=80.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
@@ -170,27 +174,19 @@ def unlike(fitted: CameraSpec, camera: Camera) -> str | None:
     return ", ".join(apart) or None
 
 
-class CameraCodeSpec(_Strict):
-    """What a student is told of the camera that the bundle was fitted to.
+class FittedSpec(_Strict):
+    """What was fitted to a camera.
 
     Attributes:
-        numbers: see `models.camera_code`; all zero is the training camera.
-        camera: of the recording that they were fitted on, at that recording's image size.
+        camera: of the recording that it was fitted on, at that recording's image size.
         source: the recording, and the error on frames that were kept out, before and after.
     """
 
-    numbers: tuple[float, float, float, float, float]
     camera: CameraSpec
     source: str = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _finite(self) -> CameraCodeSpec:
-        if not all(abs(number) <= 10 for number in self.numbers):
-            raise ValueError(f"numbers {list(self.numbers)}: each must lie within -10 and 10")
-        return self
-
     def doubt(self, camera: Camera) -> str | None:
-        """Why these numbers may be wrong for a camera, in words; None where it is like theirs."""
+        """Why it may be wrong for a camera, in words; None where that is like its own."""
         apart = unlike(self.camera, camera)
         if apart is None:
             return None
@@ -199,6 +195,37 @@ class CameraCodeSpec(_Strict):
             "may be worse than with a bundle that was fitted to none; fit it anew (depth_train "
             "adapt, or the node's service ~/adapt)"
         )
+
+
+class CameraCodeSpec(FittedSpec):
+    """What a student is told of its camera: numbers, see `models.camera_code`.
+
+    All zero is the training camera.
+    """
+
+    numbers: tuple[float, float, float, float, float]
+
+    @model_validator(mode="after")
+    def _finite(self) -> CameraCodeSpec:
+        if not all(abs(number) <= 10 for number in self.numbers):
+            raise ValueError(f"numbers {list(self.numbers)}: each must lie within -10 and 10")
+        return self
+
+    def __str__(self) -> str:
+        return "numbers: " + ", ".join(f"{number:.2f}" for number in self.numbers)
+
+
+class FactorSpec(FittedSpec):
+    """The factor of a network that is told nothing of its camera."""
+
+    metres_per_unit: float = Field(gt=0, allow_inf_nan=False)
+
+    def __str__(self) -> str:
+        return f"factor: {self.metres_per_unit:.4g} m per unit"
+
+
+Told = CameraCodeSpec | FactorSpec
+"""What of a system is fitted to its camera, see `Manifest.takes_code`."""
 
 
 class ReferencesSpec(_Strict):
@@ -395,8 +422,7 @@ class Manifest(_Strict):
             camera.camera()
         except InvalidCameraError as error:
             raise ValueError(f"training_camera: {error}") from error
-        told = self.architecture.student.get("camera_code", False)
-        if self.camera_code is not None and not told:
+        if self.camera_code is not None and not self.takes_code:
             raise ValueError("camera_code is given, but the student is not told its camera")
         if self.files and (self.references is None) == (REFERENCES_NAME in self.files):
             raise ValueError(f"references and {REFERENCES_NAME} go together: one is missing")
@@ -411,6 +437,45 @@ class Manifest(_Strict):
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")
         return self
+
+    @property
+    def takes_code(self) -> bool:
+        """Whether the student is told its camera by numbers; the factor is fitted of all others."""
+        return self.network is None and bool(self.architecture.student.get("camera_code", False))
+
+    @property
+    def told(self) -> Told | None:
+        """What was fitted to a camera; None: nothing."""
+        depth = self.depth
+        if self.takes_code or depth.factor_camera is None:
+            return self.camera_code
+        return FactorSpec(
+            metres_per_unit=depth.metres_per_unit,
+            camera=depth.factor_camera,
+            source=depth.metres_per_unit_source,
+        )
+
+    def with_told(self, told: Told | None) -> Manifest:
+        """The same system fitted to a camera; None: as it is. Raises ValueError for what is none
+        of its own."""
+        if told is None:
+            return self
+        if isinstance(told, CameraCodeSpec) != self.takes_code:
+            own = "numbers of its camera" if self.takes_code else "a factor, no numbers"
+            raise ValueError(f"bundle {self.name} is fitted to a camera by {own}")
+        if isinstance(told, CameraCodeSpec):
+            return self.model_copy(update={"camera_code": told})
+        depth = {
+            "metres_per_unit": told.metres_per_unit,
+            "metres_per_unit_source": told.source,
+            "factor_camera": told.camera,
+        }
+        network = self.network
+        if network is not None:
+            network = network.model_copy(update={"metres": True})
+        return self.model_copy(
+            update={"depth": self.depth.model_copy(update=depth), "network": network}
+        )
 
     def data(self) -> dict[str, Any]:
         """As plain data, of today's schema: for `validate_manifest`, after a change."""

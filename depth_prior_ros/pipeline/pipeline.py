@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.backends.base import Precision
-from depth_prior_ros.bundle import Bundle, CameraCodeSpec, load_bundle
+from depth_prior_ros.bundle import Bundle, FactorSpec, Told, load_bundle
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.motion.gate import (
     FrameRate,
@@ -114,9 +114,9 @@ BUDGET_SHARE = 0.9
 """Of the time between two camera images that an automatic budget gives to a frame."""
 
 
-def default_scale(bundle: Bundle) -> Scale:
-    """The bundle's own factor; none for a network of which nobody knows the metres."""
-    manifest = bundle.manifest
+def default_scale(bundle: Bundle, told: Told | None = None) -> Scale:
+    """The bundle's own factor, or what it is told; none where nobody knows the metres."""
+    manifest = bundle.manifest.with_told(told)
     depth = manifest.depth
     if manifest.has_metres:
         return FixedScale(depth.metres_per_unit, depth.metres_per_unit_source)
@@ -177,7 +177,8 @@ class DepthPipeline:
     one.
     output_size: of the depth image: `model`, `input`, or (width, height).
     fit: of images of another aspect ratio, see `framing`.
-    witness: shown every frame that was matched.
+    witness: shown every frame that was matched; where there is no multi-frame network, what the
+    scale is told of every frame.
 
     Raises BundleError, BackendError, ValueError.
     """
@@ -234,9 +235,9 @@ class DepthPipeline:
         self.max_gap = max_gap
         self.frame_rate = FrameRate()
         self.guard = guard or MultiFrameGuard()
-        self.witness: Callable[[MatchedFrame], None] | None = None
+        self.witness: Callable[[MatchedFrame | ScaleSight], None] | None = None
         self._trained = self.bundle.manifest.camera
-        self._told = self.bundle.manifest.camera_code
+        self._told = self.bundle.manifest.told
         self._last_camera: Camera | None = None
         self._references = (self.bundle.references(), self.bundle.manifest.references)
         #: Why the references are not looked up for the camera that is seen; None where they are.
@@ -278,17 +279,23 @@ class DepthPipeline:
         return previous.stamp_ns if previous else None
 
     @property
-    def camera_code(self) -> CameraCodeSpec | None:
-        """What the student is told of its camera, and where that is from; None: nothing."""
+    def told(self) -> Told | None:
+        """What of the system is fitted to its camera, and where that is from; None: nothing."""
         return self._told
 
-    def tell_camera(self, told: CameraCodeSpec | None) -> None:
-        """Tell the student its camera from the next frame on; None: the training camera.
+    def tell_camera(self, told: Told | None) -> None:
+        """Take what was fitted to the camera from the next frame on.
 
-        A measured factor is left as it is, though it was that of other numbers. Raises ValueError
-        for a student that is not told its camera.
+        A student that is told its camera gets its numbers, without any those of the training
+        camera; a measured factor is left as it is, though it was that of other numbers. Else
+        `scale` becomes the factor, without one the bundle's. Raises ValueError for what does not
+        fit it.
         """
-        self.networks.tell_camera((0.0,) * 5 if told is None else told.numbers)
+        scale = default_scale(self.bundle, told)
+        if not self.networks.takes_code:
+            self.scale = scale
+        elif not isinstance(told, FactorSpec):
+            self.networks.tell_camera((0.0,) * 5 if told is None else told.numbers)
         self._told, self._last_camera = told, None
 
     def reset(self) -> None:
@@ -495,11 +502,17 @@ class DepthPipeline:
         if camera is not None and camera != self._last_camera:
             self._last_camera = camera
             told = self._told
-            if told is not None and (doubt := told.doubt(camera)) is not None:
+            if told is not None and self._rests_on(told) and (doubt := told.doubt(camera)):
                 _log.warning("%s", doubt)
             if self._references[1] is not None:
                 self._look_up_for(camera)
         return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
+
+    def _rests_on(self, told: Told) -> bool:
+        """Whether depth does: not on a factor in whose place another one is given or measured."""
+        if not isinstance(told, FactorSpec):
+            return True
+        return self.scale.metres_per_unit == told.metres_per_unit
 
     def set_references(self, references: References | None, spec: ReferencesSpec | None) -> None:
         """What is looked up from the next frame on, instead of the bundle's own references.
@@ -691,20 +704,21 @@ class DepthPipeline:
         if found.pair is not None:  # both of the same step
             way = RelativeMotion(found.pair.pose, found.pair.metres)
         seconds = 0.0 if before is None else (current.stamp_ns - before) * 1e-9
-        self.scale.observe(
-            ScaleSight(
-                current.stamp_ns,
-                inverse,
-                current.framed.camera,
-                moving=self._gate.state == "moving",
-                units_travelled=found.units,
-                metres_travelled=way.metres,
-                seconds=seconds if seconds > 0 else None,
-                radians_turned=None if way.pose is None else turned(way.pose),
-                picture=current.framed.pixels,
-                looked=looked or not self.scale.needs_travel,
-            )
+        sight = ScaleSight(
+            current.stamp_ns,
+            inverse,
+            current.framed.camera,
+            moving=self._gate.state == "moving",
+            units_travelled=found.units,
+            metres_travelled=way.metres,
+            seconds=seconds if seconds > 0 else None,
+            radians_turned=None if way.pose is None else turned(way.pose),
+            picture=current.framed.pixels,
+            looked=looked or not self.scale.needs_travel,
         )
+        self.scale.observe(sight)
+        if self.witness is not None and not self.networks.has_multi_frame:
+            self.witness(sight)
 
     def _parallax(
         self, current: ObservedFrame, found: MultiFrameResult, candidates: list[Candidate]

@@ -2,9 +2,9 @@
 
 The pipeline shows every matched frame to a bounded memory of keyframes. The service starts a thread
 of low priority that fits and evaluates (`depth_prior_ros.adaptation`); what is better is told to
-the student between two frames. The lifecycle: deactivating cancels a fit under way, and what was
-fitted but not yet told waits for the next frame; keyframes and numbers stay until the node is
-cleaned up, the outcome in words until it ends.
+the pipeline between two frames. The lifecycle: deactivating cancels a fit under way, and what was
+fitted but not yet told waits for the next frame; keyframes and what was fitted stay until the node
+is cleaned up, the outcome in words until it ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from depth_prior_ros.scale import same_view
 from depth_prior_ros.share import home_path
 
 if TYPE_CHECKING:
-    from depth_prior_ros.bundle import Bundle, CameraCodeSpec
+    from depth_prior_ros.bundle import Told
     from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.pipeline import DepthPipeline
     from depth_prior_ros.ros.parameters import Settings
@@ -43,11 +43,10 @@ KEPT_BESIDE = ".adapted.yaml"
 class _Fit:
     """One adaptation under way."""
 
-    bundle: Bundle
+    pipeline: DepthPipeline
     keyframes: list[Keyframe]
     camera: Camera
     source: str
-    told: CameraCodeSpec | None
     metres_per_unit: float
     file: Path | None
     niceness: int
@@ -63,10 +62,10 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is to be told to the student of a bundle."""
+    """What is to be told to the pipeline of a bundle."""
 
     digest: str
-    told: CameraCodeSpec
+    told: Told
 
 
 class Adapter:
@@ -126,8 +125,13 @@ class Adapter:
             raise RefusedError(self._unable)
         if camera is None:
             raise RefusedError("there is no frame yet")
+        if settings.scale_metres_per_unit and not pipeline.networks.takes_code:
+            raise RefusedError(
+                "scale.metres_per_unit gives the factor, which is all that can be fitted of "
+                f"{pipeline.bundle.path}: set it to 0"
+            )
         try:
-            keyframes, words = _known(memory, settings)
+            keyframes, words = _known(memory, settings, pipeline.networks.has_multi_frame)
         except RefusedError as error:
             paused = pipeline.guard.detail
             if paused is None:
@@ -135,11 +139,10 @@ class Adapter:
             why = f"{error} (multi-frame depth, which gives keyframes, is paused: {paused})"
             raise RefusedError(why) from error
         fit = _Fit(
-            pipeline.bundle,
+            pipeline,
             keyframes,
             camera,
-            f"the last {_span(keyframes)} of driving, own multi-frame depth, metres by {words}",
-            pipeline.camera_code,
+            f"the last {_span(keyframes)} of driving, {words}",
             self._metres_per_unit,
             self._file,
             settings.adapt_niceness,
@@ -150,7 +153,7 @@ class Adapter:
         self._fit = fit
         fit.thread.start()
         return (
-            f"fitting on {len(keyframes)} keyframes with {words}; the outcome will be in the log "
+            f"fitting on {len(keyframes)} keyframes ({words}); the outcome will be in the log "
             "and in the diagnostics (adapt.outcome)"
         )
 
@@ -164,7 +167,7 @@ class Adapter:
         self._end(fit, f"cancelled: {why}")
 
     def forget(self, why: str) -> None:
-        """Cancel, and forget keyframes, numbers and camera: the pipeline goes."""
+        """Cancel, and forget keyframes, what was fitted and camera: the pipeline goes."""
         self.cancel(why)
         with self._lock:
             self._pending = self._using = None
@@ -185,13 +188,11 @@ class Adapter:
 
     # -- the worker's thread -------------------------------------------------------------------
 
-    def meet(self, pipeline: DepthPipeline, camera: Camera) -> None:
+    def meet(self, pipeline: DepthPipeline, camera: Camera, settings: Settings) -> None:
         """With the first frame, and with another camera or pipeline: tell what belongs to both."""
         before, self._camera = self._camera, camera
         if before is not None and not same_view(before, camera) and self._memory is not None:
             self._memory.clear()
-        if not pipeline.networks.takes_code:
-            return
         digest, using = pipeline.bundle.digest, self._using
         if using is not None and not _fits(using, digest, camera):
             self._get_logger().info("another camera or bundle: what was adapted is left out")
@@ -200,12 +201,12 @@ class Adapter:
             using = self._stored(pipeline, camera)
         with self._lock:
             self._using = using
-        told = pipeline.bundle.manifest.camera_code if using is None else using.told
-        if pipeline.camera_code is not told:
-            pipeline.tell_camera(told)
+        told = pipeline.bundle.manifest.told if using is None else using.told
+        if pipeline.told != told:
+            self._tell(pipeline, told, settings)
 
-    def take_up(self, pipeline: DepthPipeline) -> None:
-        """Between two frames: tell the student what was found, if anything was."""
+    def take_up(self, pipeline: DepthPipeline, settings: Settings) -> None:
+        """Between two frames: tell the pipeline what was found, if anything was."""
         if self._pending is None or self._camera is None:
             return
         with self._lock:
@@ -216,10 +217,29 @@ class Adapter:
             self._outcome = "dropped: camera or bundle changed meanwhile"
             self._get_logger().warning(f"~/adapt: {self._outcome}")
             return
-        pipeline.tell_camera(found.told)
-        pipeline.scale.reset()  # what was measured was of other numbers
+        self._tell(pipeline, found.told, settings)
+        if pipeline.networks.takes_code:
+            pipeline.scale.reset()  # what was measured was of other numbers
         self._using = found
-        self._get_logger().info("~/adapt: told to the student, from this frame on")
+        self._get_logger().info("~/adapt: in use, from this frame on")
+
+    def _tell(self, pipeline: DepthPipeline, told: Told | None, settings: Settings) -> None:
+        """Numbers to the student; a factor to the scale, for which measured ones stay."""
+        from depth_prior_ros.ros.loading import scale_of
+
+        before = pipeline.scale
+        pipeline.tell_camera(told)
+        if pipeline.networks.takes_code:
+            return
+        pipeline.scale = before
+        try:
+            pipeline.scale = scale_of(settings, pipeline.bundle, told)
+        except ValueError as error:  # the mode was chosen for the factor that is left out now
+            self._get_logger().warning(f"the factor stays as it is: {error}")
+            return
+        if before.status.state in ("measured", "held"):
+            with contextlib.suppress(ValueError):  # beyond scale.limit
+                pipeline.scale.restore(before.store())
 
     def _stored(self, pipeline: DepthPipeline, camera: Camera) -> _Found | None:
         """What an earlier run was adapted to, where that is this camera."""
@@ -265,11 +285,12 @@ class Adapter:
         from depth_prior_ros.adaptation.adapt import adapt
 
         found = adapt(
-            fit.bundle,
+            fit.pipeline.bundle,
             fit.keyframes,
             fit.camera,
             fit.source,
-            told=fit.told,
+            networks=fit.pipeline.networks,
+            told=fit.pipeline.told,
             metres_per_unit=fit.metres_per_unit,
             progress=fit.tell,
             stop=fit.stop.is_set,
@@ -281,21 +302,22 @@ class Adapter:
         with self._lock:  # cancelled before all of this, or not at all
             if fit.stop.is_set():
                 return ""
-            outcome = f"better, and kept: {found.text}; {self._store(fit, found.told)}"
-            self._pending = _Found(fit.bundle.digest, found.told)
+            outcome = (
+                f"better, and kept: {found.told}; {found.text}; {self._store(fit, found.told)}"
+            )
+            self._pending = _Found(fit.pipeline.bundle.digest, found.told)
             self._fit, self._outcome = None, outcome
         self._get_logger().info(f"~/adapt: {outcome}")
         return outcome
 
-    def _store(self, fit: _Fit, told: CameraCodeSpec) -> str:
+    def _store(self, fit: _Fit, told: Told) -> str:
         if fit.file is None:
             return "not stored for the next run, as adapt.file is empty"
         from depth_prior_ros.adaptation.files import save_adaptation
 
         try:
-            save_adaptation(
-                fit.file, told, bundle=fit.bundle.digest, metres_per_unit=fit.metres_per_unit
-            )
+            digest = fit.pipeline.bundle.digest
+            save_adaptation(fit.file, told, bundle=digest, metres_per_unit=fit.metres_per_unit)
         except OSError as error:
             self._get_logger().warning(f"adaptation not stored: {error}")
             return f"not stored for the next run: {error}"
@@ -321,7 +343,7 @@ def _one_thread() -> Any:
 
 
 def _fits(found: _Found, digest: str, camera: Camera) -> bool:
-    """Whether numbers belong to a bundle and a camera."""
+    """Whether what was fitted belongs to a bundle and a camera."""
     fitted = found.told.camera.camera()
     return found.digest == digest and same_view(fitted, camera) and not found.told.doubt(camera)
 
@@ -330,15 +352,17 @@ def _unable(pipeline: DepthPipeline, settings: Settings) -> str:
     """Why a pipeline cannot be adapted; empty where it can."""
     if not settings.adapt_seconds:
         return "adapt.seconds is 0, so no keyframes are kept"
-    if not pipeline.networks.takes_code:
-        return f"the student of bundle {pipeline.bundle.path} is not told its camera"
-    if not pipeline.networks.has_multi_frame:
-        return f"bundle {pipeline.bundle.path} has no multi-frame network to learn depth from"
+    from depth_prior_ros.adaptation.adapt import check_bundle
+
+    try:
+        check_bundle(pipeline.bundle)
+    except AdaptationError as error:
+        return str(error)
     return ""
 
 
 def _file(settings: Settings) -> Path | None:
-    """Where numbers are kept; None: nowhere."""
+    """Where what was fitted is kept; None: nowhere."""
     path = settings.adapt_file
     if not path and settings.scale_file:
         path = f"{settings.scale_file}{KEPT_BESIDE}"
@@ -350,20 +374,31 @@ def _file(settings: Settings) -> Path | None:
     return found.absolute()
 
 
-def _known(memory: DriveMemory, settings: Settings) -> tuple[list[Keyframe], str]:
-    """Keyframes in metres, and by what. Raises RefusedError."""
+def _known(memory: DriveMemory, settings: Settings, matches: bool) -> tuple[list[Keyframe], str]:
+    """Keyframes in metres, and how they came by them. Raises RefusedError.
+
+    matches: whether there is a multi-frame network.
+    """
     from depth_prior_ros.adaptation.adapt import LEAST
 
     kept = memory.keyframes()
     height = settings.scale_camera_height or None
     travelled = any(frame.metres is not None for frame in kept)
-    if settings.scale_mode != "camera_height" and (travelled or height is None):
+    if not matches or (settings.scale_mode != "camera_height" and travelled):
         height = None
     words = "odometry" if height is None else f"the camera's height of {height:g} m"
+    words = f"{'own multi-frame depth' if matches else 'followed points'}, metres by {words}"
     try:
         known = in_metres(kept, height)
     except AdaptationError as error:
-        raise RefusedError(str(error)) from error
+        more = (
+            ""
+            if matches
+            else (
+                "; without a multi-frame network followed points give depth, by odometry or a speed"
+            )
+        )
+        raise RefusedError(f"{error}{more}") from error
     if len(known) < LEAST:
         raise RefusedError(
             f"{len(known)} keyframes with depth in metres, and {LEAST} are needed: drive on"

@@ -67,7 +67,7 @@ def _impossible(settings: Settings, pipeline: DepthPipeline) -> str:
     if settings.force_model == "multi_frame" and not pipeline.networks.has_multi_frame:
         return f"bundle {pipeline.bundle.path} has no multi-frame network to force"
     try:
-        scale_of(settings, pipeline.bundle)
+        scale_of(settings, pipeline.bundle, pipeline.told)
     except ValueError as error:
         return str(error)
     return ""

@@ -29,7 +29,7 @@ from depth_prior_ros.scale import (
 from depth_prior_ros.share import home_path
 
 if TYPE_CHECKING:
-    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.bundle import Bundle, Told
     from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.pipeline import DepthPipeline
 
@@ -142,7 +142,7 @@ def apply_settings(
     pipeline.guard.failure_pause = settings.failure_pause
     pipeline.output_size = parse_output_size(settings.output_size)
     if before is not None and _scale_settings(settings) != _scale_settings(before):
-        scale = scale_of(settings, pipeline.bundle)
+        scale = scale_of(settings, pipeline.bundle, pipeline.told)
         if settings.scale_mode == before.scale_mode != "fixed":
             # What was measured is not lost, unless the new limits leave it out.
             with contextlib.suppress(ValueError):
@@ -158,9 +158,13 @@ def carry_scale(old: DepthPipeline, new: DepthPipeline) -> None:
             new.scale.restore(old.scale.store())
 
 
-def scale_of(settings: Settings, bundle: Bundle) -> Scale:
-    """The scale that the settings ask for, at its beginning."""
-    manifest = bundle.manifest
+def scale_of(settings: Settings, bundle: Bundle, told: Told | None = None) -> Scale:
+    """The scale that the settings ask for, at its beginning.
+
+    told: what the bundle was fitted to its camera by, in place of its own factor. Raises ValueError
+    as `make_scale`.
+    """
+    manifest = bundle.manifest.with_told(told)
     depth = manifest.depth
     given = settings.scale_metres_per_unit
     # Who gives a factor means it.

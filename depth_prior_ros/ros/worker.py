@@ -192,13 +192,13 @@ class FrameWorker:
         if pipeline is not None:
             self._pipeline, self._settings = pipeline
             if self._camera is not None:
-                self._adapter.meet(self._pipeline, self._camera)
+                self._adapter.meet(self._pipeline, self._camera, self._settings)
                 self._keeper.begin(self._pipeline, self._camera)
         if settings is not None:
             before, self._settings = self._settings, settings
             self._apply(self._pipeline, settings, before)
             self._outputs.reconfigure(settings)
-        self._adapter.take_up(self._pipeline)
+        self._adapter.take_up(self._pipeline, self._settings)
 
     def _handle(self, arrival: ImageArrival) -> None:
         message, settings = arrival.message, self._settings
@@ -217,7 +217,7 @@ class FrameWorker:
                     f"the camera is not calibrated: {settings.fov_guess_deg:g} degrees of "
                     "field of view are a guess (fov_guess_deg), and so are the metres"
                 )
-            self._adapter.meet(self._pipeline, camera)
+            self._adapter.meet(self._pipeline, camera, settings)
             self._keeper.begin(self._pipeline, camera)
         mount = self._look_up_mount(message.header.frame_id, arrival.stamp)
         motion = self._motion(arrival.stamp, message.header.frame_id, mount)

@@ -10,7 +10,12 @@ from depth_prior_ros.scale.affine import AffineScale
 from depth_prior_ros.scale.choice import make_scale
 from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
 from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.measured import AutoScale, CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.measured import (
+    AutoScale,
+    CameraHeightScale,
+    NothingMeasuredError,
+    OdometryScale,
+)
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import (
     SCALE_MODES,
@@ -23,9 +28,10 @@ from depth_prior_ros.scale.state import (
     ScaleStatus,
     focal_ratio,
 )
-from depth_prior_ros.scale.tracks import TrackedScale
+from depth_prior_ros.scale.tracks import BASELINE, Points, PointTracker, TrackedScale
 
 __all__ = [
+    "BASELINE",
     "SCALE_MODES",
     "AffineScale",
     "AutoScale",
@@ -33,7 +39,10 @@ __all__ = [
     "FilterSettings",
     "FixedScale",
     "NoScale",
+    "NothingMeasuredError",
     "OdometryScale",
+    "PointTracker",
+    "Points",
     "RoadSettings",
     "Scale",
     "ScaleFileError",

@@ -50,6 +50,13 @@ class Points:
     inverse: _Floats
     sigma: _Floats
 
+    def near(self) -> Points:
+        """Those near enough to measure. Raises NothingMeasuredError where they are too few."""
+        sure = self.inverse > 4 * self.sigma
+        if sure.sum() < MIN_POINTS:
+            raise NothingMeasuredError("too few points are near enough to measure")
+        return Points(self.place[sure], self.inverse[sure], self.sigma[sure])
+
 
 @dataclass
 class _Earlier:
@@ -76,9 +83,11 @@ class PointTracker:
         self._earlier: deque[_Earlier] = deque()
         self._pause = 0.0  # seconds since the last points
 
-    def see(self, sight: ScaleSight) -> Points | None:
-        """Points of this frame; None a moment after the last ones. Raises NothingMeasuredError
-        where there are none."""
+    def see(self, sight: ScaleSight, *, wanted: bool = True) -> Points | None:
+        """Points of this frame; None a moment after the last ones, or where they are not wanted.
+
+        Raises NothingMeasuredError where there are none.
+        """
         if sight.picture is None:
             raise NothingMeasuredError("no picture of this frame")
         grey = cv2.cvtColor(sight.picture, cv2.COLOR_RGB2GRAY)
@@ -105,7 +114,7 @@ class PointTracker:
         if best.metres < BASELINE:
             raise NothingMeasuredError("the way since the last picture is too short")
         check_swing(best.metres, best.turned)
-        if self._pause < _INTERVAL:
+        if self._pause < _INTERVAL or not wanted:
             return None
         self._pause = 0.0
         return triangulate(best.grey, grey, sight.camera, best.metres)
@@ -200,8 +209,5 @@ class TrackedScale(MeasuredScale):
         points = self._tracker.see(sight)
         if points is None:
             return None
-        units, metres, sigma = known_points(points, sight)
-        sure = metres > 4 * sigma
-        if sure.sum() < MIN_POINTS:
-            raise NothingMeasuredError("too few points are near enough to measure")
-        return Sample(float(np.median(units[sure] / metres[sure])))
+        units, metres, _ = known_points(points.near(), sight)
+        return Sample(float(np.median(units / metres)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 
 from depth_prior_ros.atomic_files import write_json, write_text
-from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle import Bundle, CameraCodeSpec, FactorSpec, load_bundle
 from depth_prior_ros.bundle.files import refuse_foreign
 from depth_prior_ros.pages import colours, page
 from depth_prior_ros.progress import Progress, quiet
@@ -31,17 +32,26 @@ from depth_prior_ros.scale import RoadSettings
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from depth_prior_ros.adaptation.adapt import Adapted
     from depth_prior_ros.adaptation.keyframes import Keyframe
     from depth_prior_ros.evaluation.evaluate import FrameResult
     from depth_prior_ros.geometry.camera import Camera
+    from depth_prior_ros.pipeline import DepthPipeline
 
 DepthSource = Literal["auto", "recorded", "stereo", "multi_frame"]
 REFERENCES: tuple[DepthSource, ...] = ("auto", "recorded", "stereo", "multi_frame")
 
 _TEMPLATE = Path(__file__).parent / "templates" / "adapt.html"
+_ROWS = (
+    ("AbsRel", "abs_rel"),
+    ("RMSE", "rmse"),
+    ("within 1.25", "d1"),
+    ("true / predicted", "ratio"),
+)
 _PICTURED = 4
 _NEAR, _FAR = 2.0, 80.0
 
@@ -80,14 +90,14 @@ class OwnDrive:
 
 @dataclass(frozen=True)
 class Request(OwnDrive):
-    """What is asked for, of a bundle whose student is told its camera.
+    """What is asked for.
 
     Page and figures lie beside `out`, the folder of the new bundle, with .html and .json.
 
     Attributes:
         references: `recorded`: the recording's own depth (LiDAR, exact); `stereo`: matched with
-            the second camera of the recording; `multi_frame`: the bundle's multi-frame network;
-            `auto`: the first of these that there is enough of.
+            the second camera of the recording; `multi_frame`: the bundle's multi-frame network,
+            without one followed points; `auto`: the first of these that there is enough of.
         partner: folder or image topic of the second camera, where it cannot be found.
     """
 
@@ -109,11 +119,10 @@ class Outcome:
         before, after = found.metric_before, found.metric_after
         rows = [
             f"{name:<18} {getattr(before, key):8.3f} {getattr(after, key):8.3f}"
-            for name, key in (("AbsRel", "abs_rel"), ("RMSE", "rmse"), ("d1", "d1"))
+            for name, key in _ROWS
         ]
         if found.looked_up:
             rows.append(f"with references    {found.metric_looked_up.abs_rel:8.3f} AbsRel")
-        numbers = ", ".join(f"{number:.2f}" for number in found.told.numbers)
         kept = (
             f"bundle: {self.bundle.path}"
             if self.bundle is not None
@@ -124,7 +133,7 @@ class Outcome:
                 found.told.source,
                 f"{'in metres':<18} {'before':>8} {'after':>8}",
                 *rows,
-                f"numbers: {numbers}",
+                str(found.told),
                 f"page: {self.page}",
                 kept,
             ]
@@ -140,10 +149,11 @@ def adapt_bundle(
 
     Raises:
         BundleError, RecordingError: one of them cannot be opened, or ``out`` not be written.
-        TrainingError: a student that takes no numbers, too few keyframes, no metres.
+        TrainingError: affine-invariant depth, too few keyframes, no metres.
     """
-    from depth_prior_ros.adaptation.adapt import adapt, check_student
+    from depth_prior_ros.adaptation.adapt import adapt, check_bundle
     from depth_prior_ros.adaptation.keyframes import AdaptationError
+    from depth_prior_ros.pipeline import DepthPipeline
 
     _check(request)
     bundle = load_bundle(request.bundle)
@@ -152,9 +162,11 @@ def adapt_bundle(
     out = request.out or Path("runs/adapt") / f"{bundle.manifest.name}_{recording.name}"
     refuse_foreign(out)
     try:
-        check_student(bundle)
-        keyframes, camera, source = _keyframes(request, bundle, recording, progress)
-        found = adapt(bundle, keyframes, camera, source, progress=progress)
+        check_bundle(bundle)
+        opened = cache(lambda: DepthPipeline(bundle, request.backend, request.device))
+        keyframes, camera, source = _keyframes(request, bundle, opened, recording, progress)
+        networks = None if bundle.manifest.takes_code else opened().networks
+        found = adapt(bundle, keyframes, camera, source, networks=networks, progress=progress)
     except AdaptationError as error:
         raise TrainingError(f"{recording.name}: {error}") from error
     figures = _figures(found, bundle, recording, request)
@@ -198,7 +210,11 @@ def _check(request: Request) -> None:
 
 
 def _keyframes(
-    request: Request, bundle: Bundle, recording: StoredRecording, progress: Progress
+    request: Request,
+    bundle: Bundle,
+    opened: Callable[[], DepthPipeline],
+    recording: StoredRecording,
+    progress: Progress,
 ) -> tuple[list[Keyframe], Camera, str]:
     """Keyframes in metres, their camera, and where their depth is from, in words."""
     from depth_prior_ros.adaptation.adapt import LEAST
@@ -208,7 +224,6 @@ def _keyframes(
         measured_keyframes,
     )
     from depth_prior_ros.adaptation.keyframes import AdaptationError, in_metres
-    from depth_prior_ros.pipeline import DepthPipeline
 
     name = recording.name
     if not recording.frames:
@@ -229,7 +244,13 @@ def _keyframes(
             if request.references == "stereo" or request.partner is not None:
                 raise
             why = f" ({error})"
-    height = request.camera_height
+    height, matches = request.camera_height, bundle.has("multi_frame")
+    if not matches and not knows_metres(recording.frames):
+        raise AdaptationError(
+            f"{bundle.path} has no multi-frame network, and the recording no depth{why}; points "
+            "that are followed give some by odometry or a speed, of which it has none. By the "
+            "camera's height scale.mode camera_height finds the factor while it drives"
+        )
     if height is None and not knows_metres(recording.frames):
         raise AdaptationError(
             "nothing says how far the vehicle went: metres need odometry or a speed in the "
@@ -238,17 +259,14 @@ def _keyframes(
         )
     if not recording.consecutive:
         raise AdaptationError("separate scenes; multi-frame depth needs frames that follow others")
-    pipeline = DepthPipeline(bundle, request.backend, request.device)
-    if not pipeline.networks.has_multi_frame:
-        raise AdaptationError(
-            f"{bundle.path} has no multi-frame network, and the recording no depth"
-        )
     road = RoadSettings(
         pitch=math.radians(request.camera_pitch_deg), ignore_bottom=request.ignore_bottom
     )
     matched = matched_keyframes(
-        recording, pipeline, None if height is None else road, progress=progress
+        recording, opened(), None if height is None else road, progress=progress
     )
+    if not matches:
+        return in_metres(matched), camera, f"{name}, followed points, metres by odometry"
     words = "odometry" if height is None else f"the camera's height of {height:g} m"
     source = f"{name}, own multi-frame depth, metres by {words}"
     return in_metres(matched, height), camera, source
@@ -273,6 +291,7 @@ def _figures(
     found: Adapted, bundle: Bundle, recording: Recording, request: Request
 ) -> dict[str, Any]:
     """What adapt.json and the manifest say."""
+    told = found.told
     return {
         "recording": {
             "name": recording.name,
@@ -280,8 +299,9 @@ def _figures(
             "frames": len(recording.frames),
         },
         "bundle": {"name": bundle.manifest.name, "digest": bundle.digest},
-        "source": found.told.source,
-        "numbers": list(found.told.numbers),
+        "source": told.source,
+        "numbers": list(told.numbers) if isinstance(told, CameraCodeSpec) else None,
+        "metres_per_unit": told.metres_per_unit if isinstance(told, FactorSpec) else None,
         "fitted": found.fitted,
         "evaluated": len(found.evaluated),
         "better": found.better,
@@ -305,13 +325,7 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
     count = len(found.evaluated)
     places = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
     rows = [
-        (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}")
-        for words, key in (
-            ("AbsRel in metres", "abs_rel"),
-            ("RMSE, metres", "rmse"),
-            ("share within a factor of 1.25", "d1"),
-            ("median of true over predicted depth", "ratio"),
-        )
+        (words, f"{getattr(before, key):.3f}", f"{getattr(after, key):.3f}") for words, key in _ROWS
     ]
     return page.render(
         _TEMPLATE,
@@ -325,7 +339,8 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
             _pictures(found.evaluated[i], found.before[i], found.after[i]) for i in map(int, places)
         ],
         scale=(colours.depth_gradient(_NEAR, _FAR), (f"{_NEAR:g} m", f"{_FAR:g} m")),
-        numbers=", ".join(f"{number:.2f}" for number in found.told.numbers),
+        told=str(found.told),
+        factor=isinstance(found.told, FactorSpec),
     )
 
 
