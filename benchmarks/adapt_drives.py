@@ -1,9 +1,12 @@
 """`adapt` on real drives: single-frame errors in metres before and after, on other drives, too.
 
     python benchmarks/adapt_drives.py [--bundle lite] [--data FOLDER] [--from 0039_lidar 0039_multi
-        03_poses]
+        03_poses] [--imported]
 
-Each row is the bundle told the numbers that were fitted on one drive:
+Each row is the bundle told what was fitted on one drive: numbers of its camera, or of networks that
+take none the factor. With `--imported` the bundle's student is exported to ONNX, its depth in a
+unit that nobody is told, and imported as scale-invariant; then followed points are in the place of
+multi-frame depth.
 
 - 0039_lidar: on the LiDAR of the first half of drive 0039;
 - 0039_multi: on its own multi-frame depth of that half, metres by the camera's height (1.65 m; the
@@ -20,15 +23,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.import_network import UnknownUnit, imported, student_of
 from depth_prior_ros.adaptation.adapt import Adapted, adapt
 from depth_prior_ros.adaptation.drives import matched_keyframes, measured_keyframes
-from depth_prior_ros.adaptation.keyframes import Keyframe, in_metres
+from depth_prior_ros.adaptation.keyframes import AdaptationError, Keyframe, in_metres
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.evaluation.evaluate import evaluate_model
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.metrics import mean_errors
@@ -96,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", default="lite")
     parser.add_argument("--data", type=Path, default=os.environ.get("DEPTH_PRIOR_DATA"))
     parser.add_argument("--from", nargs="+", choices=ROWS, default=list(ROWS), dest="rows")
+    parser.add_argument("--imported", action="store_true")
     options = parser.parse_args(arguments)
     if options.data is None:
         print("no --data and no DEPTH_PRIOR_DATA: nothing to adapt on")
@@ -103,14 +110,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)
-    drives, pipeline = Drives(Path(options.data)), DepthPipeline(options.bundle)
-    before = pipeline.camera_code
+    drives = Drives(Path(options.data))
+    bundle = load_bundle(options.bundle)
+    if not options.imported:
+        return run(bundle, drives, options.rows)
+    with tempfile.TemporaryDirectory() as folder:
+        unknown = UnknownUnit(student_of(bundle))
+        return run(imported(bundle, unknown, "scale_invariant", Path(folder)), drives, options.rows)
+
+
+def run(bundle: Bundle, drives: Drives, rows: Sequence[str]) -> int:
+    """Print the table and its figures."""
+    pipeline = DepthPipeline(bundle)
+    before = pipeline.told
     print(f"{'fitted on':22}" + "".join(f"{chosen.name:>18}" for chosen in drives.judged))
     figures = judge(pipeline, drives, "before")
-    for row in options.rows:
+    for row in rows:
         pipeline.tell_camera(before)
-        found, source = keyframes(row, drives, pipeline)
-        adapted: Adapted = adapt(pipeline.bundle, found, found[0].camera, source)
+        try:
+            found, source = keyframes(row, drives, pipeline)
+        except AdaptationError as error:
+            print(f"{row:22}{error}")
+            continue
+        networks = pipeline.networks
+        adapted: Adapted = adapt(bundle, found, found[0].camera, source, networks=networks)
         pipeline.tell_camera(adapted.told)
         figures |= judge(pipeline, drives, row)
         if adapted.references is not None:
@@ -118,10 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pipeline.set_references(adapted.references, None)
             figures |= judge(pipeline, drives, f"{row}_references")
             pipeline.set_references(None, None)
-        numbers = ", ".join(f"{number:.2f}" for number in adapted.told.numbers)
-        won = "references kept" if adapted.by_references else "numbers kept"
+        won = "references kept" if adapted.by_references else "kept"
         kept = won if adapted.by_references or adapted.better else "not kept"
-        print(f"{'':22}{len(found)} keyframes; numbers {numbers}; {adapted.text}: {kept}")
+        print(f"{'':22}{len(found)} keyframes; {adapted.told}; {adapted.text}: {kept}")
     for name, value in figures.items():
         print(f"figure {name} {value:.3f}")
     return 0

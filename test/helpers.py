@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from depth_prior_ros.bundle import (
     build_network,
     save_bundle,
 )
+
+if TYPE_CHECKING:
+    from depth_prior_ros.models.imported import DepthKind
 
 TINY_SIZE = (96, 32)
 METRES_PER_UNIT = 20.0
@@ -112,6 +115,47 @@ def _tiny_networks(size: tuple[int, int], seed: int) -> tuple[dict[str, Any], An
             nets["multi_frame"].delta.uniform_(0.2, 0.6)
         prior = Prior(features=torch.randn(16, 32), inverse_depth=torch.rand(16) + 0.05)
     return nets, prior
+
+
+UNITS = 3.0
+"""By which depth is larger in the unit of `import_student`'s scale-invariant networks."""
+
+
+def import_student(
+    bundle: Bundle, folder: Path, depth: DepthKind, metres_per_unit: float | None = None
+) -> Bundle:
+    """The student of a bundle as ONNX, imported below a folder; of affine-invariant inverse depth
+    its own, of scale-invariant depth `UNITS` times its own."""
+    import torch
+    from torch import Tensor, nn
+
+    from depth_prior_ros.backends.onnx_backend import export_onnx
+    from depth_prior_ros.models.export import StudentRunner
+    from training.runs.network_import import ImportRequest, import_network
+
+    limits, camera = bundle.manifest.depth, bundle.manifest.camera
+    prior = bundle.prior() if bundle.has("prior") else None
+    runner = StudentRunner(bundle.student(), prior, limits.min_units, limits.max_units)
+
+    class Answer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.runner = runner
+
+        def forward(self, image: Tensor) -> Tensor:
+            inverse: Tensor = self.runner(image)[0]
+            return UNITS / inverse if depth == "scale_invariant" else inverse
+
+    example = torch.zeros(1, 3, camera.height, camera.width).numpy()
+    export_onnx(Answer(), (example,), folder / "student.onnx", ["image"], ["depth"])
+    request = ImportRequest(
+        f"onnx:{folder / 'student.onnx'}",
+        folder / depth,
+        depth,
+        metres_per_unit=metres_per_unit,
+        focal=(camera.fx, camera.fy),
+    )
+    return import_network(request)
 
 
 def texture(

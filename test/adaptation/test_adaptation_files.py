@@ -10,7 +10,7 @@ import pytest
 
 from depth_prior_ros.adaptation.files import load_adaptation, save_adaptation
 from depth_prior_ros.adaptation.keyframes import AdaptationError
-from depth_prior_ros.bundle import CameraCodeSpec, CameraSpec
+from depth_prior_ros.bundle import CameraCodeSpec, CameraSpec, FactorSpec, Told
 from depth_prior_ros.geometry.camera import Camera
 
 CAMERA = Camera(720.0, 720.0, 620.0, 187.0, 1242, 375)
@@ -19,22 +19,31 @@ TOLD = CameraCodeSpec(
 )
 
 
-def load(path: Path, **changes: Any) -> CameraCodeSpec:
+FACTOR = FactorSpec(metres_per_unit=3.25, camera=CameraSpec.of(CAMERA), source="a drive")
+
+
+def load(path: Path, **changes: Any) -> Told:
     asked = {"bundle": "a", "camera": CAMERA, "metres_per_unit": 10.0}
     return load_adaptation(path, **{**asked, **changes})
 
 
+@pytest.fixture(params=[TOLD, FACTOR], ids=["numbers", "factor"])
+def told(request: pytest.FixtureRequest) -> Told:
+    fitted: Told = request.param
+    return fitted
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path: Path, told: Told) -> Path:
     path = tmp_path / "folder" / "adapted.yaml"
-    save_adaptation(path, TOLD, bundle="a", metres_per_unit=10.0)
+    save_adaptation(path, told, bundle="a", metres_per_unit=10.0)
     return path
 
 
-def test_the_next_run_is_told_the_same(file: Path) -> None:
-    assert load(file) == TOLD
+def test_the_next_run_is_told_the_same(file: Path, told: Told) -> None:
+    assert load(file) == told
     half = Camera(360.0, 360.0, 310.0, 93.5, 621, 187)
-    assert load(file, camera=half) == TOLD, "the same camera at another size"
+    assert load(file, camera=half) == told, "the same camera at another size"
     with pytest.raises(FileNotFoundError):
         load(file.with_name("none"))
 
@@ -60,9 +69,9 @@ def test_what_belongs_to_something_else_is_refused(
     "change",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace("1.0", ".nan", 1),
+        lambda text: text.replace("1.0", ".nan", 1).replace("3.25", ".nan"),
         lambda text: text.replace("format: 1", "format: 9"),
-        lambda text: text.replace("numbers", "names"),
+        lambda text: text.replace("numbers", "names").replace("metres_per_unit: 3", "names: 3"),
         lambda text: "[" * 1000,
         lambda text: "",
     ],

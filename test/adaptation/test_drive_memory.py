@@ -16,6 +16,7 @@ from depth_prior_ros.adaptation.keyframes import (
     Keyframe,
     MatchedKeyframe,
     depth_at_cells,
+    followed_keyframe,
     in_metres,
     matched_keyframe,
     spaced,
@@ -23,7 +24,7 @@ from depth_prior_ros.adaptation.keyframes import (
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.pipeline.results import MatchedFrame
-from depth_prior_ros.scale import RoadSettings
+from depth_prior_ros.scale import Points, RoadSettings, ScaleSight
 
 SIZE = (64, 32)
 CAMERA = Camera(40.0, 40.0, 32.0, 14.0, *SIZE)
@@ -86,7 +87,7 @@ def test_a_step_that_was_measured_wrong_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("frames", "height", "words"),
     [
-        ([], None, "no keyframe with multi-frame depth"),
+        ([], None, "no keyframe with depth"),
         ([kept(metres=None)], None, "metres need odometry"),
         ([kept(metres=0.01)], None, "nothing says how far"),
         ([kept()], 1.5, "no flat road"),
@@ -117,6 +118,34 @@ def test_keyframes_are_spaced_by_distance_or_by_time() -> None:
     for n in range(30):
         memory.saw(matched(n, travelled=None))
     assert [f.stamp_ns // 10**8 for f in memory.keyframes()] == list(range(0, 30, 5)), "0.5 s"
+
+
+def test_followed_points_are_depth_in_metres_near_the_cells_centres() -> None:
+    """Of a network that matches nothing: 40 points at 5 m at centres, and what is not to count."""
+    rows, columns = np.divmod(np.arange(40), 10)
+    camera = Camera(80.0, 80.0, 40.0, 16.0, 80, 32)
+    centres = np.stack([8 * columns + 3.5, 8 * rows + 3.5], axis=1).astype(np.float32)
+    inverse, sigma = np.full(40, 0.2), np.full(40, 0.01)
+    inverse[0], sigma[1], inverse[2] = 1 / 90, 0.1, -0.1  # too far, unsure, beyond infinity
+    centres[3] += 3  # at a corner of its cell
+    picture = np.zeros((32, 80, 3), np.uint8)
+    sight = ScaleSight(7, None, camera, moving=True, picture=picture)
+    frame = followed_keyframe(Points(centres, inverse, sigma), sight)
+    assert frame is not None and frame.stamp_ns == 7
+    assert frame.depth.shape == (4, 10) and (frame.depth[0, :4] == 0).all()
+    assert np.count_nonzero(frame.depth) == 36 and frame.depth[1, 1] == pytest.approx(5.0)
+    (known,) = in_metres([frame])
+    np.testing.assert_array_equal(known.depth, frame.depth)
+    few = Points(centres[10:30], inverse[10:30], sigma[10:30])
+    assert followed_keyframe(few, sight) is None
+
+
+def test_a_memory_follows_points_only_while_odometry_tells_the_way() -> None:
+    memory = DriveMemory()
+    picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    for n in range(5):
+        memory.saw(ScaleSight(n, None, CAMERA, moving=True, picture=picture, seconds=0.1))
+    assert not memory.keyframes()
 
 
 def test_what_is_kept_is_bounded() -> None:

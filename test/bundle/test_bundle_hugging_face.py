@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from depth_prior_ros.bundle import BundleError, load_bundle
+from depth_prior_ros.adaptation.adapt import adapt
+from depth_prior_ros.adaptation.keyframes import AdaptationError, Keyframe
+from depth_prior_ros.bundle import BundleError, FactorSpec, load_bundle
 from depth_prior_ros.bundle.hugging_face import build_model
 from depth_prior_ros.models.imported import GAUGE_SHIFT, gauge
 from depth_prior_ros.pipeline import DepthPipeline
@@ -81,6 +83,31 @@ def test_depth_is_that_of_transformers(dpt: Path, bundle: Any, backend: str) -> 
     near = (wanted > 0) & (wanted < 100)
     assert near.mean() > 0.2
     np.testing.assert_allclose(depth[near], wanted[near], rtol=2e-3)
+
+
+def test_a_small_model_is_fitted_to_a_camera_unless_it_is_affine_invariant(
+    dpt: Path, bundle: Any, tmp_path: Path
+) -> None:
+    request = ImportRequest(f"hf:{dpt}", tmp_path / "b", "scale_invariant")
+    scaled = import_network(request)
+    camera = scaled.manifest.camera
+    generator = np.random.default_rng(2)
+    shape = (SIZE // 8, SIZE // 8)
+    keyframes = [
+        Keyframe(
+            n,
+            generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8),
+            camera,
+            generator.uniform(4, 6, shape).astype(np.float32),
+        )
+        for n in range(12)
+    ]
+    networks = DepthPipeline(scaled, "torch").networks
+    found = adapt(scaled, keyframes, camera, "noise", networks=networks)
+    assert isinstance(found.told, FactorSpec)
+    assert abs(found.metric_after.ratio - 1) < 0.2 < abs(found.metric_before.ratio - 1)
+    with pytest.raises(AdaptationError, match="another factor and shift in every picture"):
+        adapt(bundle, keyframes, camera, "noise", networks=networks)
 
 
 def test_what_cannot_be_taken_is_said(dpt: Path, bundle: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_tiny_bundle
+from helpers import import_student, make_tiny_bundle
 from ros_helpers import (
     BUNDLE_SIZE,
     IMAGE_SIZE,
@@ -21,14 +21,10 @@ from ros_helpers import (
 )
 from sensor_msgs.msg import Image
 
-from depth_prior_ros.backends.onnx_backend import export_onnx
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.models.export import StudentRunner
-from depth_prior_ros.models.imported import DepthKind
 from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.ros.messages import image_to_depth
-from training.runs.network_import import ImportRequest, import_network
 
 pytest.importorskip("onnx")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,28 +37,11 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def imported(own: Path, folder: Path, depth: DepthKind) -> Path:
-    """The student of a bundle as ONNX, imported."""
-    bundle = load_bundle(own)
-    limits = bundle.manifest.depth
-    prior = bundle.prior() if bundle.has("prior") else None
-    runner = StudentRunner(bundle.student(), prior, limits.min_units, limits.max_units)
-    example = np.zeros((1, 3, BUNDLE_SIZE[1], BUNDLE_SIZE[0]), np.float32)
-    export_onnx(runner, (example,), folder / "student.onnx", ["image"], list(runner.OUTPUTS))
-    camera = bundle.manifest.camera
-    request = ImportRequest(
-        f"onnx:{folder / 'student.onnx'}",
-        folder / depth,
-        depth,
-        metres_per_unit=limits.metres_per_unit if depth == "disparity" else None,
-        focal=(camera.fx, camera.fy),
-    )
-    return import_network(request).path
-
-
 @pytest.fixture(scope="module")
 def disparity(own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return imported(own, tmp_path_factory.mktemp("imported"), "disparity")
+    folder, bundle = tmp_path_factory.mktemp("imported"), load_bundle(own)
+    unit = bundle.manifest.depth.metres_per_unit
+    return import_student(bundle, folder, "disparity", unit).path
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +94,6 @@ def test_diagnostics_say_why_it_does_not_run_on_cuda(disparity: Path, wanted: np
 
 
 def test_affine_invariant_depth_is_no_metres_by_a_fixed_factor(own: Path, tmp_path: Path):
-    bundle = imported(own, tmp_path, "affine_invariant")
-    with node_and_peer(bundle=bundle, **{"scale.mode": "fixed"}) as (process, _):
+    bundle = import_student(load_bundle(own), tmp_path, "affine_invariant")
+    with node_and_peer(bundle=bundle.path, **{"scale.mode": "fixed"}) as (process, _):
         wait_until(lambda: "so it has no metres" in process.output, "the refusal", PATIENCE)

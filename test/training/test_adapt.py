@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import TOLD, make_tiny_bundle, make_told_bundle, texture
+from helpers import TOLD, import_student, make_tiny_bundle, make_told_bundle, texture
 
 from depth_prior_ros.adaptation.drives import matched_keyframes, motion_since
-from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle import Bundle, CameraCodeSpec, FactorSpec, describe, load_bundle
+from depth_prior_ros.evaluation.evaluate import evaluate_model
+from depth_prior_ros.evaluation.frames import EvaluationSet
+from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.pipeline import DepthPipeline
@@ -23,7 +26,7 @@ from depth_prior_ros.recordings import Frame, StoredRecording, open_recording
 from training.commands.cli import REFERENCES, main
 from training.errors import TrainingError
 from training.runs import adapt as adapting
-from training.runs.adapt import Request, adapt_bundle
+from training.runs.adapt import DepthSource, Request, adapt_bundle
 
 FRAMES = 16
 
@@ -33,9 +36,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_told_bundle(tmp_path_factory.mktemp("bundles") / "told")
 
 
-def write_scenes(folder: Path, bundle: Bundle, told: tuple[float, ...] = TOLD) -> Path:
-    """Frames of KITTI 2015's form with depth for every pixel."""
+def write_scenes(
+    folder: Path, bundle: Bundle, told: tuple[float, ...] = TOLD, scaled: float = 1.0
+) -> Path:
+    """Frames of KITTI 2015's form with depth for every pixel, that of the student, scaled."""
     student, trained = bundle.student(), bundle.manifest.camera
+    prior = (bundle.prior(),) if bundle.has("prior") else ()
     for name in ("image_02", "depth_stereo"):
         (folder / name).mkdir(parents=True)
     for i in range(FRAMES):
@@ -44,10 +50,12 @@ def write_scenes(folder: Path, bundle: Bundle, told: tuple[float, ...] = TOLD) -
     for i, frame in enumerate(open_recording(folder).frames):
         framed = frame_image(frame.image(), frame.camera, trained)
         with torch.no_grad():
-            code = torch.tensor([told])
-            disparity = student(torch.from_numpy(framed.tensor()), code=code).disparity[0]
+            code = torch.tensor([told]) if bundle.manifest.takes_code else None
+            seen = student(torch.from_numpy(framed.tensor()), *prior, code=code)
+            disparity = seen.disparity[0]
         units = disparity_to_depth(disparity)[1][0, 0].numpy()
-        metres = units * bundle.manifest.depth.metres_per_unit * stretch_of(framed, trained)
+        unit = scaled * bundle.manifest.depth.metres_per_unit
+        metres = units * unit * stretch_of(framed, trained)
         full = cv2.resize(metres, (414, 125), interpolation=cv2.INTER_NEAREST)
         depth = np.clip(full * 256, 0, 65535).astype(np.uint16)
         cv2.imwrite(str(folder / "depth_stereo" / f"{i:06d}.png"), depth)
@@ -104,9 +112,13 @@ def test_what_is_not_better_is_not_kept(tmp_path: Path, bundle: Bundle) -> None:
 
 def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     scenes, out = write_scenes(tmp_path / "kitti_2015", bundle), tmp_path / "out"
-    plain = make_tiny_bundle(tmp_path / "plain")
-    with pytest.raises(TrainingError, match="not told its camera"):
-        adapt_bundle(Request(plain.path, scenes, out))
+    pytest.importorskip("onnx")
+    affine = import_student(bundle, tmp_path, "affine_invariant")
+    with pytest.raises(TrainingError, match=r"another factor and shift in every picture.*odometry"):
+        adapt_bundle(Request(affine.path, scenes, out))
+    alone = import_student(bundle, tmp_path, "scale_invariant")
+    with pytest.raises(TrainingError, match=r"no multi-frame network.*scale\.mode camera_height"):
+        adapt_bundle(Request(alone.path, scenes, out, references="multi_frame", camera_height=1.6))
     with pytest.raises(TrainingError, match="nothing says how far"):
         adapt_bundle(Request(bundle.path, scenes, out, references="multi_frame"))
     with pytest.raises(TrainingError, match="separate scenes"):
@@ -116,6 +128,88 @@ def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> No
     with pytest.raises(TrainingError, match="5 keyframes with depth in metres, and 8"):
         adapt_bundle(Request(bundle.path, scenes, out, references="recorded"))
     assert not out.exists()
+
+
+def test_a_student_that_takes_no_numbers_gets_a_factor(tmp_path: Path) -> None:
+    """References half as far as the bundle says; its other networks go with it."""
+    plain, out = make_tiny_bundle(tmp_path / "plain"), tmp_path / "out"
+    scenes = write_scenes(tmp_path / "kitti_2015", plain, scaled=0.5)
+    outcome = adapt_bundle(Request(plain.path, scenes, out))
+    assert "factor: " in str(outcome) and "The factor from" in outcome.page.read_text()
+    new = load_bundle(out)
+    assert new.manifest.files == plain.manifest.files
+    unit = plain.manifest.depth.metres_per_unit
+    assert new.manifest.depth.metres_per_unit == pytest.approx(0.5 * unit, rel=0.02)
+    told = new.manifest.told
+    assert isinstance(told, FactorSpec) and told.source in describe(new)
+    camera = open_recording(scenes).frames[0].camera
+    assert told.doubt(camera) is None
+    doubt = told.doubt(replace(camera, fx=1.5 * camera.fx, fy=1.5 * camera.fy))
+    assert doubt is not None and "another camera" in doubt
+    with pytest.raises(ValueError, match="a factor, no numbers"):
+        numbers = CameraCodeSpec(numbers=(0.0,) * 5, camera=told.camera, source="elsewhere")
+        DepthPipeline(new, "torch").tell_camera(numbers)
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered drive as a bag, the camera 1.1 m above the road, looking 4 degrees down."""
+    from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
+    from rosbag_tools.make import write_bag
+
+    spec = DriveSpec(frames=70, stop=False, camera_height=1.1, camera_pitch_deg=4.0)
+    drive = SyntheticDrive(21, (416, 128), spec, supersample=1, street="town")
+    path = tmp_path_factory.mktemp("bags") / "street.mcap"
+    try:
+        write_bag(drive, path)
+    except Exception as error:
+        pytest.skip(f"needs OpenGL: {error}")
+    finally:
+        drive.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The student of `lite` as a network of which nobody knows the unit."""
+    pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("imported")
+    return import_student(load_bundle("lite"), folder, "scale_invariant")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("references", "words"), [("recorded", "recorded depth"), ("multi_frame", "followed points")]
+)
+def test_an_imported_network_of_unknown_unit_gets_its_metres(
+    tmp_path: Path,
+    street: Path,
+    imported: Bundle,
+    references: DepthSource,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By exact depth, and by odometry alone, and as well on another part of the drive."""
+    assert not imported.manifest.has_metres
+    out = tmp_path / "mine"
+    asked = ["--bag", str(street), "--references", references, "--out", str(out)]
+    assert main(["adapt", str(imported.path), *asked]) == 0
+    said = capsys.readouterr().out
+    assert words in said and "factor: " in said
+    figures = json.loads((tmp_path / "mine.json").read_text())
+    before, after = (abs(figures[key]["ratio"] - 1) for key in ("before", "after"))
+    assert before > 0.5 and after < 0.08, (before, after)
+    new = load_bundle(out)
+    assert new.manifest.files == imported.manifest.files and new.manifest.has_metres
+    # Wherever metres come from a bundle they are these.
+    pipeline = DepthPipeline(new)
+    assert pipeline.scale.status.state == "fixed"
+    assert pipeline.scale.metres_per_unit == figures["metres_per_unit"]
+    recording = open_recording(street)
+    chosen = EvaluationSet("street", PROTOCOLS["synthetic"], recording, range(0, 70, 7))
+    found = evaluate_model(pipeline, chosen, None, chosen.positions)
+    ratio = float(np.median([frame.metric.ratio for frame in found]))
+    assert abs(ratio - 1) < 0.15, ratio
 
 
 @pytest.mark.parametrize(

@@ -293,11 +293,11 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "adapt",
         help="fit a bundle to the camera of your own drive",
-        description="Fit what a bundle's student is told of its camera on every second stretch "
-        "of a drive, evaluate it in metres on those between, and write a new bundle where it is "
-        "better; no weight changes. Depth to fit on is the recording's own (LiDAR, exact), matched "
-        "with a second camera beside it (stereo), or the multi-frame network's, with metres by "
-        "odometry or by the camera's height.",
+        description="Fit what a bundle's student is told of its camera, or the metric factor of a "
+        "network that is told nothing, on every second stretch of a drive, evaluate it in metres "
+        "on those between, and write a new bundle where it is better; no weight changes. Depth to "
+        "fit on is the recording's own (LiDAR, exact), matched with a second camera beside it "
+        "(stereo), or the multi-frame network's, with metres by odometry or the camera's height.",
     )
     _add_own_drive(
         parser,
@@ -310,8 +310,8 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=REFERENCES,
         default="auto",
         help="depth to fit on; recorded: the recording's own; stereo: matched with its second "
-        "camera; multi_frame: the bundle's; auto: the first of these that there is enough of "
-        "(default: auto)",
+        "camera; multi_frame: the bundle's, without one that of followed points; auto: the first "
+        "of these that there is enough of (default: auto)",
     )
     add(
         "--partner",
