@@ -47,7 +47,7 @@ def working(pipeline: Any) -> Iterator[tuple[Inputs, list[tuple[str, str]]]]:
     inputs = Inputs(lambda: None)
     inputs.put_camera_info(camera_info_for(*SIZE))
     keeper: Any = SimpleNamespace(begin=lambda pipeline, camera: None)
-    adapter: Any = SimpleNamespace(meet=lambda *_: None, take_up=lambda _: None)
+    adapter: Any = SimpleNamespace(meet=lambda *_: None, take_up=lambda *_: None)
     outputs: Any = SimpleNamespace(wanted=frozenset)
     worker = FrameWorker(
         inputs,
