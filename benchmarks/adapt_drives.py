@@ -43,6 +43,7 @@ from depth_prior_ros.pipeline import DepthPipeline
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.scale import RoadSettings
 from training.evaluation.sets import frames_with_depth
+from training.runs.adapt import with_references
 
 KITTI_HEIGHT = 1.65
 ROWS = ("0039_lidar", "0039_multi", "03_poses")
@@ -137,10 +138,9 @@ def run(bundle: Bundle, drives: Drives, rows: Sequence[str]) -> int:
         pipeline.tell_camera(adapted.told)
         figures |= judge(pipeline, drives, row)
         if adapted.references is not None:
-            pipeline.tell_camera(before)
-            pipeline.set_references(adapted.references, None)
-            figures |= judge(pipeline, drives, f"{row}_references")
-            pipeline.set_references(None, None)
+            with tempfile.TemporaryDirectory() as folder:
+                holding = with_references(bundle, Path(folder) / "bundle", adapted, {})
+                figures |= judge(DepthPipeline(holding), drives, f"{row}_references")
         won = "references kept" if adapted.by_references else "kept"
         kept = won if adapted.by_references or adapted.better else "not kept"
         print(f"{'':22}{len(found)} keyframes; {adapted.told}; {adapted.text}: {kept}")

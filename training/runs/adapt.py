@@ -172,7 +172,7 @@ def adapt_bundle(
     figures = _figures(found, bundle, recording, request)
     written = None
     if found.by_references:
-        written = _with_references(bundle, out, found, {"adapt": figures})
+        written = with_references(bundle, out, found, {"adapt": figures})
     elif found.better:
         from depth_prior_ros.bundle.derive import tell_camera
 
@@ -183,7 +183,8 @@ def adapt_bundle(
     return Outcome(found, written, place, place.with_suffix(".json"))
 
 
-def _with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:
+def with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:
+    """Write a bundle with the references that `adapt` took. Raises BundleError."""
     from depth_prior_ros.bundle import ReferencesSpec
     from depth_prior_ros.bundle.derive import replace_references
 
