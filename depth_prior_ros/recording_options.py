@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from depth_prior_ros.share import home_path
+
+if TYPE_CHECKING:
+    from depth_prior_ros.geometry.camera import Camera
 
 _TOPICS = ("image", "camera_info", "odom", "depth")
 
@@ -94,6 +97,26 @@ def intrinsics_option(path: Path, text: str | None) -> dict[str, Any]:
     return {"intrinsics": home_path(text)}
 
 
+def intrinsics_camera(text: str, size: tuple[int, int] | None) -> Camera:
+    """The rectified camera of what `intrinsics` lets through, of images of a size (W, H).
+
+    Without a size, of the images that the calibration in a file is of. Raises RecordingError.
+    """
+    from depth_prior_ros.images.encodings import MessageError
+    from depth_prior_ros.recordings import RecordingError
+    from depth_prior_ros.recordings.intrinsics import read_intrinsics
+
+    if "," in text:
+        if size is None:
+            raise RecordingError(f"--intrinsics {text}: say of images of which --size")
+        return _camera(text, size)
+    calibration = read_intrinsics(home_path(text), size or (0, 0))
+    try:
+        return calibration.camera(*(size or (calibration.width, calibration.height)))
+    except MessageError as error:
+        raise RecordingError(f"{text}: {error}") from error
+
+
 def _of_bag(path: Path, text: str) -> dict[str, Any]:
     """`camera`, or `calibration` of a file, which may have a lens."""
     from depth_prior_ros.recordings.bag import images_size
@@ -105,7 +128,7 @@ def _of_bag(path: Path, text: str) -> dict[str, Any]:
     return {"calibration": read_intrinsics(home_path(text), size)}
 
 
-def _camera(text: str, size: tuple[int, int]) -> Any:
+def _camera(text: str, size: tuple[int, int]) -> Camera:
     from depth_prior_ros.recordings.intrinsics import camera_from_values
 
     values = [float(value) for value in text.split(",")]

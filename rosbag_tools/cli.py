@@ -15,6 +15,7 @@ from depth_prior_ros.backends import BACKENDS, PRECISIONS
 from depth_prior_ros.recording_options import (
     add_recording_options,
     intrinsics,
+    intrinsics_camera,
     intrinsics_option,
     recording_options,
 )
@@ -229,7 +230,7 @@ def _add_render(commands: Commands) -> None:
         help="another seed, another street (default: the embedded drive's)",
     )
     add("--frames", type=count, default=80, help="how many, at 10 Hz (default: 80)")
-    add("--size", type=size, default=(640, 192), metavar="WxH", help="default: 640x192")
+    add("--size", type=size, metavar="WxH", help="default: 640x192, or that of a calibration")
     add("--quality", type=quality, default=90, help="of the JPEGs (default: 90)")
     add(
         "--street",
@@ -252,6 +253,13 @@ def _add_render(commands: Commands) -> None:
         metavar="M",
         help="with a second camera M metres to the right, e.g. 0.54 as KITTI's",
     )
+    add(
+        "--intrinsics",
+        type=intrinsics,
+        metavar="FX,FY,CX,CY|FILE",
+        help="of the camera, in pixels of --size, or a YAML file (also of ROS's "
+        "camera_calibration: its rectified camera); default: KITTI's",
+    )
     add("--camera-height", type=positive, metavar="M", help="of the camera above the road")
     add(
         "--camera-pitch-deg",
@@ -266,12 +274,16 @@ def _add_render(commands: Commands) -> None:
 def _render(parsed: argparse.Namespace) -> None:
     from rosbag_tools.make import render
 
+    view = None
+    if parsed.intrinsics is not None:
+        view = intrinsics_camera(parsed.intrinsics, parsed.size)
     render(
         parsed.out,
         parsed.quality,
         seed=parsed.seed,
         frames=parsed.frames,
-        size=parsed.size,
+        size=parsed.size or (640, 192),
+        view=view,
         street=parsed.street,
         traffic=parsed.traffic,
         stop=not parsed.no_stop,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import open_recording
 from depth_prior_ros.recordings.base import Recording
 from depth_prior_ros.recordings.synthetic.drive import (
@@ -127,6 +129,39 @@ def test_a_camera_mounted_otherwise_sees_the_road_where_it_lies(tmp_path: Path) 
     below = math.atan2(47 - camera.cy, camera.fy)  # the bottom row, under the optical axis
     expected = 1.1 * math.cos(below) / math.sin(below + math.radians(4))
     assert np.median(depth[-1]) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_camera_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibration = tmp_path / "camera.yaml"
+    P = [150.0, 0, 70, 0, 0, 152.0, 30, 0, 0, 0, 1, 0]
+    K = [160.0, 0, 71, 0, 161.0, 31, 0, 0, 1]
+    lens = {"distortion_model": "plumb_bob", "image_width": 160, "image_height": 48}
+    for name, data in (
+        ("camera_matrix", K),
+        ("distortion_coefficients", [-0.2, 0.05, 0.0, 0.0, 0.0]),
+        ("rectification_matrix", np.eye(3).ravel().tolist()),
+        ("projection_matrix", P),
+    ):
+        lens[name] = {"data": data}
+    calibration.write_text(json.dumps(lens))
+    render = ["render", "--frames", "1", "--intrinsics"]
+    for said, expected in (
+        ([str(calibration)], Camera(150, 152, 70, 30, 160, 48)),
+        ([str(calibration), "--size", "80x24"], Camera(75, 76, 35, 15, 80, 24)),
+        (["75,76,35,15", "--size", "80x24"], Camera(75, 76, 35, 15, 80, 24)),
+    ):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.mcap"
+        assert main([*render, *said, "--out", str(out)]) == 0
+        frame = open_recording(out).frames[0]
+        assert frame.camera == expected
+        assert frame.depth().shape == (expected.height, expected.width)  # type: ignore[union-attr]
+    for said, words in (
+        (["75,76,35,15"], "say of images of which --size"),
+        ([str(calibration), "--size", "80x48"], "camera.yaml"),
+    ):
+        assert main([*render, *said, "--out", str(tmp_path / "x.mcap")]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 def test_what_changes_while_the_car_stands_is_masked(drive: SyntheticDrive) -> None:

@@ -293,8 +293,8 @@ class SyntheticDrive:
 
     `street` and `traffic`: see `plan_world`; other streets than the embedded one have random
     weather. `offset`: metres by which the camera stands to the right of the car's own, of which it
-    is the stereo partner. Reading a frame raises RendererUnavailableError where OpenGL does not
-    work.
+    is the stereo partner. `view`: the camera; None: KITTI's, resized to `size`. Reading a frame
+    raises RendererUnavailableError where OpenGL does not work.
     """
 
     seed: int = 8
@@ -304,6 +304,7 @@ class SyntheticDrive:
     street: str = EMBEDDED
     traffic: str = "mixed"
     offset: float = 0.0
+    view: Camera | None = None
     name: str = "street"
     skipped: list[Skipped] = field(default_factory=list)
     depth_source: str = "exact"
@@ -311,9 +312,11 @@ class SyntheticDrive:
     notes: list[str] = field(default_factory=lambda: ["rendered, with exact depth"])
 
     def __post_init__(self) -> None:
+        if self.view is not None:
+            self.size = self.view.width, self.view.height
         width, height = self.size
         # KITTI's camera, resized: fx = 721.5 and cx = 609.6 of 1242 pixels, and so on.
-        self.camera = Camera(
+        self.camera = self.view or Camera(
             721.5377 * width / 1242,
             721.5377 * height / 375,
             609.5593 * width / 1242,
@@ -441,13 +444,15 @@ def street_drive(
     traffic: str = "mixed",
     stop: bool = True,
     offset: float = 0.0,
+    view: Camera | None = None,
     camera_height: float | None = None,
     camera_pitch_deg: float = 0.0,
 ) -> SyntheticDrive:
     """By default the drive that comes with the package: 8 s at 10 Hz, with a stop of over 2 s.
 
-    offset: metres to the right of the car's own camera (its stereo partner). camera_height,
-    camera_pitch_deg: see `DriveSpec`; default: its height.
+    offset: metres to the right of the car's own camera (its stereo partner). view: the camera;
+    default: KITTI's at `size`. camera_height, camera_pitch_deg: see `DriveSpec`; default: its
+    height.
 
     Raises ValueError for a street or traffic that does not exist.
     """
@@ -466,4 +471,5 @@ def street_drive(
         street=street,
         traffic=traffic,
         offset=offset,
+        view=view,
     )
