@@ -119,6 +119,7 @@ def adapt(
     networks: Networks | None = None,
     told: Told | None = None,
     metres_per_unit: float | None = None,
+    look_up: bool = True,
     progress: Progress = quiet,
     stop: Callable[[], bool] | None = None,
 ) -> Adapted:
@@ -132,6 +133,7 @@ def adapt(
         networks: the bundle's, compiled; needed where `Manifest.takes_code` is false.
         told: what it is told now; None: what the bundle says.
         metres_per_unit: that depth is multiplied with now; None: the bundle's.
+        look_up: whether references are tried, too; networks that run have no room for them.
         progress: told of what takes long.
         stop: asked now and then whether to end.
 
@@ -160,7 +162,7 @@ def adapt(
     errors = _Evaluation(evaluated, progress, stop)
     before = errors("before", fit.predictor(present))
     after = errors("after", fit.predictor(new))
-    references, looked_up = fit.references(), []
+    references, looked_up = fit.references() if look_up else None, []
     if references is not None:
         looked_up = errors("with references", fit.predictor(present, references))
     found = Adapted(new, before, after, len(fitted), evaluated, references, looked_up)
