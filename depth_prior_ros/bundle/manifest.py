@@ -36,6 +36,8 @@ BASELINES_NAME = "baselines.safetensors"
 REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")
+# What may lie beside a network that was made elsewhere.
+BESIDE: tuple[Part, ...] = ("multi_frame", "pose")
 # A single-frame network that was made elsewhere, by its format; see bundle.network.
 NETWORK_NAMES = {"onnx": "network.onnx", "hugging_face": "network.safetensors"}
 # A whole bundle inside a bundle: the teacher that its prior came from.
@@ -404,7 +406,8 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         width, height = self.input_size
-        multiple = 32 if self.network is None else 1
+        own = self.network is None or self.architecture.multi_frame is not None
+        multiple = 32 if own else 1
         if width <= 0 or height <= 0 or width % multiple or height % multiple:
             raise ValueError(f"input_size {width}x{height}: both sides must be multiples of 32")
         if max(width, height) > IMAGE_SIDE or width * height > INPUT_PIXELS:
@@ -431,8 +434,13 @@ class Manifest(_Strict):
         stored = set(self.files) & set(NETWORK_NAMES.values())
         if self.network is None and stored:
             raise ValueError(f"files lists {sorted(stored)}, but there is no `network`")
-        if self.network is not None and self.files and set(self.files) != {self.network.file}:
-            raise ValueError(f"files must list {self.network.file} alone, as there is a `network`")
+        if self.network is not None and self.files:
+            beside = set(map(file_name, BESIDE)) if self.architecture.multi_frame else set()
+            if set(self.files) != {self.network.file, *beside}:
+                raise ValueError(
+                    f"files must list {', '.join([self.network.file, *sorted(beside)])} alone, as "
+                    "there is a `network`"
+                )
         unknown = set(self.files) - set(FILE_NAMES)
         if unknown:
             raise ValueError(f"files lists {sorted(unknown)}, which no bundle has")

@@ -115,8 +115,9 @@ def _models(manifest: Manifest) -> str:
     architecture, prior, network = manifest.architecture, manifest.prior, manifest.network
     if network is not None:
         kind = network.depth.replace("_", "-")
-        return f"single-frame, {kind} depth ({network.source}, {network.format})"
-    words = [f"single-frame ({architecture.student.get('trunk', 'student')})"]
+        words = [f"single-frame, {kind} depth ({network.source}, {network.format})"]
+    else:
+        words = [f"single-frame ({architecture.student.get('trunk', 'student')})"]
     if prior is not None:
         words[0] += f" with a prior of {prior.pixels:,} pixels"
     if architecture.multi_frame is not None:

@@ -91,6 +91,17 @@ class PoseNet(nn.Module):
             )
         self.encoder.load_weights(state)
 
+    @torch.no_grad()
+    def rescale(self, unit: float, focal: float) -> None:
+        """Answer in a `unit` times as small, at `focal` times the focal length, from now on.
+
+        Another camera's picture moves alike by other motions.
+        """
+        head = self.decoder if isinstance(self.decoder, nn.Conv2d) else self.decoder[-1]  # type: ignore[index]
+        factors = head.weight.new_tensor([1 / focal, 1 / focal, 1, unit, unit, unit * focal])
+        head.weight *= factors[:, None, None, None]
+        head.bias *= factors
+
     def forward(self, first: Tensor, second: Tensor) -> Pose:
         """Pose `second_from_first` (B, 4, 4) of two images (B, 3, H, W), RGB in [0, 1].
 

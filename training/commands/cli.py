@@ -268,6 +268,11 @@ def _add_import_network(kinds: argparse._SubParsersAction[argparse.ArgumentParse
         "for metric depth",
     )
     add("--max-metres", type=float, default=80.0, help="beyond it depth is infinite (default: 80)")
+    add(
+        "--multi-frame",
+        metavar="BUNDLE",
+        help="whose multi-frame and pose networks run beside it; at that bundle's input size",
+    )
     add("--licence", help="of its weights")
     add("--name", help="of the bundle (default: the file's)")
     parser.set_defaults(handler=_import_network)

@@ -25,9 +25,16 @@ from depth_prior_ros.bundle import (
     DepthSpec,
     Manifest,
     Provenance,
+    load_bundle,
 )
 from depth_prior_ros.bundle.bundle import seal_bundle
-from depth_prior_ros.bundle.files import refuse_foreign, sha256_of, staging, write_tensors
+from depth_prior_ros.bundle.files import (
+    copy_file,
+    refuse_foreign,
+    sha256_of,
+    staging,
+    write_tensors,
+)
 from depth_prior_ros.bundle.hugging_face import (
     Loaded,
     NetworkError,
@@ -36,13 +43,15 @@ from depth_prior_ros.bundle.hugging_face import (
     load_model,
     settle_missing,
 )
-from depth_prior_ros.bundle.manifest import NETWORK_NAMES, validate_manifest
+from depth_prior_ros.bundle.manifest import BESIDE, NETWORK_NAMES, file_name, validate_manifest
 from depth_prior_ros.bundle.network import Graph, read_graph
 from depth_prior_ros.models.imported import GAUGE_METRES, DepthKind
+from depth_prior_ros.pipeline.framing import ASPECT_TOLERANCE
 from depth_prior_ros.share import home_path
 from depth_prior_ros.untrusted import NETWORK_BYTES, read_file, sha256
 from training.errors import TrainingError
 
+Size = tuple[int, int]
 #: Mean and standard deviation of ImageNet's channels, RGB in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Without a focal length: of the world's cameras the middle. Metres by height or odometry do not
@@ -69,6 +78,7 @@ class ImportRequest:
         metres_per_unit: of scale-invariant depth and disparity, where known.
         focal: fx and fy, in pixels of the input, of the cameras that it was trained with.
         max_metres: beyond it depth is published as infinite.
+        multi_frame: name or folder of a bundle whose multi-frame and pose networks come with it.
         licence: of its weights.
         name: of the bundle; default: the file's.
     """
@@ -86,6 +96,7 @@ class ImportRequest:
     metres_per_unit: float | None = None
     focal: tuple[float, float] | None = None
     max_metres: float = 80.0
+    multi_frame: str | None = None
     licence: str | None = None
     name: str | None = None
 
@@ -103,13 +114,78 @@ def import_network(request: ImportRequest) -> Bundle:
         raise TrainingError(f"{request.spec}: name a network as hf:FOLDER or onnx:FILE")
     refuse_foreign(request.out)
     path = home_path(place)
+    read = _onnx if kind == "onnx" else _hugging_face
+    other = None if request.multi_frame is None else _multi_frame_of(request.multi_frame)
     with staging(request.out) as folder:
-        found = (
-            _onnx(request, path, folder) if kind == "onnx" else _hugging_face(request, path, folder)
-        )
-        bundle = seal_bundle(folder, request.out, _manifest(request, found))
+        found = read(request, path, folder, None if other is None else other.manifest.input_size)
+        manifest = _manifest(request, found)
+        if other is not None:
+            manifest = _beside(request, manifest, other, folder)
+        bundle = seal_bundle(folder, request.out, manifest)
     _try_out(bundle)
     return bundle
+
+
+def _multi_frame_of(name: str) -> Bundle:
+    """A bundle whose multi-frame network can work beside another's depth."""
+    other = load_bundle(name)
+    if not all(other.has(part) for part in BESIDE):
+        raise TrainingError(f"--multi-frame {name}: has no multi-frame network")
+    if not other.multi_frame().uses_single_depth:
+        raise TrainingError(
+            f"--multi-frame {name}: looks for depth in a range of its own, in units that the "
+            "imported network does not have; choose one that looks around single-frame depth"
+        )
+    return other
+
+
+def _beside(request: ImportRequest, manifest: Manifest, other: Bundle, folder: Path) -> Manifest:
+    """Put pose and multi-frame network of a bundle beside an imported network.
+
+    They stay at their own input size, and the imported network is shown that picture resized. The
+    pose network is brought to its unit and focal length; matching looks around its depth, in
+    whatever unit.
+    """
+    assert manifest.network is not None
+    size, theirs = manifest.network.size, other.manifest
+    width, height = theirs.input_size
+    if manifest.affine:
+        raise TrainingError(
+            "--multi-frame: matching needs single-frame depth up to a factor, and affine-invariant "
+            "depth has a shift as well, which changes from frame to frame; leave it out"
+        )
+    if not manifest.network.metres:
+        raise TrainingError(
+            "--multi-frame: the pose network's motion must be in the unit of the depth: give "
+            "--metres-per-unit (unknown? import it without, drive with odometry, read ~/scale)"
+        )
+    if abs(size[0] * height / (size[1] * width) - 1) > ASPECT_TOLERANCE:
+        raise TrainingError(
+            f"--multi-frame: {theirs.name} looks at {width}x{height}, the network at "
+            f"{size[0]}x{size[1]}, another shape: choose --size {width}x{height}, or one like it"
+        )
+    trained = theirs.training_camera
+    if request.focal is not None:
+        focal = {
+            "fx": request.focal[0] * width / size[0],
+            "fy": request.focal[1] * height / size[1],
+        }
+        trained = trained.model_copy(update=focal)
+    pose = other.pose()
+    unit = theirs.depth.metres_per_unit / manifest.depth.metres_per_unit
+    pose.rescale(unit, trained.fx / theirs.training_camera.fx)
+    write_tensors(folder / file_name("pose"), pose.state_dict())
+    copy_file(other.path / file_name("multi_frame"), folder / file_name("multi_frame"))
+    networks = theirs.architecture.model_copy(update={"student": {}})
+    note = f"{manifest.provenance.note}; pose and multi-frame network of {theirs.name}"
+    changes = {
+        "architecture": networks,
+        "input_size": theirs.input_size,
+        "training_camera": trained,
+        "licence": f"{manifest.licence}; pose and multi-frame network: {theirs.licence}",
+        "provenance": manifest.provenance.model_copy(update={"note": note}),
+    }
+    return validate_manifest(folder, manifest.model_copy(update=changes).data())
 
 
 @dataclass(frozen=True)
@@ -130,8 +206,8 @@ def _read(path: Path) -> bytes:
         raise TrainingError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _onnx(request: ImportRequest, path: Path, folder: Path) -> _Found:
-    """Copy an ONNX file into the bundle."""
+def _onnx(request: ImportRequest, path: Path, folder: Path, usual: Size | None) -> _Found:
+    """Copy an ONNX file into the bundle. usual: size where it takes any and none was said."""
     data = _read(path)
     graph = read_graph(path, data)
     picture = graph.picture_input()
@@ -143,7 +219,7 @@ def _onnx(request: ImportRequest, path: Path, folder: Path) -> _Found:
     spec = {
         "format": "onnx",
         "source": path.name,
-        "size": _size(request, path, graph.inputs[picture]),
+        "size": _size(request, path, graph.inputs[picture], usual),
         "mean": request.mean or (0.0, 0.0, 0.0),
         "std": request.std or (1.0, 1.0, 1.0),
         "input": picture,
@@ -154,8 +230,8 @@ def _onnx(request: ImportRequest, path: Path, folder: Path) -> _Found:
     return _Found(spec, path.stem, sha256(data))
 
 
-def _hugging_face(request: ImportRequest, path: Path, folder: Path) -> _Found:
-    """Write a model's weights into the bundle, in half precision."""
+def _hugging_face(request: ImportRequest, path: Path, folder: Path, usual: Size | None) -> _Found:
+    """Write a model's weights into the bundle, in half precision. usual: size, or its own."""
     if not path.is_dir():
         raise TrainingError(
             f"hf:{path}: is no folder; download the model first and name its folder"
@@ -165,7 +241,7 @@ def _hugging_face(request: ImportRequest, path: Path, folder: Path) -> _Found:
         kind: DepthKind = "metric" if gives_depth(loaded) else "affine_invariant"
     except NetworkError as error:
         raise TrainingError(str(error)) from error
-    size = request.size or _own_size(path, loaded)
+    size = request.size or _own_size(path, loaded, usual)
     if any(side % loaded.multiple for side in size):
         raise TrainingError(
             f"hf:{path}: sides of its input are multiples of {loaded.multiple}, not "
@@ -192,10 +268,10 @@ def _hugging_face(request: ImportRequest, path: Path, folder: Path) -> _Found:
     return _Found(spec, loaded.name, sha256_of(file), kind, loaded.licence)
 
 
-def _own_size(path: Path, loaded: Loaded) -> tuple[int, int]:
-    if not loaded.sizes:
+def _own_size(path: Path, loaded: Loaded, usual: Size | None) -> Size:
+    if not loaded.sizes and usual is None:
         raise TrainingError(f"hf:{path}: names no input size of its own: choose one with --size")
-    width, height = (max(1, round(s / loaded.multiple)) for s in loaded.sizes[0])
+    width, height = (max(1, round(s / loaded.multiple)) for s in usual or loaded.sizes[0])
     return width * loaded.multiple, height * loaded.multiple
 
 
@@ -230,11 +306,13 @@ def _manifest(request: ImportRequest, found: _Found) -> Manifest:
     return validate_manifest(request.out, plain)
 
 
-def _size(request: ImportRequest, path: Path, shape: tuple[int | None, ...]) -> tuple[int, int]:
+def _size(
+    request: ImportRequest, path: Path, shape: tuple[int | None, ...], usual: Size | None
+) -> Size:
     height, width = shape[2], shape[3]
-    if request.size is None and (width is None or height is None):
+    if (request.size or usual) is None and (width is None or height is None):
         raise TrainingError(f"{path}: takes pictures of any size: choose one with --size")
-    wanted = request.size or (width or 0, height or 0)
+    wanted = request.size or (width or (usual or (0, 0))[0], height or (usual or (0, 0))[1])
     if (width or wanted[0], height or wanted[1]) != wanted:
         raise TrainingError(f"{path}: takes pictures of {width}x{height} only; leave --size out")
     return wanted
