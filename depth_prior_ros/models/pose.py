@@ -100,6 +100,7 @@ class PoseNet(nn.Module):
         head = self.decoder if isinstance(self.decoder, nn.Conv2d) else self.decoder[-1]  # type: ignore[index]
         factors = head.weight.new_tensor([1 / focal, 1 / focal, 1, unit, unit, unit * focal])
         head.weight *= factors[:, None, None, None]
+        assert head.bias is not None
         head.bias *= factors
 
     def forward(self, first: Tensor, second: Tensor) -> Pose:

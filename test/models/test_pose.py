@@ -68,3 +68,23 @@ def test_refusals() -> None:
         PoseNet("huge")
     with pytest.raises(ValueError, match="unknown pose settings"):
         build_pose({"variant": "small", "size": 3})
+
+
+@pytest.mark.parametrize("variant", ["small", "resnet18"])
+@torch.no_grad()
+def test_another_unit_and_focal_length(variant: str) -> None:
+    """Depth 6 times as far, as a focal length twice as long in units a third as large has it.
+
+    A picture then moves alike where sideways translation over depth is halved and forward
+    translation over depth is kept.
+    """
+    torch.manual_seed(0)
+    net = PoseNet(variant).eval()
+    pair = torch.rand(2, 1, 3, 64, 96)
+    before = net(*pair).matrix[0]
+    net.rescale(3.0, 2.0)
+    after = net(*pair).matrix[0]
+    torch.testing.assert_close(after[:3, 3], before[:3, 3] * torch.tensor([3.0, 3.0, 6.0]))
+    turned = [[m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]] for m in (before, after)]
+    expected = torch.tensor(turned[0]) / torch.tensor([2.0, 2.0, 1.0])
+    torch.testing.assert_close(torch.tensor(turned[1]), expected, rtol=1e-2, atol=1e-6)
