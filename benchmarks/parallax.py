@@ -236,7 +236,7 @@ def report(name: str, bundles: list[list[Pixels]], *, thresholds: bool) -> list[
         lines = [table[suffix] for table in tables if suffix in table]
         part = float(np.mean([line.part for line in lines]))
         binned = lines[0].binned
-        label = f"{lines[0].label} " + (f"({part:.1%})" if binned else f"({part:g} frames)")
+        label = f"{lines[0].label} " + (f"({part:.1%})" if binned else f"({part:.3g} frames)")
         print(f"{label:32}", end="")
         columns = {row: [line.values[row] for line in lines] for row in ROWS}
         pairs = zip(columns["parallax"], columns["single"], strict=True)
