@@ -1,6 +1,6 @@
-"""The decoder of monodepth2 (arXiv 1806.01260, supplementary section A.1), for any trunk.
+"""Depth decoders, for any trunk: monodepth2's, DIFFNet's, RA-Depth's, and light ones.
 
-What all depth decoders share: which scales there are, the heads, and two building blocks.
+What all share: which scales there are, the heads, and the way up from 1/32 of the input.
 
 A decoder asks the trunk for channels and strides (`channels` of a trunk) and returns sigmoid
 disparities in [0, 1] at scale s, that is 1 / 2**s of the input.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depth_prior_ros.models.matching import convex_upsample
 from depth_prior_ros.models.trunk import Features, check_features
 from depth_prior_ros.registry import Registry
 
@@ -155,13 +157,38 @@ def check_scales(wanted: Sequence[int], offered: Sequence[int]) -> None:
         )
 
 
+class Pyramid(Decoder):
+    """A decoder that goes up node by node: each takes the coarser map and the trunk's features."""
+
+    #: Makes a node of the channels of the coarser map, of the trunk's features and of its own map.
+    NODE: type[nn.Module]
+    #: Channels of the nodes' maps by scale, the coarsest first; `node{scale}` makes the map.
+    WIDTHS: ClassVar[Mapping[int, int]]
+
+    def __init__(
+        self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
+    ) -> None:
+        super().__init__(trunk_channels, far_bias)
+        above = sum(self.trunk_channels[32])
+        for scale, width in self.WIDTHS.items():
+            lows = self.trunk_channels.get(2**scale, [])
+            setattr(self, f"node{scale}", self.NODE(above, lows, width))
+            above = width
+
+    def _maps(self, features: Features) -> dict[int, Tensor]:
+        maps, above = {}, torch.cat(features[32], dim=1)
+        for scale in self.WIDTHS:
+            above = maps[scale] = getattr(self, f"node{scale}")(above, features.get(2**scale, []))
+        return maps
+
+
 class _Node(nn.Module):
     """ConvBlock, upsample, concatenate the trunk's features of that size, ConvBlock."""
 
-    def __init__(self, high: int, low: int, outputs: int) -> None:
+    def __init__(self, high: int, lows: Sequence[int], outputs: int) -> None:
         super().__init__()
         self.reduce = ConvBlock(high, outputs)
-        self.merge = ConvBlock(outputs + low, outputs)
+        self.merge = ConvBlock(outputs + sum(lows), outputs)
 
     def forward(self, high: Tensor, lows: Sequence[Tensor]) -> Tensor:
         """(B, high, H / 2, W / 2) and (B, low_i, H, W) -> (B, outputs, H, W)."""
@@ -169,29 +196,213 @@ class _Node(nn.Module):
 
 
 @DECODERS.register("monodepth2")
-class Monodepth2Decoder(Decoder):
-    """256, 128, 64, 32, 16 channels from 1/16 to 1/1: 3.15 M parameters on ResNet-18."""
+class Monodepth2Decoder(Pyramid):
+    """monodepth2's (arXiv 1806.01260, supplementary section A.1): 3.15 M parameters on ResNet-18.
 
-    CHANNELS = (16, 32, 64, 128, 256)
-    HEADS = CHANNELS[:4]
-    EIGHTH = CHANNELS[3]
+    256, 128, 64, 32, 16 channels from 1/16 to 1/1.
+    """
+
+    NODE = _Node
+    WIDTHS: ClassVar = {4: 256, 3: 128, 2: 64, 1: 32, 0: 16}
+    HEADS = (16, 32, 64, 128)
+    EIGHTH = 128
+    MIN_SIDE = 64
+
+
+class ChannelAttention(nn.Module):
+    """Weighs channels by their global averages (DIFFNet, section 3.3)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
+        weights = self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3)))))
+        return x * torch.sigmoid(weights)[:, :, None, None]
+
+
+class AttentionNode(nn.Module):
+    """Upsample the coarser map, concatenate the trunk's, weigh channels, 3x3 convolution, ReLU."""
+
+    def __init__(self, high: int, lows: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        channels = high + sum(lows)
+        self.attention = ChannelAttention(channels)
+        self.conv = nn.Conv2d(channels, outputs, 3, padding=1)
+
+    def forward(self, high: Tensor, lows: Sequence[Tensor]) -> Tensor:
+        """(B, high, H / 2, W / 2) and (B, low_i, H, W) -> (B, outputs, H, W)."""
+        x = torch.cat([upsample(high), *lows], dim=1)
+        return F.relu(self.conv(self.attention(x)))
+
+
+@DECODERS.register("diffnet")
+class DiffNetDecoder(Pyramid):
+    """DIFFNet's, with channel attention (section 3.3): 1,306,840 parameters on HRNet-W18."""
+
+    NODE = AttentionNode
+    WIDTHS: ClassVar = {4: 256, 3: 128, 2: 64, 1: 32}
+    HEADS = (16, 32, 64, 128)
+    EIGHTH = 128
+
+    def __init__(
+        self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
+    ) -> None:
+        super().__init__(trunk_channels, far_bias)
+        self.node0_low = ConvBlock(32, 16)
+        self.node0_high = ConvBlock(16, 16)
+
+    def _maps(self, features: Features) -> dict[int, Tensor]:
+        maps = super()._maps(features)
+        return {0: self.node0_high(upsample(self.node0_low(maps[1]))), **maps}
+
+
+class LightNode(nn.Module):
+    """Reduce, upsample, concatenate, merge: the convolutions are plain, and zero padded."""
+
+    PADDING: Literal["zeros", "replicate"] = "zeros"
+
+    def __init__(self, high: int, lows: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        # Reducing before upsampling costs a quarter of doing it after.
+        self.reduce = nn.Conv2d(high, outputs, 3, padding=1, padding_mode=self.PADDING)
+        merged = outputs + sum(lows)
+        self.merge = nn.Conv2d(merged, outputs, 3, padding=1, padding_mode=self.PADDING)
+
+    def forward(self, high: Tensor, lows: Sequence[Tensor]) -> Tensor:
+        """(B, high, H / 2, W / 2) and (B, low_i, H, W) -> (B, outputs, H, W)."""
+        x = upsample(F.elu(self.reduce(high)))
+        return F.elu(self.merge(torch.cat([x, *lows], dim=1)))
+
+
+@DECODERS.register("light")
+class LightDecoder(Pyramid):
+    """The decoder of the bundle `lite`: 16, 24, 32, 64, 96 channels from 1/1 to 1/16."""
+
+    NODE = LightNode
+    WIDTHS: ClassVar = {4: 96, 3: 64, 2: 32, 1: 24, 0: 16}
+    HEADS = (16, 24, 32, 64)
+    EIGHTH = 64
+
+
+class _RepeatingNode(LightNode):
+    """What lies beyond the frame repeats its border instead of being zero."""
+
+    PADDING = "replicate"
+
+
+@DECODERS.register("convex")
+class ConvexDecoder(Pyramid):
+    """32, 32, 64, 96 channels from 1/2 to 1/16; scale 0 is upsampled from scale 1.
+
+    Half of `LightDecoder`'s work is at full resolution, where it smooths. Here every pixel of the
+    full map chooses among the 3x3 disparities around it (RAFT, section 3.3), so that a jump in
+    depth stays one.
+    """
+
+    NODE = _RepeatingNode
+    WIDTHS: ClassVar = {4: 96, 3: 64, 2: 32, 1: 32}
+    HEADS = (32, 32, 64)
+    EIGHTH = 64
+
+    def __init__(
+        self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
+    ) -> None:
+        super().__init__(trunk_channels, far_bias)
+        self.mask = nn.Conv2d(self.WIDTHS[1], 9 * 2**2, 1)
+
+    @classmethod
+    def offered(cls) -> tuple[int, ...]:
+        """One more than there are heads: the full resolution has none of its own."""
+        return tuple(range(len(cls.HEADS) + 1))
+
+    def _disparities(self, maps: Mapping[int, Tensor], wanted: Sequence[int]) -> dict[int, Tensor]:
+        found = {s: self.heads[s - 1](maps[s]) for s in maps if s in wanted or s == 1}
+        if 0 in wanted:
+            d1 = maps[1]
+            with torch.autocast(device_type=d1.device.type, enabled=False):
+                found[0] = convex_upsample(found[1], self.mask(d1.to(self.mask.weight.dtype)), 2)
+        return {scale: found[scale] for scale in wanted}
+
+
+# From fine to coarse; the stem at 1/2 joins at the end.
+_STRIDES = (4, 8, 16, 32)
+
+
+class _Lift(nn.Module):
+    """Bring a coarser map to a finer one's channels and size.
+
+    1x1 convolution and ELU act on single pixels, so they commute with nearest upsampling; before it
+    they cost a quarter (a sixteenth, ...) of what they cost after.
+    """
+
+    def __init__(self, inputs: int, outputs: int, steps: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, 2**steps H, 2**steps W)."""
+        return F.interpolate(F.elu(self.conv(x)), scale_factor=float(2**self.steps), mode="nearest")
+
+
+class _Round(nn.Module):
+    """One dense top-down round: every map takes in all coarser ones, then the coarsest leaves."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.own = nn.ModuleList(ConvBlock(width, width) for width in widths)
+        self.lifts = nn.ModuleList(
+            nn.ModuleList(
+                _Lift(widths[coarse], widths[fine], coarse - fine)
+                for coarse in range(fine + 1, len(widths))
+            )
+            for fine in range(len(widths) - 1)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps from fine to coarse -> the same without the coarsest."""
+        refined = [block(x) for block, x in zip(self.own, maps, strict=True)]
+        results = []
+        for fine, lifts in enumerate(self.lifts):
+            assert isinstance(lifts, nn.ModuleList)
+            total = refined[fine]
+            for lift, coarse in zip(lifts, refined[fine + 1 :], strict=True):
+                total = total + lift(coarse)
+            results.append(total)
+        return results
+
+
+@DECODERS.register("ra_depth")
+class RADepthDecoder(Decoder):
+    """RA-Depth's multi-scale fusion, which MISM uses, too: 416,589 parameters on HRNet-W18.
+
+    Three dense rounds, then 1/4 to 1/1; scale 0 only.
+
+    Of several tensors at a stride it takes the last, the one of the deepest stage.
+    """
+
+    HEADS = (16,)
     MIN_SIDE = 64
 
     def __init__(
         self, trunk_channels: Mapping[int, Sequence[int]], far_bias: float = FAR_BIAS
     ) -> None:
         super().__init__(trunk_channels, far_bias)
-        channels = {stride: sum(widths) for stride, widths in self.trunk_channels.items()}
-        c0, c1, c2, c3, c4 = self.CHANNELS
-        self.node4 = _Node(channels[32], channels[16], c4)
-        self.node3 = _Node(c4, channels[8], c3)
-        self.node2 = _Node(c3, channels[4], c2)
-        self.node1 = _Node(c2, channels[2], c1)
-        self.node0 = _Node(c1, 0, c0)
+        stem = self.trunk_channels[2][-1]
+        widths = [self.trunk_channels[stride][-1] for stride in _STRIDES]
+        self.rounds = nn.ModuleList(_Round(widths[:count]) for count in (4, 3, 2))
+        self.quarter = ConvBlock(widths[0], widths[0])
+        self.lift = _Lift(widths[0], stem, 1)
+        self.stem = ConvBlock(stem, stem)
+        self.finer = ConvBlock(stem, 32)
+        self.finest = ConvBlock(32, 16)
 
     def _maps(self, features: Features) -> Mapping[int, Tensor]:
-        d4 = self.node4(torch.cat(features[32], dim=1), features[16])
-        d3 = self.node3(d4, features[8])
-        d2 = self.node2(d3, features[4])
-        d1 = self.node1(d2, features[2])
-        return {0: self.node0(d1, []), 1: d1, 2: d2, 3: d3}
+        maps = [features[stride][-1] for stride in _STRIDES]
+        for dense in self.rounds:
+            maps = dense(maps)
+        half = self.stem(features[2][-1]) + self.lift(self.quarter(maps[0]))
+        return {0: self.finest(upsample(self.finer(half)))}

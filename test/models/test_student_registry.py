@@ -7,9 +7,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from depth_prior_ros.models.decoder import DECODERS, ConvBlock, Monodepth2Decoder
+from depth_prior_ros.models.decoder import (
+    DECODERS,
+    ConvBlock,
+    Monodepth2Decoder,
+    RADepthDecoder,
+    _Lift,
+)
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
-from depth_prior_ros.models.ra_depth import RADepthDecoder, _Lift
 from depth_prior_ros.models.resnet import ResNet18, normalise_image, resnet18
 from depth_prior_ros.models.student import Student, build_student
 from depth_prior_ros.models.trunk import TRUNKS, recognise

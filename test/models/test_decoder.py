@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
-from depth_prior_ros.models.decoder import DisparityHead
-from depth_prior_ros.models.diffnet import ChannelAttention, DiffNetDecoder, LightDecoder
+from depth_prior_ros.models.decoder import (
+    ChannelAttention,
+    DiffNetDecoder,
+    DisparityHead,
+    LightDecoder,
+)
 from depth_prior_ros.models.hrnet import hrnet_w18, hrnet_w18_small
 
 W18 = {2: [64], 4: [64, 18, 18, 18], 8: [36, 36, 36], 16: [72, 72], 32: [144]}
