@@ -21,6 +21,7 @@ from depth_prior_ros.models.matching import (
     Features,
     Gather,
     Lookup,
+    MultiFrameNetwork,
     check_stride,
     hypothesis_pixels,
     quarter,
@@ -30,7 +31,7 @@ from depth_prior_ros.models.matching import (
 )
 from depth_prior_ros.models.resnet import RESNET18_CHANNELS, ResNet18Body, normalise_image
 from depth_prior_ros.models.search_range import WINDOW, TrackedRange, search_parallax
-from depth_prior_ros.models.trunk import check_image, check_size
+from depth_prior_ros.models.trunk import check_size
 
 # Features this near to a border are spoilt by zero padding and not compared.
 _BORDER = 2
@@ -79,7 +80,7 @@ class CostVolumeOutput(NamedTuple):
         return {scale: disparity_to_depth(d)[1] for scale, d in self.disparity.items()}
 
 
-class CostVolumeNet(nn.Module):
+class CostVolumeNet(MultiFrameNetwork):
     """Depth from a volume of feature differences: 14.42 M parameters.
 
     The buffers `range.min_depth` and `range.max_depth` bound the hypotheses (see `TrackedRange`).
@@ -95,10 +96,8 @@ class CostVolumeNet(nn.Module):
         ValueError: a size or count that the network can't take.
     """
 
-    training_buffers: tuple[str, ...] = ()
     #: `match` takes a single-frame depth for the sake of the interface and does not look at it.
     uses_single_depth = False
-    #: Whether lookup frames learn, too.
     lookup_gradient = False
 
     def __init__(self, size: tuple[int, int], hypotheses: int = 96, window: int = WINDOW) -> None:
@@ -140,44 +139,9 @@ class CostVolumeNet(nn.Module):
         stem, matching = RESNET18_CHANNELS[2], RESNET18_CHANNELS[4]
         return (matching, height // 4, width // 4), (stem, height // 2, width // 2)
 
-    def features(self, image: Tensor) -> Features:
-        """Features of one frame (B, 3, H, W), RGB in [0, 1]; keep them for the next frame.
-
-        Raises:
-            ValueError: an image of another size than the network was built for.
-        """
-        check_image(image)
-        if not torch.jit.is_tracing() and tuple(image.shape[2:]) != self.size:
-            height, width = self.size
-            raise ValueError(
-                f"image is {image.shape[3]}x{image.shape[2]}: this multi-frame network was built "
-                f"for {width}x{height} (width x height)"
-            )
+    def _features(self, image: Tensor) -> Features:
         stem, matching = self.encoder.shallow(normalise_image(image))
         return Features(matching, stem)
-
-    def forward(
-        self,
-        current: Features,
-        previous: Features,
-        previous_from_current: Pose,
-        K: Tensor,
-        single_depth: Tensor,
-    ) -> CostVolumeOutput:
-        """Depth of the current frame from the one before; see `match_many`."""
-        return self.match(current, previous.matching, previous_from_current.matrix, K, single_depth)
-
-    def match(
-        self,
-        current: Features,
-        previous_matching: Tensor,
-        previous_from_current: Tensor,
-        K: Tensor,
-        single_depth: Tensor,
-    ) -> CostVolumeOutput:
-        """As `forward`, from bare tensors: previous matching features and motion (B, 4, 4)."""
-        lookup = Lookup(previous_matching, Pose(previous_from_current))
-        return self.match_many(current, [lookup], K, single_depth)
 
     def match_many(
         self,
@@ -187,20 +151,11 @@ class CostVolumeNet(nn.Module):
         single_depth: Tensor | None = None,
         scales: Sequence[int] = (0,),
     ) -> CostVolumeOutput:
-        """Depth from several frames, past or future: the mean cost over those that see a point.
+        """See `MultiFrameNetwork`: the mean cost over the frames that see a point.
 
         Without any lookup frame, or where all of a sample's are missing, the volume is zero: the
-        network answers from the current frame alone, and the confidence is zero.
-
-        Args:
-            current: features of the current frame.
-            lookups: the other frames; each may be missing for some samples.
-            K: intrinsics (B, 3, 3) in pixels of the full input.
-            single_depth: not used.
-            scales: which of the scales 0 to 3 to decode; 0 must be among them.
-
-        Raises:
-            ValueError: scales without 0, or that the decoder has not.
+        network answers from the current frame alone, and the confidence is zero. The single-frame
+        depth is not used.
         """
         if 0 not in scales:
             raise ValueError(f"scales {list(scales)} lack 0, at which the depth is")
@@ -257,12 +212,9 @@ class CostVolumeNet(nn.Module):
     def features_at(
         self, current: Features, output: CostVolumeOutput, stride: int = STRIDE
     ) -> Tensor:
-        """Features of the current frame (B, C, H / stride, W / stride).
+        """See `MultiFrameNetwork`.
 
         At 2 and 4 those of the frame alone (4: what is matched), deeper ones know the volume.
-
-        Raises:
-            ValueError: another stride than 2, 4, 8, 16 or 32.
         """
         check_stride(stride, self.feature_channels)
         shallow = {2: current.context, 4: current.matching}
@@ -275,11 +227,7 @@ class CostVolumeNet(nn.Module):
         self.range.update(single_depth, gather)
 
     def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Load ImageNet weights of ResNet-18 by timm's names into the encoder.
-
-        Raises:
-            ValueError: they do not fit; the message says how.
-        """
+        """Load ImageNet weights of ResNet-18 into the encoder; see `MultiFrameNetwork`."""
         self.encoder.load_weights(state)
 
 

@@ -3,11 +3,8 @@
 MISM (arXiv 2304.12685), sections on the M-DepthNet and on PADS. All are written with operations
 that export to ONNX: 4-D sampling, no indexing by tensors.
 
-The one interface of all networks that look at several frames: depth, features, confidence.
-
-`MultiFrameNet` (MISM) and `CostVolumeNet` (ManyDepth) implement it. A vehicle calls `features` and
-`match`; training calls `match_many` and, where it learns, `observe`; RPrDepth's reference pixels
-are read by `features_at`.
+What all networks that look at several frames are: `MultiFrameNet` (MISM) and `CostVolumeNet`
+(ManyDepth).
 """
 
 from __future__ import annotations
@@ -17,10 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, project, rays, scale_intrinsics, warp
+from depth_prior_ros.models.trunk import check_image
 
+#: The cost volume has this fraction of the input's resolution.
+STRIDE = 4
 #: (b, ...) of this process -> all processes' (processes * b, ...), in the global batch's order.
 Gather = Callable[[Tensor], Tensor]
 
@@ -85,8 +85,11 @@ class MultiFrameDepth(Protocol):
         """scale -> depth (B, 1, H / 2**scale, W / 2**scale), of the scales that were asked for."""
 
 
-class MultiFrameNetwork(Protocol):
+class MultiFrameNetwork(nn.Module):
     """A network that refines a single-frame depth by comparing frames.
+
+    A vehicle calls `features` and `match`; training calls `match_many` and, where it learns,
+    `observe`; RPrDepth's reference pixels are read by `features_at`.
 
     Attributes:
         size: (H, W) of the input.
@@ -101,20 +104,60 @@ class MultiFrameNetwork(Protocol):
 
     size: tuple[int, int]
     architecture: dict[str, Any]
-    training_buffers: tuple[str, ...]
+    training_buffers: tuple[str, ...] = ()
     feature_channels: Mapping[int, int]
     uses_single_depth: bool
     lookup_gradient: bool
+    #: What binds it to its size beside its layers, in the words of an error.
+    _BOUND = ""
 
     @property
     def scales(self) -> tuple[int, ...]:
         """The scales that `match_many` can return."""
+        raise NotImplementedError
 
     def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """(C, h, w) of `Features.matching` and of `Features.context`."""
+        raise NotImplementedError
 
     def features(self, image: Tensor) -> Features:
-        """Features of a frame (B, 3, H, W), RGB in [0, 1]."""
+        """Features of one frame (B, 3, H, W), RGB in [0, 1]; keep them for the next frame.
+
+        Raises:
+            ValueError: an image of another size than the network was built for.
+        """
+        check_image(image)
+        if not torch.jit.is_tracing() and tuple(image.shape[2:]) != self.size:
+            height, width = self.size
+            raise ValueError(
+                f"image is {image.shape[3]}x{image.shape[2]}: this multi-frame network{self._BOUND}"
+                f" was built for {width}x{height} (width x height)"
+            )
+        return self._features(image)
+
+    def _features(self, image: Tensor) -> Features:
+        """Features of a frame whose size is right."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        current: Features,
+        previous: Features,
+        previous_from_current: Pose,
+        K: Tensor,
+        single_depth: Tensor,
+    ) -> MultiFrameDepth:
+        """Depth of the current frame from the one before.
+
+        Args:
+            current: features of the current frame.
+            previous: features of the frame before; its context is not used.
+            previous_from_current: motion (B, 4, 4), translation in network units; its gradient is
+                cut here, as the pose network learns from the photometric loss only.
+            K: intrinsics (B, 3, 3) in pixels of the full input.
+            single_depth: (B, 1, H, W) of the single-frame network, network units; gradient cut.
+        """
+        return self.match(current, previous.matching, previous_from_current.matrix, K, single_depth)
 
     def match(
         self,
@@ -124,7 +167,9 @@ class MultiFrameNetwork(Protocol):
         K: Tensor,
         single_depth: Tensor,
     ) -> MultiFrameDepth:
-        """Depth from the frame before: its matching features and the motion (B, 4, 4)."""
+        """As `forward`, from bare tensors: previous matching features and motion (B, 4, 4)."""
+        lookup = Lookup(previous_matching, Pose(previous_from_current))
+        return self.match_many(current, [lookup], K, single_depth)
 
     def match_many(
         self,
@@ -134,18 +179,37 @@ class MultiFrameNetwork(Protocol):
         single_depth: Tensor,
         scales: Sequence[int] = (0,),
     ) -> MultiFrameDepth:
-        """Depth from several frames, each present or missing for each sample."""
+        """Depth from several frames, past or future, each present or missing for each sample.
 
-    def features_at(self, current: Features, output: Any, stride: int) -> Tensor:
-        """Features (B, C, H / stride, W / stride) of the current frame, C of `feature_channels`."""
+        Args:
+            current: features of the current frame.
+            lookups: the other frames; each may be missing for some samples.
+            K: intrinsics (B, 3, 3) in pixels of the full input.
+            single_depth: (B, 1, H, W) of the single-frame network, network units.
+            scales: which of `scales` to return; 0 must be among them.
+
+        Raises:
+            ValueError: scales without 0, or that the network has not; no frame where it needs one.
+        """
+        raise NotImplementedError
+
+    def features_at(self, current: Features, output: Any, stride: int = STRIDE) -> Tensor:
+        """Features (B, C, H / stride, W / stride) of the current frame, C of `feature_channels`.
+
+        Raises:
+            ValueError: another stride than those of `feature_channels`.
+        """
+        raise NotImplementedError
 
     def load_image_weights(self, state: Mapping[str, Tensor]) -> None:
         """Load ImageNet weights by timm's names. Raises ValueError where they do not fit."""
+        raise NotImplementedError
 
     def observe(
         self, multi_depth: Tensor, single_depth: Tensor, gather: Gather | None = None
     ) -> None:
         """After a training step: let the range of hypotheses follow. Nothing in eval mode."""
+        raise NotImplementedError
 
 
 def check_stride(stride: int, feature_channels: Mapping[int, int]) -> None:
@@ -157,8 +221,6 @@ def check_stride(stride: int, feature_channels: Mapping[int, int]) -> None:
         )
 
 
-#: The cost volume has this fraction of the input's resolution.
-STRIDE = 4
 # Pixels of a hypothesis behind the previous camera are sampled here, far outside, and get zeros.
 _OUTSIDE = -1e4
 _MIN_Z = 1e-3
@@ -235,23 +297,6 @@ def within(pixels: Tensor, height: int, width: int, low: float, high: float) -> 
     x, y = pixels[:, :1], pixels[:, 1:]
     inside = (x >= low) & (x <= width - high) & (y >= low) & (y <= height - high)
     return inside.reshape(pixels.shape[0], 1, height, width, -1)
-
-
-def warp_to_hypotheses(
-    matching: Tensor, hypotheses: Tensor, K: Tensor, previous_from_current: Pose
-) -> Tensor:
-    """Sample the previous frame's features where each hypothesis of the current frame lies.
-
-    Args:
-        matching: previous features (B, C, h, w).
-        hypotheses: depth (B, D, h, w) of the current frame.
-        K: intrinsics (B, 3, 3) of the features' grid.
-        previous_from_current: motion (B, 4, 4) in the unit of the depth.
-
-    Returns:
-        (B, C, h, w, D), zero where a point lies outside of the previous frame.
-    """
-    return sample_hypotheses(matching, hypothesis_pixels(hypotheses, K, previous_from_current))
 
 
 def group_correlation(current: Tensor, warped: Tensor, groups: int) -> Tensor:

@@ -24,6 +24,7 @@ from depth_prior_ros.models.matching import (
     Features,
     Gather,
     Lookup,
+    MultiFrameNetwork,
     check_stride,
     convex_upsample,
     depth_hypotheses,
@@ -46,7 +47,7 @@ from depth_prior_ros.models.search_range import (
     matching_weight,
     search_parallax,
 )
-from depth_prior_ros.models.trunk import check_image, check_size
+from depth_prior_ros.models.trunk import check_size
 
 FEATURE_CHANNELS = 32
 
@@ -178,7 +179,7 @@ class MultiFrameOutput(NamedTuple):
         return {0: self.depth}
 
 
-class MultiFrameNet(PadsMap):
+class MultiFrameNet(PadsMap, MultiFrameNetwork):
     """Refines a single-frame depth by matching with other frames: 1.38 M parameters.
 
     Where the search range spans too little parallax, `forward` returns the single-frame depth.
@@ -205,8 +206,8 @@ class MultiFrameNet(PadsMap):
     """
 
     lookup_gradient = True
-    #: The scales that `match_many` can return.
     scales: tuple[int, ...] = (0,)
+    _BOUND = ", with its search map,"
 
     def __init__(
         self,
@@ -256,57 +257,13 @@ class MultiFrameNet(PadsMap):
         }
 
     def feature_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(C, h, w) of matching and context features."""
+        """See `MultiFrameNetwork`."""
         shape = (FEATURE_CHANNELS, self.size[0] // STRIDE, self.size[1] // STRIDE)
         return shape, shape
 
-    def features(self, image: Tensor) -> Features:
-        """Features of one frame (B, 3, H, W), RGB in [0, 1]; keep them for the next frame.
-
-        Raises:
-            ValueError: an image of another size than the network was built for.
-        """
-        check_image(image)
-        if not torch.jit.is_tracing() and tuple(image.shape[2:]) != self.size:
-            height, width = self.size
-            raise ValueError(
-                f"image is {image.shape[3]}x{image.shape[2]}: this multi-frame network, with its "
-                f"search map, was built for {width}x{height} (width x height)"
-            )
+    def _features(self, image: Tensor) -> Features:
         result: Features = self.feature_net(image)
         return result
-
-    def forward(
-        self,
-        current: Features,
-        previous: Features,
-        previous_from_current: Pose,
-        K: Tensor,
-        single_depth: Tensor,
-    ) -> MultiFrameOutput:
-        """Depth of the current frame.
-
-        Args:
-            current: features of the current frame.
-            previous: features of the frame before; its context is not used.
-            previous_from_current: motion (B, 4, 4), translation in network units; its gradient is
-                cut here, as the pose network learns from the photometric loss only.
-            K: intrinsics (B, 3, 3) in pixels of the full input.
-            single_depth: (B, 1, H, W) of the single-frame network, network units; gradient cut.
-        """
-        return self.match(current, previous.matching, previous_from_current.matrix, K, single_depth)
-
-    def match(
-        self,
-        current: Features,
-        previous_matching: Tensor,
-        previous_from_current: Tensor,
-        K: Tensor,
-        single_depth: Tensor,
-    ) -> MultiFrameOutput:
-        """As `forward`, from bare tensors: previous matching features and motion (B, 4, 4)."""
-        lookup = Lookup(previous_matching, Pose(previous_from_current))
-        return self.match_many(current, [lookup], K, single_depth)
 
     def match_many(
         self,
@@ -316,20 +273,10 @@ class MultiFrameNet(PadsMap):
         single_depth: Tensor,
         scales: Sequence[int] = (0,),
     ) -> MultiFrameOutput:
-        """Depth from several frames, past or future: their correlations are averaged.
+        """See `MultiFrameNetwork`: the frames' correlations are averaged.
 
         The average runs, per pixel and hypothesis, over the lookup frames that are there and see
-        the point. Gradients of motions and single-frame depth are cut.
-
-        Args:
-            current: features of the current frame.
-            lookups: the other frames; at least one, which may be missing for some samples.
-            K: intrinsics (B, 3, 3) in pixels of the full input.
-            single_depth: (B, 1, H, W) of the single-frame network, network units.
-            scales: 0 alone.
-
-        Raises:
-            ValueError: no lookup frame, or other scales.
+        the point; there must be one at least. Gradients of motions and single-frame depth are cut.
         """
         check_scales(scales, self.scales)
         if not lookups:
@@ -396,11 +343,7 @@ class MultiFrameNet(PadsMap):
     def features_at(
         self, current: Features, output: MultiFrameOutput, stride: int = STRIDE
     ) -> Tensor:
-        """The current frame's matching features (B, 32, H / 4, W / 4), the only stride there is.
-
-        Raises:
-            ValueError: another stride than 4.
-        """
+        """The current frame's matching features (B, 32, H / 4, W / 4), the only stride there is."""
         check_stride(stride, self.feature_channels)
         return current.matching
 

@@ -12,10 +12,11 @@ from depth_prior_ros.models.matching import (
     convex_upsample,
     depth_hypotheses,
     group_correlation,
+    hypothesis_pixels,
     local_max_regression,
     quarter,
     quarter_intrinsics,
-    warp_to_hypotheses,
+    sample_hypotheses,
 )
 
 
@@ -75,7 +76,7 @@ def test_a_plane_is_matched_at_its_depth(translation: tuple[float, float, float]
     relative = depth_hypotheses(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), 16).flatten()
     single = torch.full((1, 1, height, width), plane / float(relative[true_bin]))
     hypotheses = depth_hypotheses(single, delta, 16)
-    warped = warp_to_hypotheses(previous, hypotheses, K, pose)
+    warped = sample_hypotheses(previous, hypothesis_pixels(hypotheses, K, pose))
     score = group_correlation(current, warped, 16).sum(dim=1)[0].permute(2, 0, 1)
     inner = score[:, 8:-8, 10:-10]
     assert int(inner.mean(dim=(1, 2)).argmax()) == true_bin
@@ -87,7 +88,7 @@ def test_identity_motion_returns_the_features_at_every_hypothesis() -> None:
     torch.manual_seed(0)
     features, hypotheses = torch.rand(2, 4, 8, 12), torch.rand(2, 16, 8, 12) * 5 + 0.5
     K = _intrinsics(20.0, 12, 8).expand(2, 3, 3)
-    warped = warp_to_hypotheses(features, hypotheses, K, Pose.identity(2))
+    warped = sample_hypotheses(features, hypothesis_pixels(hypotheses, K, Pose.identity(2)))
     assert warped.shape == (2, 4, 8, 12, 16)
     # Away from the edge, where rounding may fall outside and mix in the zero padding.
     expected = features[..., None].expand_as(warped)
@@ -98,7 +99,9 @@ def test_identity_motion_returns_the_features_at_every_hypothesis() -> None:
 def test_points_behind_the_camera_are_zero() -> None:
     features, hypotheses = torch.ones(1, 2, 8, 8), torch.full((1, 8, 8, 8), 2.0)
     back = Pose.from_axis_angle(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -5.0]]))
-    warped = warp_to_hypotheses(features, hypotheses, _intrinsics(10.0, 8, 8), back)
+    warped = sample_hypotheses(
+        features, hypothesis_pixels(hypotheses, _intrinsics(10.0, 8, 8), back)
+    )
     assert torch.equal(warped, torch.zeros_like(warped))
 
 

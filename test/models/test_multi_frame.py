@@ -12,8 +12,9 @@ from depth_prior_ros.models.matching import (
     Lookup,
     depth_hypotheses,
     group_correlation,
+    hypothesis_pixels,
     local_max_regression,
-    warp_to_hypotheses,
+    sample_hypotheses,
 )
 from depth_prior_ros.models.mism import MultiFrameNet, MultiFrameOutput, build_multi_frame
 from depth_prior_ros.models.search_range import (
@@ -104,7 +105,7 @@ def test_the_volume_is_sampled_with_quarter_intrinsics_and_depth() -> None:
     pose, K, single = _inputs()
     small = K * torch.tensor([[0.25], [0.25], [1.0]])
     hypotheses = depth_hypotheses(single[..., ::4, ::4], net.delta, 16)
-    warped = warp_to_hypotheses(b.matching, hypotheses, small, pose)
+    warped = sample_hypotheses(b.matching, hypothesis_pixels(hypotheses, small, pose))
     logits = net.regulariser(group_correlation(a.matching, warped, 16))
     output = net(a, b, pose, K, single)
     assert torch.allclose(output.hypotheses, hypotheses)
