@@ -47,20 +47,10 @@ from depth_prior_ros.bundle.manifest import (
     SCHEMA_VERSION,
     TEACHER_FOLDER,
     TEACHER_NAME,
-    Architecture,
     BundleError,
-    CameraCodeSpec,
-    CameraSpec,
-    DepthSpec,
-    FactorSpec,
     Manifest,
-    NetworkSpec,
     Part,
     PriorSpec,
-    Provenance,
-    ReferencesSpec,
-    TeacherIdentity,
-    Told,
     file_name,
     read_manifest,
     validate_manifest,
@@ -88,33 +78,6 @@ if TYPE_CHECKING:
     from depth_prior_ros.models.pose import PoseNet
     from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
     from depth_prior_ros.models.student import Student
-
-__all__ = [
-    "MANIFEST_NAME",
-    "PARTS",
-    "SCHEMA_VERSION",
-    "Architecture",
-    "Bundle",
-    "BundleError",
-    "CameraCodeSpec",
-    "CameraSpec",
-    "DepthSpec",
-    "FactorSpec",
-    "Manifest",
-    "NetworkSpec",
-    "PriorSources",
-    "PriorSpec",
-    "Provenance",
-    "ReferencesSpec",
-    "TeacherIdentity",
-    "Told",
-    "build_network",
-    "describe",
-    "load_bundle",
-    "rewrite_manifest",
-    "save_bundle",
-    "seal_bundle",
-]
 
 
 @dataclass(frozen=True)

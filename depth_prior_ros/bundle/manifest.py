@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,18 +117,11 @@ class CameraSpec(_Strict):
     @classmethod
     def of(cls, camera: Camera) -> CameraSpec:
         """The spec of `camera`, which must already have the input size."""
-        return cls(
-            fx=camera.fx,
-            fy=camera.fy,
-            cx=camera.cx,
-            cy=camera.cy,
-            width=camera.width,
-            height=camera.height,
-        )
+        return cls(**asdict(camera))
 
     def camera(self) -> Camera:
         """As a `Camera`. Raises InvalidCameraError."""
-        return Camera(self.fx, self.fy, self.cx, self.cy, self.width, self.height)
+        return Camera(**self.model_dump())
 
 
 # How `metres_per_unit_source` begins where training on stereo pairs has fixed the unit.

@@ -84,7 +84,11 @@ class Alignment:
 
     @torch.no_grad()
     def costs(self, motions: Sequence[Pose], reduction: int = 2) -> Tensor:
-        """See `photometric_costs`."""
+        """What `align_motion` lowers, for each of several motions.
+
+        Returns:
+            (M, B): robust mean difference of the grey images; inf where too little overlaps.
+        """
         with self._exactly():
             level = self._level(reduction)
             return torch.stack([_residual(level, Pose(m.matrix.float())).cost for m in motions])
@@ -128,22 +132,6 @@ def align_motion(
     return Alignment(current, previous, depth, K).refine(
         previous_from_current, levels, length_only=length_only
     )
-
-
-def photometric_costs(
-    current: Tensor,
-    previous: Tensor,
-    depth: Tensor,
-    K: Tensor,
-    motions: Sequence[Pose],
-    reduction: int = 2,
-) -> Tensor:
-    """What `align_motion` lowers, for each of several motions; arguments as there.
-
-    Returns:
-        (M, B): robust mean difference of the grey images; inf where too little overlaps.
-    """
-    return Alignment(current, previous, depth, K).costs(motions, reduction)
 
 
 def _level(

@@ -35,7 +35,7 @@ from depth_prior_ros.motion.gate import (
     State,
 )
 from depth_prior_ros.pipeline.confidence import combine
-from depth_prior_ros.pipeline.framing import Fit, InvalidFrameError, NetworkInput, frame_image
+from depth_prior_ros.pipeline.framing import Fit, NetworkInput, frame_image
 from depth_prior_ros.pipeline.guard import (
     Fault,
     ModelFailedError,
@@ -92,18 +92,6 @@ from depth_prior_ros.scale import FixedScale, NoScale, Scale, ScaleSight, ScaleS
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import ReferencesSpec
     from depth_prior_ros.models.episodic_prior import References
-
-__all__ = [
-    "DepthPipeline",
-    "DepthResult",
-    "InvalidFrameError",
-    "Model",
-    "ModelFailedError",
-    "Motion",
-    "OutputSize",
-    "PoseChoice",
-    "Reason",
-]
 
 _log = logging.getLogger(__name__)
 

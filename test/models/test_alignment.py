@@ -11,7 +11,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose, view_synthesis
 from depth_prior_ros.models import alignment
-from depth_prior_ros.models.alignment import align_motion, photometric_costs
+from depth_prior_ros.models.alignment import Alignment, align_motion
 
 HEIGHT, WIDTH = 96, 320
 
@@ -168,9 +168,9 @@ def test_costs_tell_the_true_motion_from_others() -> None:
     off = motion((0.002, 0.01, -0.003), (0.01, -0.004, 0.2))
     away = motion((0, 2.0, 0), (0, 0, 0))
     motions = [off, truth, away, Pose.identity(1)]
-    costs = photometric_costs(current, previous, depth, K, motions)
+    costs = Alignment(current, previous, depth, K).costs(motions)
     assert costs.shape == (4, 1)
     assert costs.argmin() == 1 and costs[2].isinf()
     assert costs[1] < 0.2 * min(costs[0], costs[3])
     for cost, one in zip(costs, motions, strict=True):
-        assert torch.equal(photometric_costs(current, previous, depth, K, [one])[0], cost)
+        assert torch.equal(Alignment(current, previous, depth, K).costs([one])[0], cost)
