@@ -62,12 +62,13 @@ from depth_prior_ros.bundle.prior import (
     copy_teacher,
     match_prior,
     read_prior,
+    read_references,
     read_sources,
     verify_prior,
+    verify_references,
     verify_teacher,
     write_prior,
 )
-from depth_prior_ros.bundle.references import read_references, verify_references
 from depth_prior_ros.untrusted import NETWORK_BYTES, TENSOR_NUMBERS
 
 if TYPE_CHECKING:

@@ -31,8 +31,7 @@ from depth_prior_ros.bundle.manifest import (
     file_name,
     validate_manifest,
 )
-from depth_prior_ros.bundle.prior import PriorSources, write_prior
-from depth_prior_ros.bundle.references import write_references
+from depth_prior_ros.bundle.prior import PriorSources, write_prior, write_references
 
 if TYPE_CHECKING:
     from torch import nn

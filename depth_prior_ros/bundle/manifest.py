@@ -33,7 +33,7 @@ SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
-# What a student with an episodic prior looks up; see bundle.references.
+# What a student with an episodic prior looks up; see bundle.prior.
 REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]
 PARTS: tuple[Part, ...] = ("student", "prior", "multi_frame", "pose")

@@ -1,4 +1,4 @@
-"""The prior in a bundle: its file, where its pixels come from, and whether it fits the student.
+"""The prior and the references in a bundle: files, where their pixels come from, do they fit.
 
 `prior.safetensors` holds ``features`` (N, C) and ``inverse_depth`` (N,) in half precision,
 optionally ``image`` and ``pixel`` (N,) int32, and as metadata what it belongs to: the teacher's
@@ -6,6 +6,8 @@ sha256, its stride, the student's alignment hash, and the list of images. The ma
 same; where the two, or the student's own weights, disagree, somebody put together what does not
 belong together, and depth looked up in such a prior would be noise (RPrDepth, section 3.2: queries
 and keys are trained on one another).
+
+The same of references: pixels of one camera's frames, which its student looks up.
 """
 
 from __future__ import annotations
@@ -34,12 +36,15 @@ from depth_prior_ros.bundle.manifest import (
     BundleError,
     Manifest,
     PriorSpec,
+    ReferencesSpec,
     read_manifest,
     write_manifest,
 )
 
 if TYPE_CHECKING:
+    from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
     from depth_prior_ros.models.prior_fusion import Prior, PriorFusion
+
 
 _REMEDY = (
     "select a prior for this student (depth_train select), "
@@ -313,4 +318,70 @@ def _check_teacher(folder: Path, manifest: Manifest, spec: PriorSpec | None) -> 
             path,
             f"is {manifest.name} at {manifest.input_size}, the prior's teacher is "
             f"{spec.teacher.kind} {spec.teacher.name} at {spec.teacher.size}",
+        )
+
+
+# -- references -----------------------------------------------------------------------------------
+
+_ANEW = "take references anew (depth_train adapt)"
+
+
+def write_references(path: Path, references: References) -> None:
+    """Write references, in half precision. Raises BundleError."""
+    write_tensors(
+        path,
+        {
+            "features": references.features,
+            "position": references.position,
+            "inverse_depth": references.inverse_depth,
+        },
+    )
+
+
+def read_references(file: TensorFile) -> References:
+    """The references, float32."""
+    from depth_prior_ros.models.episodic_prior import References
+
+    names = ("features", "position", "inverse_depth")
+    return References(*(file.tensors[name].float() for name in names))
+
+
+def verify_references(
+    file: TensorFile, spec: ReferencesSpec, episodic: EpisodicPrior | None
+) -> None:
+    """Check tensors and values, and that they belong to the manifest and the student.
+
+    Args:
+        file: of the references.
+        spec: what the manifest says.
+        episodic: what reads them, with its weights; None for a student that has none.
+
+    Raises:
+        BundleError: says what does not fit and what to do.
+    """
+    path, tensors = file.path, file.tensors
+    expected = {
+        "features": [spec.count, spec.channels],
+        "position": [spec.count, 2],
+        "inverse_depth": [spec.count],
+    }
+    compare_shapes(path, {n: list(t.shape) for n, t in tensors.items()}, expected)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise BundleError(path, f"{name} holds something else than finite numbers; {_ANEW}")
+    if not (tensors["inverse_depth"] > 0).all():
+        raise BundleError(path, f"inverse_depth holds values that are not positive; {_ANEW}")
+    if (tensors["position"].abs() > 1).any():
+        raise BundleError(path, f"position lies outside the image; {_ANEW}")
+    if episodic is None:
+        raise BundleError(path, "references, but the student has nothing to look them up with")
+    if spec.count > episodic.config.capacity or spec.channels != episodic.key_channels:
+        raise BundleError(
+            path,
+            f"{spec.count} references of {spec.channels} channels: the student has room for "
+            f"{episodic.config.capacity} of {episodic.key_channels}; {_ANEW}",
+        )
+    if spec.alignment != episodic.alignment_hash():
+        raise BundleError(
+            path, f"the layers that read these references have changed since; {_ANEW}"
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL, rigid_inverse, rotation_of
 
 Transform = npt.NDArray[np.float64]
 _Pose = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]  # stamp, place, quaternion
@@ -34,8 +34,7 @@ _SET_BACK = 5  # late poses in a row
 _FAR_AHEAD_NS = 2_000_000_000
 _SEEN_METRES = 0.3  # in half a second: less says little about the direction
 
-# Columns: the optical frame's x, y, z axes in the frame of a camera body that looks along x.
-_BODY_FROM_OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+_TURN = BODY_FROM_OPTICAL[:3, :3]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class CameraMount:
     @classmethod
     def of(cls, base_from_optical: Transform) -> CameraMount:
         """The mount whose `matrix` this is."""
-        m = base_from_optical[:3, :3] @ _BODY_FROM_OPTICAL.T
+        m = base_from_optical[:3, :3] @ _TURN.T
         pitch = math.asin(float(np.clip(-m[2, 0], -1.0, 1.0)))
         roll, yaw = math.atan2(m[2, 1], m[2, 2]), math.atan2(m[1, 0], m[0, 0])
         x, y, z = (float(v) for v in base_from_optical[:3, 3])
@@ -71,7 +70,7 @@ class CameraMount:
     def matrix(self) -> Transform:
         """base_from_optical, (4, 4)."""
         result = np.eye(4)
-        result[:3, :3] = _rotation(self.roll, self.pitch, self.yaw) @ _BODY_FROM_OPTICAL
+        result[:3, :3] = _rotation(self.roll, self.pitch, self.yaw) @ _TURN
         result[:3, 3] = (self.x, self.y, self.z)
         return result
 
@@ -161,7 +160,7 @@ class Trajectory:
     def _see_forward(self) -> None:
         newest = self._poses[-1]
         before = _behind(self._poses, _LATE_NS // 2, _LATE_NS) if len(self._poses) > 1 else newest
-        way = _matrix(newest[2]).T @ (newest[1] - before[1])
+        way = rotation_of(newest[2]).T @ (newest[1] - before[1])
         length = float(np.linalg.norm(way))
         if length > _SEEN_METRES:
             self._forward[0] += abs(way[0]) >= FORWARD * length
@@ -323,7 +322,7 @@ def _pose_at(poses: list[_Pose], stamp: int, reach: int) -> Transform | None:
 
 def _transform(place: npt.NDArray[np.float64], quaternion: npt.NDArray[np.float64]) -> Transform:
     result = np.eye(4)
-    result[:3, :3] = _matrix(quaternion)
+    result[:3, :3] = rotation_of(quaternion)
     result[:3, 3] = place
     return result
 
@@ -358,18 +357,6 @@ def _slerp(
         mixed = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
     result: npt.NDArray[np.float64] = mixed / np.linalg.norm(mixed)
     return result
-
-
-def _matrix(quaternion: npt.NDArray[np.float64]) -> Transform:
-    """The rotation (3, 3) of a unit quaternion x, y, z, w."""
-    x, y, z, w = quaternion
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def _rotation(roll: float, pitch: float, yaw: float) -> Transform:

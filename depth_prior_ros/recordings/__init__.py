@@ -59,6 +59,6 @@ def open_recording(path: str | Path, **options: Any) -> StoredRecording:
     if not path.is_dir():
         kinds = ", ".join((*BAG_SUFFIXES, *VIDEO_SUFFIXES))
         raise RecordingError(f"{path}: neither a bag nor a video ({kinds}), nor a folder")
-    from depth_prior_ros.recordings.formats import open_folder
+    from depth_prior_ros.recordings.base import open_folder
 
     return open_folder(path, options)

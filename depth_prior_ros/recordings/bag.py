@@ -6,7 +6,6 @@ when they are asked for. What had to be chosen or assumed is in the recording's 
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-from depth_prior_ros.geometry.lidar import project_points
+from depth_prior_ros.geometry.points import project_points
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.images.calibration import Calibration, DistortedCamera, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError, check_image, image_size, is_compressed
@@ -54,7 +53,13 @@ from depth_prior_ros.recordings.base import (
     name_skipped,
 )
 from depth_prior_ros.recordings.intrinsics import read_mapping
-from depth_prior_ros.recordings.stamps import Logged, StampOrder, number_frames, order_stamps
+from depth_prior_ros.recordings.stamps import (
+    Logged,
+    StampOrder,
+    nearest,
+    number_frames,
+    order_stamps,
+)
 
 __all__ = ["TOPICS_FILE", "BagTopics", "open_bag"]
 
@@ -545,9 +550,7 @@ class _Lidar:
 
     def seen(self, image: _Place, stamp: int) -> tuple[_Place, NDArray[np.float64]] | None:
         """The nearest sweep and camera_from_points (4, 4); None where there is none, said why."""
-        place = bisect.bisect_left(self._stamps, stamp)
-        near = range(max(0, place - 1), min(place + 1, len(self._stamps)))
-        best = min(near, key=lambda i: abs(self._stamps[i] - stamp), default=None)
+        best = nearest(self._stamps, stamp)
         if best is None or abs(self._stamps[best] - stamp) > _SWEEP_AGE_NS:
             return None
         sweep = self._sweeps[best]
@@ -619,12 +622,10 @@ class _Motion:
         """Metres per second, negative when reversing."""
         if not self._twist_is_filled and (speed := self._speed_of_poses(stamp)) is not None:
             return speed
-        place = bisect.bisect_left(self._stamps, stamp)
-        near = self._speeds[max(0, place - 1) : place + 1]
-        time, speed = min(near, key=lambda e: abs(e[0] - stamp), default=(0, 0.0))
-        if not near or abs(time - stamp) > _ODOMETRY_AGE * 1e9:
+        best = nearest(self._stamps, stamp)
+        if best is None or abs(self._stamps[best] - stamp) > _ODOMETRY_AGE * 1e9:
             return None
-        return speed
+        return self._speeds[best][1]
 
     def _speed_of_poses(self, stamp: int) -> float | None:
         for first, last in ((stamp - _SPEED_SPAN_NS, stamp), (stamp, stamp + _SPEED_SPAN_NS)):

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL
 from depth_prior_ros.images.encodings import MessageError, bayer_of_format, image_to_rgb
 from depth_prior_ros.recordings.base import CorruptFrameError
-from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth
+from depth_prior_ros.recordings.image_files import DEPTH_SCALE, decode_depth, positive
 
 # ROS has depth of 16 bits in millimetres (REP-118), KITTI and this project's own bags x 256.
 _DEPTH_TYPES = {"16UC1": np.uint16, "mono16": np.uint16, "32FC1": np.float32}
@@ -27,10 +28,6 @@ KITTI_WORDS = "metres x 256"
 
 # compressed_depth_image_transport: an enumeration and the two numbers of its quantisation
 _DEPTH_HEADER = struct.Struct("<iff")
-
-_VEHICLE_FROM_OPTICAL = np.array(
-    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-)
 
 
 def stamp_of(message: Any) -> int:
@@ -75,23 +72,23 @@ def depth_of(message: Any, what: str, unit: float | None = None) -> NDArray[np.f
             )
         dtype = np.dtype(_DEPTH_TYPES[message.encoding])
         depth = _pixels(message, dtype, 1, what)[..., 0].astype(np.float32)
-        return _positive(depth * (METRE if dtype == np.float32 else unit))
+        return positive(depth * (METRE if dtype == np.float32 else unit))
     data = np.asarray(message.data, np.uint8).tobytes()
     if KITTI_WORDS in message.format:
         unit = KITTI_UNIT
     if "compressedDepth" not in message.format:
-        return _positive(decode_depth(data, what, unit))
+        return positive(decode_depth(data, what, unit))
     if "rvl" in message.format.lower():
         raise CorruptFrameError(f"{what}: compressedDepth of the kind RVL; readable is PNG")
     if len(data) <= _DEPTH_HEADER.size:
         raise CorruptFrameError(f"{what}: {len(data)} bytes are no compressedDepth")
     _, a, b = _DEPTH_HEADER.unpack_from(data)
     if message.format.startswith("16UC1"):
-        return _positive(decode_depth(data[_DEPTH_HEADER.size :], what, unit))
+        return positive(decode_depth(data[_DEPTH_HEADER.size :], what, unit))
     steps = decode_depth(data[_DEPTH_HEADER.size :], what, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         # compressed_depth_image_transport stores inverse depth: step = a / depth + b
-        return _positive(np.where(steps > 0, a / (steps - b), 0).astype(np.float32))
+        return positive(np.where(steps > 0, a / (steps - b), 0).astype(np.float32))
 
 
 def points_of(message: Any, what: str) -> NDArray[np.float64]:
@@ -133,19 +130,19 @@ def camera_pose(pose: NDArray[np.float64], optical: bool) -> NDArray[np.float64]
 
     optical: the poses are of an optical frame already (`Trajectory.is_optical`).
     """
-    return pose if optical else _VEHICLE_FROM_OPTICAL.T @ pose @ _VEHICLE_FROM_OPTICAL
+    return pose if optical else BODY_FROM_OPTICAL.T @ pose @ BODY_FROM_OPTICAL
 
 
 def optical_world(pose: NDArray[np.float64]) -> NDArray[np.float64]:
     """world_from_camera (4, 4) of fixed_from_camera, in a world whose axes are optical ones."""
-    return _VEHICLE_FROM_OPTICAL.T @ pose
+    return BODY_FROM_OPTICAL.T @ pose
 
 
 def odometry_from_pose(
     world_from_camera: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Position (3,) and quaternion (x, y, z, w) of the vehicle, for an Odometry message."""
-    pose = _VEHICLE_FROM_OPTICAL @ world_from_camera @ _VEHICLE_FROM_OPTICAL.T
+    pose = BODY_FROM_OPTICAL @ world_from_camera @ BODY_FROM_OPTICAL.T
     return pose[:3, 3], _quaternion(pose[:3, :3])
 
 
@@ -163,10 +160,6 @@ def _pixels(message: Any, dtype: np.dtype, channels: int, what: str) -> NDArray:
     rows = np.ascontiguousarray(data[: height * step].reshape(height, step)[:, :row])
     pixels = rows.view(dtype.newbyteorder(">" if message.is_bigendian else "<"))
     return pixels.reshape(height, width, channels).astype(dtype, copy=False)
-
-
-def _positive(depth: NDArray) -> NDArray[np.float32]:
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
 def _quaternion(R: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,22 +3,32 @@
 Every source (KITTI drive, bag, image folder, synthetic drive) opens as a `Recording`. A frame's
 pixels are read when they are asked for; opening a recording only lists and probes what is there.
 Whatever cannot be used is left out, counted and named in `Recording.skipped`, never silently.
+
+A new format is one module of this room: a function that opens such a folder, under
+`@folder_format`. `open_recording` finds it, and with it training, evaluation and replay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.calibration import DistortedCamera
+from depth_prior_ros.registry import Registry
+from depth_prior_ros.strict_yaml import problem_of
 from depth_prior_ros.untrusted import printable
 
+# Where nothing says when: the midnight (UTC) of KITTI raw's first day, whose folder names carry no
+# more than that, and 10 Hz.
+STAMP_ORIGIN_NS = 1_316_995_200_000_000_000
+FRAME_PERIOD_NS = 100_000_000
 # Where the depth of a recording comes from decides how it may be evaluated (see metrics.py).
 DEPTH_SOURCES = ("lidar", "stereo", "exact")
 
@@ -35,6 +45,15 @@ class RecordingError(Exception):
 
 class CorruptFrameError(RecordingError):
     """One frame cannot be read: its file is truncated, damaged or of another size."""
+
+
+@contextmanager
+def readable(path: Path, wrong: type[RecordingError] = RecordingError) -> Iterator[None]:
+    """What cannot be read of a file here is an error of that kind, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise wrong(f"{path}: cannot be read ({problem_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -229,3 +248,48 @@ def speeds_from_poses(
         forward = float(step @ poses[a][:3, 2])
         speeds.append(float(np.copysign(np.linalg.norm(step) / seconds, forward)))
     return speeds
+
+
+Opener = Callable[..., StoredRecording]
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """A kind of folder.
+
+    Attributes:
+        title: what it is and how it is told, in words: "a KITTI raw drive (image_02/data)".
+        fits: whether a folder is one; looks at names, reads no data.
+        open: the reader; takes the folder, and options of its own by name.
+        rank: those of a lower rank are asked first.
+    """
+
+    title: str
+    fits: Callable[[Path], bool]
+    open: Opener
+    rank: int
+
+
+FORMATS: Registry[FolderFormat] = Registry("recording format", __package__)
+
+
+def folder_format(
+    name: str, title: str, fits: Callable[[Path], bool], rank: int = 1
+) -> Callable[[Opener], Opener]:
+    """Decorator of a reader; see `FolderFormat`."""
+
+    def keep(open_folder: Opener) -> Opener:
+        FORMATS.register(name)(FolderFormat(title, fits, open_folder, rank))
+        return open_folder
+
+    return keep
+
+
+def open_folder(path: Path, options: dict[str, Any]) -> StoredRecording:
+    """Open a folder by what is in it. Raises RecordingError, naming what was looked for."""
+    formats = sorted((found for _, found in FORMATS.items()), key=lambda found: found.rank)
+    for found in formats:
+        if found.fits(path):
+            return found.open(path, **options)
+    titles = ", nor ".join(found.title for found in formats)
+    raise RecordingError(f"{path}: neither {titles}, nor a bag")

@@ -29,17 +29,23 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import (
+    FRAME_PERIOD_NS,
     CorruptFrameError,
     Frame,
     Mount,
     RecordingError,
     Skipped,
     StoredRecording,
+    folder_format,
+    readable,
 )
-from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
-from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
-from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.recordings.image_files import (
+    depth_of_disparity,
+    positive,
+    probe_image,
+    read_bytes,
+    read_image,
+)
 from depth_prior_ros.untrusted import IMAGE_PIXELS, check_regular, parse_json, read_text
 
 FULL_SIZE = (2048, 1024)  # width and height that calibration and disparity belong to
@@ -203,7 +209,9 @@ def _listed_depths(path: Path) -> dict[str, Path]:
         return {}
     for listed in (folder / _LISTED, path / _LISTED):
         if listed.is_file():
-            names = [line.split()[-1] for line in _listed(listed) if line.strip()]
+            with readable(listed):
+                lines = read_text(listed).splitlines()
+            names = [line.split()[-1] for line in lines if line.strip()]
             files = [folder / f"{number:03d}_depth.npy" for number in range(len(names))]
             found = {n: f for n, f in zip(names, files, strict=True) if f.is_file()}
             if found:
@@ -214,22 +222,14 @@ def _listed_depths(path: Path) -> dict[str, Path]:
     )
 
 
-def _listed(file: Path) -> list[str]:
-    """Lines of a list of images; raises RecordingError."""
-    try:
-        return read_text(file).splitlines()
-    except OSError as error:
-        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
-
-
 def _read_camera(file: Path, size: tuple[int, int]) -> tuple[Camera, float]:
     """The camera of images of `size`, and depth times disparity: metres x pixels at full size."""
+    with readable(file, CorruptFrameError):
+        text = read_text(file)
     try:
-        content = parse_json(read_text(file))
+        content = parse_json(text)
         k, baseline = content["intrinsic"], float(content["extrinsic"]["baseline"])
         fx, fy, cx, cy = (float(k[name]) for name in ("fx", "fy", "u0", "v0"))
-    except OSError as error:
-        raise CorruptFrameError(f"{file}: cannot be read ({problem_of(error)})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFrameError(f"{file}: no intrinsics and baseline in it ({error!r})") from error
     full = Camera(fx, fy, cx, cy, *FULL_SIZE)
@@ -248,9 +248,7 @@ def _read_disparity(file: Path, factor: float) -> NDArray[np.float32]:
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
         raise CorruptFrameError(f"{file}: not a 16-bit, one-channel disparity image")
     pixels = (raw[: round(len(raw) * KEPT_ROWS)].astype(np.float32) - 1) / 256
-    depth = np.zeros(pixels.shape, np.float32)
-    np.divide(np.float32(factor), pixels, out=depth, where=pixels > 0)
-    return depth
+    return depth_of_disparity(pixels, factor)
 
 
 def _read_array(file: Path) -> NDArray[np.float32]:
@@ -264,5 +262,4 @@ def _read_array(file: Path) -> NDArray[np.float32]:
         raise CorruptFrameError(f"{file}: it is no depth image")
     if depth.size > IMAGE_PIXELS:
         raise CorruptFrameError(f"{file}: {depth.size:,} pixels, {IMAGE_PIXELS:,} are the most")
-    depth = depth[: round(len(depth) * KEPT_ROWS)]
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    return positive(depth[: round(len(depth) * KEPT_ROWS)])

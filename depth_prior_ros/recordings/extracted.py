@@ -33,8 +33,8 @@ from depth_prior_ros.recordings.base import (
     RecordingError,
     Skipped,
     StoredRecording,
+    folder_format,
 )
-from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import read_bytes, read_depth, read_image
 from depth_prior_ros.strict_yaml import problem_of
 from depth_prior_ros.untrusted import parse_json, read_file

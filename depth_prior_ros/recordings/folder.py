@@ -14,13 +14,23 @@ from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images.calibration import Calibration, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.images.rectification import LensCorrection, Rectifier
-from depth_prior_ros.recordings.base import Frame, RecordingError, Skipped, StoredRecording
-from depth_prior_ros.recordings.calibration import STAMP_ORIGIN_NS
+from depth_prior_ros.recordings.base import (
+    STAMP_ORIGIN_NS,
+    Frame,
+    RecordingError,
+    Skipped,
+    StoredRecording,
+    folder_format,
+)
 from depth_prior_ros.recordings.cityscapes import is_city
-from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import IMAGE_SUFFIXES, read_bytes, read_image
+from depth_prior_ros.recordings.image_files import (
+    IMAGE_SUFFIXES,
+    images_by_name,
+    probe_all,
+    read_bytes,
+    read_image,
+)
 from depth_prior_ros.recordings.intrinsics import find_intrinsics, read_intrinsics
-from depth_prior_ros.recordings.numbered import images_by_name, probe_all
 from depth_prior_ros.recordings.video import VideoFile, is_video
 
 

@@ -1,18 +1,29 @@
-"""Reading image files without trusting them: a truncated JPEG decodes "successfully" elsewhere."""
+"""Reading image files without trusting them: a truncated JPEG decodes "successfully" elsewhere.
+
+And folders of them: what their names say, which are missing, which are unusable.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
 import struct
 import zlib
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.images.encodings import decoded_to_rgb
-from depth_prior_ros.recordings.base import CorruptFrameError
-from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.recordings.base import CorruptFrameError, Frame, Skipped, readable
+from depth_prior_ros.recordings.stamps import StampOrder, number_frames
 from depth_prior_ros.untrusted import IMAGE_FILE_BYTES, IMAGE_PIXELS, check_regular, read_file
 
 IMAGE_SUFFIXES = (
@@ -38,15 +49,13 @@ def probe_image(path: Path) -> tuple[int, int]:
     Finds empty, foreign and cut-off files without decoding. Damage in the middle is found on
     reading only.
     """
-    try:
+    with readable(path, CorruptFrameError):
         check_regular(path)
         with path.open("rb") as file:
             head = file.read(_PROBE_BYTES)
             size_in_bytes = path.stat().st_size
             file.seek(max(0, size_in_bytes - _TAIL_BYTES))
             tail = file.read()
-    except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
     _check_ends(head, tail, size_in_bytes, str(path))
     if not head.startswith((_JPEG_START, _PNG_START)):
         height, width = read_image(path).shape[:2]  # only decoding tells
@@ -74,6 +83,25 @@ def read_depth(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.fl
     return depth
 
 
+def frame_of_file(
+    index: int,
+    stamp_ns: int,
+    camera: Camera,
+    file: Path,
+    size: tuple[int, int],
+    depth: Path | None = None,
+    **known: Any,
+) -> Frame:
+    """A frame whose image is a file of that (width, height).
+
+    depth: its 16-bit depth PNG; None: none. known: what else there is to a `Frame`.
+    """
+    if depth is not None:
+        known["load_depth"] = partial(read_depth, depth, size)
+    image, stored = partial(read_image, file, size), partial(read_bytes, file)
+    return Frame(index, stamp_ns, camera, image, file=file, load_stored=stored, **known)
+
+
 def read_depth_of_disparity(
     path: Path, factor: float, size: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
@@ -81,10 +109,19 @@ def read_depth_of_disparity(
 
     factor: focal length in pixels times baseline in metres. Raises CorruptFrameError.
     """
-    pixels = read_depth(path, size)  # the same encoding
+    return depth_of_disparity(read_depth(path, size), factor)  # the same encoding
+
+
+def depth_of_disparity(pixels: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """`factor` (focal length in pixels x baseline) over disparity in pixels; 0 where that is 0."""
     depth = np.zeros_like(pixels)
     np.divide(np.float32(factor), pixels, out=depth, where=pixels > 0)
     return depth
+
+
+def positive(depth: NDArray) -> NDArray[np.float32]:
+    """Depth with 0 for all that is none: not finite, or not positive."""
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
 
 def decode_image(data: bytes, what: str) -> NDArray[np.uint8]:
@@ -153,10 +190,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with readable(path, CorruptFrameError):
         return read_file(path, IMAGE_FILE_BYTES)
-    except OSError as error:
-        raise CorruptFrameError(f"{path}: cannot be read ({problem_of(error)})") from error
 
 
 def _check_pixels(size: tuple[int, int] | None, what: str) -> None:
@@ -227,3 +262,148 @@ def _check_size(image: NDArray, size: tuple[int, int] | None, what: str) -> None
     if size is not None and image.shape[:2] != (size[1], size[0]):
         found = f"{image.shape[1]}x{image.shape[0]}"
         raise CorruptFrameError(f"{what}: {found} instead of {size[0]}x{size[1]}")
+
+
+# Names that are times since 1970: (from, below, nanoseconds of one), between 1985 and 2286.
+_EPOCHS = (
+    (5 * 10**17, 10**19, 1),
+    (5 * 10**14, 10**16, 1_000),
+    (5 * 10**11, 10**13, 1_000_000),
+)
+_SECONDS = re.compile(r"[0-9]{1,10}[._][0-9]{3,9}")
+# Larger numbers than this are no count of frames.
+_LARGEST_NUMBER = 10**9
+# A hole longer than this is named as a range, so that a stray file 9999999 does not name a million.
+_LONGEST_LISTED_GAP = 20
+
+
+def images_by_number(folder: Path, skipped: list[Skipped]) -> dict[int, Path]:
+    """Images of a folder by the number that is their name, in order.
+
+    Image files whose name is no number and second files of a number are named in `skipped`.
+    Files that are no images (by suffix) are not frames and are passed over.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+            continue
+        if not _is_number(path.stem):
+            skipped.append(Skipped(str(path), "its name is not a frame number"))
+        elif int(path.stem) in found:
+            skipped.append(Skipped(str(path), f"frame {int(path.stem)} is there twice"))
+        else:
+            found[int(path.stem)] = path
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Images of a folder in their order.
+
+    files: by frame number, which jumps where a frame is missing. stamps: nanoseconds by frame
+    number, where the names are times. notes: how the names were read, in words.
+    """
+
+    files: dict[int, Path]
+    stamps: dict[int, int] | None
+    notes: list[str]
+
+
+def images_by_name(folder: Path, skipped: list[Skipped]) -> NamedImages:
+    """Images of a folder by whatever their names are.
+
+    Numbers are frame numbers, whose usual step is one frame (images 0, 5, 10 follow each other);
+    numbers that are too large for that, and seconds with a fraction, are times. Any other name
+    gives an order: `frame2` before `frame10`.
+    """
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    times = _times_of(files)
+    if times is not None:
+        unique: dict[int, Path] = {}
+        for path in sorted(files):
+            if times[path] in unique:
+                skipped.append(Skipped(str(path), "another image has the same time in its name"))
+            else:
+                unique[times[path]] = path
+        order = StampOrder(kept=list(range(len(unique))), stamps=sorted(unique))
+        numbers = number_frames(order)
+        skipped.extend(order.skipped)
+        stamps = dict(zip(numbers, order.stamps, strict=True))
+        named = {number: unique[stamp] for number, stamp in stamps.items()}
+        return NamedImages(named, stamps, ["stamps are taken from the images' names"])
+    if all(_is_number(p.stem) and int(p.stem) <= _LARGEST_NUMBER for p in files):
+        numbered, step = _in_steps(images_by_number(folder, skipped))
+        name_missing(list(numbered), "frame", skipped)
+        notes = (
+            [f"the images are numbered in steps of {step}: that is one frame"] if step > 1 else []
+        )
+        return NamedImages(numbered, None, notes)
+    return NamedImages(dict(enumerate(sorted(files, key=_natural))), None, [])
+
+
+def _times_of(files: list[Path]) -> dict[Path, int] | None:
+    """Nanoseconds by file, where all names are times; None otherwise."""
+    if files and all(_SECONDS.fullmatch(p.stem) for p in files):
+        return {p: int(Decimal(p.stem.replace("_", ".")) * 10**9) for p in files}
+    if not files or not all(_is_number(p.stem) for p in files):
+        return None
+    values = {p: int(p.stem) for p in files}
+    low, high = min(values.values()), max(values.values())
+    for start, end, unit in _EPOCHS:
+        if start <= low and high < end:
+            return {p: value * unit for p, value in values.items()}
+    return None
+
+
+def _in_steps(numbered: dict[int, Path]) -> tuple[dict[int, Path], int]:
+    """Frame numbers counted in their usual step, where all are multiples of it apart."""
+    steps = [b - a for a, b in itertools.pairwise(numbered)]
+    step = Counter(steps).most_common(1)[0][0] if steps else 1
+    if step == 1 or any(other % step for other in steps):
+        return numbered, 1
+    return {number // step: path for number, path in numbered.items()}, step
+
+
+def _is_number(stem: str) -> bool:
+    # str.isdigit alone accepts digits that int() refuses
+    return stem.isascii() and stem.isdigit()
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """frame2 before frame10; the full name decides between equals."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", path.name)
+    return [(int(p), "") if p[0] in "0123456789" else (-1, p) for p in parts], path.name
+
+
+def name_missing(numbers: list[int], what: str, skipped: list[Skipped]) -> None:
+    """Name the numbers missing between the first and the last one."""
+    for before, after in itertools.pairwise(numbers):
+        missing = range(before + 1, after)
+        if len(missing) > _LONGEST_LISTED_GAP:
+            skipped.append(Skipped(f"{what} {missing[0]} to {missing[-1]}", "missing"))
+        else:
+            skipped.extend(Skipped(f"{what} {number}", "missing") for number in missing)
+
+
+def probe_all(
+    images: dict[int, Path], skipped: list[Skipped]
+) -> tuple[dict[int, Path], tuple[int, int] | None]:
+    """Keep the images that look whole and share the most common size.
+
+    Returns the kept images and that (width, height), None without any.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+    for number, path in images.items():
+        try:
+            sizes[number] = probe_image(path)
+        except CorruptFrameError as error:
+            skipped.append(Skipped(f"frame {number}", str(error)))
+    if not sizes:
+        return {}, None
+    # the first of the most common: Counter keeps the order of insertion
+    common = Counter(sizes.values()).most_common(1)[0][0]
+    for number, size in sizes.items():
+        if size != common:
+            why = f"{images[number]}: {size[0]}x{size[1]}, the others are {common[0]}x{common[1]}"
+            skipped.append(Skipped(f"frame {number}", why))
+    return {n: images[n] for n, size in sizes.items() if size == common}, common

@@ -24,11 +24,15 @@ A sequence of KITTI odometry: images, calib.txt, times.txt, and poses beside the
 
 sequences/NN/{image_2,image_0}/000000.png|jpg, calib.txt, times.txt
 poses/NN.txt      one 3x4 world_from_camera per line, of camera 0
+
+Calibration files are read with what is really in them.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -36,36 +40,152 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.recordings.base import (
+    FRAME_PERIOD_NS,
+    STAMP_ORIGIN_NS,
     CorruptFrameError,
     Frame,
     Mount,
     RecordingError,
     Skipped,
     StoredRecording,
+    folder_format,
+    readable,
     speeds_from_poses,
 )
-from depth_prior_ros.recordings.calibration import (
-    CAMERA_2011_09_26,
-    FRAME_PERIOD_NS,
-    STAMP_ORIGIN_NS,
-    camera_for_images,
-    find_projection,
-    scaled_to_images,
-)
-from depth_prior_ros.recordings.formats import folder_format
 from depth_prior_ros.recordings.image_files import (
     IMAGE_SUFFIXES,
+    frame_of_file,
+    images_by_number,
+    name_missing,
+    probe_all,
     probe_image,
-    read_bytes,
-    read_depth,
     read_depth_of_disparity,
-    read_image,
 )
-from depth_prior_ros.recordings.numbered import images_by_number, name_missing, probe_all
-from depth_prior_ros.strict_yaml import problem_of
 from depth_prior_ros.untrusted import read_text
+
+# The colour camera of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.
+CAMERA_2011_09_26 = Camera(721.5377, 721.5377, 609.5593, 172.854, 1242, 375)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A rectified camera of a calibration file: P (3, 4), and its image size where given."""
+
+    matrix: NDArray[np.float64]
+    size: tuple[int, int] | None
+
+
+def read_calibration(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The numeric rows of a KITTI calibration file by name; other rows are passed over."""
+    rows: dict[str, NDArray[np.float64]] = {}
+    with readable(path):
+        text = read_text(path)
+    for line in text.splitlines():
+        name, separator, values = line.partition(":")
+        try:
+            numbers = np.array([float(v) for v in values.split()])
+        except ValueError:
+            continue
+        if separator and numbers.size:
+            rows[name.strip()] = numbers
+    return rows
+
+
+def find_projection(path: Path, names: list[str]) -> tuple[str, Projection]:
+    """The first of the named 3x4 projections that the file has, with the name found.
+
+    `P_rect_02` finds its image size in `S_rect_02`. Raises RecordingError without any.
+    """
+    rows = read_calibration(path)
+    for name in names:
+        row = rows.get(name)
+        if row is None or row.size != 12:
+            continue
+        size_row = rows.get(name.replace("P_rect", "S_rect")) if "P_rect" in name else None
+        size = None
+        if size_row is not None and size_row.size == 2:
+            size = (int(size_row[0]), int(size_row[1]))
+        return name, Projection(row.reshape(3, 4), size)
+    raise RecordingError(f"{path}: none of {', '.join(names)} with 12 numbers in it")
+
+
+def camera_for_images(
+    projection: Projection, size: tuple[int, int], where: str, notes: list[str]
+) -> Camera:
+    """The camera of images of `size`, scaled (and noted) where the calibration is of another.
+
+    Raises RecordingError where the aspect ratios differ by more than 1 %, or the numbers are no
+    camera.
+    """
+    width, height = projection.size or size
+    try:
+        camera = Camera.from_matrix(projection.matrix, width, height)
+    except InvalidCameraError as error:
+        raise RecordingError(f"{where}: {error}") from error
+    return scaled_to_images(camera, size, where, notes)
+
+
+def scaled_to_images(camera: Camera, size: tuple[int, int], where: str, notes: list[str]) -> Camera:
+    """`camera` for images of `size`; see `camera_for_images`."""
+    if camera.size == size:
+        return camera
+    resized = camera.scaled(*size)
+    if not camera.same_aspect(resized):
+        raise RecordingError(
+            f"{where}: calibrated at {camera.width}x{camera.height}, but the images are "
+            f"{size[0]}x{size[1]}, which is no resized version of that"
+        )
+    notes.append(f"camera scaled from {camera.width}x{camera.height} to {size[0]}x{size[1]}")
+    return resized
+
+
+def _usable_images(
+    folder: Path, skipped: list[Skipped], *, sequence: bool = True, reasons: bool = False
+) -> tuple[dict[int, Path], tuple[int, int]]:
+    """Images by their number, and their size; raises RecordingError without any.
+
+    sequence: numbers that are missing are named. reasons: the error says why.
+    """
+    listed = images_by_number(folder, skipped)
+    if sequence:
+        name_missing(list(listed), "frame", skipped)
+    images, size = probe_all(listed, skipped)
+    if size is None:
+        why = f" ({_reasons(skipped)})" if reasons else ""
+        raise RecordingError(f"{folder}: no usable image in it{why}")
+    return images, size
+
+
+def _usual_stamp(number: int) -> int:
+    """The stamp of a frame where nothing says when it was taken."""
+    return STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS
+
+
+def _stamps(
+    files: Sequence[Path],
+    what: str,
+    read: Callable[[str], Callable[[int], int]],
+    images: Iterable[int],
+    notes: list[str],
+) -> dict[int, int]:
+    """Stamps in nanoseconds by frame number, of the first of the files that is there; or 10 Hz.
+
+    what: its entries are called. read: from its text to the stamp of a frame by number.
+    """
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        try:
+            stamp_of = read(read_text(file))
+            stamps = {number: stamp_of(number) for number in images}
+            if all(a < b for a, b in itertools.pairwise(stamps.values())):
+                return stamps
+            notes.append(f"{file}: {what} do not increase; 10 Hz taken")
+        except (OSError, ValueError, IndexError, OverflowError):
+            notes.append(f"{file}: does not cover every frame; 10 Hz taken")
+    return {number: _usual_stamp(number) for number in images}
+
 
 # Between the cameras 2 and 3 of 2011-09-26, from KITTI's own calib_cam_to_cam.txt of that day.
 BASELINE_2011_09_26 = 0.5327190
@@ -104,9 +224,7 @@ def open_kitti_2015(path: Path) -> StoredRecording:
         return _open_published_2015(path.name, published)
     skipped: list[Skipped] = []
     notes: list[str] = []
-    images, size = probe_all(images_by_number(path / "image_02", skipped), skipped)
-    if size is None:
-        raise RecordingError(f"{path / 'image_02'}: no usable image in it")
+    images, size = _usable_images(path / "image_02", skipped, sequence=False)
     file = path / "calib_cam_to_cam.txt"
     if file.is_file():
         _, projection = find_projection(file, ["P_rect_02"])
@@ -116,15 +234,7 @@ def open_kitti_2015(path: Path) -> StoredRecording:
         camera = scaled_to_images(CAMERA_2011_09_26, size, str(path), notes)
     depths = images_by_number(path / "depth_stereo", skipped)
     frames = [
-        Frame(
-            index=number,
-            stamp_ns=STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS,
-            camera=camera,
-            load_image=partial(read_image, image, size),
-            file=image,
-            load_stored=partial(read_bytes, image),
-            load_depth=partial(read_depth, depths[number], size) if number in depths else None,
-        )
+        frame_of_file(number, _usual_stamp(number), camera, image, size, depths.get(number))
         for number, image in images.items()
     ]
     source = "stereo" if depths else None
@@ -146,18 +256,11 @@ def _open_published_2015(name: str, folder: Path) -> StoredRecording:
             skipped.append(Skipped(f"scene {scene}", str(error)))
             continue
         disparity = folder / "disp_occ_0" / image.name
-        load = partial(read_depth_of_disparity, disparity, camera.fx * baseline, size)
-        frames.append(
-            Frame(
-                index=int(scene),
-                stamp_ns=STAMP_ORIGIN_NS + int(scene) * FRAME_PERIOD_NS,
-                camera=camera,
-                load_image=partial(read_image, image, size),
-                file=image,
-                load_depth=load if disparity.is_file() else None,
-                load_stored=partial(read_bytes, image),
-            )
-        )
+        load = None
+        if disparity.is_file():
+            load = partial(read_depth_of_disparity, disparity, camera.fx * baseline, size)
+        stamp = _usual_stamp(int(scene))
+        frames.append(frame_of_file(int(scene), stamp, camera, image, size, load_depth=load))
     if not frames:
         raise RecordingError(f"{folder / 'image_2'}: no usable image ({_reasons(skipped)})")
     if not (folder / "calib_cam_to_cam").is_dir():
@@ -209,17 +312,8 @@ def open_kitti_depth_selection(path: Path) -> StoredRecording:
             skipped.append(Skipped(image.name, f"{matrix}: no nine numbers of a camera ({error})"))
             continue
         depth = path / "groundtruth_depth" / image.name.replace("_image_", "_groundtruth_depth_", 1)
-        frames.append(
-            Frame(
-                index=index,
-                stamp_ns=STAMP_ORIGIN_NS + index * FRAME_PERIOD_NS,
-                camera=camera,
-                load_image=partial(read_image, image, size),
-                file=image,
-                load_depth=partial(read_depth, depth, size) if depth.is_file() else None,
-                load_stored=partial(read_bytes, image),
-            )
-        )
+        there = depth if depth.is_file() else None
+        frames.append(frame_of_file(index, _usual_stamp(index), camera, image, size, there))
     if not frames:
         raise RecordingError(f"{path / 'image'}: no usable image ({_reasons(skipped)})")
     return StoredRecording(path.name, frames, skipped, depth_source="lidar", consecutive=False)
@@ -245,23 +339,14 @@ def open_kitti_odometry(
     name = _find_camera_folder(path, camera)
     skipped: list[Skipped] = []
     notes: list[str] = []
-    listed = images_by_number(path / name, skipped)
-    name_missing(list(listed), "frame", skipped)
-    images, size = probe_all(listed, skipped)
-    if size is None:
-        raise RecordingError(f"{path / name}: no usable image in it")
+    images, size = _usable_images(path / name, skipped)
     calibrated, mount = _odometry_camera(path, name, size, notes)
-    stamps = _odometry_stamps(path, images, notes)
+    stamps = _stamps([path / "times.txt"], "times", _odometry_times, images, notes)
     world = _poses(path, poses, mount.rig_from_camera, notes)
     speeds = _speeds(images, world, stamps)
     frames = [
-        Frame(
-            index=number,
-            stamp_ns=stamps[number],
-            camera=calibrated,
-            load_image=partial(read_image, file, size),
-            file=file,
-            load_stored=partial(read_bytes, file),
+        frame_of_file(
+            *(number, stamps[number], calibrated, file, size),
             pose=world.get(number),
             speed=speeds.get(number),
         )
@@ -290,19 +375,10 @@ def _odometry_camera(
     return camera, Mount.of_projection(name, projection.matrix)
 
 
-def _odometry_stamps(path: Path, images: dict[int, Path], notes: list[str]) -> dict[int, int]:
-    file = path / "times.txt"
-    if file.is_file():
-        try:
-            times = [float(value) for value in read_text(file).split()]
-            stamps = {n: STAMP_ORIGIN_NS + round(times[n] * 1e9) for n in images}
-            ordered = list(stamps.values())
-            if all(a < b for a, b in itertools.pairwise(ordered)):
-                return stamps
-            notes.append(f"{file}: times do not increase; 10 Hz taken")
-        except (OSError, ValueError, IndexError, OverflowError):
-            notes.append(f"{file}: does not cover every frame; 10 Hz taken")
-    return {number: STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS for number in images}
+def _odometry_times(text: str) -> Callable[[int], int]:
+    """The stamp of each of the seconds in times.txt."""
+    times = [float(value) for value in text.split()]
+    return lambda number: STAMP_ORIGIN_NS + round(times[number] * 1e9)
 
 
 def _poses(
@@ -322,10 +398,8 @@ def _poses(
     if camera0_from_camera is None:
         camera0_from_camera = np.eye(4)
     poses: dict[int, NDArray[np.float64]] = {}
-    try:
+    with readable(file):
         lines = read_text(file).splitlines()
-    except OSError as error:
-        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
     for number, line in enumerate(lines):
         try:
             matrix = np.array([float(v) for v in line.split()]).reshape(3, 4)
@@ -368,23 +442,14 @@ def open_kitti_raw(
     name, folder = _find_images(path, camera)
     skipped: list[Skipped] = []
     notes: list[str] = []
-    listed = images_by_number(folder, skipped)
-    name_missing(list(listed), "frame", skipped)
-    images, size = probe_all(listed, skipped)
-    if size is None:
-        raise RecordingError(f"{folder}: no usable image in it ({_reasons(skipped)})")
+    images, size = _usable_images(folder, skipped, reasons=True)
     calibrated, mount = _raw_camera(path, name, size, notes)
-    stamps = _raw_stamps(folder, images, notes)
+    files = [folder / "timestamps.txt", folder.parent / "timestamps.txt"]
+    stamps = _stamps(files, "stamps", _raw_stamps, images, notes)
     depths = _depth_files(path, name, depth)
     frames = [
-        Frame(
-            index=number,
-            stamp_ns=stamps[number],
-            camera=calibrated,
-            load_image=partial(read_image, file, size),
-            file=file,
-            load_stored=partial(read_bytes, file),
-            load_depth=partial(read_depth, depths[number], size) if number in depths else None,
+        frame_of_file(
+            *(number, stamps[number], calibrated, file, size, depths.get(number)),
             speed=_read_speed(path / "oxts" / "data" / f"{number:010d}.txt", skipped),
         )
         for number, file in images.items()
@@ -441,23 +506,10 @@ def _raw_camera(
     )
 
 
-def _raw_stamps(folder: Path, images: dict[int, Path], notes: list[str]) -> dict[int, int]:
-    """Stamps in nanoseconds by frame number: timestamps.txt, or 10 Hz from the day's midnight."""
-    for file in (folder / "timestamps.txt", folder.parent / "timestamps.txt"):
-        if not file.is_file():
-            continue
-        try:
-            lines = read_text(file).split("\n")
-            stamps = {number: _parse_stamp(lines[number]) for number in images}
-        except (OSError, IndexError, ValueError):
-            notes.append(f"{file}: does not cover every frame; 10 Hz taken")
-            break
-        ordered = list(stamps.values())
-        if all(a < b for a, b in itertools.pairwise(ordered)):
-            return stamps
-        notes.append(f"{file}: stamps do not increase; 10 Hz taken")
-        break
-    return {number: STAMP_ORIGIN_NS + number * FRAME_PERIOD_NS for number in images}
+def _raw_stamps(text: str) -> Callable[[int], int]:
+    """The stamp of each line."""
+    lines = text.split("\n")
+    return lambda number: _parse_stamp(lines[number])
 
 
 def _parse_stamp(line: str) -> int:

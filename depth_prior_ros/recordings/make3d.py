@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import (
+    FRAME_PERIOD_NS,
     CorruptFrameError,
     Frame,
     RecordingError,
     Skipped,
     StoredRecording,
+    folder_format,
 )
-from depth_prior_ros.recordings.calibration import FRAME_PERIOD_NS
-from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import probe_image, read_image
+from depth_prior_ros.recordings.image_files import positive, probe_image, read_image
 from depth_prior_ros.untrusted import IMAGE_PIXELS, check_regular
 
 WIDTH, HEIGHT = 1704, 2272
@@ -107,8 +107,7 @@ def _read_grid(file: Path) -> NDArray[np.float32]:
     grid = read_matlab(file, ARRAY)
     if grid.shape != (*GRID, 4):
         raise CorruptFrameError(f"{file}: {ARRAY} is {grid.shape}, not {(*GRID, 4)}")
-    depth = grid[GRID_ROWS[0] : GRID_ROWS[1], :, 3]
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    return positive(grid[GRID_ROWS[0] : GRID_ROWS[1], :, 3])
 
 
 def read_matlab(file: Path, name: str) -> NDArray[np.float64]:

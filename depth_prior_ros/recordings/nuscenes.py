@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.geometry.points import project_points
+from depth_prior_ros.geometry.poses import rigid_inverse, rotation_of
 from depth_prior_ros.recordings.base import (
     CorruptFrameError,
     Frame,
     RecordingError,
     Skipped,
     StoredRecording,
+    folder_format,
+    readable,
     speeds_from_poses,
 )
-from depth_prior_ros.recordings.formats import folder_format
-from depth_prior_ros.recordings.image_files import probe_image, read_bytes, read_image
-from depth_prior_ros.strict_yaml import problem_of
+from depth_prior_ros.recordings.image_files import frame_of_file, probe_image
 from depth_prior_ros.untrusted import IMAGE_FILE_BYTES, TABLE_BYTES, parse_json, read_file
 
 VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
@@ -61,31 +61,13 @@ class LidarView:
 
     def depth(self) -> NDArray[np.float32]:
         """Project it: (H, W) float32 metres, 0 = none; raises CorruptFrameError."""
-        try:
+        with readable(self.file, CorruptFrameError):
             data = read_file(self.file, IMAGE_FILE_BYTES)
-        except OSError as error:
-            raise CorruptFrameError(f"{self.file}: cannot be read ({problem_of(error)})") from error
         points = np.frombuffer(data, np.float32, len(data) // 4)
         if not points.size or points.size % _POINT:
             raise CorruptFrameError(f"{self.file}: {points.size} numbers, not {_POINT} a point")
         xyz = points.reshape(-1, _POINT)[:, :3].astype(np.float64)
-        return project_points(xyz, self.camera_from_lidar, self.camera)
-
-
-def project_points(
-    points: NDArray[np.float64], camera_from_points: NDArray[np.float64], camera: Camera
-) -> NDArray[np.float32]:
-    """Depth (H, W) in metres of points (N, 3), 0 = none; of several in a pixel the nearest."""
-    seen = points @ camera_from_points[:3, :3].T + camera_from_points[:3, 3]
-    seen = seen[seen[:, 2] > NEAREST]
-    # Pixel centres lie at whole numbers.
-    u = np.rint(camera.fx * seen[:, 0] / seen[:, 2] + camera.cx).astype(np.int64)
-    v = np.rint(camera.fy * seen[:, 1] / seen[:, 2] + camera.cy).astype(np.int64)
-    inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
-    far_first = np.argsort(-seen[inside, 2])
-    depth = np.zeros((camera.height, camera.width), np.float32)
-    depth[v[inside][far_first], u[inside][far_first]] = seen[inside, 2][far_first]
-    return depth
+        return project_points(xyz, self.camera_from_lidar, self.camera, NEAREST)
 
 
 @folder_format("nuscenes", "nuScenes' v1.0-* tables and samples", is_nuscenes)
@@ -118,10 +100,10 @@ def _version(path: Path) -> str | None:
 
 def _read_table(folder: Path, name: str) -> list[Row]:
     file = folder / f"{name}.json"
+    with readable(file):
+        data = read_file(file, TABLE_BYTES)
     try:
-        content = parse_json(read_file(file, TABLE_BYTES))
-    except OSError as error:
-        raise RecordingError(f"{file}: cannot be read ({problem_of(error)})") from error
+        content = parse_json(data)
     except ValueError as error:
         raise RecordingError(f"{file}: not JSON ({error})") from error
     if not isinstance(content, list):
@@ -238,15 +220,9 @@ def _frame(
     if sweep is not None:
         camera_from_lidar = rigid_inverse(world_from_camera) @ tables.world_from_sensor(sweep)
         view = LidarView(tables.root / sweep["filename"], camera_from_lidar, camera)
-    return Frame(
-        index=index,
-        stamp_ns=int(row["timestamp"]) * 1000,
-        camera=camera,
-        load_image=partial(read_image, file, camera.size),
-        load_depth=view.depth if view else None,
-        pose=world_from_camera,
-        file=file,
-        load_stored=partial(read_bytes, file),
+    stamp, load = int(row["timestamp"]) * 1000, view.depth if view else None
+    return frame_of_file(
+        index, stamp, camera, file, camera.size, load_depth=load, pose=world_from_camera
     )
 
 
@@ -254,10 +230,6 @@ def _transform(row: Row) -> NDArray[np.float64]:
     """(4, 4) from a translation in metres and a quaternion (w, x, y, z)."""
     w, x, y, z = np.asarray(row["rotation"], np.float64) / np.linalg.norm(row["rotation"])
     transform = np.eye(4)
-    transform[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
+    transform[:3, :3] = rotation_of(np.array([x, y, z, w]))
     transform[:3, 3] = row["translation"]
     return transform

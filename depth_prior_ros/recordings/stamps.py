@@ -84,6 +84,13 @@ def order_stamps(entries: Sequence[Logged]) -> StampOrder:
     return order
 
 
+def nearest(stamps: Sequence[int], stamp: int) -> int | None:
+    """Position of the nearest of increasing stamps, of two the earlier one; None without any."""
+    place = bisect.bisect_left(stamps, stamp)
+    near = range(max(0, place - 1), min(place + 1, len(stamps)))
+    return min(near, key=lambda i: abs(stamps[i] - stamp), default=None)
+
+
 def number_frames(order: StampOrder) -> list[int]:
     """Frame numbers that jump where frames are missing, measured by the usual period."""
     steps = [b - a for a, b in pairwise(order.stamps)]

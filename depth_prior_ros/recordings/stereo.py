@@ -8,7 +8,6 @@ the pictures, because calibrations are mixed up more often than cameras.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from depth_prior_ros.recordings.base import (
     Skipped,
     StoredRecording,
 )
+from depth_prior_ros.recordings.stamps import nearest
 
 TOLERANCE = 0.005
 """Seconds by which the two stamps of a pair may differ: at 10 m/s the view moves 5 cm."""
@@ -336,9 +336,7 @@ def _match(
     skipped = []
     taken: set[int] = set()
     for position, frame in enumerate(frames):
-        place = bisect.bisect_left(stamps, frame.stamp_ns)
-        near = range(max(0, place - 1), min(place + 1, len(stamps)))
-        best = min(near, key=lambda i: abs(stamps[i] - frame.stamp_ns), default=None)
+        best = nearest(stamps, frame.stamp_ns)
         if best is None or best in taken or abs(stamps[best] - frame.stamp_ns) > tolerance * 1e9:
             skipped.append(Skipped(f"frame {frame.index}", f"no partner in {_name(other)}"))
             continue

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.geometry.lidar import project_points
-from depth_prior_ros.recordings.calibration import read_calibration
+from depth_prior_ros.geometry.points import project_points
+from depth_prior_ros.recordings.kitti import read_calibration
 
 CAMERA = Camera(100.0, 50.0, 10.0, 5.0, 21, 11)
 DRIVE = "kitti_raw/2011_09_26/2011_09_26_drive_0052_sync"

@@ -18,8 +18,7 @@ import pytest
 from test_bag_kinds import camera, write
 
 from depth_prior_ros.recordings import RecordingError, open_recording
-from depth_prior_ros.recordings.base import CorruptFrameError
-from depth_prior_ros.recordings.bounded_bags import (
+from depth_prior_ros.recordings.bag_file import (
     Budget,
     ExpansionError,
     _bz2,
@@ -31,6 +30,7 @@ from depth_prior_ros.recordings.bounded_bags import (
     check_chunks,
     messages_within,
 )
+from depth_prior_ros.recordings.base import CorruptFrameError
 from depth_prior_ros.recordings.image_files import decode_depth, decode_image, probe_image
 from depth_prior_ros.recordings.video import VideoFile
 from depth_prior_ros.untrusted import BAG_EXPANSION, CHUNK_BYTES, OPEN_CHUNKS_BYTES

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL
 from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, box, quads
 from depth_prior_ros.recordings.synthetic.renderer import (
     Drawing,
@@ -19,7 +20,7 @@ from depth_prior_ros.recordings.synthetic.renderer import (
     RendererUnavailableError,
     resolve,
 )
-from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
+from depth_prior_ros.recordings.synthetic.samples import turned
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 CAMERA = Camera(92.0, 90.0, 78.4, 22.7, 160, 48)
@@ -43,7 +44,7 @@ def renderer() -> Iterator[Renderer]:
 def _pose(yaw: float = 0.05, pitch: float = -0.02, roll: float = 0.03) -> np.ndarray:
     pose = turned(yaw, pitch, roll)
     pose[:3, 3] = (0.3, -0.4, 1.6)
-    return pose @ CAMERA_FROM_VEHICLE
+    return pose @ BODY_FROM_OPTICAL
 
 
 def _ray_depth(camera: Camera, pose: np.ndarray) -> np.ndarray:

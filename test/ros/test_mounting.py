@@ -37,11 +37,11 @@ from ros_helpers import (
 from rosbags.typesys import Stores, get_typestore
 from std_msgs.msg import Header
 
-from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL, rigid_inverse
 from depth_prior_ros.motion.history import Speed, motion_with
 from depth_prior_ros.motion.odometry import CameraMount, Trajectory
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
-from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
+from depth_prior_ros.recordings.synthetic.samples import turned
 from depth_prior_ros.ros.mounting import MISSING, Mounting, mount_of, road_of, tf_message
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.scale import CameraHeightScale, FixedScale, ScaleSight
@@ -105,7 +105,7 @@ class PanningDrive(SyntheticDrive):
         turn = turned(yaw, pitch, math.radians(self.roll_deg))
         place = np.eye(4)
         place[2, 3] = self.spec.camera_height
-        return place @ turn @ CAMERA_FROM_VEHICLE
+        return place @ turn @ BODY_FROM_OPTICAL
 
     def pose(self, time: float) -> Matrix:
         course, lane = self.world.course, self.world.lane_offset(0)

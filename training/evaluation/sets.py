@@ -16,7 +16,7 @@ from typing import Any
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import PROTOCOLS, protocol_for
 from depth_prior_ros.recordings import StoredRecording, open_recording
-from depth_prior_ros.recordings.formats import FORMATS
+from depth_prior_ros.recordings.base import FORMATS
 from depth_prior_ros.recordings.kitti import DEPTH_SPLITS
 from depth_prior_ros.share import recording_path
 

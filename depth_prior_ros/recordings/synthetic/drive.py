@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL
 from depth_prior_ros.recordings.base import Frame, Mount, Skipped
 from depth_prior_ros.recordings.synthetic import vehicles
 from depth_prior_ros.recordings.synthetic.exposure import (
@@ -23,7 +24,7 @@ from depth_prior_ros.recordings.synthetic.exposure import (
 )
 from depth_prior_ros.recordings.synthetic.mesh import Mesh
 from depth_prior_ros.recordings.synthetic.renderer import Light, Renderer
-from depth_prior_ros.recordings.synthetic.samples import CAMERA_FROM_VEHICLE, turned
+from depth_prior_ros.recordings.synthetic.samples import turned
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 from depth_prior_ros.recordings.synthetic.traffic import TOP_SPEED, convoy, dense_fleet, queue
 from depth_prior_ros.recordings.synthetic.world import (
@@ -359,7 +360,7 @@ class SyntheticDrive:
         s = START + self.spec.travel(time)
         frame = self.world.course.frame(s, self.world.lane_offset(0), self.spec.camera_height)
         pitch = (0.0 if standing else nod) - np.deg2rad(self.spec.camera_pitch_deg)
-        camera = frame @ turned(0.0, pitch, 0.0) @ CAMERA_FROM_VEHICLE
+        camera = frame @ turned(0.0, pitch, 0.0) @ BODY_FROM_OPTICAL
         return np.asarray(camera @ self.mount.rig_from_camera)
 
     def _frame(self, i: int) -> Frame:

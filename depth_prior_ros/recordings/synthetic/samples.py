@@ -37,7 +37,7 @@ import numpy as np
 
 from depth_prior_ros.atomic_files import staging_folder, write_json
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.geometry.poses import rigid_inverse
+from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL, rigid_inverse
 from depth_prior_ros.progress import ProgressBar
 from depth_prior_ros.recordings.synthetic.exposure import (
     Development,
@@ -68,10 +68,6 @@ _STREET_TRAVEL = (1.0, 2.0)
 _ATTEMPTS = 6
 # A view is blocked where more than that share of the picture is nearer than so many metres.
 _CLOSE, _CLOSE_SHARE = 3.0, 0.04
-CAMERA_FROM_VEHICLE = np.array(
-    [[0.0, 0.0, 1.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-)
-"""Columns: the camera's right, down and forward in a frame with x forward, y left, z up."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ def _aim(
         step = turned(*(rng.normal(0, np.deg2rad([0.5, 0.15, 0.1])) * (0.5 + travel)))
         step[:3, 3] = (-travel, rng.normal(0, 0.02), rng.normal(0, 0.008))
         previous = current @ step
-    poses = (previous @ CAMERA_FROM_VEHICLE, current @ CAMERA_FROM_VEHICLE)
+    poses = (previous @ BODY_FROM_OPTICAL, current @ BODY_FROM_OPTICAL)
     camera, time = random_camera(rng, size), rng.uniform(0, 3)
     if mount is not None:
         camera = mount.of(camera) if recording is None else recording.camera

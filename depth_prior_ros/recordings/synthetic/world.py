@@ -1,4 +1,7 @@
-"""Random streets: cross-section, roadside, parked and moving vehicles, all from one seed."""
+"""Random streets: cross-section, roadside, parked and moving vehicles, all from one seed.
+
+The road is lined by buildings, gardens, woods, fields, parked cars, street furniture, a horizon.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from depth_prior_ros.recordings.synthetic import vehicles
-from depth_prior_ros.recordings.synthetic.mesh import Mesh
+from depth_prior_ros.recordings.synthetic import scenery, vehicles
+from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, quads
 from depth_prior_ros.recordings.synthetic.road import Course, Ground, Layout, StreetSpec, lay_ground
-from depth_prior_ros.recordings.synthetic.roadside import line_roadside
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 KINDS = ("town", "residential", "avenue", "country", "motorway", "lane")
@@ -186,3 +188,274 @@ def _fleet(rng: np.random.Generator, bank: TextureBank) -> list[vehicles.Body]:
     vans = [vehicles.van(rng, bank) for _ in range(2)]
     large = [(vehicles.truck if rng.random() < 0.6 else vehicles.bus)(rng, bank)]
     return cars + vans + (large if rng.random() < 0.6 else [])
+
+
+_Rng = np.random.Generator
+_FILLS = ("houses", "villas", "hedge", "fence", "wall", "wood", "open", "car_park", "row")
+_WEIGHTS = {
+    "town": (0.62, 0.05, 0.04, 0.04, 0.05, 0.06, 0.04, 0.06, 0.04),
+    "lane": (0.5, 0.1, 0.1, 0.05, 0.12, 0.05, 0.03, 0.02, 0.03),
+    "residential": (0.14, 0.32, 0.16, 0.1, 0.08, 0.1, 0.03, 0.04, 0.03),
+    "avenue": (0.22, 0.08, 0.12, 0.08, 0.05, 0.22, 0.06, 0.09, 0.08),
+    "country": (0.02, 0.06, 0.08, 0.03, 0.01, 0.4, 0.28, 0.02, 0.1),
+    "motorway": (0.0, 0.02, 0.1, 0.03, 0.12, 0.4, 0.23, 0.0, 0.1),
+}
+
+
+class _Side:
+    """One side of the street: puts things at a distance from the road's edge."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        spec: StreetSpec,
+        ground: Ground,
+        sign: float,
+        rng: _Rng,
+        bank: TextureBank,
+    ) -> None:
+        self.layout, self.spec, self.ground, self.sign = layout, spec, ground, sign
+        self.rng, self.bank = rng, bank
+        index = 0 if sign > 0 else 1
+        self.kerb = spec.half_road + (2.2 if spec.parking[index] else 0.0)
+        self.edge = self.kerb + spec.pavement[index] + spec.verge[index] + 0.4
+        self.turn = 0.0 if sign > 0 else np.pi
+
+    def put(self, mesh: Mesh, s: float, reach: float, yaw: float = 0.0) -> None:
+        """Stand a mesh `reach` metres from the road's middle, its front to the road."""
+        d = self.sign * reach
+        self.layout.put(mesh, s, d, self.ground.height(d) - 0.03, self.turn + yaw)
+
+    def put_long(self, mesh: Mesh, s: float, length: float, reach: float) -> None:
+        """As `put` for something that stretches from s to s + length."""
+        self.put(mesh, s if self.sign > 0 else s + length, reach)
+
+    def blocked(self, s: float, length: float, margin: float = 1.0) -> bool:
+        """Whether a crossing lies in the stretch."""
+        return any(
+            s < at + width / 2 + margin and s + length > at - width / 2 - margin
+            for at, width in self.spec.crossings
+        )
+
+
+def line_roadside(
+    layout: Layout,
+    spec: StreetSpec,
+    ground: Ground,
+    bodies: list[vehicles.Body],
+    rng: _Rng,
+    bank: TextureBank,
+) -> None:
+    """Fill both sides of the street and its far end."""
+    grove = [scenery.tree(rng, bank) for _ in range(6)]
+    distant = [scenery.tree(rng, bank, far=True) for _ in range(4)]
+    shrubs = [scenery.shrub(rng, bank) for _ in range(4)]
+    for index, sign in enumerate((1.0, -1.0)):
+        side = _Side(layout, spec, ground, sign, rng, bank)
+        _fill(side, grove, shrubs, bodies)
+        _furnish(side, grove)
+        if spec.parking[index]:
+            _park(side, bodies)
+        _backdrop(side, distant)
+    _far_end(layout, spec, ground, distant, rng, bank)
+    if spec.kind in ("motorway", "avenue") and rng.random() < 0.4:
+        s = rng.uniform(30, 150)
+        layout.put(scenery.gantry(2 * spec.half_road + 6, rng, bank), s, 0.0)
+
+
+def _fill(side: _Side, grove: list[Mesh], shrubs: list[Mesh], bodies: list[vehicles.Body]) -> None:
+    rng, spec = side.rng, side.spec
+    storeys = (
+        int(rng.integers(2, 6)) if spec.kind in ("town", "avenue") else int(rng.integers(1, 4))
+    )
+    setback = float(rng.choice([0.0, 0.0, 2.0, 5.0]) if spec.kind == "town" else rng.uniform(0, 6))
+    s = -20.0
+    while s < spec.length - 5:
+        fill = str(rng.choice(_FILLS, p=_WEIGHTS[spec.kind]))
+        end = min(s + rng.uniform(12, 50), spec.length)
+        while s < end:
+            length = _place(side, fill, s, storeys, setback, grove, shrubs, bodies)
+            s += length
+
+
+def _place(
+    side: _Side,
+    fill: str,
+    s: float,
+    storeys: int,
+    setback: float,
+    grove: list[Mesh],
+    shrubs: list[Mesh],
+    bodies: list[vehicles.Body],
+) -> float:
+    """Put one piece of `fill` at s; returns how far it reaches along the road."""
+    rng, bank, edge = side.rng, side.bank, side.edge
+    length = float(rng.uniform(7, 18))
+    if fill in ("hedge", "fence", "wall", "open"):
+        length = float(rng.uniform(5, 14))
+    if side.blocked(s, length):
+        return 2.0
+    if fill in ("houses", "villas"):
+        levels = int(np.clip(storeys + rng.integers(-1, 2), 1, 6))
+        if fill == "villas":
+            levels, setback = int(rng.integers(1, 4)), setback + 4.0
+            _border(side, s, length, shrubs)
+        house = scenery.building(
+            length * rng.uniform(0.85, 1.0) if fill == "houses" else length * 0.7, rng, bank, levels
+        )
+        side.put_long(house, s, length if fill == "houses" else length * 0.7, edge + setback)
+        gap = rng.uniform(0, 0.3) if rng.random() < 0.75 else rng.uniform(1.5, 6)
+        return length + float(gap if fill == "houses" else gap + 2)
+    if fill in ("hedge", "fence", "wall"):
+        _border(side, s, length, shrubs, fill)
+        if rng.random() < 0.6:
+            _trees(side, grove, s, length, edge + 1.5, 8.0, 3)
+        if rng.random() < 0.35:
+            house = scenery.building(length, rng, bank, int(rng.integers(1, 4)))
+            side.put_long(house, s, length, edge + rng.uniform(5, 16))
+        return length
+    if fill == "wood":
+        _trees(side, grove, s, length, edge + 0.5, 14.0, int(length * rng.uniform(0.5, 0.9)))
+        for _ in range(int(length * 0.4)):
+            shrub = shrubs[rng.integers(len(shrubs))]
+            side.put(shrub, s + rng.uniform(0, length), edge + rng.uniform(0, 6), rng.uniform(0, 6))
+        dark = Surface(bank.pick(rng, "bush"), (0.1, 0.11, 0.09), tile=2.5)
+        high = rng.uniform(4, 9)
+        corners = np.array([[[0, 0, 0], [length, 0, 0], [length, 0, high], [0, 0, high]]])
+        uv = np.array([[[0, high], [length, high], [length, 0], [0, 0]]], np.float32) / 2.5
+        side.put_long(quads(corners, dark, uv), s, length, edge + 14.5)
+    elif fill == "row":
+        for at in np.arange(s, s + length, rng.uniform(5, 9)):
+            tree = grove[rng.integers(len(grove))]
+            side.put(tree, at, edge + rng.uniform(0, 1.0), rng.uniform(0, 6))
+    elif fill == "car_park":
+        for at in np.arange(s + 1.5, s + length - 1.5, 2.6):
+            if rng.random() < 0.75:
+                body = bodies[rng.integers(len(bodies))]
+                if body.length < 5.2:
+                    turn = np.pi / 2 * rng.choice([-1, 1])
+                    side.put(body.mesh, at, edge + 3.0 + rng.normal(0, 0.2), turn)
+        _trees(side, grove, s, length, edge + 9, 8.0, 2)
+    elif rng.random() < 0.5:
+        _trees(side, grove, s, length, edge + 3, 40.0, 2)
+    return length
+
+
+def _trees(
+    side: _Side, grove: list[Mesh], s: float, length: float, near: float, depth: float, count: int
+) -> None:
+    rng = side.rng
+    for _ in range(count):
+        tree = grove[rng.integers(len(grove))]
+        tree = tree.tinted(tuple((0.5 * rng.uniform(0.7, 1.3, 3)).tolist()))
+        reach = near + depth * rng.random() ** 1.5
+        side.put(tree, s + rng.uniform(0, length), reach, rng.uniform(0, 6))
+
+
+def _border(
+    side: _Side, s: float, length: float, shrubs: list[Mesh], fill: str | None = None
+) -> None:
+    """Hedge, fence, wall or a few bushes along the edge of a garden."""
+    rng, bank = side.rng, side.bank
+    kind = fill or str(rng.choice(["hedge", "fence", "wall", "bushes"]))
+    if kind == "bushes":
+        for _ in range(3):
+            shrub = shrubs[rng.integers(len(shrubs))]
+            side.put(shrub, s + rng.uniform(0, length), side.edge + 0.8, rng.uniform(0, 6))
+        return
+    maker = {"hedge": scenery.hedge, "fence": scenery.fence, "wall": scenery.wall}[kind]
+    side.put_long(maker(length, rng, bank), s, length, side.edge)
+
+
+def _furnish(side: _Side, grove: list[Mesh]) -> None:
+    """Trees, lamps, signs, posts, bins and people near the kerb; guard rails."""
+    rng, spec, bank = side.rng, side.spec, side.bank
+    near = side.kerb + rng.uniform(0.4, 0.9)
+    if spec.kind in ("motorway", "country") and rng.random() < (
+        0.85 if spec.kind == "motorway" else 0.3
+    ):
+        reach = side.kerb + rng.uniform(0.6, 2.5)
+        for s in np.arange(-10, spec.length - 8, 8.0):
+            if not side.blocked(s, 8.0):
+                side.put_long(scenery.guard_rail(8.0, bank), s, 8.0, reach)
+        near = reach + 1.0
+    if spec.tree_spacing < 100 and rng.random() < 0.6:
+        tree = grove[rng.integers(len(grove))]
+        for s in np.arange(rng.uniform(-5, 10), spec.length, spec.tree_spacing):
+            if not side.blocked(s, 1.0) and rng.random() < 0.85:
+                if rng.random() < 0.3:
+                    tree = grove[rng.integers(len(grove))]
+                side.put(tree, s, near + 0.3, rng.uniform(0, 6))
+    if rng.random() < 0.7:
+        lamp = scenery.lamp(rng, bank, rng.uniform(0.5, 2.5))
+        for s in np.arange(rng.uniform(0, 20), spec.length, rng.uniform(18, 40)):
+            if not side.blocked(s, 0.0, 0.5):
+                side.put(lamp, s, near + 0.1)
+    density = {"motorway": 0.015, "country": 0.03}.get(spec.kind, 0.1) * rng.uniform(0.3, 1.8)
+    for _ in range(rng.poisson(density * spec.length)):
+        turn = -side.turn + (rng.uniform(-0.3, 0.3) if rng.random() < 0.6 else rng.uniform(0, 6))
+        reach = near + rng.exponential(0.8) * (1.0 if spec.kind != "country" else 2.0)
+        s = rng.uniform(0, spec.length)
+        thing = scenery.clutter(rng, bank)
+        if not side.blocked(s, 0.0, 0.5):
+            side.put(thing, s, reach, turn)
+    for at, width in spec.crossings:
+        if rng.random() < 0.5:
+            side.put(
+                scenery.traffic_light(rng, bank), at - width / 2 - 1, side.kerb + 0.4, -side.turn
+            )
+    if spec.kind in ("avenue", "residential", "town") and rng.random() < 0.15:
+        s = rng.uniform(10, 150)
+        if not side.blocked(s, 5.0):
+            side.put_long(scenery.shelter(rng, bank), s, 4.0, side.kerb + 1.2)
+
+
+def _park(side: _Side, bodies: list[vehicles.Body]) -> None:
+    rng, spec = side.rng, side.spec
+    cars = [b for b in bodies if b.length < 6.3]
+    s = -8.0 + rng.uniform(0, 6)
+    facing = 0.0 if rng.random() < 0.7 else np.pi
+    while s < spec.length - 8:
+        body = cars[rng.integers(len(cars))]
+        if rng.random() < spec.occupancy and not side.blocked(s - 2, body.length + 4):
+            turn = (facing if rng.random() < 0.9 else facing + np.pi) + rng.normal(0, 0.02)
+            reach = spec.half_road + 1.1 + rng.normal(0, 0.1)
+            side.put(body.mesh, s + body.length / 2, reach, turn)
+        s += body.length + rng.uniform(0.5, 2.2)
+
+
+def _backdrop(side: _Side, grove: list[Mesh]) -> None:
+    """Tree lines, houses and hills far beside the road."""
+    rng, spec, bank = side.rng, side.spec, side.bank
+    if rng.random() < 0.75:
+        reach = rng.uniform(45, 110)
+        for s in np.arange(-10.0, spec.length, rng.uniform(5, 9)):
+            side.put(
+                grove[rng.integers(len(grove))], s, reach + rng.uniform(0, 20), rng.uniform(0, 6)
+            )
+    for _ in range(rng.poisson(3)):
+        house = scenery.building(rng.uniform(8, 30), rng, bank, int(rng.integers(1, 8)))
+        side.put(house, rng.uniform(0, spec.length), rng.uniform(35, 100), rng.uniform(-0.5, 0.5))
+
+
+def _far_end(
+    layout: Layout,
+    spec: StreetSpec,
+    ground: Ground,
+    grove: list[Mesh],
+    rng: _Rng,
+    bank: TextureBank,
+) -> None:
+    """What the road runs into: a row of houses across, trees, or a line of distant woods."""
+    end = spec.length - 2.0
+    if spec.dead_end:
+        end = float(rng.uniform(100, 200))
+        for d in np.arange(-60, 60, 14.0):
+            house = scenery.building(13.5, rng, bank, int(rng.integers(2, 5)))
+            layout.put(house, end, d + 14.0, -0.1, -np.pi / 2)
+        return
+    for d in np.arange(-70, 70, 5.0):
+        if abs(d) > spec.half_road + 3 or rng.random() < 0.5:
+            tree = grove[rng.integers(len(grove))]
+            s = end - rng.uniform(0, 15) if abs(d) > spec.half_road + 3 else end
+            layout.put(tree, s, d, ground.height(d), rng.uniform(0, 6))
