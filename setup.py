@@ -94,7 +94,7 @@ setup(
     author_email="maintainers@depth-prior-ros.example",
     python_requires=">=3.10",
     packages=find_packages(include=[name + part for name in ROOMS for part in ("", ".*")]),
-    package_data={"": ["py.typed", "templates/*", "shaders/*"]},
+    package_data={"": ["py.typed", "templates/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml", "LICENSE", "LICENSE-WEIGHTS", "NOTICE"]),

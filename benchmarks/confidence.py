@@ -18,7 +18,7 @@ the matching (`mass`), the fusion's entropy alone, and the confidence with entro
 `right` is the share of pixels within a factor of 1.25 of the truth, `sure` the mean confidence,
 which means the same; `ECE` is their expected difference in ten bins of confidence.
 
-`--fit` fits the constants of `depth_prior_ros/pipeline/confidence.py` to pairs of yet another seed.
+`--fit` fits the constants of `depth_prior_ros/pipeline/results.py` to pairs of yet another seed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS, Protocol  # noqa: E4
 from depth_prior_ros.geometry.camera import Camera  # noqa: E402
 from depth_prior_ros.pipeline import DepthPipeline  # noqa: E402
 from depth_prior_ros.pipeline import pipeline as pipeline_module  # noqa: E402
-from depth_prior_ros.pipeline.confidence import Weights, combine, cues  # noqa: E402
 from depth_prior_ros.pipeline.framing import frame_image  # noqa: E402
+from depth_prior_ros.pipeline.results import Weights, combine, cues  # noqa: E402
 from depth_prior_ros.recordings import open_recording  # noqa: E402
 from depth_prior_ros.recordings.synthetic.samples import write_samples  # noqa: E402
 from depth_prior_ros.share import demo_bag  # noqa: E402

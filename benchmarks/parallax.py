@@ -66,7 +66,7 @@ class Answer:
     region: tuple[int, int, int, int]
 
     def blended(self, threshold: float) -> Array:
-        """From S to matching by parallax, as `models.search_range` does it."""
+        """From S to matching by parallax, as `models.matching` does it."""
         if threshold == 0:
             return self.matched
         weight = np.clip(self.parallax / (threshold / 2) - 1, 0, 1)

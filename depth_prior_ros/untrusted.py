@@ -1,7 +1,8 @@
 """What is allowed of files and names that come from elsewhere: caps, regular files, safe words.
 
 Every cap of the package stands here and in docs/security.md. They are far above what the package
-itself writes, and low enough that nothing from outside takes more than 2 GiB of memory.
+itself writes, and low enough that nothing from outside takes more than 2 GiB of memory. Text whose
+last line is the sha256 of what stands above it is sealed: its damage is found and named.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 YAML_BYTES = 1 << 20  # a recipe, calibration, scale file, metadata.yaml; lite's manifest has 9 KB
 MANIFEST_BYTES = 1 << 18
@@ -133,3 +134,25 @@ def check_regular(path: Path) -> None:
 def sha256(data: bytes) -> str:
     """The hash of bytes, as hexadecimal text."""
     return hashlib.sha256(data).hexdigest()
+
+
+Damage = Literal["truncated", "altered"]
+
+_SEAL = "sha256: "
+
+
+def seal(body: str) -> str:
+    """The text with its last line; `body` is empty or ends with a line break."""
+    return f"{body}{_SEAL}{_digest(body)}\n"
+
+
+def unseal(text: str) -> tuple[str, Damage | None]:
+    """What stands above the seal (everything, where there is none), and what is wrong with it."""
+    body, found, tail = text.rpartition(_SEAL)
+    if not found or (body and not body.endswith("\n")):
+        return text, "truncated"
+    return body, None if tail == f"{_digest(body)}\n" else "altered"
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.atomic_files import remove_leftovers, sync, write_bytes, write_text
-from depth_prior_ros.motion.history import MotionHistory
-from depth_prior_ros.motion.odometry import OdometryReading, speed_of_twist
+from depth_prior_ros.motion.odometry import MotionHistory, OdometryReading, speed_of_twist
 from depth_prior_ros.pipeline.framing import InvalidFrameError
 from depth_prior_ros.recordings import Frame, RecordingError, StoredRecording, read_frames
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose

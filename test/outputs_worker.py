@@ -20,7 +20,7 @@ from std_msgs.msg import Header, String
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.framing import Region
 from depth_prior_ros.pipeline.results import DepthResult
-from depth_prior_ros.ros.camera_infos import camera_info_of
+from depth_prior_ros.ros.messages import camera_info_of
 from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.scale import ScaleStatus

@@ -12,16 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
-from depth_prior_ros.sealed import Damage, seal, unseal
 from depth_prior_ros.untrusted import (
     ARCHITECTURE_NUMBER,
     IMAGE_SIDE,
     INPUT_PIXELS,
     MANIFEST_BYTES,
     PRIOR_ENTRIES,
+    Damage,
     printable,
     read_file,
+    seal,
     sha256,
+    unseal,
 )
 
 # 2: a prior may name its teacher, alignment and selection, and a bundle may hold its teacher.

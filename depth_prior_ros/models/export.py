@@ -8,7 +8,7 @@ is true where a library that knows no better must not compute all of it in half 
 What the single-frame network says of its own depth, as a second output of exported files.
 
 The node's confidence is another one, calibrated and made on demand:
-`depth_prior_ros.pipeline.confidence`.
+`depth_prior_ros.pipeline.results`.
 
 A prior fusion whose weights and prior no longer change, with all folded that folds exactly.
 """

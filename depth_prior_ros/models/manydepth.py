@@ -18,19 +18,21 @@ from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.decoder import Monodepth2Decoder
 from depth_prior_ros.models.matching import (
     STRIDE,
+    WINDOW,
     Features,
     Gather,
     Lookup,
     MultiFrameNetwork,
+    TrackedRange,
     check_stride,
     hypothesis_pixels,
     quarter,
     quarter_intrinsics,
     sample_hypotheses,
+    search_parallax,
     within,
 )
 from depth_prior_ros.models.resnet import RESNET18_CHANNELS, ResNet18Body, normalise_image
-from depth_prior_ros.models.search_range import WINDOW, TrackedRange, search_parallax
 from depth_prior_ros.models.trunk import check_size
 
 # Features this near to a border are spoilt by zero padding and not compared.

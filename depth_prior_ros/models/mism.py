@@ -20,33 +20,31 @@ from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.decoder import check_scales
 from depth_prior_ros.models.manydepth import CostVolumeNet
 from depth_prior_ros.models.matching import (
+    PARALLAX,
     STRIDE,
+    WINDOW,
     Features,
     Gather,
     Lookup,
     MultiFrameNetwork,
+    PadsMap,
+    TrackedRange,
+    blend_depth,
+    check_parallax,
     check_stride,
     convex_upsample,
     depth_hypotheses,
     group_correlation,
     hypothesis_pixels,
     local_max_regression,
+    matching_weight,
     quarter,
     quarter_intrinsics,
     sample_hypotheses,
+    search_parallax,
     within,
 )
 from depth_prior_ros.models.resnet import initialise_convolutions
-from depth_prior_ros.models.search_range import (
-    PARALLAX,
-    WINDOW,
-    PadsMap,
-    TrackedRange,
-    blend_depth,
-    check_parallax,
-    matching_weight,
-    search_parallax,
-)
 from depth_prior_ros.models.trunk import check_size
 
 FEATURE_CHANNELS = 32

@@ -86,7 +86,7 @@ _JITTER = 0.05  # of FLOW_SECONDS by which a stamp may be early
 _CELL = 8  # pixels; 20 x 6 cells at MOTION_SIZE
 _MIN_CELLS = 12  # a tenth of them: with less texture nothing can be said
 _QUANTILE = 0.3
-_STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
+STILL = 1e-9  # metres, and the same of a rotation's entries: nothing moved at all
 _MIN_CONTRAST = 2.0  # grey levels (standard deviation) in a cell; below, flow is a guess
 
 
@@ -132,7 +132,7 @@ class Motion:
         pose = np.asarray(self.pose, dtype=np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all():
             return None
-        still = bool(np.abs(pose - np.eye(4)).max() <= _STILL)
+        still = bool(np.abs(pose - np.eye(4)).max() <= STILL)
         return None if still and self.known_speed else pose
 
     def way(self, previous_ns: int, stamp_ns: int) -> RelativeMotion:

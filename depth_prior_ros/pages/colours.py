@@ -63,3 +63,16 @@ def css(colour: NDArray[np.uint8]) -> str:
 
 def _gradient(colours: NDArray[np.uint8]) -> str:
     return f"linear-gradient(90deg,{','.join(map(css, colours))})"
+
+
+def colour_inverse_depth(inverse: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Inverse depth (H, W) in turbo, near = red, (H, W, 3) uint8 RGB; black where unknown.
+
+    Spread from zero to the 98th percentile, so that pictures of any unit compare.
+    """
+    known = np.isfinite(inverse)
+    top = float(np.percentile(inverse[known], 98)) if known.any() else 1.0
+    grey = np.where(known, np.clip(inverse / max(top, 1e-9), 0, 1) * 255, 0).astype(np.uint8)
+    colour = cv2.applyColorMap(grey, cv2.COLORMAP_TURBO)[..., ::-1].copy()
+    colour[~known] = 0
+    return colour

@@ -44,8 +44,12 @@ def render(template: Path, **values: Any) -> str:
 
 def png_uri(picture: NDArray[np.uint8]) -> str:
     """An RGB picture (H, W, 3) as a URI that the page carries in itself."""
-    data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
-    return data_uri(bytes(data), "image/png")
+    return data_uri(encode_png(picture), "image/png")
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """An RGB picture (H, W, 3) as a file's bytes; `atomic_files.write_bytes` writes them."""
+    return bytes(cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1])
 
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:

@@ -34,7 +34,6 @@ from depth_prior_ros.motion.gate import (
     RelativeMotion,
     State,
 )
-from depth_prior_ros.pipeline.confidence import combine
 from depth_prior_ros.pipeline.framing import Fit, NetworkInput, frame_image
 from depth_prior_ros.pipeline.guard import (
     Fault,
@@ -68,6 +67,7 @@ from depth_prior_ros.pipeline.results import (
     OutputView,
     Reason,
     check_output_size,
+    combine,
     holds_depth,
     known_inverse,
     shifted,

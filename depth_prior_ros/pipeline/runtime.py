@@ -85,8 +85,8 @@ class Networks:
         parallax: float | None = None,
     ) -> None:
         from depth_prior_ros.models.export import FeatureRunner, MultiFrameRunner, PoseRunner
+        from depth_prior_ros.models.matching import check_parallax
         from depth_prior_ros.models.mism import MultiFrameNet
-        from depth_prior_ros.models.search_range import check_parallax
 
         self.backend = backend
         self.threads = threads

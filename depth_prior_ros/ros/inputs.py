@@ -19,13 +19,15 @@ from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.images.rectification import check_calibration
 from depth_prior_ros.motion.gate import Motion, Source
-from depth_prior_ros.motion.history import (
+from depth_prior_ros.motion.odometry import (
+    CameraMount,
+    OdometryReading,
     Speed,
+    Trajectory,
     motion_with,
     nearest_speed,
     with_speed_of_poses,
 )
-from depth_prior_ros.motion.odometry import CameraMount, OdometryReading, Trajectory
 
 NANOSECONDS = 1_000_000_000
 

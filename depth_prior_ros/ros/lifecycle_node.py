@@ -22,7 +22,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 
 from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.ros.adapting import Adapter
-from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, to_message
+from depth_prior_ros.ros.diagnostics import HealthLog, Statistics, remarks_of, state_of, to_message
 from depth_prior_ros.ros.inputs import Calibrations, Inputs
 from depth_prior_ros.ros.loading import ScaleKeeper
 from depth_prior_ros.ros.mounting import Mounting, TfSubscriptions, tf_message
@@ -30,10 +30,9 @@ from depth_prior_ros.ros.outputs.publishers import Outputs
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.parameters import node as parameters
 from depth_prior_ros.ros.services import Background, RefusedError, Services, save_snapshot
-from depth_prior_ros.ros.status import remarks_of, state_of
 from depth_prior_ros.ros.subscriptions import Subscriptions, image_topic
 from depth_prior_ros.ros.worker import INTERNAL, FrameWorker
-from depth_prior_ros.scale.mounting import MountedCamera
+from depth_prior_ros.scale.road import MountedCamera
 from depth_prior_ros.share import home_path
 from depth_prior_ros.untrusted import printable
 

@@ -1,26 +1,29 @@
 """Camera messages in, depth messages out: what the node needs of ``sensor_msgs``, in one place.
 
-Pixels are read in :mod:`.encodings` and :mod:`.compressed_images`, calibration in
-:mod:`.camera_infos`; here depth becomes a message. Every refusal is a :class:`MessageError`: a
-cause, a stable identifier that diagnostics count by, and a text that tells an operator which value
-of the message is wrong. Nothing here knows a node.
-
-Images of the node: what this package reads, and through cv_bridge what it does not know.
+Pixels are read in :mod:`~depth_prior_ros.images.encodings`, and through cv_bridge what that does
+not know; what a calibration means stands in :mod:`~depth_prior_ros.images.calibration`. Here depth
+becomes a message, and what is computed of a calibration, constant while a camera runs, is kept
+(:class:`CameraModels`). Every refusal is a :class:`MessageError`: a cause, a stable identifier that
+diagnostics count by, and a text that tells an operator which value of the message is wrong. Nothing
+here knows a node.
 """
 
 from __future__ import annotations
 
 import array
 import sys
+from collections import OrderedDict
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images import encodings
+from depth_prior_ros.images.calibration import Calibration
 from depth_prior_ros.images.encodings import (
     ImageArray,
     MessageError,
@@ -29,11 +32,7 @@ from depth_prior_ros.images.encodings import (
     image_size,
     supported_encodings,
 )
-from depth_prior_ros.ros.camera_infos import (
-    CameraModels,
-    camera_info,
-    camera_info_of,
-)
+from depth_prior_ros.images.rectification import Rectifier
 
 __all__ = [
     "DEPTH_ENCODING",
@@ -162,3 +161,66 @@ def image_to_depth(message: Image) -> DepthArray:
     rows = np.frombuffer(message.data, dtype=np.uint8).reshape(height, step)[:, : width * 4]
     order = ">f4" if message.is_bigendian else "<f4"
     return np.ascontiguousarray(rows).view(order).astype(np.float32)
+
+
+class CameraModels:
+    """Cameras and rectifiers by calibration and size of the image.
+
+    Building a map takes tens of milliseconds, looking one up a few microseconds. One thread at a
+    time.
+
+    Args:
+        kept: models kept, so that a camera that switches between sizes does not pay each time.
+    """
+
+    def __init__(self, kept: int = 4) -> None:
+        self._kept = kept
+        self._models: OrderedDict[
+            tuple[Calibration, int, int, bool], tuple[Camera, Rectifier | None]
+        ] = OrderedDict()
+
+    def of(
+        self, calibration: Calibration, width: int, height: int, rectify: bool = True
+    ) -> tuple[Camera, Rectifier | None]:
+        """The rectified camera of an image, and what rectifies it (None: nothing to do).
+
+        Args:
+            calibration: of the camera.
+            width: of the image in pixels.
+            height: of the image in pixels.
+            rectify: False for images that are rectified already.
+
+        Raises:
+            MessageError: as `Calibration.camera` and `Calibration.lens`, and ``bad_intrinsics``
+                where nothing would be left of the rectified image.
+        """
+        key = (calibration, width, height, rectify)
+        model = self._models.get(key)
+        if model is None:
+            lens = calibration.lens(width, height) if rectify else None
+            try:
+                rectifier = None if lens is None else Rectifier.for_camera(lens)
+            except InvalidCameraError as error:
+                raise MessageError("bad_intrinsics", f"camera_info: {error}") from error
+            camera = rectifier.camera if rectifier else calibration.camera(width, height)
+            model = self._models[key] = (camera, rectifier)
+            while len(self._models) > self._kept:
+                self._models.popitem(last=False)
+        self._models.move_to_end(key)
+        return model
+
+
+def camera_info(calibration: Calibration, header: Header) -> CameraInfo:
+    """A calibration as a message."""
+    info = CameraInfo(header=header, width=calibration.width, height=calibration.height)
+    info.distortion_model = calibration.model
+    info.d = list(calibration.D)
+    info.k, info.r, info.p = (
+        list(values) for values in (calibration.K, calibration.R, calibration.P)
+    )
+    return info
+
+
+def camera_info_of(camera: Camera, header: Header) -> CameraInfo:
+    """A ``camera_info`` without distortion for a rectified camera."""
+    return camera_info(Calibration.from_camera(camera), header)

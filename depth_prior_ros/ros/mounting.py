@@ -19,7 +19,7 @@ from depth_prior_ros.motion.transforms import TransformBuffer, TransformError
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import qos
 from depth_prior_ros.scale import RoadSettings
-from depth_prior_ros.scale.mounting import MountedCamera
+from depth_prior_ros.scale.road import MountedCamera
 
 CAUSE = "tf"
 """Under which an image without a known mount is counted."""

@@ -16,10 +16,10 @@ from depth_prior_ros.images.calibration import rectification_wanted
 from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline.framing import InvalidFrameError
 from depth_prior_ros.pipeline.guard import ModelFailedError, is_out_of_memory, release_references
-from depth_prior_ros.ros.camera_infos import CameraModels
 from depth_prior_ros.ros.diagnostics import Statistics
 from depth_prior_ros.ros.inputs import ImageArrival, Inputs
 from depth_prior_ros.ros.messages import (
+    CameraModels,
     ImageArray,
     MessageError,
     camera_info,

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
-from depth_prior_ros.scale.lines import Line, fit_both, fit_line
 from depth_prior_ros.scale.measured import (
     MeasuredScale,
     NothingMeasuredError,
@@ -30,7 +29,14 @@ from depth_prior_ros.scale.measured import (
     seen_depth,
     stored_factor,
 )
-from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_affine_road
+from depth_prior_ros.scale.road import (
+    Line,
+    NoRoadError,
+    RoadSettings,
+    fit_affine_road,
+    fit_both,
+    fit_line,
+)
 from depth_prior_ros.scale.state import FixedScale, ScaleMode, ScaleSight, ScaleStatus
 from depth_prior_ros.scale.tracks import PointTracker, known_points
 

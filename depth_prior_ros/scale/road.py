@@ -1,4 +1,4 @@
-"""How high above the road a depth map puts the camera.
+"""How high above the road a depth map puts the camera, and how the camera is mounted over it.
 
 The inverse depth of a plane is linear in the pixel: for a plane n . X = h and a pixel's ray r with
 z = 1, 1/z = (n / h) . r. So the road is a linear fit to the inverse depth of the lower image, and
@@ -6,11 +6,16 @@ the camera's height over it is 1 / |n / h|. Whatever stands on the road lies nea
 and is left out: the best plane through random triplets of pixels is taken, where outliers cost the
 same however far off they are (MSAC: Torr and Zisserman, 2000), then least squares on what agrees.
 How the camera is mounted is a prior on the plane's normal throughout.
+
+Lines are fitted in the same way, to pairs of points. Least squares hold x for exact. Where it is
+not, the slope comes out too small (Fuller, Measurement Error Models, 1987, section 1.1): which of
+the two is the exact one has to be said, or that neither is (`fit_both`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -19,9 +24,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.scale.lines import Line, fit_line
 
 _Floats = NDArray[np.float64]
+
+_PAIRS = 80
+_REFITS = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """y = gain x + offset; share of the points (by count) that lie on it."""
+
+    gain: float
+    offset: float
+    share: float
+
+
+def fit_line(x: _Floats, y: _Floats, tolerance: Callable[[_Floats, _Floats], _Floats]) -> Line:
+    """The line through points (n,) with a positive gain.
+
+    tolerance: of gain (k, 1) and offset (k, 1), how far off points (k, n) may lie in y.
+
+    Raises ValueError where there is none.
+    """
+    generator = np.random.default_rng(0)  # the same for every frame: nothing flickers
+    first, second = generator.integers(len(x), size=(2, _PAIRS))
+    run = x[second] - x[first]
+    usable = np.abs(run) > 0.05 * (np.quantile(x, 0.9) - np.quantile(x, 0.1))
+    gain = (y[second] - y[first])[usable] / run[usable]
+    offset = y[first][usable] - gain * x[first][usable]
+    rising = gain > 0
+    gain, offset = gain[rising, None], offset[rising, None]
+    if len(gain) == 0:
+        raise ValueError("no line through these points rises")
+    error = np.abs(y - gain * x - offset) / tolerance(gain, offset)
+    best = int(np.argmin((np.minimum(error, 1) ** 2).sum(axis=1)))
+    a, b = float(gain[best, 0]), float(offset[best, 0])
+    for _ in range(_REFITS):
+        allowed = tolerance(np.array([[a]]), np.array([[b]]))[0]
+        error = np.abs(y - a * x - b) / allowed
+        weights = np.where(error < 1, (1 - error**2) / allowed, 0.0)
+        if np.count_nonzero(weights) < 3:
+            break
+        left = np.stack([x, np.ones_like(x)], axis=1) * weights[:, None]
+        solved = np.linalg.lstsq(left, y * weights, rcond=None)[0]
+        if not solved[0] > 0:
+            break
+        a, b = float(solved[0]), float(solved[1])
+    allowed = tolerance(np.array([[a]]), np.array([[b]]))[0]
+    return Line(a, b, float((np.abs(y - a * x - b) < allowed).mean()))
+
+
+def fit_both(x: _Floats, y: _Floats, tolerance: Callable[[_Floats], _Floats]) -> Line:
+    """The line through points (n,) of which x is as inexact as y: the same from either side.
+
+    Its gain is the geometric mean of those of y by x and of x by y (reduced major axis).
+    tolerance: of values (k, n), how far off they may lie.
+
+    Raises ValueError where there is none.
+    """
+    ahead = fit_line(x, y, lambda gain, offset: tolerance(gain * x + offset))
+    back = fit_line(y, x, lambda gain, offset: tolerance(gain * y + offset))
+    gain = math.sqrt(ahead.gain / back.gain)
+    slack = 1 - ahead.gain * back.gain
+    if abs(slack) < 1e-6:
+        return ahead
+    middle = (back.gain * ahead.offset + back.offset) / slack  # where the two lines meet
+    offset = ahead.gain * middle + ahead.offset - gain * middle
+    return Line(gain, offset, min(ahead.share, back.share))
 
 
 @dataclass(frozen=True)
@@ -81,7 +151,6 @@ class NoRoadError(Exception):
 
 _GRID = 900  # pixels looked at, at most
 _TRIPLETS = 48
-_REFITS = 5
 _UPRIGHT = math.cos(math.radians(25.0))
 _SURPRISE = 36.0
 _MIN_PIXELS = 60
@@ -239,3 +308,52 @@ def _least_squares(
     left = np.concatenate([rays * (weights * per_pixel)[:, None], prior])
     right = np.concatenate([values * weights * per_pixel, [0.0, 0.0]])
     return np.linalg.lstsq(left, right, rcond=None)[0]
+
+
+@dataclass(frozen=True)
+class MountedCamera:
+    """A camera over the road.
+
+    height: metres from the road to the camera. pitch, roll: radians by which it looks down and by
+    which the road's normal is turned about its optical axis.
+    """
+
+    height: float
+    pitch: float
+    roll: float
+
+    @classmethod
+    def of(cls, base_from_optical: _Floats, base_height: float = 0.0) -> MountedCamera:
+        """From its place (4, 4) in a frame with z up whose origin is `base_height` above the road.
+
+        Raises ValueError for a camera at or below the road, or one that looks up or down, or is
+        turned about its axis, by 45 degrees or more: it does not see the road in front of it.
+        """
+        height = float(base_from_optical[2, 3]) + base_height
+        down = -base_from_optical[2, :3]  # in the optical frame
+        pitch, roll = math.asin(np.clip(down[2], -1, 1)), math.atan2(down[0], down[1])
+        if not height > 0:
+            raise ValueError(f"the camera lies {height:.2f} m above the road")
+        if max(abs(pitch), abs(roll)) >= math.pi / 4:
+            raise ValueError(
+                f"the camera looks down by {math.degrees(pitch):.0f} degrees and is turned by "
+                f"{math.degrees(roll):.0f} about its axis: it does not see the road ahead"
+            )
+        return cls(height, pitch, roll)
+
+    def road(self, settings: RoadSettings) -> RoadSettings:
+        """Where such a camera looks for the road."""
+        return replace(settings, pitch=self.pitch, roll=self.roll)
+
+    def __str__(self) -> str:
+        """Height, pitch and roll in words."""
+        pitch, roll = math.degrees(self.pitch), math.degrees(self.roll)
+        return f"{self.height:.2f} m above the road, pitch {pitch:.1f}, roll {roll:.1f} degrees"
+
+
+def plane_in_base(road: Road, base_from_optical: _Floats) -> tuple[float, float, float, float]:
+    """The road (metres) as a x + b y + c z + d = 0 in the base frame, its unit normal upwards."""
+    down = base_from_optical[:3, :3] @ road.normal
+    d = road.height + float(down @ base_from_optical[:3, 3])
+    a, b, c = (-float(v) for v in down)
+    return a, b, c, d

@@ -29,7 +29,7 @@ from std_msgs.msg import Header
 from depth_prior_ros.motion.odometry import UNKNOWN
 from depth_prior_ros.recordings import Frame, Recording, read_frames
 from depth_prior_ros.recordings.bag_messages import odometry_from_pose
-from depth_prior_ros.ros.camera_infos import camera_info_of
+from depth_prior_ros.ros.messages import camera_info_of
 from rosbag_tools.console import show, show_skipped
 from rosbag_tools.replaying.node_process import ReplayError, use_large_images
 from rosbag_tools.work import nothing_read

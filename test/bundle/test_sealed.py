@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from depth_prior_ros.sealed import seal, unseal
+from depth_prior_ros.untrusted import seal, unseal
 
 BODY = "name: street\nvalues: [1, 2]\n"
 

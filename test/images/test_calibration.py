@@ -21,7 +21,7 @@ from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.images.calibration import Calibration, read_distortion, rectification_wanted
 from depth_prior_ros.images.encodings import MessageError
 from depth_prior_ros.images.rectification import Rectifier, check_calibration
-from depth_prior_ros.ros.camera_infos import (
+from depth_prior_ros.ros.messages import (
     CameraModels,
     camera_info,
     camera_info_of,

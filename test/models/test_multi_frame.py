@@ -8,21 +8,19 @@ from hypothesis import strategies as st
 
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.matching import (
+    PARALLAX,
     Features,
     Lookup,
+    TrackedRange,
+    blend_depth,
     depth_hypotheses,
     group_correlation,
     hypothesis_pixels,
     local_max_regression,
+    matching_weight,
     sample_hypotheses,
 )
 from depth_prior_ros.models.mism import MultiFrameNet, MultiFrameOutput, build_multi_frame
-from depth_prior_ros.models.search_range import (
-    PARALLAX,
-    TrackedRange,
-    blend_depth,
-    matching_weight,
-)
 
 H, W = 32, 64
 

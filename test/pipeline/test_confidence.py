@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from depth_prior_ros.models.export import single_frame_confidence
-from depth_prior_ros.pipeline.confidence import CUE_WIDTH, WEIGHTS, combine, cues
+from depth_prior_ros.pipeline.results import CUE_WIDTH, WEIGHTS, combine, cues
 
 EDGE_OF_IMAGE = 12  # blurs reach so far
 

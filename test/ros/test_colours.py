@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or use extra `ros`")
 
-from depth_prior_ros.ros.outputs.colours import ColourScale, turbo
+from depth_prior_ros.ros.outputs.publishers import ColourScale, turbo
 
 SCALE = ColourScale(2.0, 80.0)
 

@@ -19,7 +19,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: source a ROS 2 installation or
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
-from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
+from depth_prior_ros.ros.outputs.publishers import Quantisation, compress_depth
 
 HEADER = Header(frame_id="camera_optical_frame")
 ROADS = Quantisation.of(100.0, 100.0)

@@ -38,15 +38,14 @@ from rosbags.typesys import Stores, get_typestore
 from std_msgs.msg import Header
 
 from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL, rigid_inverse
-from depth_prior_ros.motion.history import Speed, motion_with
-from depth_prior_ros.motion.odometry import CameraMount, Trajectory
+from depth_prior_ros.motion.odometry import CameraMount, Speed, Trajectory, motion_with
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.samples import turned
 from depth_prior_ros.ros.mounting import MISSING, Mounting, mount_of, road_of, tf_message
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.scale import CameraHeightScale, FixedScale, ScaleSight
-from depth_prior_ros.scale.mounting import MountedCamera, plane_in_base
 from depth_prior_ros.scale.obstacles import road_of_depth
+from depth_prior_ros.scale.road import MountedCamera, plane_in_base
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPE = "tf2_msgs/msg/TFMessage"

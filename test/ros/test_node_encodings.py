@@ -39,8 +39,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from depth_prior_ros.images.calibration import Calibration
-from depth_prior_ros.ros.camera_infos import CameraModels
-from depth_prior_ros.ros.messages import image_to_depth
+from depth_prior_ros.ros.messages import CameraModels, image_to_depth
 
 ECHO = Path(__file__).parents[1].joinpath("pixel_echo.py")
 START = 240.0  # seconds until a node has loaded its bundle, on a machine that has a lot else to do

@@ -36,12 +36,11 @@ from test_clouds import read_numpy
 from test_compressed_depth import decode
 
 from depth_prior_ros.motion.odometry import CameraMount
-from depth_prior_ros.ros.camera_infos import camera_info_of
-from depth_prior_ros.ros.messages import image_to_depth
+from depth_prior_ros.ros.messages import camera_info_of, image_to_depth
 from depth_prior_ros.ros.mounting import MountSight
 from depth_prior_ros.ros.outputs.publishers import ON_DEMAND, TOPICS, Outputs, topic_name
 from depth_prior_ros.ros.parameters import Settings
-from depth_prior_ros.scale.mounting import MountedCamera
+from depth_prior_ros.scale.road import MountedCamera
 
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
 

@@ -24,9 +24,9 @@ from depth_prior_ros.ros.diagnostics import (
     PercentileWindow,
     Report,
     Statistics,
+    known_share,
     to_message,
 )
-from depth_prior_ros.ros.status import known_share
 from depth_prior_ros.share import large_images_environment
 
 ACTIVE = {"state": "active"}

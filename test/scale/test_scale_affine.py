@@ -11,8 +11,13 @@ from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings.base import Frame
 from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive, street_drive
 from depth_prior_ros.scale import FilterSettings, Scale, ScaleSight, make_scale
-from depth_prior_ros.scale.lines import fit_both, fit_line
-from depth_prior_ros.scale.road import NoRoadError, RoadSettings, fit_affine_road
+from depth_prior_ros.scale.road import (
+    NoRoadError,
+    RoadSettings,
+    fit_affine_road,
+    fit_both,
+    fit_line,
+)
 
 HEIGHT = 1.6
 FAST = FilterSettings(first_rate=3.0, rate=0.5)  # 24 frames are no ten seconds

@@ -14,8 +14,8 @@ from helpers import texture
 from test_stages import learning, nothing, pair_folder, pairs, triplets
 from test_training_data import write_drive
 
+from depth_prior_ros.models.matching import PARALLAX
 from depth_prior_ros.models.mism import MultiFrameOutput
-from depth_prior_ros.models.search_range import PARALLAX
 from training.data.pairs import PairSource
 from training.data.triplets import TripletSource, load_triplets
 from training.recipes.data import Drive

@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.atomic_files import write_bytes
 from depth_prior_ros.bundle.baselines import LIDAR_PIXEL, LIDAR_ROW, OWN_MEAN
 from depth_prior_ros.evaluation.evaluate import PARTS, FrameResult, row_entry
 from depth_prior_ros.evaluation.frames import scaled_window
 from depth_prior_ros.evaluation.metrics import resize_depth, summary
-from depth_prior_ros.evaluation.pictures import colour_inverse_depth, write_png
 from depth_prior_ros.evaluation.protocols import cut
+from depth_prior_ros.pages.colours import colour_inverse_depth
+from depth_prior_ros.pages.page import encode_png
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import (
     ALL,
@@ -220,7 +222,8 @@ def write_pictures(report: EvaluationReport, folder: Path, count: int = 3) -> li
             ranked = sorted(frames, key=lambda frame: frame.errors.abs_rel)
             chosen = ranked[:count] + ranked[max(count, len(ranked) - count) :]
             path = folder / f"{one.name}_{name}.png"
-            write_png(path, np.vstack([_picture_row(one, frame) for frame in chosen]))
+            picture = np.vstack([_picture_row(one, frame) for frame in chosen])
+            write_bytes(path, encode_png(picture))
             written.append(path)
     return written
 

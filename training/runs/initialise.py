@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.models.matching import PadsMap
 from depth_prior_ros.models.prior_fusion import FusionConfig
-from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.share import bundle_path
 from depth_prior_ros.untrusted import NETWORK_BYTES, UntrustedFileError, check_regular
 from training.recipes.base import RecipeError

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.decoder import DECODERS
-from depth_prior_ros.models.matching import MultiFrameDepth
-from depth_prior_ros.models.search_range import DELTA_RANGE
+from depth_prior_ros.models.matching import DELTA_RANGE, MultiFrameDepth
 from training.data.pairs import PairSource
 from training.data.triplets import StepBatch, TripletBatch, TripletSource
 from training.loop.distributed import to_device

@@ -21,12 +21,11 @@ from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.episodic_prior import EpisodicConfig
-from depth_prior_ros.models.matching import Features, Lookup
+from depth_prior_ros.models.matching import Features, Lookup, PadsMap
 from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
 from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
-from depth_prior_ros.models.search_range import PadsMap
 from depth_prior_ros.models.student import Student, StudentOutput
 from training.data.pairs import PairBatch
 from training.data.triplets import TripletBatch

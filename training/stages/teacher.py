@@ -13,7 +13,7 @@ from torch import Tensor
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.manydepth import CostVolumeOutput
-from depth_prior_ros.models.search_range import PadsMap
+from depth_prior_ros.models.matching import PadsMap
 from training.losses.distillation import (
     Rectangle,
     masked_input_consistency,

@@ -23,10 +23,10 @@ from depth_prior_ros.evaluation.frames import (
     read_evaluation_frames,
 )
 from depth_prior_ros.evaluation.metrics import mean_errors, summary
-from depth_prior_ros.evaluation.pictures import colour_inverse_depth
 from depth_prior_ros.evaluation.predictors import NetworkPredictor
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.geometry.warping import Pose
+from depth_prior_ros.pages.colours import colour_inverse_depth
 from training.data.triplets import TripletBatch, TripletSource
 from training.evaluation.sets import (
     EvaluationError,

@@ -2,28 +2,40 @@
 
 `depth/image_rect` and `depth/camera_info` are made of every frame. Everything else is made only
 while somebody listens; `Outputs.counts` tells how often.
+
+`depth/colour` is turbo over a fixed range: near is red, far is blue.
+
+Compressed depth is as compressed_depth_image_transport writes it, quantised inverse depth in a PNG:
+the data of the `CompressedImage` are a header of twelve bytes, in the byte order of the machine
+(an int32 that is 0 for inverse depth, float32 A, float32 B), and a 16-bit PNG. Its values v mean
+depth A / (v - B); 0 means no depth. With q the quantisation and m the largest depth, A = q (q + 1)
+and B = 1 - A / m, so that v = 1 at m. Values are cut off, not rounded.
 """
 
 from __future__ import annotations
 
+import array
+import math
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header, String
 
 from depth_prior_ros.ros.messages import depth_to_image
 from depth_prior_ros.ros.mounting import MountSight, plane_message, road_of
-from depth_prior_ros.ros.outputs.clouds import CloudMaker
-from depth_prior_ros.ros.outputs.colours import ColourScale, colour_image
-from depth_prior_ros.ros.outputs.compressed_depth import Quantisation, compress_depth
-from depth_prior_ros.ros.outputs.obstacles import (
+from depth_prior_ros.ros.outputs.clouds import (
+    CloudMaker,
     RoadWatch,
     obstacle_cloud,
     obstacle_scan,
@@ -32,12 +44,151 @@ from depth_prior_ros.ros.outputs.obstacles import (
 )
 from depth_prior_ros.ros.parameters import Settings
 from depth_prior_ros.ros.qos import overrides, qos
-from depth_prior_ros.scale.mounting import plane_in_base
+from depth_prior_ros.scale.road import plane_in_base
 
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthResult
     from depth_prior_ros.scale import ScaleStatus
     from depth_prior_ros.scale.obstacles import Obstacles
+
+
+FORMAT = "32FC1; compressedDepth png"
+INVERSE_DEPTH = 0
+LARGEST = 65535
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How depth becomes 16 bits.
+
+    Attributes:
+        max_depth: depth at and beyond which there is none.
+        a: the constant A; neighbouring values at depth z are z * z / A apart.
+
+    Raises:
+        ValueError: numbers that are not positive.
+    """
+
+    max_depth: float
+    a: float
+
+    def __post_init__(self) -> None:
+        if not (self.max_depth > 0 and self.a > 0):
+            raise ValueError(f"max_depth {self.max_depth} and A {self.a} must be positive")
+
+    @classmethod
+    def of(cls, max_depth: float, quantization: float) -> Quantisation:
+        """From the parameters `depth_max` and `depth_quantization` of the transport."""
+        return cls(max_depth, quantization * (quantization + 1.0))
+
+    @property
+    def b(self) -> float:
+        """The constant B."""
+        return 1.0 - self.a / self.max_depth
+
+    @property
+    def min_depth(self) -> float:
+        """The smallest depth that has a value of its own; nearer ones become it."""
+        return self.a / (LARGEST - self.b)
+
+    def values(self, depth: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """(h, w) uint16; 0 for NaN, +inf and depth from `max_depth` on."""
+        values = np.zeros(depth.shape, dtype=np.float32)
+        # False for NaN.
+        known = (depth > 0) & (depth < np.float32(self.max_depth))
+        resolved = np.maximum(depth, np.float32(self.min_depth))
+        np.divide(np.float32(self.a), resolved, out=values, where=known)
+        np.add(values, np.float32(self.b), out=values, where=known)
+        return np.minimum(values, LARGEST).astype(np.uint16)
+
+
+def compress_depth(
+    depth: NDArray[np.float32], header: Header, quantisation: Quantisation, png_level: int = 1
+) -> CompressedImage:
+    """A message that image_transport's `compressedDepth` subscribers read as `32FC1`.
+
+    Args:
+        depth: (h, w) float32; NaN and +inf both become "no depth", which is read as NaN.
+        header: taken over as it is.
+        quantisation: see the class.
+        png_level: 0 (fast) to 9 (small).
+
+    Raises:
+        RuntimeError: OpenCV could not write the PNG.
+    """
+    options = [cv2.IMWRITE_PNG_COMPRESSION, png_level]
+    written, png = cv2.imencode(".png", quantisation.values(depth), options)
+    if not written:
+        raise RuntimeError("the depth image could not be compressed")
+    data = array.array("B")  # every other type is checked element by element somewhere
+    data.frombytes(struct.pack("=iff", INVERSE_DEPTH, quantisation.a, quantisation.b))
+    data.frombytes(png.data)
+    message = CompressedImage()
+    message.header = header
+    message.format = FORMAT
+    message.data = data
+    return message
+
+
+UNKNOWN = (0, 0, 0)
+"""Colour of pixels without depth."""
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """From which depth to which the colours run, in the unit of the depth.
+
+    The scale is logarithmic, so that a colour step is the same relative step everywhere, and fixed:
+    a colour means the same depth in every frame.
+
+    Raises:
+        ValueError: ends that are not positive, or in the wrong order.
+    """
+
+    near: float
+    far: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far < math.inf:
+            raise ValueError(f"a colour scale cannot run from {self.near} to {self.far}")
+
+    def colours(self, depth: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8 RGB of depth (h, w).
+
+        Depth at or below `near` is turbo's last colour, at or beyond `far`, +inf too, its first;
+        what is no depth is black.
+        """
+        unknown = ~(depth >= 0)  # NaN, too
+        place = np.log(np.float32(self.far) / np.clip(depth, self.near, self.far))
+        place *= np.float32(255.0 / math.log(self.far / self.near))
+        place[unknown] = 0.0
+        index = np.rint(np.clip(place, 0, 255)).astype(np.uint8)
+        picture = turbo()[index]
+        picture[unknown] = UNKNOWN
+        return picture
+
+
+@lru_cache(maxsize=1)
+def turbo() -> NDArray[np.uint8]:
+    """The 256 colours of Google's turbo map, (256, 3) uint8 RGB, dark blue first."""
+    steps = np.arange(256, dtype=np.uint8)[:, np.newaxis]
+    return np.ascontiguousarray(cv2.applyColorMap(steps, cv2.COLORMAP_TURBO)[:, 0, ::-1])
+
+
+def colour_image(depth: NDArray[np.float32], header: Header, scale: ColourScale) -> Image:
+    """An `rgb8` message of a depth image; the header is taken over as it is."""
+    picture = scale.colours(depth)
+    height, width = depth.shape
+    data = array.array("B")  # every other type is checked element by element somewhere
+    data.frombytes(picture.data.cast("B"))
+    message = Image()
+    message.header = header
+    message.height, message.width = height, width
+    message.encoding = "rgb8"
+    message.step = 3 * width
+    message.data = data
+    return message
+
 
 ALWAYS = ("depth", "info")
 """Outputs made of every frame; `model` and `scale` are made when they change."""

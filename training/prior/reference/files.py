@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import write_bytes
 from depth_prior_ros.bundle.files import sha256_of
-from depth_prior_ros.sealed import seal, unseal
-from depth_prior_ros.untrusted import check_regular, parse_json, read_file
+from depth_prior_ros.untrusted import check_regular, parse_json, read_file, seal, unseal
 from training.errors import TrainingError
 
 SCHEMA_VERSION = 1
