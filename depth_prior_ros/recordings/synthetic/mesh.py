@@ -8,8 +8,11 @@ A tint of 0.5 leaves the texture as it is; gloss is the share of sky reflection.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
 FLOATS_PER_VERTEX = 13
 GREY = (0.5, 0.5, 0.5)
@@ -25,6 +28,14 @@ class Surface:
     tint: tuple[float, float, float] = GREY
     gloss: float = 0.0
     tile: float = 2.0
+
+
+def painted(
+    bank: TextureBank, tint: float | tuple[float, ...] | np.ndarray, gloss: float = 0.0
+) -> Surface:
+    """A plain surface of a colour (3,), or of a grey."""
+    r, g, b = np.broadcast_to(np.asarray(tint, float), 3).tolist()
+    return Surface(bank.kinds["plain"][0], (r, g, b), gloss)
 
 
 @dataclass
@@ -95,15 +106,19 @@ def quads(
     count = len(corners)
     if normals is None:
         normals = _facing(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    vertices = np.empty((count, 4, FLOATS_PER_VERTEX), np.float32)
-    vertices[..., :3] = corners
-    vertices[..., 3:6] = np.asarray(normals)[:, None]
-    vertices[..., 6:8] = _UNIT_UV if uv is None else uv
-    vertices[..., 8] = surface.layer
-    vertices[..., 9:12] = surface.tint
-    vertices[..., 12] = surface.gloss
+    uv = _UNIT_UV if uv is None else uv
+    vertices = _vertices(corners, np.asarray(normals)[:, None], uv, surface)
     indices = _QUAD[None] + 4 * np.arange(count, dtype=np.uint32)[:, None, None]
     return Mesh(vertices.reshape(-1, FLOATS_PER_VERTEX), indices.reshape(-1, 3))
+
+
+def _vertices(points: np.ndarray, normals: Any, uv: np.ndarray, surface: Surface) -> np.ndarray:
+    """Rows (..., 13) of points (..., 3); normals and texture coordinates may be for several."""
+    vertices = np.empty((*points.shape[:-1], FLOATS_PER_VERTEX), np.float32)
+    vertices[..., :3], vertices[..., 3:6], vertices[..., 6:8] = points, normals, uv
+    vertices[..., 8], vertices[..., 9:12] = surface.layer, surface.tint
+    vertices[..., 12] = surface.gloss
+    return vertices
 
 
 def _facing(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -178,13 +193,8 @@ def prism(
     scale = 1.0 / surface.tile
     parts = [quads(hull, surface)]
     for points, flip in ((right, False), (left, True)):
-        vertices = np.zeros((count, FLOATS_PER_VERTEX), np.float32)
-        vertices[:, :3] = points
-        vertices[:, 4] = 1.0 if flip else -1.0
-        vertices[:, 6:8] = profile * scale
-        vertices[:, 8] = surface.layer
-        vertices[:, 9:12] = surface.tint
-        vertices[:, 12] = surface.gloss
+        normal = (0.0, 1.0 if flip else -1.0, 0.0)
+        vertices = _vertices(points, normal, profile * scale, surface)
         fan = np.array([[0, i, i + 1] for i in range(1, count - 1)], np.uint32)
         parts.append(Mesh(vertices, fan[:, ::-1] if flip else fan))
     return Mesh.merge(parts)
@@ -247,15 +257,8 @@ def blob(
     )
     points = unit * noise[..., None] * np.asarray(radii)
     scale = np.asarray(radii).mean() / surface.tile
-    u, v = np.broadcast_arrays(phi[None] * scale, theta[:, None] * scale)
-    vertices = np.empty((*noise.shape, FLOATS_PER_VERTEX), np.float32)
-    vertices[..., :3] = points
-    vertices[..., 3:6] = unit
-    vertices[..., 6] = u
-    vertices[..., 7] = v
-    vertices[..., 8] = surface.layer
-    vertices[..., 9:12] = surface.tint
-    vertices[..., 12] = surface.gloss
+    uv = np.stack(np.broadcast_arrays(phi[None] * scale, theta[:, None] * scale), -1)
+    vertices = _vertices(points, unit, uv, surface)
     row = segments + 1
     start = (np.arange(rings)[:, None] * row + np.arange(segments)).reshape(-1, 1, 1)
     cell = np.array([[0, row, row + 1], [0, row + 1, 1]])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, quads
+from depth_prior_ros.recordings.synthetic.mesh import Mesh, Surface, painted, quads
 from depth_prior_ros.recordings.synthetic.renderer import Drawing
 from depth_prior_ros.recordings.synthetic.textures import TextureBank
 
@@ -313,7 +313,6 @@ def _paint_lines(layout: Layout, spec: StreetSpec, rng: _Rng, bank: TextureBank)
 def _patch_road(layout: Layout, spec: StreetSpec, rng: _Rng, bank: TextureBank) -> None:
     """Repairs, seams, manholes: darker and lighter pieces of the road."""
     course, half = layout.course, spec.half_road
-    plain = bank.kinds["plain"][0]
     for _ in range(rng.poisson(18)):
         s, d = rng.uniform(-5, 200), rng.uniform(-half, half)
         length, width = rng.uniform(0.5, 12), rng.uniform(0.2, 1.8)
@@ -329,5 +328,5 @@ def _patch_road(layout: Layout, spec: StreetSpec, rng: _Rng, bank: TextureBank) 
     for _ in range(rng.poisson(6)):
         s, d = rng.uniform(0, 200), rng.uniform(-half + 0.5, half - 0.5)
         shade = float(rng.uniform(0.03, 0.15))
-        surface = Surface(plain, (shade,) * 3)
+        surface = painted(bank, shade)
         layout.add(_strip(course, s, s + 0.6, d - 0.3, d + 0.3, _camber(d), surface), s)

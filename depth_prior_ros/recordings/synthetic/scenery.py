@@ -14,6 +14,7 @@ from depth_prior_ros.recordings.synthetic.mesh import (
     blob,
     box,
     cylinder,
+    painted,
     placement,
     quads,
     rectangle,
@@ -241,8 +242,7 @@ def _details(
     rng: _Rng,
     bank: TextureBank,
 ) -> list[Mesh]:
-    plain = bank.kinds["plain"][0]
-    trim = Surface(plain, _wall_tint(rng))
+    trim = painted(bank, _wall_tint(rng))
     tiles = Surface(bank.pick(rng, "roof"), _wall_tint(rng), tile=3.0)
     parts = []
     if rng.random() < 0.7:
@@ -280,7 +280,7 @@ def _details(
                 parts.append(box((x, -1.2, z), (x + 2.6, 0, z + 0.95), trim, bottom=True))
     if rng.random() < 0.4:
         x = rng.uniform(0.3, max(width - 1.5, 0.4))
-        door = Surface(plain, tuple(rng.uniform(0.02, 0.4, 3).tolist()))
+        door = painted(bank, rng.uniform(0.02, 0.4, 3))
         parts.append(box((x, -0.04, 0), (x + 1.1, 0.02, 2.2), door))
         parts.append(box((x - 0.3, -0.9, 0), (x + 1.4, 0.0, 0.25), trim))
     return parts
@@ -302,7 +302,7 @@ def fence(length: float, rng: _Rng, bank: TextureBank) -> Mesh:
     uv = np.array([[0, 1], [length / height, 1], [length / height, 0], [0, 0]], np.float32)
     corners = np.array([[0, 0, base], [length, 0, base], [length, 0, height], [0, 0, height]])
     parts = [quads(corners[None], Surface(layer, _wall_tint(rng)), uv[None])]
-    post = Surface(bank.kinds["plain"][0], (0.2, 0.2, 0.2))
+    post = painted(bank, 0.2)
     for x in np.arange(0, length, 2.5):
         parts.append(box((x, -0.03, 0), (x + 0.07, 0.04, height + 0.05), post))
     if base:
@@ -313,8 +313,7 @@ def fence(length: float, rng: _Rng, bank: TextureBank) -> Mesh:
 
 def guard_rail(length: float, bank: TextureBank) -> Mesh:
     """A steel guard rail."""
-    plain = bank.kinds["plain"][0]
-    steel = Surface(plain, (0.42, 0.43, 0.45), 0.15)
+    steel = painted(bank, (0.42, 0.43, 0.45), 0.15)
     profile = np.array([[0.0, 0.45], [-0.06, 0.52], [0.0, 0.6], [-0.06, 0.68], [0.0, 0.75]])
     strips = []
     for i in range(len(profile) - 1):
@@ -326,12 +325,11 @@ def guard_rail(length: float, bank: TextureBank) -> Mesh:
 
 def lamp(rng: _Rng, bank: TextureBank, reach: float) -> Mesh:
     """A street lamp whose arm reaches over the road (towards -y)."""
-    plain = bank.kinds["plain"][0]
-    steel = Surface(plain, tuple((rng.uniform(0.05, 0.4) * np.ones(3)).tolist()))
+    steel = painted(bank, rng.uniform(0.05, 0.4))
     height = rng.uniform(4, 9)
     parts = [cylinder(0.08, height, steel, 6, 0.05)]
     parts.append(box((-0.03, -reach, height - 0.06), (0.03, 0, height), steel))
-    head = Surface(plain, (0.3, 0.3, 0.3))
+    head = painted(bank, 0.3)
     parts.append(
         box((-0.1, -reach - 0.5, height - 0.08), (0.1, -reach, height + 0.08), head, bottom=True)
     )
@@ -347,10 +345,9 @@ def pole(rng: _Rng, bank: TextureBank) -> Mesh:
 
 def traffic_sign(rng: _Rng, bank: TextureBank) -> Mesh:
     """A sign on a post, facing -x (towards the driver)."""
-    plain = bank.kinds["plain"][0]
     height = rng.uniform(2.0, 2.9)
     half = rng.uniform(0.28, 0.45)
-    parts = [cylinder(0.035, height + half, Surface(plain, (0.3, 0.3, 0.32)), 5)]
+    parts = [cylinder(0.035, height + half, painted(bank, (0.3, 0.3, 0.32)), 5)]
     if rng.random() < 0.6:
         wide, tall, layer = half, half, bank.pick(rng, "round_sign")
     else:
@@ -363,9 +360,8 @@ def traffic_sign(rng: _Rng, bank: TextureBank) -> Mesh:
 
 def traffic_light(rng: _Rng, bank: TextureBank) -> Mesh:
     """A traffic light facing -x."""
-    plain = bank.kinds["plain"][0]
-    dark = Surface(plain, (0.02, 0.02, 0.02))
-    parts = [cylinder(0.07, 3.4, Surface(plain, (0.25, 0.25, 0.27)), 6)]
+    dark = painted(bank, 0.02)
+    parts = [cylinder(0.07, 3.4, painted(bank, (0.25, 0.25, 0.27)), 6)]
     parts.append(box((-0.15, -0.17, 2.3), (0.05, 0.17, 3.3), dark))
     colours = ((0.05, 0.6, 0.2), (0.3, 0.2, 0.02), (0.7, 0.03, 0.02))
     lit = rng.integers(3)
@@ -373,14 +369,13 @@ def traffic_light(rng: _Rng, bank: TextureBank) -> Mesh:
         z = 2.45 + 0.3 * i
         dim = 1.0 if i == lit else 0.15
         tint = (dim * colour[0], dim * colour[1], dim * colour[2])
-        parts.append(box((-0.17, -0.09, z - 0.09), (-0.14, 0.09, z + 0.09), Surface(plain, tint)))
+        parts.append(box((-0.17, -0.09, z - 0.09), (-0.14, 0.09, z + 0.09), painted(bank, tint)))
     return Mesh.merge(parts)
 
 
 def gantry(span: float, rng: _Rng, bank: TextureBank) -> Mesh:
     """A sign gantry or a bridge across the road, centred on the origin, facing -x."""
-    plain = bank.kinds["plain"][0]
-    steel = Surface(plain, (0.3, 0.3, 0.32))
+    steel = painted(bank, (0.3, 0.3, 0.32))
     half = span / 2
     if rng.random() < 0.5:
         concrete = Surface(bank.pick(rng, "plaster", "masonry"), _wall_tint(rng), tile=3)
@@ -398,8 +393,7 @@ def gantry(span: float, rng: _Rng, bank: TextureBank) -> Mesh:
 
 def shelter(rng: _Rng, bank: TextureBank) -> Mesh:
     """A bus stop."""
-    plain = bank.kinds["plain"][0]
-    steel = Surface(plain, (0.15, 0.15, 0.16))
+    steel = painted(bank, (0.15, 0.15, 0.16))
     poster = Surface(bank.pick(rng, "sign", "real_any"), tile=1.4)
     return Mesh.merge(
         [

@@ -12,6 +12,7 @@ from depth_prior_ros.recordings.synthetic.mesh import (
     blob,
     box,
     cylinder,
+    painted,
     placement,
     prism,
     quads,
@@ -54,12 +55,11 @@ def paint_colour(rng: np.random.Generator) -> _Colour:
 
 
 def _wheel(x: float, y: float, radius: float, side: int, bank: TextureBank) -> list[Mesh]:
-    plain = bank.kinds["plain"][0]
     angle = np.arange(12) * (2 * np.pi / 12)
     ring = np.column_stack([x + radius * np.cos(angle), radius + radius * np.sin(angle)])
     hub = np.column_stack([x + 0.6 * radius * np.cos(angle), radius + 0.6 * radius * np.sin(angle)])
-    tyre = Surface(plain, (0.015, 0.015, 0.015))
-    rim = Surface(plain, (0.3, 0.3, 0.31), 0.2)
+    tyre = painted(bank, 0.015)
+    rim = painted(bank, (0.3, 0.3, 0.31), 0.2)
     inner, outer = y - side * 0.2, y + side * 0.01
     low, high = min(inner, outer), max(inner, outer)
     hub_y = y + side * 0.02
@@ -78,12 +78,11 @@ def _contact(length: float, width: float, bank: TextureBank) -> Mesh:
 
 def _ends(length: float, half: float, bank: TextureBank, waist: float) -> list[Mesh]:
     """Lights, number plates, grille and bumpers of a car."""
-    plain = bank.kinds["plain"][0]
     x = length / 2
-    head = Surface(plain, (0.6, 0.6, 0.62), 0.5)
-    tail = Surface(plain, (0.4, 0.02, 0.02), 0.2)
-    plate = Surface(plain, (0.7, 0.7, 0.68))
-    dark = Surface(plain, (0.02, 0.02, 0.02), 0.1)
+    head = painted(bank, (0.6, 0.6, 0.62), 0.5)
+    tail = painted(bank, (0.4, 0.02, 0.02), 0.2)
+    plate = painted(bank, (0.7, 0.7, 0.68))
+    dark = painted(bank, 0.02, 0.1)
     z = 0.72 * waist
     parts = [
         box((x - 0.2, -0.25, 0.42), (x + 0.02, 0.25, 0.52), plate),
@@ -101,7 +100,6 @@ def _ends(length: float, half: float, bank: TextureBank, waist: float) -> list[M
 
 def car(rng: np.random.Generator, bank: TextureBank, colour: _Colour | None = None) -> Body:
     """A hatchback, saloon, estate, van or off-road car of random size and colour."""
-    plain = bank.kinds["plain"][0]
     style = rng.choice(
         ["hatch", "saloon", "estate", "tall", "coupe"], p=[0.3, 0.25, 0.2, 0.2, 0.05]
     )
@@ -109,9 +107,9 @@ def car(rng: np.random.Generator, bank: TextureBank, colour: _Colour | None = No
     half = rng.uniform(0.8, 0.92)
     height = {"tall": 1.72, "coupe": 1.3}.get(str(style), 1.46) + rng.uniform(-0.06, 0.1)
     waist = height * rng.uniform(0.6, 0.66)
-    paint = Surface(plain, colour or paint_colour(rng), rng.uniform(0.15, 0.45))
-    glass = Surface(plain, (0.02, 0.025, 0.03), rng.uniform(0.4, 0.8))
-    dark = Surface(plain, (0.03, 0.03, 0.03))
+    paint = painted(bank, colour or paint_colour(rng), rng.uniform(0.15, 0.45))
+    glass = painted(bank, (0.02, 0.025, 0.03), rng.uniform(0.4, 0.8))
+    dark = painted(bank, 0.03)
     x = length / 2
     bonnet = x - rng.uniform(0.85, 1.2) * (0.75 if style == "tall" else 1.0)
     front = bonnet - rng.uniform(0.5, 0.8)
@@ -150,11 +148,10 @@ def car(rng: np.random.Generator, bank: TextureBank, colour: _Colour | None = No
 
 def van(rng: np.random.Generator, bank: TextureBank) -> Body:
     """A delivery van or camper."""
-    plain = bank.kinds["plain"][0]
     length, half, height = rng.uniform(4.3, 6.2), rng.uniform(0.9, 1.05), rng.uniform(1.85, 2.7)
     colour = (0.75, 0.75, 0.74) if rng.random() < 0.5 else paint_colour(rng)
-    paint = Surface(plain, colour, 0.2)
-    glass = Surface(plain, (0.02, 0.025, 0.03), 0.6)
+    paint = painted(bank, colour, 0.2)
+    glass = painted(bank, (0.02, 0.025, 0.03), 0.6)
     x = length / 2
     waist = 1.15
     body = [[-x, 0.3], [x, 0.3], [x, 0.8], [x - 0.6, waist], [x - 1.25, height - 0.1]]
@@ -175,7 +172,7 @@ def van(rng: np.random.Generator, bank: TextureBank) -> Body:
     if rng.random() < 0.5:
         parts.append(box((-x + 0.3, -side, low), (x - 2.0, side, high), glass))
     if rng.random() < 0.6:
-        back = Surface(plain, (0.03, 0.03, 0.04), 0.5)
+        back = painted(bank, (0.03, 0.03, 0.04), 0.5)
         parts.append(
             box((-x - 0.01, -half * 0.8, waist), (-x + 0.1, half * 0.8, height - 0.3), back)
         )
@@ -187,23 +184,22 @@ def van(rng: np.random.Generator, bank: TextureBank) -> Body:
 
 def truck(rng: np.random.Generator, bank: TextureBank) -> Body:
     """A lorry with a box or a trailer."""
-    plain = bank.kinds["plain"][0]
     length, half, height = rng.uniform(7, 14), rng.uniform(1.15, 1.27), rng.uniform(2.9, 3.9)
     x = length / 2
-    cab = Surface(plain, paint_colour(rng), 0.2)
-    glass = Surface(plain, (0.02, 0.025, 0.03), 0.6)
-    dark = Surface(plain, (0.03, 0.03, 0.03))
+    cab = painted(bank, paint_colour(rng), 0.2)
+    glass = painted(bank, (0.02, 0.025, 0.03), 0.6)
+    dark = painted(bank, 0.03)
     if rng.random() < 0.4:
         cargo = Surface(bank.pick(rng, "sign", "real_any"), tile=rng.uniform(2, 6))
     else:
-        cargo = Surface(plain, tuple(rng.uniform(0.1, 0.8, 3).tolist()))
+        cargo = painted(bank, rng.uniform(0.1, 0.8, 3))
     parts = [
         box((x - 2.0, -half + 0.05, 0.5), (x, half - 0.05, 2.9), cab, (0.15, 0, 0.05, 0.05)),
         box((x - 0.3, -half + 0.2, 1.6), (x + 0.02, half - 0.2, 2.4), glass, (0.1, 0, 0, 0)),
         box((x - 1.3, -half + 0.03, 1.6), (x - 0.5, half - 0.03, 2.3), glass),
         box((-x, -half, 1.0), (x - 2.2, half, height), cargo),
         box((-x, -half + 0.2, 0.5), (x - 0.2, half - 0.2, 1.0), dark),
-        box((-x - 0.02, -half, 0.6), (-x + 0.1, half, 0.8), Surface(plain, (0.3, 0.03, 0.03))),
+        box((-x - 0.02, -half, 0.6), (-x + 0.1, half, 0.8), painted(bank, (0.3, 0.03, 0.03))),
     ]
     axles = (x - 1.2, -x + 1.2, -x + 2.4) if length > 9 else (x - 1.2, -x + 1.5)
     parts += _wheels(axles, half, 0.5, bank)
@@ -213,12 +209,11 @@ def truck(rng: np.random.Generator, bank: TextureBank) -> Body:
 
 def bus(rng: np.random.Generator, bank: TextureBank) -> Body:
     """A city bus or tram car."""
-    plain = bank.kinds["plain"][0]
     length, half, height = rng.uniform(10, 13), 1.25, rng.uniform(2.9, 3.3)
     x = length / 2
-    paint = Surface(plain, paint_colour(rng), 0.2)
-    lower = Surface(plain, tuple(rng.uniform(0.05, 0.8, 3).tolist()), 0.2)
-    glass = Surface(plain, (0.03, 0.035, 0.04), 0.6)
+    paint = painted(bank, paint_colour(rng), 0.2)
+    lower = painted(bank, rng.uniform(0.05, 0.8, 3), 0.2)
+    glass = painted(bank, (0.03, 0.035, 0.04), 0.6)
     parts = [
         box((-x, -half, 0.3), (x, half, 1.2), lower),
         box((-x, -half, 1.2), (x, half, height), paint),
@@ -234,14 +229,11 @@ def bus(rng: np.random.Generator, bank: TextureBank) -> Body:
 
 def person(rng: np.random.Generator, bank: TextureBank) -> Mesh:
     """A standing or walking person, 1.5 to 1.9 m."""
-    plain = bank.kinds["plain"][0]
     scale = rng.uniform(1.5, 1.9) / 1.75
-    trousers = Surface(plain, tuple((rng.uniform(0.02, 0.25) * rng.uniform(0.6, 1.4, 3)).tolist()))
-    coat = Surface(
-        plain, tuple(np.clip(rng.uniform(0.02, 0.7) * rng.uniform(0.4, 1.5, 3), 0, 1).tolist())
-    )
-    skin = Surface(plain, (0.45, 0.28, 0.2))
-    hair = Surface(plain, tuple((rng.uniform(0.02, 0.3) * np.array([1.0, 0.8, 0.6])).tolist()))
+    trousers = painted(bank, rng.uniform(0.02, 0.25) * rng.uniform(0.6, 1.4, 3))
+    coat = painted(bank, np.clip(rng.uniform(0.02, 0.7) * rng.uniform(0.4, 1.5, 3), 0, 1))
+    skin = painted(bank, (0.45, 0.28, 0.2))
+    hair = painted(bank, rng.uniform(0.02, 0.3) * np.array([1.0, 0.8, 0.6]))
     stride = rng.uniform(0.0, 0.3)
     parts = [
         box(
@@ -264,9 +256,8 @@ def person(rng: np.random.Generator, bank: TextureBank) -> Mesh:
 
 def cyclist(rng: np.random.Generator, bank: TextureBank, rider: bool = True) -> Mesh:
     """A bicycle, with its rider or parked."""
-    plain = bank.kinds["plain"][0]
-    dark = Surface(plain, (0.03, 0.03, 0.03))
-    frame = Surface(plain, paint_colour(rng), 0.2)
+    dark = painted(bank, 0.03)
+    frame = painted(bank, paint_colour(rng), 0.2)
     parts = []
     for x in (-0.5, 0.5):
         angle = np.arange(12) * (2 * np.pi / 12)
@@ -286,11 +277,10 @@ def cyclist(rng: np.random.Generator, bank: TextureBank, rider: bool = True) -> 
 
 def trailer_sign(rng: np.random.Generator, bank: TextureBank) -> Mesh:
     """A bin, cabinet or advertising column on the pavement."""
-    plain = bank.kinds["plain"][0]
     if rng.random() < 0.3:
         poster = Surface(bank.pick(rng, "sign", "real_any"), tile=1.5)
         return cylinder(rng.uniform(0.4, 0.7), rng.uniform(2, 3), poster, 10, cap=True)
     size = rng.uniform([0.3, 0.3, 0.7], [1.4, 0.8, 1.5])
-    surface = Surface(plain, tuple(rng.uniform(0.03, 0.5, 3).tolist()))
+    surface = painted(bank, rng.uniform(0.03, 0.5, 3))
     half = size / 2
     return box((-half[0], -half[1], 0), (half[0], half[1], size[2]), surface)

@@ -130,7 +130,7 @@ class StreetWorld:
         layout = Layout(self.course)
         self.ground: Ground = lay_ground(layout, self.spec, rng, bank)
         self.bodies = _fleet(rng, bank)
-        line_roadside(layout, self.spec, self.ground, self.bodies, rng, bank)
+        line_roadside(self, layout, rng)
         self.movers = self._traffic(rng) if movers else []
         layers = [layer for kind in CUTOUT_KINDS for layer in bank.kinds[kind]]
         self.drawing = layout.drawing(layers)
@@ -202,21 +202,23 @@ _WEIGHTS = {
 }
 
 
+@dataclass
+class _Stock:
+    """What a street is lined with, over and over."""
+
+    bodies: list[vehicles.Body]
+    grove: list[Mesh]
+    distant: list[Mesh]
+    shrubs: list[Mesh]
+
+
 class _Side:
     """One side of the street: puts things at a distance from the road's edge."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        spec: StreetSpec,
-        ground: Ground,
-        sign: float,
-        rng: _Rng,
-        bank: TextureBank,
-    ) -> None:
-        self.layout, self.spec, self.ground, self.sign = layout, spec, ground, sign
-        self.rng, self.bank = rng, bank
-        index = 0 if sign > 0 else 1
+    def __init__(self, world: StreetWorld, layout: Layout, sign: float, rng: _Rng) -> None:
+        self.layout, self.spec, self.ground, self.sign = layout, world.spec, world.ground, sign
+        self.rng, self.bank = rng, world.bank
+        spec, index = self.spec, 0 if sign > 0 else 1
         self.kerb = spec.half_road + (2.2 if spec.parking[index] else 0.0)
         self.edge = self.kerb + spec.pavement[index] + spec.verge[index] + 0.4
         self.turn = 0.0 if sign > 0 else np.pi
@@ -238,32 +240,27 @@ class _Side:
         )
 
 
-def line_roadside(
-    layout: Layout,
-    spec: StreetSpec,
-    ground: Ground,
-    bodies: list[vehicles.Body],
-    rng: _Rng,
-    bank: TextureBank,
-) -> None:
+def line_roadside(world: StreetWorld, layout: Layout, rng: _Rng) -> None:
     """Fill both sides of the street and its far end."""
+    spec, bank = world.spec, world.bank
     grove = [scenery.tree(rng, bank) for _ in range(6)]
     distant = [scenery.tree(rng, bank, far=True) for _ in range(4)]
     shrubs = [scenery.shrub(rng, bank) for _ in range(4)]
+    stock = _Stock(world.bodies, grove, distant, shrubs)
     for index, sign in enumerate((1.0, -1.0)):
-        side = _Side(layout, spec, ground, sign, rng, bank)
-        _fill(side, grove, shrubs, bodies)
+        side = _Side(world, layout, sign, rng)
+        _fill(side, stock)
         _furnish(side, grove)
         if spec.parking[index]:
-            _park(side, bodies)
+            _park(side, world.bodies)
         _backdrop(side, distant)
-    _far_end(layout, spec, ground, distant, rng, bank)
+    _far_end(world, layout, distant, rng)
     if spec.kind in ("motorway", "avenue") and rng.random() < 0.4:
         s = rng.uniform(30, 150)
         layout.put(scenery.gantry(2 * spec.half_road + 6, rng, bank), s, 0.0)
 
 
-def _fill(side: _Side, grove: list[Mesh], shrubs: list[Mesh], bodies: list[vehicles.Body]) -> None:
+def _fill(side: _Side, stock: _Stock) -> None:
     rng, spec = side.rng, side.spec
     storeys = (
         int(rng.integers(2, 6)) if spec.kind in ("town", "avenue") else int(rng.integers(1, 4))
@@ -274,22 +271,13 @@ def _fill(side: _Side, grove: list[Mesh], shrubs: list[Mesh], bodies: list[vehic
         fill = str(rng.choice(_FILLS, p=_WEIGHTS[spec.kind]))
         end = min(s + rng.uniform(12, 50), spec.length)
         while s < end:
-            length = _place(side, fill, s, storeys, setback, grove, shrubs, bodies)
+            length = _place(side, fill, s, storeys, setback, stock)
             s += length
 
 
-def _place(
-    side: _Side,
-    fill: str,
-    s: float,
-    storeys: int,
-    setback: float,
-    grove: list[Mesh],
-    shrubs: list[Mesh],
-    bodies: list[vehicles.Body],
-) -> float:
+def _place(side: _Side, fill: str, s: float, storeys: int, setback: float, stock: _Stock) -> float:
     """Put one piece of `fill` at s; returns how far it reaches along the road."""
-    rng, bank, edge = side.rng, side.bank, side.edge
+    rng, bank, edge, grove, shrubs = side.rng, side.bank, side.edge, stock.grove, stock.shrubs
     length = float(rng.uniform(7, 18))
     if fill in ("hedge", "fence", "wall", "open"):
         length = float(rng.uniform(5, 14))
@@ -331,7 +319,7 @@ def _place(
     elif fill == "car_park":
         for at in np.arange(s + 1.5, s + length - 1.5, 2.6):
             if rng.random() < 0.75:
-                body = bodies[rng.integers(len(bodies))]
+                body = stock.bodies[rng.integers(len(stock.bodies))]
                 if body.length < 5.2:
                     turn = np.pi / 2 * rng.choice([-1, 1])
                     side.put(body.mesh, at, edge + 3.0 + rng.normal(0, 0.2), turn)
@@ -438,24 +426,18 @@ def _backdrop(side: _Side, grove: list[Mesh]) -> None:
         side.put(house, rng.uniform(0, spec.length), rng.uniform(35, 100), rng.uniform(-0.5, 0.5))
 
 
-def _far_end(
-    layout: Layout,
-    spec: StreetSpec,
-    ground: Ground,
-    grove: list[Mesh],
-    rng: _Rng,
-    bank: TextureBank,
-) -> None:
+def _far_end(world: StreetWorld, layout: Layout, grove: list[Mesh], rng: _Rng) -> None:
     """What the road runs into: a row of houses across, trees, or a line of distant woods."""
+    spec = world.spec
     end = spec.length - 2.0
     if spec.dead_end:
         end = float(rng.uniform(100, 200))
         for d in np.arange(-60, 60, 14.0):
-            house = scenery.building(13.5, rng, bank, int(rng.integers(2, 5)))
+            house = scenery.building(13.5, rng, world.bank, int(rng.integers(2, 5)))
             layout.put(house, end, d + 14.0, -0.1, -np.pi / 2)
         return
     for d in np.arange(-70, 70, 5.0):
         if abs(d) > spec.half_road + 3 or rng.random() < 0.5:
             tree = grove[rng.integers(len(grove))]
             s = end - rng.uniform(0, 15) if abs(d) > spec.half_road + 3 else end
-            layout.put(tree, s, d, ground.height(d), rng.uniform(0, 6))
+            layout.put(tree, s, d, world.ground.height(d), rng.uniform(0, 6))
