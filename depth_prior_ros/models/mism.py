@@ -195,7 +195,7 @@ class MultiFrameNet(PadsMap, MultiFrameNetwork):
         delta_init: delta at the beginning.
         delta_mode: "adaptive", or "fixed": delta stays what it is.
         window: images over which the largest disagreement is taken for one step of delta.
-        parallax: pixels of parallax (`search_range.search_parallax`) from which matching is trusted
+        parallax: pixels of parallax (`matching.search_parallax`) from which matching is trusted
             entirely; below half of them the single-frame depth is returned. 0: matching always, as
             MISM and ManyDepth do.
 
