@@ -159,8 +159,8 @@ def kinds(folder: Path) -> list[Kind]:
 
     from depth_prior_ros.bundle import BundleError, describe, load_bundle
     from depth_prior_ros.recordings import CorruptFrameError, RecordingError, open_recording
+    from depth_prior_ros.recordings.folder import read_intrinsics
     from depth_prior_ros.recordings.image_files import read_depth, read_image
-    from depth_prior_ros.recordings.intrinsics import read_intrinsics
     from depth_prior_ros.scale import ScaleFileError, load_scale, save_scale
     from training.loop.checkpoint import CheckpointError, load_checkpoint
     from training.recipes.files import load_recipe

@@ -104,7 +104,7 @@ def intrinsics_camera(text: str, size: tuple[int, int] | None) -> Camera:
     """
     from depth_prior_ros.images.encodings import MessageError
     from depth_prior_ros.recordings import RecordingError
-    from depth_prior_ros.recordings.intrinsics import read_intrinsics
+    from depth_prior_ros.recordings.folder import read_intrinsics
 
     if "," in text:
         if size is None:
@@ -120,7 +120,7 @@ def intrinsics_camera(text: str, size: tuple[int, int] | None) -> Camera:
 def _of_bag(path: Path, text: str) -> dict[str, Any]:
     """`camera`, or `calibration` of a file, which may have a lens."""
     from depth_prior_ros.recordings.bag import images_size
-    from depth_prior_ros.recordings.intrinsics import read_intrinsics
+    from depth_prior_ros.recordings.folder import read_intrinsics
 
     size = images_size(path)
     if "," in text:
@@ -129,7 +129,7 @@ def _of_bag(path: Path, text: str) -> dict[str, Any]:
 
 
 def _camera(text: str, size: tuple[int, int]) -> Camera:
-    from depth_prior_ros.recordings.intrinsics import camera_from_values
+    from depth_prior_ros.recordings.folder import camera_from_values
 
     values = [float(value) for value in text.split(",")]
     return camera_from_values(values, "pixels", size, "--intrinsics")

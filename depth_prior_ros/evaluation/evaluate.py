@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.evaluation.flicker import FlickerMeter, mean_flicker
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
@@ -22,7 +21,9 @@ from depth_prior_ros.evaluation.frames import (
 from depth_prior_ros.evaluation.metrics import (
     RANGES,
     DepthErrors,
+    FlickerMeter,
     NoValidPixelsError,
+    mean_flicker,
     part_errors,
     summary,
 )

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.poses import BODY_FROM_OPTICAL, rigid_inverse, rotation_of
 from depth_prior_ros.motion.gate import STILL, Motion, Source
@@ -430,8 +429,8 @@ def motion_with(
     # Odometry of speeds alone may leave its poses at the origin.
     stands = pose is not None and not np.abs(pose - np.eye(4)).max() > STILL
     if speed.course is not None and (pose is None or (stands and speed.value)):
-        along = _along(speed.course, seconds, max_age)
-        pose = None if along is None else mount.step(along, before)
+        known = 0 < seconds <= max_age  # at constant speed and yaw rate, no longer than that
+        pose = mount.step(arc(*speed.course, seconds), before) if known else None
     if pose is None:
         return Motion(speed.value, speed.source)
     return Motion(speed.value, speed.source, pose, previous)
@@ -477,10 +476,3 @@ class MotionHistory:
         if speed is None:
             return None
         return motion_with(speed, self._trajectory, stamp, previous, CameraMount(), self._max_age)
-
-
-def _along(
-    course: tuple[float, float], seconds: float, longest: float
-) -> NDArray[np.float64] | None:
-    """The way (4, 4) at constant speed and yaw rate; None over more than ``longest`` seconds."""
-    return arc(*course, seconds) if 0 < seconds <= longest else None

@@ -377,8 +377,8 @@ class DepthPipeline:
         with clock("postprocess"):
             view = view_of(current.framed, self.output_size)
             status = self.scale.status
-            units = self._shifted(self._units(current, single, MultiFrameResult()), status, current)
-            depth = self._metres(units, status.metres_per_unit, current, view)
+            alone = self._units(current, single, MultiFrameResult())
+            units, depth = self._published(alone, status, current, view)
             sure = to_confidence(combine(units), depth, view) if confidence else None
             shown = to_rgb(rgb, current.framed, view)
         return DepthResult(
@@ -451,8 +451,7 @@ class DepthPipeline:
             self._show_witness(current, units, way, found)
             view = view_of(current.framed, self.output_size)
             scale = self.scale.status  # once: another thread may reset the scale
-            units = self._shifted(units, scale, current)
-            depth = self._metres(units, scale.metres_per_unit, current, view)
+            units, depth = self._published(units, scale, current, view)
             sure = None
             if confidence:
                 sure = to_confidence(self._sure(current, single, units, found), depth, view)
@@ -655,21 +654,19 @@ class DepthPipeline:
         """
         return 1.0 if self.bundle.manifest.affine else stretch_of(current.framed, self._trained)
 
-    def _shifted(
-        self, units: NDArray[np.float32], status: ScaleStatus, current: ObservedFrame
-    ) -> NDArray[np.float32]:
-        """Inverse depth (h, w) where it is known up to a shift: with the one that was found."""
-        return shifted(units, status.shift * self._stretch(current))
-
-    def _metres(
+    def _published(
         self,
         units: NDArray[np.float32],
-        metres_per_unit: float,
+        status: ScaleStatus,
         current: ObservedFrame,
         view: OutputView,
-    ) -> NDArray[np.float32]:
-        factor = metres_per_unit * self._stretch(current)
-        return to_metres(units, factor, self.max_metres, view)
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Inverse depth (h, w) with the shift that was found, where it is known up to one only, and
+        depth in metres."""
+        stretch = self._stretch(current)
+        units = shifted(units, status.shift * stretch)
+        factor = status.metres_per_unit * stretch
+        return units, to_metres(units, factor, self.max_metres, view)
 
     def _observe(
         self,

@@ -52,7 +52,7 @@ from depth_prior_ros.recordings.base import (
     StoredRecording,
     name_skipped,
 )
-from depth_prior_ros.recordings.intrinsics import read_mapping
+from depth_prior_ros.recordings.folder import read_mapping
 from depth_prior_ros.recordings.stamps import (
     Logged,
     StampOrder,

@@ -352,6 +352,8 @@ def state_of(
         adapter: of the node. mounting: None where tf is not asked.
     """
     frame = worker.newest if worker is not None else None
+    senders = subscriptions.publishers() if subscriptions is not None else {}
+    heard = outputs.subscriptions() if outputs is not None else {}
     return {
         "state": lifecycle,
         "enabled": str(enabled).lower(),
@@ -366,8 +368,8 @@ def state_of(
         "road": outputs.road.newest.text if outputs else "",
         **_camera(worker),
         "image_topic": subscriptions.image_topic if subscriptions is not None else "",
-        **{f"publishers.{n}": str(c) for n, c in _counts(subscriptions).items()},
-        **{f"subscribers.{n}": str(c) for n, c in _heard(outputs).items()},
+        **{f"publishers.{n}": str(c) for n, c in senders.items()},
+        **{f"subscribers.{n}": str(c) for n, c in heard.items()},
         **{f"published.{n}": str(c) for n, c in sorted(outputs.counts.items() if outputs else ())},
     }
 
@@ -442,11 +444,3 @@ def _camera(worker: FrameWorker | None) -> dict[str, str]:
         "image_size": f"{camera.width}x{camera.height}",
         "focal_length_px": f"{camera.fx:.1f}",
     }
-
-
-def _counts(subscriptions: Subscriptions | None) -> dict[str, int]:
-    return subscriptions.publishers() if subscriptions is not None else {}
-
-
-def _heard(outputs: Outputs | None) -> dict[str, int]:
-    return outputs.subscriptions() if outputs is not None else {}

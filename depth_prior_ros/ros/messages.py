@@ -129,21 +129,31 @@ def depth_to_image(depth: DepthArray, header: Header) -> Image:
         depth: HxW float32 metres.
         header: taken over as it is: the stamp and the optical frame of the camera.
     """
-    pixels = np.ascontiguousarray(depth, dtype=np.float32)
-    height, width = pixels.shape
-    # Every other type than array('B') is checked element by element in some distribution, which
-    # costs up to 100 ms an image.
-    data = array.array("B")
-    data.frombytes(pixels.data.cast("B"))
+    return image_message(np.ascontiguousarray(depth, np.float32), DEPTH_ENCODING, header)
+
+
+def image_message(pixels: npt.NDArray[Any], encoding: str, header: Header) -> Image:
+    """A message of pixels (h, w) or (h, w, channels) that lie side by side in memory."""
     message = Image()
     message.header = header
-    message.height = height
-    message.width = width
-    message.encoding = DEPTH_ENCODING
+    message.height, message.width = pixels.shape[:2]
+    message.encoding = encoding
     message.is_bigendian = int(sys.byteorder == "big")
-    message.step = width * 4
-    message.data = data
+    message.step = pixels.strides[0]
+    message.data = byte_array(pixels.data.cast("B"))
     return message
+
+
+def byte_array(*parts: bytes | memoryview) -> array.array[int]:
+    """Bytes one after the other, for the data of a message.
+
+    Every other type than array('B') is checked element by element in some distribution, which
+    costs up to 100 ms an image.
+    """
+    data = array.array("B")
+    for part in parts:
+        data.frombytes(part)
+    return data
 
 
 def image_to_depth(message: Image) -> DepthArray:

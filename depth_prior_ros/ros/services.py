@@ -26,9 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import SetBool, Trigger
@@ -36,6 +34,7 @@ from std_srvs.srv import SetBool, Trigger
 from depth_prior_ros import strict_yaml
 from depth_prior_ros.atomic_files import staging_folder
 from depth_prior_ros.geometry.points import encode_ply
+from depth_prior_ros.pages.page import encode_png
 from depth_prior_ros.recordings.image_files import encode_depth
 from depth_prior_ros.ros.worker import Frame
 from depth_prior_ros.untrusted import printable
@@ -78,7 +77,7 @@ def _write(
     folder: Path, frame: Frame, parameters: Mapping[str, Any], state: Mapping[str, str]
 ) -> None:
     depth = frame.result.depth
-    _write_png(folder / "image.png", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
+    (folder / "image.png").write_bytes(encode_png(frame.image))
     np.save(folder / "depth.npy", depth)
     (folder / "depth.png").write_bytes(encode_depth(depth))
     (folder / "points.ply").write_bytes(_points(frame))
@@ -108,11 +107,6 @@ def _facts(frame: Frame, state: Mapping[str, str]) -> dict[str, Any]:
 def _points(frame: Frame) -> bytes:
     result, name = frame.result, printable(frame.header.frame_id, 200)
     return encode_ply(result.depth, result.camera, result.rgb, frame=name)
-
-
-def _write_png(path: Path, image: NDArray[Any]) -> None:
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"{path} cannot be written")
 
 
 T = TypeVar("T")
@@ -197,10 +191,10 @@ class Services:
         # Reentrant: in the node's own group a waiting coroutine would hold up everything.
         group = ReentrantCallbackGroup()
         for name, action in actions.items():
-            answering = self._answering(name, _without_request(action))
+            answering = self._answering(name, lambda _, act=action: act())
             node.create_service(Trigger, name, answering, callback_group=group)
         for name, switch in (switches or {}).items():
-            answering = self._answering(name, _with_data(switch))
+            answering = self._answering(name, lambda asked, turn=switch: turn(bool(asked.data)))
             node.create_service(SetBool, name, answering, callback_group=group)
 
     def _answering(
@@ -230,11 +224,3 @@ class Services:
             return response
 
         return answer
-
-
-def _without_request(action: Action) -> Callable[[Any], Awaitable[str]]:
-    return lambda request: action()
-
-
-def _with_data(switch: Switch) -> Callable[[Any], Awaitable[str]]:
-    return lambda request: switch(bool(request.data))

@@ -101,14 +101,7 @@ class MeasuredScale:
 
     def store(self) -> dict[str, Any]:
         """The factor as plain data."""
-        status = self._status
-        return {
-            "mode": status.mode,
-            "state": status.state,
-            "metres_per_unit": status.metres_per_unit,
-            "spread": status.spread,
-            "samples": status.samples,
-        }
+        return self._status.stored()
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Go on from a stored factor: as measured if it was, else as one to begin with.

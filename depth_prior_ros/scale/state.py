@@ -92,6 +92,11 @@ class ScaleStatus:
         """Whether the factor is only where a search for it begins."""
         return self.state == "searching" or (self.mode == "auto" and self.state == "fixed")
 
+    def stored(self) -> dict[str, Any]:
+        """The factor as plain data: what `Scale.store` gives."""
+        names = ("mode", "state", "metres_per_unit", "spread", "samples")
+        return {name: getattr(self, name) for name in names}
+
     def values(self) -> dict[str, str]:
         """Keys and values as messages carry them."""
         return {
@@ -187,14 +192,7 @@ class FixedScale:
 
     def store(self) -> dict[str, Any]:
         """The factor as plain data."""
-        status = self.status
-        return {
-            "mode": status.mode,
-            "state": status.state,
-            "metres_per_unit": self.metres_per_unit,
-            "spread": None,
-            "samples": 0,
-        }
+        return self.status.stored()
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """A given factor stays: nothing is taken up."""

@@ -22,14 +22,13 @@ from depth_prior_ros.evaluation.evaluate import (
     evaluate_beside,
     evaluate_model,
 )
-from depth_prior_ros.evaluation.flicker import FlickerMeter, mean_flicker
 from depth_prior_ros.evaluation.frames import (
     EvaluationFrame,
     EvaluationSet,
     count,
     read_evaluation_frames,
 )
-from depth_prior_ros.evaluation.metrics import summary
+from depth_prior_ros.evaluation.metrics import FlickerMeter, mean_flicker, summary
 from depth_prior_ros.evaluation.predictors import ImageIndependentMap, Map, MeanDepth, StoredDepth
 from depth_prior_ros.evaluation.protocols import Protocol
 from depth_prior_ros.pipeline.framing import fit_region

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from depth_prior_ros.evaluation.evaluate import evaluate, row_entry
-from depth_prior_ros.evaluation.flicker import flicker
 from depth_prior_ros.evaluation.frames import read_evaluation_frames
+from depth_prior_ros.evaluation.metrics import flicker
 from depth_prior_ros.evaluation.predictors import StoredDepth
 from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera

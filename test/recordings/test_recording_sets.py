@@ -26,7 +26,7 @@ from depth_prior_ros.recordings import (
     open_recording,
 )
 from depth_prior_ros.recordings.cityscapes import _read_array, open_cityscapes
-from depth_prior_ros.recordings.intrinsics import camera_from_values
+from depth_prior_ros.recordings.folder import camera_from_values
 from depth_prior_ros.recordings.kitti import read_calibration
 from depth_prior_ros.recordings.make3d import open_make3d, read_matlab
 from depth_prior_ros.recordings.nuscenes import open_nuscenes, project_points

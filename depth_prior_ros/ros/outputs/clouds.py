@@ -21,6 +21,7 @@ from std_msgs.msg import Header
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.points import check_size, rays
+from depth_prior_ros.ros.messages import byte_array
 from depth_prior_ros.scale import RoadSettings
 from depth_prior_ros.scale.obstacles import (
     Obstacles,
@@ -154,9 +155,7 @@ def cloud_message(
     message.point_step = FIELD_BYTES * len(names)
     message.row_step = message.point_step * columns
     message.is_dense = dense
-    data = array.array("B")  # every other type is checked element by element somewhere
-    data.frombytes(values.reshape(-1).view(np.uint8).data)
-    message.data = data
+    message.data = byte_array(values.reshape(-1).view(np.uint8).data)
     return message
 
 

@@ -14,7 +14,6 @@ and B = 1 - A / m, so that v = 1 at m. Values are cut off, not rounded.
 
 from __future__ import annotations
 
-import array
 import math
 import struct
 import time
@@ -32,7 +31,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header, String
 
-from depth_prior_ros.ros.messages import depth_to_image
+from depth_prior_ros.ros.messages import byte_array, depth_to_image, image_message
 from depth_prior_ros.ros.mounting import MountSight, plane_message, road_of
 from depth_prior_ros.ros.outputs.clouds import (
     CloudMaker,
@@ -120,13 +119,11 @@ def compress_depth(
     written, png = cv2.imencode(".png", quantisation.values(depth), options)
     if not written:
         raise RuntimeError("the depth image could not be compressed")
-    data = array.array("B")  # every other type is checked element by element somewhere
-    data.frombytes(struct.pack("=iff", INVERSE_DEPTH, quantisation.a, quantisation.b))
-    data.frombytes(png.data)
+    start = struct.pack("=iff", INVERSE_DEPTH, quantisation.a, quantisation.b)
     message = CompressedImage()
     message.header = header
     message.format = FORMAT
-    message.data = data
+    message.data = byte_array(start, png.data)
     return message
 
 
@@ -177,17 +174,7 @@ def turbo() -> NDArray[np.uint8]:
 
 def colour_image(depth: NDArray[np.float32], header: Header, scale: ColourScale) -> Image:
     """An `rgb8` message of a depth image; the header is taken over as it is."""
-    picture = scale.colours(depth)
-    height, width = depth.shape
-    data = array.array("B")  # every other type is checked element by element somewhere
-    data.frombytes(picture.data.cast("B"))
-    message = Image()
-    message.header = header
-    message.height, message.width = height, width
-    message.encoding = "rgb8"
-    message.step = 3 * width
-    message.data = data
-    return message
+    return image_message(scale.colours(depth), "rgb8", header)
 
 
 ALWAYS = ("depth", "info")

@@ -10,6 +10,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from depth_prior_ros.atomic_files import write_text
 from depth_prior_ros.ros.parameters.declaration import Applies, Declaration
 from depth_prior_ros.ros.parameters.settings import PARAMETERS
 
@@ -90,9 +91,7 @@ def page() -> str:
 def write(root: Path) -> None:
     """Rewrite both files below ``root``, a checkout."""
     for name, text in (("config/depth.yaml", parameter_file()), ("docs/parameters.md", page())):
-        temporary = root / f"{name}.partial"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(root / name)
+        write_text(root / name, text)
 
 
 def _entry(declared: Declaration, name: str, indent: str) -> str:
