@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH, disparity_to_depth
-from depth_prior_ros.models.camera_code import NUMBERS
 from depth_prior_ros.models.prior_fusion import Prior, ProjectedPrior
-from depth_prior_ros.models.student import Student
+from depth_prior_ros.models.student import NUMBERS, Student
 from depth_prior_ros.models.trunk import Features
 from depth_prior_ros.progress import Progress, quiet
 

@@ -196,7 +196,7 @@ class FittedSpec(_Strict):
 
 
 class CameraCodeSpec(FittedSpec):
-    """What a student is told of its camera: numbers, see `models.camera_code`.
+    """What a student is told of its camera: numbers, see `models.student`.
 
     All zero is the training camera.
     """

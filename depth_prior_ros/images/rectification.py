@@ -7,6 +7,7 @@ tilt's) and ``equidistant`` (k1 k2 k3 k4, a fisheye).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -89,6 +90,10 @@ class LensCorrection:
     def words(self) -> str:
         """What is done to the images, in words; empty where nothing is."""
         return f"rectified: {self.lens}" if self.lens else ""
+
+    def read(self, load: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """The image that `load` gives, rectified."""
+        return self.apply(load())
 
     def apply(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The image, rectified where there is a lens; see `Rectifier.apply`."""

@@ -137,7 +137,8 @@ class HRNet(Trunk):
         before: tuple[int, ...] = (widened,)
         for number, stage in enumerate(spec.stages, start=1):
             setattr(self, f"transition{number}", _transition(before, stage.channels))
-            setattr(self, f"stage{number + 1}", _stage(stage))
+            modules = (ExchangeModule(stage.blocks, stage.channels) for _ in range(stage.modules))
+            setattr(self, f"stage{number + 1}", nn.Sequential(*modules))
             before = stage.channels
         self.channels = _feature_channels(spec)
         initialise_convolutions(self)
@@ -170,11 +171,6 @@ class HRNet(Trunk):
             ValueError: a key of the trunk is missing, unknown, or has another shape.
         """
         fit_weights(self, state, self.name, ignored=_CLASSIFIER_PREFIXES)
-
-
-def _stage(stage: StageSpec) -> nn.Sequential:
-    modules = (ExchangeModule(stage.blocks, stage.channels) for _ in range(stage.modules))
-    return nn.Sequential(*modules)
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:

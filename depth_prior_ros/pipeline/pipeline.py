@@ -34,7 +34,13 @@ from depth_prior_ros.motion.gate import (
     RelativeMotion,
     State,
 )
-from depth_prior_ros.pipeline.framing import Fit, NetworkInput, frame_image
+from depth_prior_ros.pipeline.framing import (
+    ChannelOrder,
+    Fit,
+    NetworkInput,
+    frame_image,
+    read_picture,
+)
 from depth_prior_ros.pipeline.guard import (
     Fault,
     ModelFailedError,
@@ -58,7 +64,6 @@ from depth_prior_ros.pipeline.multi_frame_step import (
     stretch_of,
     turned,
 )
-from depth_prior_ros.pipeline.pictures import ChannelOrder, read_picture
 from depth_prior_ros.pipeline.results import (
     DepthResult,
     MatchedFrame,

@@ -237,7 +237,7 @@ def _frame(
     size = view.camera.size
     if bent:
         assert view.lens is not None
-        load = partial(_load_bent, file, view.lens.raw.size, correction)
+        load = partial(correction.read, partial(read_image, file, view.lens.raw.size))
     else:
         load = partial(read_image, file, size)
     pose = None
@@ -259,10 +259,6 @@ def _frame(
         load_stored=partial(read_bytes, file),
         lens=view.lens if bent else None,
     )
-
-
-def _load_bent(file: Path, size: tuple[int, int], correction: LensCorrection) -> NDArray[np.uint8]:
-    return correction.apply(read_image(file, size))
 
 
 def _load_moving(file: Path) -> NDArray[np.bool_]:

@@ -214,7 +214,7 @@ def open_image_folder(
             index=number,
             stamp_ns=stamp,
             camera=fitted,
-            load_image=partial(_load_corrected, load, correction) if correction else load,
+            load_image=partial(correction.read, load) if correction else load,
             # A file whose picture is not the frame's cannot stand for it.
             file=None if correction else file,
             processing=correction.words,
@@ -272,12 +272,6 @@ def _of_video(path: Path, rate: float | None) -> _Pictures:
     ]
     notes = [f"stamps are made of the video's {hertz:g} frames a second"]
     return _Pictures(video.size, list(frames), notes)
-
-
-def _load_corrected(
-    load: Callable[[], NDArray[np.uint8]], correction: LensCorrection
-) -> NDArray[np.uint8]:
-    return correction.apply(load())
 
 
 def _fit(

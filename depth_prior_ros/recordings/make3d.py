@@ -60,7 +60,11 @@ def open_make3d(path: Path) -> StoredRecording:
         skipped.append(Skipped(f"{grids[name]}", f"no {_IMAGE}{name}.jpg"))
     for name in sorted(images.keys() & grids.keys()):
         try:
-            _check_size(images[name])
+            size = probe_image(images[name])
+            if size != (WIDTH, HEIGHT):
+                raise CorruptFrameError(
+                    f"{images[name]}: {size[0]}x{size[1]} instead of {WIDTH}x{HEIGHT}"
+                )
         except CorruptFrameError as error:
             skipped.append(Skipped(f"image {name}", str(error)))
             continue
@@ -90,12 +94,6 @@ def _find(path: Path, pattern: str) -> list[Path]:
     for depth in range(_DEEPEST + 1):
         found += path.glob("/".join(["*"] * depth + [pattern]))
     return sorted(found)
-
-
-def _check_size(file: Path) -> None:
-    size = probe_image(file)
-    if size != (WIDTH, HEIGHT):
-        raise CorruptFrameError(f"{file}: {size[0]}x{size[1]} instead of {WIDTH}x{HEIGHT}")
 
 
 def _read_image(file: Path) -> NDArray[np.uint8]:

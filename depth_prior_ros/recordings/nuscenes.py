@@ -152,7 +152,8 @@ def _open(
     sweeps = {r["sample_token"]: r for r in tables.of_channel(LIDAR) if r["is_key_frame"]}
     frames: list[Frame] = []
     skipped: list[Skipped] = []
-    ordered = sorted((rows for rows in images.values() if rows), key=_start)
+    seen = [rows for rows in images.values() if rows]
+    ordered = sorted(seen, key=lambda rows: min(int(row["timestamp"]) for row in rows))
     for number, rows in enumerate(ordered):
         rows.sort(key=lambda row: int(row["timestamp"]))
         scene = tables.by_token["scene"][tables.scene_of(rows[0])]["name"]
@@ -161,10 +162,6 @@ def _open(
         first = f" (first: {skipped[0]})" if skipped else ""
         raise RecordingError(f"{tables.root}: not one image of {channel} is usable{first}")
     return StoredRecording(name, frames, skipped, depth_source="lidar")
-
-
-def _start(rows: list[Row]) -> int:
-    return min(int(row["timestamp"]) for row in rows)
 
 
 def _scenes(tables: _Tables, names: Sequence[str] | None) -> list[str]:

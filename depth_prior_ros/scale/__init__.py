@@ -9,10 +9,10 @@ one), `auto` (the same where there is odometry, until then as given) or `none`.
 from depth_prior_ros.scale.affine import AffineScale
 from depth_prior_ros.scale.choice import make_scale
 from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
-from depth_prior_ros.scale.filter import FilterSettings
 from depth_prior_ros.scale.measured import (
     AutoScale,
     CameraHeightScale,
+    FilterSettings,
     NothingMeasuredError,
     OdometryScale,
 )

@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from depth_prior_ros.scale.filter import FactorFilter, FilterSettings
 from depth_prior_ros.scale.measured import (
+    FactorFilter,
+    FilterSettings,
     MeasuredScale,
     NothingMeasuredError,
     Sample,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from depth_prior_ros.scale.affine import AffineScale, AffineStart, RoadLine, TrackedLine
-from depth_prior_ros.scale.filter import FilterSettings
-from depth_prior_ros.scale.measured import AutoScale, CameraHeightScale, OdometryScale
+from depth_prior_ros.scale.measured import (
+    AutoScale,
+    CameraHeightScale,
+    FilterSettings,
+    OdometryScale,
+)
 from depth_prior_ros.scale.road import RoadSettings
 from depth_prior_ros.scale.state import SCALE_MODES, FixedScale, NoScale, Scale
 from depth_prior_ros.scale.tracks import TrackedScale

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.scale.filter import FilterSettings
 from depth_prior_ros.scale.measured import (
+    FilterSettings,
     MeasuredScale,
     NothingMeasuredError,
     Sample,

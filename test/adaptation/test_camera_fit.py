@@ -7,8 +7,7 @@ import torch
 
 from depth_prior_ros.adaptation.camera_code import StoppedError, fit_camera_code
 from depth_prior_ros.geometry.warping import disparity_to_depth
-from depth_prior_ros.models.camera_code import NUMBERS
-from depth_prior_ros.models.student import Student
+from depth_prior_ros.models.student import NUMBERS, Student
 
 
 def test_numbers_are_found_again() -> None:

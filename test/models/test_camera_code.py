@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from depth_prior_ros.models.camera_code import MIRROR, NUMBERS, camera_code
-from depth_prior_ros.models.student import Student, build_student
+from depth_prior_ros.models.student import MIRROR, NUMBERS, Student, build_student, camera_code
 from depth_prior_ros.recordings.synthetic.samples import Mount, random_camera
 from training.data.pairs import PairSource
 

@@ -24,8 +24,8 @@ from depth_prior_ros.scale import (
     focal_ratio,
     make_scale,
 )
-from depth_prior_ros.scale import filter as filter_module
-from depth_prior_ros.scale.filter import FactorFilter, weighted_median
+from depth_prior_ros.scale import measured as filter_module
+from depth_prior_ros.scale.measured import FactorFilter, weighted_median
 
 FOCAL = st.floats(1.0, 1e4)
 CAMERA = Camera(92.0, 90.0, 79.5, 22.0, 160, 48)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from depth_prior_ros.geometry.warping import Pose
-from depth_prior_ros.models.camera_code import MIRROR, camera_code
+from depth_prior_ros.models.student import MIRROR, camera_code
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from training.data.augmentation import (

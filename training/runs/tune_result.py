@@ -18,8 +18,8 @@ from depth_prior_ros.evaluation.evaluate import FrameResult, row_entry
 from depth_prior_ros.evaluation.frames import EvaluationSet
 from depth_prior_ros.evaluation.protocols import cut, protocol_for
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.models.camera_code import NUMBERS
 from depth_prior_ros.models.export import StudentRunner
+from depth_prior_ros.models.student import NUMBERS
 from depth_prior_ros.pages import colours, page
 from depth_prior_ros.progress import Progress
 from depth_prior_ros.recordings import StoredRecording

@@ -86,9 +86,10 @@ class DriveSpec:
         if not self.stop:
             return self.cruise * time
         braking = self.stop_at - self.brake_at
+        done = float(np.clip((time - self.brake_at) / braking, 0.0, 1.0))
         return (
             self.cruise * min(time, self.brake_at)
-            + self.cruise * braking * (_part(time, self.brake_at, braking) - self._eased(time))
+            + self.cruise * braking * (done - _smooth_integral(done))
             + self.away * self.pick_up * _smooth_integral((time - self.go_at) / self.pick_up)
         )
 
@@ -100,14 +101,6 @@ class DriveSpec:
     def seconds(self) -> float:
         """How long the drive takes."""
         return self.frames / self.rate
-
-    def _eased(self, time: float) -> float:
-        braking = self.stop_at - self.brake_at
-        return _smooth_integral(_part(time, self.brake_at, braking))
-
-
-def _part(time: float, start: float, length: float) -> float:
-    return float(np.clip((time - start) / length, 0.0, 1.0))
 
 
 def _smooth_integral(x: float) -> float:
