@@ -19,6 +19,7 @@ from data_set_files import (
 )
 
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.geometry.points import project_points
 from depth_prior_ros.recordings import (
     CorruptFrameError,
     Recording,
@@ -29,7 +30,7 @@ from depth_prior_ros.recordings.cityscapes import _read_array, open_cityscapes
 from depth_prior_ros.recordings.folder import camera_from_values
 from depth_prior_ros.recordings.kitti import read_calibration
 from depth_prior_ros.recordings.make3d import open_make3d, read_matlab
-from depth_prior_ros.recordings.nuscenes import open_nuscenes, project_points
+from depth_prior_ros.recordings.nuscenes import NEAREST, open_nuscenes
 
 # --- MATLAB ---------------------------------------------------------------------------------------
 
@@ -266,7 +267,7 @@ def test_nuscenes_scenes_cameras_and_errors(tmp_path: Path):
 def test_the_nearest_point_of_a_pixel_counts():
     camera = Camera(60, 60, 80, 45, 160, 90)
     points = np.array([[0, 0, 9.0], [0.0001, 0, 4.0], [0, 0, 7.0], [0, 0, 0.5], [99, 0, 5.0]])
-    depth = project_points(points, np.eye(4), camera)
+    depth = project_points(points, np.eye(4), camera, NEAREST)
     assert depth[45, 80] == 4 and (depth > 0).sum() == 1
 
 
