@@ -56,7 +56,6 @@ class Predictor(Protocol):
         self, frames: Iterable[EvaluationFrame]
     ) -> Iterator[tuple[EvaluationFrame, Prediction]]:
         """Each frame with truth, with its prediction; frames without truth are context."""
-        ...
 
 
 @dataclass

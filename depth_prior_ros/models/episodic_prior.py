@@ -42,7 +42,6 @@ _EMPTY = -1e4
 _WIDTH_MULTIPLE = 4
 # Behind the learned ones: log depth, its square, row, and whether there is a reference at all.
 _VALUES = 4
-_LOCALITY = 3
 
 
 @dataclass(frozen=True)

@@ -120,36 +120,21 @@ class Frame:
 
 @runtime_checkable
 class Recording(Protocol):
-    """A drive, or a set of scenes, as a sequence of frames in the order of their stamps."""
+    """A drive, or a set of scenes, as a sequence of frames in the order of their stamps.
 
-    @property
-    def name(self) -> str:
-        """A short name for tables and reports."""
-        ...
+    name: a short one, for tables and reports. frames: the usable ones. skipped: what was left out;
+    grows when reading finds a corrupt frame. depth_source: one of DEPTH_SOURCES; None without
+    depth. notes: what had to be assumed, in words.
+    """
 
-    @property
-    def frames(self) -> Sequence[Frame]:
-        """The usable frames."""
-        ...
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """What was left out; grows when reading finds a corrupt frame."""
-        ...
-
-    @property
-    def depth_source(self) -> str | None:
-        """One of DEPTH_SOURCES; None without depth."""
-        ...
-
-    @property
-    def notes(self) -> list[str]:
-        """What had to be assumed, in words."""
-        ...
+    name: str
+    frames: Sequence[Frame]
+    skipped: list[Skipped]
+    depth_source: str | None
+    notes: list[str]
 
     def gap_before(self, i: int) -> bool:
         """Whether frames[i] does not directly follow frames[i - 1]; False for the first frame."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ one), `auto` (the same where there is odometry, until then as given) or `none`.
 
 from depth_prior_ros.scale.affine import AffineScale
 from depth_prior_ros.scale.choice import make_scale
-from depth_prior_ros.scale.files import ScaleFileError, load_scale, same_view, save_scale
 from depth_prior_ros.scale.measured import (
     AutoScale,
     CameraHeightScale,
@@ -22,11 +21,15 @@ from depth_prior_ros.scale.state import (
     FixedScale,
     NoScale,
     Scale,
+    ScaleFileError,
     ScaleMode,
     ScaleSight,
     ScaleState,
     ScaleStatus,
     focal_ratio,
+    load_scale,
+    same_view,
+    save_scale,
 )
 from depth_prior_ros.scale.tracks import BASELINE, Points, PointTracker, TrackedScale
 

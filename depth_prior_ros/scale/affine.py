@@ -28,7 +28,6 @@ from depth_prior_ros.scale.measured import (
     Sample,
     checked_height,
     seen_depth,
-    stored_factor,
 )
 from depth_prior_ros.scale.road import (
     Line,
@@ -38,7 +37,13 @@ from depth_prior_ros.scale.road import (
     fit_both,
     fit_line,
 )
-from depth_prior_ros.scale.state import FixedScale, ScaleMode, ScaleSight, ScaleStatus
+from depth_prior_ros.scale.state import (
+    FixedScale,
+    ScaleMode,
+    ScaleSight,
+    ScaleStatus,
+    stored_factor,
+)
 from depth_prior_ros.scale.tracks import PointTracker, known_points
 
 _FAR, _NEAR = 1.0, 2.0  # the two places, 1/units: those of `models.imported.gauge`

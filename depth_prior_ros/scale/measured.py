@@ -26,6 +26,7 @@ from depth_prior_ros.scale.state import (
     ScaleSight,
     ScaleState,
     ScaleStatus,
+    stored_factor,
 )
 
 _MAD_TO_SIGMA = 1.4826  # median absolute deviation to standard deviation, for a normal distribution
@@ -442,17 +443,3 @@ class AutoScale(OdometryScale):
         if why:
             words += f" ({why})"
         return replace(known, state="fixed", spread=None, text=words)
-
-
-def stored_factor(stored: Mapping[str, Any]) -> float:
-    """The factor in what `store` wrote. Raises ValueError where it cannot have been written so."""
-    factor, spread = stored.get("metres_per_unit"), stored.get("spread")
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-        raise ValueError(f"metres_per_unit must be a number, got {factor!r}")
-    if not (math.isfinite(factor) and factor > 0):
-        raise ValueError(f"metres_per_unit must be finite and positive, got {factor}")
-    if spread is not None:
-        number = isinstance(spread, (int, float)) and not isinstance(spread, bool)
-        if not (number and math.isfinite(spread) and spread >= 0):
-            raise ValueError(f"spread must be a finite number or none, got {spread!r}")
-    return float(factor)

@@ -301,7 +301,7 @@ class SyntheticDrive:
     view: Camera | None = None
     name: str = "street"
     skipped: list[Skipped] = field(default_factory=list)
-    depth_source: str = "exact"
+    depth_source: str | None = "exact"
     consecutive: bool = True
     notes: list[str] = field(default_factory=lambda: ["rendered, with exact depth"])
 
