@@ -62,7 +62,7 @@ def recording_options(path: Path, parsed: Any) -> dict[str, Any]:
     """
     from depth_prior_ros.recordings import RecordingError, is_bag
     from depth_prior_ros.recordings.bag_topics import BagTopics
-    from depth_prior_ros.recordings.video import is_video
+    from depth_prior_ros.recordings.base import is_video
 
     options: dict[str, Any] = {}
     topics = {name: getattr(parsed, f"{name}_topic", None) for name in _TOPICS}

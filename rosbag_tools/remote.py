@@ -140,8 +140,8 @@ def _download(url: str, folder: Path) -> Path:
 def _beside(name: str, is_folder: bool) -> list[str]:
     """What readers look for outside of a recording of that name, from the folder that it is in."""
     from depth_prior_ros.recordings.bag import TOPICS_FILE
+    from depth_prior_ros.recordings.base import VIDEO_SUFFIXES
     from depth_prior_ros.recordings.folder import FILE_NAMES
-    from depth_prior_ros.recordings.video import VIDEO_SUFFIXES
 
     found = [f"{name}.{TOPICS_FILE}"]
     if is_folder:  # a drive of KITTI, a sequence of its odometry

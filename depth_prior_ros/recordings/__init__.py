@@ -13,15 +13,16 @@ from typing import Any
 
 from depth_prior_ros.recordings.bag_file import BAG_SUFFIXES, is_bag
 from depth_prior_ros.recordings.base import (
+    VIDEO_SUFFIXES,
     CorruptFrameError,
     Frame,
     Recording,
     RecordingError,
     Skipped,
     StoredRecording,
+    is_video,
     read_frames,
 )
-from depth_prior_ros.recordings.video import VIDEO_SUFFIXES, is_video
 
 __all__ = [
     "CorruptFrameError",

@@ -25,6 +25,7 @@ from depth_prior_ros.registry import Registry
 from depth_prior_ros.strict_yaml import problem_of
 from depth_prior_ros.untrusted import printable
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 # Where nothing says when: the midnight (UTC) of KITTI raw's first day, whose folder names carry no
 # more than that, and 10 Hz.
 STAMP_ORIGIN_NS = 1_316_995_200_000_000_000
@@ -186,6 +187,11 @@ class StoredRecording:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path is a file that is called like a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 def read_frames(

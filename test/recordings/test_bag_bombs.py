@@ -31,8 +31,8 @@ from depth_prior_ros.recordings.bag_file import (
     messages_within,
 )
 from depth_prior_ros.recordings.base import CorruptFrameError
+from depth_prior_ros.recordings.folder import VideoFile
 from depth_prior_ros.recordings.image_files import decode_depth, decode_image, probe_image
-from depth_prior_ros.recordings.video import VideoFile
 from depth_prior_ros.untrusted import BAG_EXPANSION, CHUNK_BYTES, OPEN_CHUNKS_BYTES
 
 ZEROS = bytes(1 << 22)
@@ -278,7 +278,7 @@ def test_a_video_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
     assert VideoFile(place).size == (64, 48)
-    monkeypatch.setattr("depth_prior_ros.recordings.video.IMAGE_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("depth_prior_ros.recordings.folder.IMAGE_PIXELS", 64 * 48 - 1)
     with pytest.raises(RecordingError, match="a video of 64x48, 3,071 pixels are the most"):
         VideoFile(place)
 

@@ -20,10 +20,9 @@ from depth_prior_ros.geometry.camera import Camera, InvalidCameraError
 from depth_prior_ros.geometry.poses import rigid_inverse
 from depth_prior_ros.recordings import StoredRecording, is_bag, open_recording
 from depth_prior_ros.recordings.bag_topics import BagTopics
-from depth_prior_ros.recordings.base import Frame, Recording, RecordingError
+from depth_prior_ros.recordings.base import Frame, Recording, RecordingError, is_video
 from depth_prior_ros.recordings.folder import image_size, is_image_folder
 from depth_prior_ros.recordings.stereo import StereoPairs, open_pairs
-from depth_prior_ros.recordings.video import is_video
 from depth_prior_ros.share import home_path, recording_path
 from training.data.frames import FrameStore, FrameStores, Picture, Window
 from training.data.static import StaticRule, Travel, Triplet, moving_triplets
