@@ -191,14 +191,17 @@ class Services:
         # Reentrant: in the node's own group a waiting coroutine would hold up everything.
         group = ReentrantCallbackGroup()
         for name, action in actions.items():
-            answering = self._answering(name, lambda _, act=action: act())
+            answering = self._answering(name, action, lambda request: ())
             node.create_service(Trigger, name, answering, callback_group=group)
         for name, switch in (switches or {}).items():
-            answering = self._answering(name, lambda asked, turn=switch: turn(bool(asked.data)))
+            answering = self._answering(name, switch, lambda request: (bool(request.data),))
             node.create_service(SetBool, name, answering, callback_group=group)
 
     def _answering(
-        self, name: str, action: Callable[[Any], Awaitable[str]]
+        self,
+        name: str,
+        action: Callable[..., Awaitable[str]],
+        told: Callable[[Any], tuple[Any, ...]],
     ) -> Callable[[Any, Any], Awaitable[Any]]:
         busy = threading.Lock()
 
@@ -207,7 +210,7 @@ class Services:
                 response.success, response.message = False, "still busy with an earlier call"
                 return response
             try:
-                response.message = await action(request)
+                response.message = await action(*told(request))
                 response.success = True
             except RefusedError as error:
                 response.success, response.message = False, str(error)
