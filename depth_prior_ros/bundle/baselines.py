@@ -18,6 +18,7 @@ from depth_prior_ros.atomic_files import move_into_place
 from depth_prior_ros.bundle.bundle import Bundle, load_bundle
 from depth_prior_ros.bundle.files import sha256_of, staging
 from depth_prior_ros.bundle.manifest import (
+    BASELINES,
     BASELINES_NAME,
     MANIFEST_NAME,
     BundleError,
@@ -25,10 +26,7 @@ from depth_prior_ros.bundle.manifest import (
     write_manifest,
 )
 
-OWN_MEAN = "own_mean_inverse_depth"
-LIDAR_ROW = "lidar_row_log_depth"
-LIDAR_PIXEL = "lidar_pixel_log_depth"
-NAMES = (OWN_MEAN, LIDAR_ROW, LIDAR_PIXEL)
+OWN_MEAN, LIDAR_ROW, LIDAR_PIXEL = BASELINES
 
 
 def read_baselines(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -91,9 +89,9 @@ def as_depth(name: str, values: NDArray[np.floating], width: int) -> NDArray[np.
     """A map as depth, (H, W) or for rows (H, `width`): own mean in network units, LiDAR in metres.
 
     Raises:
-        KeyError: not one of NAMES.
+        KeyError: not one of BASELINES.
     """
-    if name not in NAMES:
+    if name not in BASELINES:
         raise KeyError(name)
     if name == OWN_MEAN:
         return 1 / np.maximum(values.astype(np.float64), 1e-9)
@@ -104,7 +102,7 @@ def as_depth(name: str, values: NDArray[np.floating], width: int) -> NDArray[np.
 def _check(path: Path, arrays: Mapping[str, NDArray[np.floating]], size: tuple[int, int]) -> None:
     width, height = size
     for name, array in arrays.items():
-        if name not in NAMES:
+        if name not in BASELINES:
             raise BundleError(path, f"unknown map {name}")
         shape = (height,) if name == LIDAR_ROW else (height, width)
         if array.shape != shape:

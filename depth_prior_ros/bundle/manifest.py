@@ -35,6 +35,8 @@ SCHEMA_VERSION = 5
 MANIFEST_NAME = "bundle.yaml"
 # Optional maps that do not depend on the image; see bundle_baselines.
 BASELINES_NAME = "baselines.safetensors"
+#: Names of the maps in it.
+BASELINES = ("own_mean_inverse_depth", "lidar_row_log_depth", "lidar_pixel_log_depth")
 # What a student with an episodic prior looks up; see bundle.prior.
 REFERENCES_NAME = "references.safetensors"
 Part = Literal["student", "prior", "multi_frame", "pose"]

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depth_prior_ros.bundle.baselines import NAMES
-from depth_prior_ros.bundle.manifest import TEACHER_FOLDER, TEACHER_NAME
+from depth_prior_ros.bundle.manifest import BASELINES, TEACHER_FOLDER, TEACHER_NAME
 from depth_prior_ros.untrusted import printable
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def _headlines(metrics: Mapping[str, Any]) -> list[str]:
         line = f"{name}, {_count(own.get('frames', 0), 'frame')}: {own['abs_rel']:.3f}"
         floors = figures.get("baselines_abs_rel")
         floors = floors if isinstance(floors, Mapping) else {}
-        known = [floors[name] for name in NAMES if isinstance(floors.get(name), float)]
+        known = [floors[name] for name in BASELINES if isinstance(floors.get(name), float)]
         if known:
             line += f" (best map that does not look at the image: {min(known):.3f})"
         lines.append(line)

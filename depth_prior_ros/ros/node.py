@@ -1,51 +1,13 @@
 """``depth_node``, the executable: starts :class:`~.lifecycle_node.DepthNode` and ends cleanly.
 
-Imports nothing that takes time, so that a signal finds a handler from the very beginning. The first
-SIGINT or SIGTERM ends the process, the next do not disturb the end: service managers signal every
-process of a service, and launch hands the signal on that it got itself, so that most nodes hear two
-within milliseconds.
+Imports nothing that takes time, so that a signal finds a handler from the very beginning.
 """
 
 from __future__ import annotations
 
-import math
-import signal
 import sys
-import threading
-import time
-from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-TOGETHER = 1.0
-"""Seconds within which a further signal means the same as the one before."""
-
-
-class _Interrupt:
-    """A handler that raises KeyboardInterrupt for the first of several signals."""
-
-    def __init__(self) -> None:
-        self._before = -math.inf
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        before, self._before = self._before, time.monotonic()
-        if self._before - before > TOGETHER:
-            raise KeyboardInterrupt
-
-
-def listen_to_signals() -> None:
-    """From now on either signal raises KeyboardInterrupt in the main thread."""
-    handler = _Interrupt()
-    for number in SIGNALS:
-        signal.signal(number, handler)
-
-
-def ignore_signals() -> None:
-    """From now on neither does anything, until the process has ended. In the main thread only."""
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-
+from depth_prior_ros.ros import interrupts
 
 USAGE = """usage: depth_node [--cameras FILE [--below NAMESPACE]]
                   [--ros-args -p NAME:=VALUE ... -r FROM:=TO ... --params-file FILE]
@@ -67,13 +29,13 @@ def main(args: list[str] | None = None) -> int:
     if "-h" in given or "--help" in given:
         print(USAGE)
         return 0
-    listen_to_signals()
+    interrupts.listen()
     try:
         from depth_prior_ros.ros.run import run
 
         return run(args)
     except KeyboardInterrupt:
-        ignore_signals()
+        interrupts.ignore()
         # Where an import was interrupted inside an exec(), CPython remembers it as unhandled and
         # dies of SIGINT after a clean end. Evaluating anything makes it forget.
         eval("None")

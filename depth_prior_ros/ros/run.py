@@ -12,9 +12,8 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
 from depth_prior_ros.pipeline.sharing import NetworkPool
-from depth_prior_ros.ros import launch_arguments
+from depth_prior_ros.ros import interrupts, launch_arguments
 from depth_prior_ros.ros.lifecycle_node import DepthNode
-from depth_prior_ros.ros.node import ignore_signals
 from depth_prior_ros.untrusted import printable, printable_lines
 
 _OPTIONS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -70,12 +69,12 @@ def run(args: list[str] | None = None) -> int:
         return 1
     finally:
         # A frame is ended and the scale stored now, and then the interpreter takes its time.
-        ignore_signals()
+        interrupts.ignore()
         for node in nodes:
             node.destroy_node()
         # Not rclpy.shutdown: a signal has already shut the context down.
         rclpy.try_shutdown()
-        ignore_signals()  # rclpy has put back what it found
+        interrupts.ignore()  # rclpy has put back what it found
     return 0
 
 

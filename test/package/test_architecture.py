@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, module: str, line: str) -> None:
     with (tmp_path / module).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")
     assert lint_imports(tmp_path).returncode == 1
+
+
+def test_no_import_leads_back() -> None:
+    """Nor one inside a function; what is imported for annotations alone does not count."""
+    grimp = pytest.importorskip("grimp", reason="comes with import-linter: pip install -e '.[dev]'")
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
+    imported = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    TopologicalSorter(imported).prepare()  # names the circle where there is one
+    first, second = "training.errors", "training.commands.cli"
+    imported[first] = imported[first] | {second}
+    with pytest.raises(CycleError, match="cycle"):
+        TopologicalSorter(imported).prepare()
 
 
 @pytest.mark.parametrize(
