@@ -226,16 +226,16 @@ def _counting(frame: Frame, asked: list[int]) -> Frame:
 def test_a_batch_of_both_sizes_decodes_a_frame_once(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import depth_prior_ros.recordings.kitti as kitti_raw
+    from depth_prior_ros.recordings import image_files
 
     asked: list[Path] = []
-    read = kitti_raw.read_image
+    read = image_files.read_image
 
     def counted(path: Path, *rest: Any) -> np.ndarray:
         asked.append(path)
         return read(path, *rest)
 
-    monkeypatch.setattr(kitti_raw, "read_image", counted)
+    monkeypatch.setattr(image_files, "read_image", counted)
     write_moving_drive(tmp_path, numbers=range(9))
     source = load(tmp_path, memory=0, workers=workers)
     assert not asked
