@@ -5,8 +5,8 @@
 A jump is where, of two known pixels at most three apart in a row or column, one is at least 35 %
 farther than the other; what is within 6 pixels of it (of the recorded image) counts as beside it.
 AbsRel of single-frame depth after median scaling of each whole image, up to 80 m; the mean over
-images. `--pictures` writes ten scenes: the
-image, each bundle's depth in the order given, and the truth, one above the other.
+images. `--pictures` writes ten scenes: the image, each bundle's depth in the order given, and the
+truth, one above the other.
 
 Figures: `sharpness_BUNDLE`, beside jumps; `sharpness_BUNDLE_elsewhere`, of the other pixels.
 """

@@ -337,7 +337,7 @@ def test_a_drive_with_another_mount_gives_metres(street: tuple[Camera, list[Seen
         outcome = wait_until(
             lambda: peer.status().get("adapt.outcome"),
             "the outcome",
-            8 * PATIENCE,
+            5 * PATIENCE,
         )
         assert outcome.startswith("better"), outcome
         robot.after_a_gap()

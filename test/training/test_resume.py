@@ -61,7 +61,6 @@ def check_killed_run_equals_unbroken(recipe: Path, folder: Path, kills: int = 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     check_killed_run_equals_unbroken(path, tmp_path)
