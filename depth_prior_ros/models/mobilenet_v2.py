@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depth_prior_ros.models.trunk import TRUNKS, Features, Trunk, check_image, fit_weights
+from depth_prior_ros.models.trunk import (
+    TRUNKS,
+    Features,
+    Trunk,
+    check_image,
+    draw_weight,
+    fit_weights,
+)
 
 #: Expansion, channels, repeats and stride of the groups of blocks (table 2 of the paper).
 _GROUPS = (
@@ -104,7 +111,7 @@ class MobileNetV2(Trunk):
         self.channels = {stride: [width] for stride, width in _CHANNELS.items()}
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # fan in: of a depthwise filter, nine values
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                draw_weight(module, "fan_in")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 

@@ -13,14 +13,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from depth_prior_ros.models.trunk import TRUNKS, Features, Trunk, check_image, fit_weights
+from depth_prior_ros.models.trunk import (
+    TRUNKS,
+    Features,
+    Trunk,
+    check_image,
+    draw_weight,
+    fit_weights,
+)
 
 
 def initialise_convolutions(module: nn.Module) -> None:
     """He initialisation (fan out) of every 2-D convolution; batch norms start as the identity."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            draw_weight(child, "fan_out")
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, nn.BatchNorm2d):

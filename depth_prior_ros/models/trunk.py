@@ -13,6 +13,7 @@ Here are state dicts only; `training.runs.initialise` reads files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,13 @@ def check_image(image: Tensor, name: str = "image", channels: int = 3) -> None:
     if image.shape[1] != channels:
         raise ValueError(f"{name} has {image.shape[1]} channels: expected {channels}")
     check_size(int(image.shape[2]), int(image.shape[3]), name)
+
+
+def draw_weight(convolution: nn.Conv2d, mode: Literal["fan_in", "fan_out"]) -> None:
+    """He initialisation; nothing for a network on "meta", whose tensors have shapes alone: to draw
+    no numbers there PyTorch imports its compiler, a second at the start of every program."""
+    if not convolution.weight.is_meta:
+        nn.init.kaiming_normal_(convolution.weight, mode=mode, nonlinearity="relu")
 
 
 # How many names of a kind an error lists before it says "...".
