@@ -119,7 +119,8 @@ def asphalt(rng: np.random.Generator) -> np.ndarray:
 
 def _grid_lines(across: int, down: int, shift: bool, gap: float) -> tuple[np.ndarray, np.ndarray]:
     """Mortar mask (1 = joint) and the number of the stone at each pixel."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    x = np.arange(SIZE)[np.newaxis] / SIZE
+    y = x.T
     row = np.floor(y * down)
     u = x * across + (0.5 * (row % 2) if shift else 0.0)
     fx, fy = u % 1.0, (y * down) % 1.0
