@@ -377,6 +377,12 @@ _MAKERS: dict[str, tuple[Callable[[np.random.Generator], np.ndarray], int]] = {
 }
 
 
+def _drawn(seed: int | Sequence[int]) -> tuple[list[np.ndarray], np.random.Generator]:
+    """The layers of all makers, and what draws whatever comes after them."""
+    rng = np.random.default_rng(seed)
+    return [maker(rng) for maker, count in _MAKERS.values() for _ in range(count)], rng
+
+
 class TextureBank:
     """All layers of one texture array and the layers of each kind.
 
@@ -385,12 +391,12 @@ class TextureBank:
     """
 
     def __init__(self, seed: int | Sequence[int], images: Sequence[Path] = ()) -> None:
-        rng = np.random.default_rng(seed)
-        layers: list[np.ndarray] = []
+        layers, rng = _drawn(seed)
         self.kinds: dict[str, list[int]] = {}
-        for kind, (maker, count) in _MAKERS.items():
-            self.kinds[kind] = list(range(len(layers), len(layers) + count))
-            layers += [maker(rng) for _ in range(count)]
+        first = 0
+        for kind, (_, count) in _MAKERS.items():
+            self.kinds[kind] = list(range(first, first + count))
+            first += count
         for patch in real_patches(rng, images):
             kind = "real_green" if is_green(patch) else "real_wall"
             self.kinds.setdefault(kind, []).append(len(layers))
