@@ -17,6 +17,9 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 unexport LD_LIBRARY_PATH
 endif
 
+# Hundreds of processes that tests start would each compile the same modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # With ROS 2 sourced, .venv sees its packages; without, it gets ROS 2 from wheels. The two
 # cannot share one .venv, so each has a stamp of its own.
 ifneq ($(and $(ROS_DISTRO),$(AMENT_PREFIX_PATH)),)
