@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from depth_prior_ros.untrusted import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # What a page does not show but a terminal or reader may act on: control characters, those that turn
 # the direction of writing, and the bytes of file names that are not UTF-8.
@@ -29,17 +33,22 @@ def render(template: Path, **values: Any) -> str:
     Raises:
         jinja2.UndefinedError: the template names something that is not given.
     """
+    text = _environment(template.parent).get_template(template.name).render(**values)
+    return _INVISIBLE.sub(lambda found: printable(found[0]), text)
+
+
+@functools.cache
+def _environment(folder: Path) -> Environment:
+    """What keeps a folder's templates: to compile them takes longer than to fill them in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, _TEMPLATES]),
+    return Environment(
+        loader=FileSystemLoader([folder, _TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template(template.name).render(**values)
-    return _INVISIBLE.sub(lambda found: printable(found[0]), text)
 
 
 def png_uri(picture: NDArray[np.uint8]) -> str:
