@@ -43,6 +43,7 @@ from depth_prior_ros.scale import BASELINE
 pytestmark = pytest.mark.timeout(900)  # waits are long on busy machines, and end early
 
 OTHER = 1.5
+DRIVEN = 50  # frames
 
 
 class Log:
@@ -295,7 +296,7 @@ def street() -> tuple[Camera, list[Seen]]:
     """A drive, rendered, 1.1 m above the road, 4 degrees downwards: picture, depth and speed."""
     from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 
-    spec = DriveSpec(frames=110, stop=False, camera_height=1.1, camera_pitch_deg=4.0)
+    spec = DriveSpec(frames=DRIVEN + 15, stop=False, camera_height=1.1, camera_pitch_deg=4.0)
     drive = SyntheticDrive(21, (416, 128), spec, supersample=1, street="town")
     try:
         return drive.camera, [(f.image(), f.depth(), f.speed) for f in drive.frames]
@@ -322,7 +323,7 @@ def test_a_drive_with_another_mount_gives_metres(street: tuple[Camera, list[Seen
         def errors() -> float:
             assert robot.set(force_model="single_frame")[0].successful
             found = []
-            for image, truth, speed in frames[95::5]:
+            for image, truth, speed in frames[DRIVEN::5]:
                 depth = robot.answered(image, info=info(), speed=speed)
                 found.append(protocol.pixels(depth, truth).errors("none").abs_rel)
             assert robot.set(force_model="")[0].successful
@@ -330,7 +331,7 @@ def test_a_drive_with_another_mount_gives_metres(street: tuple[Camera, list[Seen
 
         before = errors()
         robot.after_a_gap()
-        for image, _, speed in frames[:95]:
+        for image, _, speed in frames[:DRIVEN]:
             robot.answered(image, info=info(), speed=speed)
         answer = peer.call(Trigger, "depth_node/adapt", Trigger.Request(), PATIENCE)
         assert answer.success, answer.message

@@ -145,5 +145,5 @@ def test_ten_thousand_frames_open_at_once(tmp_path: Path) -> None:
     side_by_side(folders, both)
     for page in (single, both):
         assert page.stat().st_size < 60_000_000
-        # The quickest of three: this machine may have other work.
-        assert min(opened(page)[0]["load"] for _ in range(3)) < 3000
+        # One of three: this machine may have other work.
+        assert any(opened(page)[0]["load"] < 3000 for _ in range(3))
