@@ -222,9 +222,10 @@ def _open_files(paths: list[Path], name: Path) -> Any:
         reader.budget = Budget(sum(_size(path) for path in paths))
         for one in () if reader.is2 else reader.readers:
             bound_chunks(one, reader.budget)
-        # Recorders leave definitions empty that they did not find.
-        known = reader.typestore.fielddefs
-        reader.typestore.register({k: v for k, v in usual.fielddefs.items() if k not in known})
+        # Recorders leave definitions empty that they did not find. (`register` would generate and
+        # compile the classes of all of them, which `usual` has.)
+        reader.typestore.fielddefs = usual.fielddefs | reader.typestore.fielddefs
+        reader.typestore.types = usual.types | reader.typestore.types
     except Exception as error:  # rosbags raises what its parsers raise on damaged files
         raise RecordingError(_cannot_open(name, error)) from error
     check_topics(name, reader.connections)
