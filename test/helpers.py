@@ -28,14 +28,14 @@ TINY_SIZE = (96, 32)
 METRES_PER_UNIT = 20.0
 
 
-def tiny_manifest(size: tuple[int, int] = TINY_SIZE) -> Manifest:
+def tiny_manifest(size: tuple[int, int] = TINY_SIZE, trunk: str = "hrnet_w18_small") -> Manifest:
     """W18-small with a light decoder and a prior of 16 pixels, at `size` (width, height)."""
     width, height = size
     return Manifest(
         name="tiny",
         architecture=Architecture(
             student={
-                "trunk": "hrnet_w18_small",
+                "trunk": trunk,
                 "decoder": "light",
                 "fusion": {"stride": 16, "reference_channels": 32, "width": 64, "heads": 4},
             },
@@ -63,12 +63,14 @@ TOLD = (1.0, -0.5, 0.3, 0.8, -0.4)
 """A camera for `make_told_bundle`."""
 
 
-def make_told_bundle(path: Path, size: tuple[int, int] = TINY_SIZE) -> Bundle:
+def make_told_bundle(
+    path: Path, size: tuple[int, int] = TINY_SIZE, trunk: str = "mobilenet_v2"
+) -> Bundle:
     """Write a bundle of small random networks whose student is told its camera, and hears it."""
     import torch
 
     manifest = tiny_manifest(size)
-    student = {"trunk": "mobilenet_v2", "decoder": "convex", "camera_code": True, "far_bias": -2.0}
+    student = {"trunk": trunk, "decoder": "convex", "camera_code": True, "far_bias": -2.0}
     architecture = manifest.architecture.model_copy(update={"student": student})
     manifest = manifest.model_copy(update={"architecture": architecture, "prior": None})
     with torch.random.fork_rng(devices=[]):
@@ -82,7 +84,12 @@ def make_told_bundle(path: Path, size: tuple[int, int] = TINY_SIZE) -> Bundle:
     return save_bundle(path, manifest, **nets)
 
 
-def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 0) -> Bundle:
+def make_tiny_bundle(
+    path: Path,
+    size: tuple[int, int] = TINY_SIZE,
+    seed: int = 0,
+    trunk: str = "hrnet_w18_small",
+) -> Bundle:
     """Write a bundle of small random networks to `path`; the depths are nonsense, but legal.
 
     The pose network always answers about 0.05 units (1 m) straight ahead, so that a vehicle whose
@@ -90,19 +97,19 @@ def make_tiny_bundle(path: Path, size: tuple[int, int] = TINY_SIZE, seed: int = 
     """
     import torch
 
-    nets, prior = _tiny_networks(size, seed)
+    nets, prior = _tiny_networks(size, seed, trunk)
     torch.manual_seed(seed)  # what a test draws next does not depend on the tests before it
-    return save_bundle(path, tiny_manifest(size), prior=prior, **nets)
+    return save_bundle(path, tiny_manifest(size, trunk), prior=prior, **nets)
 
 
 @functools.cache
-def _tiny_networks(size: tuple[int, int], seed: int) -> tuple[dict[str, Any], Any]:
+def _tiny_networks(size: tuple[int, int], seed: int, trunk: str) -> tuple[dict[str, Any], Any]:
     """Networks by part, and the prior; made once: many tests write the same bundle."""
     import torch
 
     from depth_prior_ros.models.prior_fusion import Prior
 
-    manifest = tiny_manifest(size)
+    manifest = tiny_manifest(size, trunk)
     nets: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
         for offset, part in enumerate(("student", "multi_frame", "pose")):

@@ -7,7 +7,6 @@ nothing useful; here a recipe is carried out as `depth_train run` does, and its 
 from __future__ import annotations
 
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import load_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.student import Student
-from depth_prior_ros.models.trunk import TRUNKS, Features, Trunk
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from training.data.pairs import SampleSet
 from training.recipes.files import load_recipe
@@ -34,36 +32,10 @@ SECONDS = 60.0  # of a CPU, at most
 FAR = 80.0  # metres
 
 
-@TRUNKS.register("test_tiny")
-class TinyTrunk(Trunk):
-    """Two 3x3 convolutions a stride: 0.1 M parameters."""
-
-    channels = {2: [12], 4: [16], 8: [24], 16: [32], 32: [48]}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [3, *(c[0] for c in self.channels.values())]
-        self.levels = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
-                nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
-            )
-            for a, b in pairwise(widths)
-        )  # fmt: skip
-
-    def forward(self, image: Tensor) -> Features:
-        features: Features = {}
-        x = image - 0.45
-        for stride, level in zip(self.channels, self.levels, strict=True):
-            x = level(x)
-            features[stride] = [x]
-        return features
-
-
 def recipe_at(folder: Path) -> Path:
     values = {
         "size": list(SIZE),
-        "networks": {"trunk": "test_tiny"},
+        "networks": {"trunk": TINY_TRUNK},
         "data": {"synthetic": {"folder": str(folder / "streets"), "count": PAIRS, "seed": 1}},
         "stages": [
             {

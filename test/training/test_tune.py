@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import TOLD, make_tiny_bundle, make_told_bundle, texture
 from test_bag import CAMERA, raw_image, smooth, write_messages
+from tiny_trunk import TINY_TRUNK
 from training_files import TRAINING_NAMES, write_moving_drive
 
 from depth_prior_ros.bundle import Bundle, CameraCodeSpec, CameraSpec, load_bundle
@@ -41,7 +42,7 @@ SIZE = (192, 64)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", trunk=TINY_TRUNK)
 
 
 def street(count: int) -> StoredRecording:
