@@ -12,6 +12,7 @@ Here are state dicts only; `training.runs.initialise` reads files.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -66,12 +67,18 @@ def recognise(state: Mapping[str, Tensor]) -> str:
         return "nothing (it is empty)"
     given = {(name, tensor.shape) for name, tensor in state.items()}
     for name, build in TRUNKS.items():
-        with torch.device("meta"):
-            wanted = {(key, tensor.shape) for key, tensor in build().state_dict().items()}
+        wanted = _tensors(build)
         if len(given & wanted) >= _ALIKE * len(given | wanted):
             return name
     first = ", ".join(sorted(state)[:_NAMED])
     return f"a network unknown here (its first tensors are {first})"
+
+
+@functools.cache
+def _tensors(build: Callable[[], nn.Module]) -> frozenset[tuple[str, torch.Size]]:
+    """Name and shape of everything that a trunk holds."""
+    with torch.device("meta"):
+        return frozenset((key, tensor.shape) for key, tensor in build().state_dict().items())
 
 
 def fit_weights(

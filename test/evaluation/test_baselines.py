@@ -214,6 +214,7 @@ def test_maps_that_no_bundle_can_have_change_nothing(bundle: Bundle, name, value
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_lidar_means_reproduce_what_was_measured_before(data_dir: Path):
     """AbsRel after median scaling: per row, per pixel and constant, on both sets."""
     means = baselines.kitti_lidar_means(data_dir)

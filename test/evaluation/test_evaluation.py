@@ -374,10 +374,17 @@ def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     assert [shape[0] // 160 for shape in rows] == [3, 4, 3, 3]
 
 
-def test_where_stereo_fixed_the_unit_metres_come_first(root: Path, bundle: Bundle):
+@pytest.fixture(scope="module")
+def eigen(root: Path, bundle: Bundle) -> evaluation.EvaluationReport:
+    return evaluate_bundle(bundle, root, "eigen", models=["single_frame"], **TORCH)
+
+
+def test_where_stereo_fixed_the_unit_metres_come_first(
+    eigen: evaluation.EvaluationReport, bundle: Bundle
+):
     from rich.console import Console
 
-    report = evaluate_bundle(bundle, root, "eigen", models=["single_frame"])
+    report = replace(eigen)
     assert as_json(report)["bundle"]["unit_by_stereo"] is False
     source = "stereo baselines of the training drives (mode MS)"
     depth = bundle.manifest.depth.model_copy(update={"metres_per_unit_source": source})
@@ -395,9 +402,8 @@ def test_where_stereo_fixed_the_unit_metres_come_first(root: Path, bundle: Bundl
     assert f"{scaled:.3f}" in then
 
 
-def test_one_set_stands_at_the_top_as_in_metrics_json(root: Path, bundle: Bundle):
-    report = evaluate_bundle(bundle, root, "eigen", models=["single_frame"])
-    content = as_json(report)
+def test_one_set_stands_at_the_top_as_in_metrics_json(eigen: evaluation.EvaluationReport):
+    content = as_json(eigen)
     assert content["depth"] == content["data_sets"][TEST_DRIVE]["depth"]
     # Of the listed frames 0, 2 and 4 only 2 has a predecessor.
     assert content["depth"]["single_frame"]["frames"] == 1
