@@ -13,8 +13,13 @@ import runpy
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 # What every node imports sooner or later, but rclpy: its middleware starts threads as it is loaded,
 # which a fork would leave behind (a node without them never misses a camera that was killed).
@@ -71,6 +76,22 @@ class ForkedProcess:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def fork_replay_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of replays are forked, too; test_node_process.py and others start them in earnest."""
+    from rosbag_tools.replaying import node_process
+
+    def popen(arguments: list[str], *, env: dict[str, str], stdout: IO[bytes], **_: Any) -> Any:
+        _python, option, code, _parent, *words = arguments
+        code = f"import os, sys; sys.argv.insert(1, str(os.getppid()))\n{code}"
+        output = os.fdopen(os.dup(stdout.fileno()), "w")  # open until the child has it
+        process = ForkedProcess([option, code, *words], output, Path.cwd(), env)
+        weakref.finalize(process, output.close)
+        return process
+
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    monkeypatch.setattr(node_process, "subprocess", forking)
 
 
 def _run(program: list[str], output: str, cwd: str, env: dict[str, str]) -> None:

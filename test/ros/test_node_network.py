@@ -49,7 +49,7 @@ def wanted(own: Path) -> np.ndarray:
     """What the bundle itself says of the picture."""
     info = camera_info_for(*IMAGE_SIZE)
     camera = Camera(info.k[0], info.k[4], info.k[2], info.k[5], *IMAGE_SIZE)
-    pipeline = DepthPipeline(str(own), force_model="single_frame")
+    pipeline = DepthPipeline(str(own), "torch", force_model="single_frame")
     return pipeline.infer(view(), order="rgb", camera=camera).depth
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from forked_process import fork_replay_nodes
 from helpers import make_tiny_bundle
 from numpy.typing import NDArray
 from test_bag import make_recording
@@ -78,11 +79,13 @@ def depths(folder: Path) -> list[NDArray[np.float32]]:
     return [np.load(path) for path in sorted((folder / "npy").iterdir())]
 
 
+@pytest.mark.slow
 def test_the_depth_is_that_of_a_replay_in_lockstep(
     made: Path, bag: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rosbag_tools.reports.account import Account
 
+    fork_replay_nodes(monkeypatch)
     published: dict[int, NDArray[np.float32]] = {}
     answered = Account.answered
 
@@ -176,6 +179,7 @@ def test_every_frame_of_the_video_shows_image_and_depth(made: Path, bag: Path) -
     assert not video.read()[0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(
     made: Path, bag: Path, bundle: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +225,7 @@ def test_a_second_run_has_nothing_to_do_and_another_bundle_is_refused(
     assert "another bundle" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_video_of_it_side_by_side(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_process import fork_replay_nodes
 from helpers import make_tiny_bundle
 from test_bag import make_recording
 
@@ -49,6 +50,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     make_tiny_bundle(path, SIZE)
     return path
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is not about how the node starts: `replayed` starts one as users do."""
+    fork_replay_nodes(monkeypatch)
 
 
 def stopping_drive(count: int = 16, stop_at: int = 7) -> StoredRecording:
@@ -122,6 +129,7 @@ def test_models_are_told_apart_frame_by_frame(replayed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_second_replay_gives_the_same_figures(
     replayed: Path, bundle: Path, tmp_path: Path, metrics: dict[str, Any]
 ) -> None:
@@ -152,6 +160,7 @@ def test_report_can_be_made_again(replayed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_real_time_counts_what_is_dropped(bundle: Path, tmp_path: Path) -> None:
     recording = make_recording(30, size=SIZE)
     options = ReplayOptions(
@@ -164,6 +173,7 @@ def test_real_time_counts_what_is_dropped(bundle: Path, tmp_path: Path) -> None:
     assert found["mode"] == "rate 60"
 
 
+@pytest.mark.usefixtures("forked")
 def test_no_depth_no_odometry_a_corrupt_frame_and_another_shape(
     bundle: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +194,7 @@ def test_no_depth_no_odometry_a_corrupt_frame_and_another_shape(
     assert "no true depth" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_drive_without_a_readable_frame_is_an_error(bundle: Path, tmp_path: Path) -> None:
     def broken() -> np.ndarray:
         raise CorruptFrameError("encoding 'yuv422'")
@@ -219,6 +230,7 @@ def test_node_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_node_that_dies_on_the_way_ends_the_replay(bundle: Path, tmp_path: Path) -> None:
     from rosbag_tools.replaying.replay import IMAGE_TOPIC, INFO_TOPIC, Player
 
