@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +124,25 @@ def _tiny_networks(size: tuple[int, int], seed: int, trunk: str) -> tuple[dict[s
             nets["multi_frame"].delta.uniform_(0.2, 0.6)
         prior = Prior(features=torch.randn(16, 32), inverse_depth=torch.rand(16) + 0.05)
     return nets, prior
+
+
+@contextmanager
+def exporting_once(files: dict[type, bytes]) -> Iterator[None]:
+    """Backends read the file of one export, by the kind of network: of one bundle alone."""
+    from unittest.mock import patch
+
+    from depth_prior_ros.backends import onnx_backend
+
+    export = onnx_backend.export_onnx
+
+    def kept(module: Any, example_inputs: Any, path: Path) -> None:
+        if type(module) not in files:
+            export(module, example_inputs, path)
+            files[type(module)] = path.read_bytes()
+        path.write_bytes(files[type(module)])
+
+    with patch.object(onnx_backend, "export_onnx", kept):
+        yield
 
 
 UNITS = 3.0

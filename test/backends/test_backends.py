@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import exporting_once
 from numpy.typing import NDArray
 from torch import nn
 
@@ -33,14 +34,21 @@ from depth_prior_ros.pipeline.runtime import Networks, compile_networks
 
 
 @pytest.fixture(scope="module")
-def networks_on(bundle: Bundle) -> Callable[[str], Networks]:
+def files() -> dict[type, bytes]:
+    """The networks of `bundle` as files, for both backends."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def networks_on(bundle: Bundle, files: dict[type, bytes]) -> Callable[[str], Networks]:
     """The tiny bundle compiled by a backend, once per backend."""
 
     @cache
     def compiled(name: str) -> Networks:
         if name != "torch":
             pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
-        return Networks(bundle, make_backend(name, "cpu"))
+        with exporting_once(files):
+            return Networks(bundle, make_backend(name, "cpu"))
 
     return compiled
 

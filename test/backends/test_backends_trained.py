@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import exporting_once
 from numpy.typing import NDArray
 
-from depth_prior_ros.backends import BackendError, make_backend, onnx_backend
+from depth_prior_ros.backends import BackendError, make_backend
 from depth_prior_ros.backends.torch_backend import TorchBackend
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.poses import rigid_inverse
@@ -51,18 +50,7 @@ def lite() -> Bundle:
 
 @pytest.fixture(scope="module", autouse=True)
 def exported_once() -> Iterator[None]:
-    """Whatever reads them, the files are the same: those of the one bundle."""
-    files: dict[type, bytes] = {}
-    export = onnx_backend.export_onnx
-
-    def kept(module: torch.nn.Module, example_inputs: Any, path: Path) -> None:
-        if type(module) not in files:
-            export(module, example_inputs, path)
-            files[type(module)] = path.read_bytes()
-        path.write_bytes(files[type(module)])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_backend, "export_onnx", kept)
+    with exporting_once({}):
         yield
 
 

@@ -49,6 +49,7 @@ def imported(lite: Bundle, folder: Path) -> Bundle:
     )
 
 
+@pytest.mark.slow
 def test_multi_frame_depth_is_that_of_the_other_bundle(tmp_path: Path) -> None:
     lite = load_bundle("lite")
     other = imported(lite, tmp_path)

@@ -327,6 +327,7 @@ def test_evaluate_tells_moving_from_static_pixels(root: Path, bundles: list[Bund
     assert low < whole < high
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_table_and_resumes(
     root: Path, bundles: list[Bundle], tmp_path: Path, monkeypatch, capsys
 ):

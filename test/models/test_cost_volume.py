@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_manifest
+from helpers import exporting_once, tiny_manifest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -353,8 +353,14 @@ def test_a_bundle_keeps_it(bundle: Bundle) -> None:
     assert build_multi_frame(net.architecture).architecture == net.architecture
 
 
+@pytest.fixture(scope="module")
+def files() -> dict[type, bytes]:
+    """The bundle's networks as files, for both backends."""
+    return {}
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_backends_agree_with_torch(bundle: Bundle, name: str) -> None:
+def test_backends_agree_with_torch(bundle: Bundle, name: str, files: dict[type, bytes]) -> None:
     pytest.importorskip(name, reason="needs the extra cpu")
     rng = np.random.default_rng(0)
     frames = [rng.random((1, 3, H, W), dtype=np.float32) for _ in range(2)]
@@ -362,7 +368,8 @@ def test_backends_agree_with_torch(bundle: Bundle, name: str) -> None:
     results = []
     for backend_name in ("torch", name):
         backend = make_backend(backend_name, "cpu", threads=1)
-        nets = Networks(bundle, backend)
+        with exporting_once(files):
+            nets = Networks(bundle, backend)
         first, second = (nets.features(backend.to_native(f)) for f in frames)
         inverse, _ = nets.single(backend.to_native(frames[1]))
         outputs = nets.multi(second, first, motion, K[0].double().numpy(), inverse)
