@@ -16,6 +16,7 @@ import torch
 import yaml
 from helpers import make_tiny_bundle
 from test_stages import pair_folder  # noqa: F401  a fixture
+from tiny_trunk import TINY_TRUNK
 from training_files import write_moving_drive
 
 from depth_prior_ros.bundle import load_bundle
@@ -29,6 +30,7 @@ from training.runs.output import _prior_spec
 from training.runs.run import Run, fine_tune, run_recipe
 
 SIZE = [64, 32]
+PLAIN = {"trunk": TINY_TRUNK}
 STEP = {"steps": 2, "batch": 2, "synthetic_batch": 0, "warm_up": 0}
 GUIDED = {"view": "teacher", "consistency": 0.1, "masked": True, "auxiliary": 0.1}
 STAGES: list[dict[str, Any]] = [
@@ -44,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two drives, and a teacher whose input is larger than the student's."""
     root = tmp_path_factory.mktemp("data")
     write_moving_drive(root, numbers=range(8))
-    make_tiny_bundle(root / "teacher", (96, 64))
+    make_tiny_bundle(root / "teacher", (96, 64), trunk=TINY_TRUNK)
     return root
 
 
@@ -57,7 +59,7 @@ def _data_root(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def recipe(data: Path, folder: Path, **changes: Any) -> Path:
     content = {
         "size": SIZE,
-        "networks": {"fusion": {"stride": 16, "width": 16, "heads": 2, "blend": 0.3}},
+        "networks": PLAIN | {"fusion": {"stride": 16, "width": 16, "heads": 2, "blend": 0.3}},
         "teacher": {"model": str(data / "teacher"), "features": "decoder"},
         "data": {"drives": [{"path": "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"}]},
         "stages": STAGES,
@@ -181,7 +183,7 @@ def test_fine_tune_goes_on_from_a_bundle_with_its_prior(
 def test_fine_tune_with_another_teacher_is_refused_before_anything_is_trained(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
-    other = make_tiny_bundle(tmp_path / "other", (96, 64), seed=3)
+    other = make_tiny_bundle(tmp_path / "other", (96, 64), 3, TINY_TRUNK)
     teacher = {"model": str(other.path), "features": "decoder"}
     path = recipe(data, tmp_path / "recipes", teacher=teacher)
     with pytest.raises(RecipeError, match=r"teacher.model: .* is not the teacher that the prior"):
@@ -278,7 +280,7 @@ def test_images_are_looked_at_one_after_the_other_and_only_by_attention(
 
 def test_a_student_without_a_fusion_reads_no_set(data: Path, tmp_path: Path) -> None:
     stages = [STAGES[0], {"kind": "student", **STEP, "consistency": 0.1}]
-    out = run_recipe(recipe(data, tmp_path, networks={}, stages=stages), [], tmp_path / "run")
+    out = run_recipe(recipe(data, tmp_path, networks=PLAIN, stages=stages), [], tmp_path / "run")
     assert load_bundle(out).manifest.prior is None
 
 
@@ -321,7 +323,7 @@ def test_a_cache_that_is_no_folder_is_named(data: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     teacher = {"model": str(data / "teacher"), "cache": str(tmp_path / "cache")}
     stage = {"kind": "student", **STEP, "consistency": 0.5}
-    path = recipe(data, tmp_path / "recipes", teacher=teacher, networks={}, stages=[stage])
+    path = recipe(data, tmp_path / "recipes", teacher=teacher, networks=PLAIN, stages=[stage])
     with pytest.raises(TrainingError, match="cache: is a file"):
         run_recipe(path, [], tmp_path / "run")
 
@@ -330,7 +332,7 @@ def test_with_a_prior_and_without_the_same_triplets_are_drawn(data: Path, tmp_pa
     drawn = {}
     for name, changes in (
         ("fused", {}),
-        ("plain", {"networks": {}, "stages": [{"kind": "student", **STEP}]}),
+        ("plain", {"networks": PLAIN, "stages": [{"kind": "student", **STEP}]}),
     ):
         run = Run(load_recipe(recipe(data, tmp_path / name, **changes)), tmp_path / name / "run")
         source = run.data().training
@@ -349,7 +351,7 @@ def test_with_a_prior_and_without_the_same_triplets_are_drawn(data: Path, tmp_pa
 @pytest.mark.parametrize("loss", ["gradients", "values", "log_ratio"])
 def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss: str) -> None:
     stage = {"kind": "student", **STEP, "consistency": 0.5, "consistency_of": loss, "masked": True}
-    path = recipe(data, tmp_path, networks={}, stages=[stage])
+    path = recipe(data, tmp_path, networks=PLAIN, stages=[stage])
     bundle = load_bundle(run_recipe(path, [], tmp_path / "run"))
     assert bundle.manifest.prior is None
     logs = (tmp_path / "run" / "0_student" / "metrics.jsonl").read_text().splitlines()
@@ -363,14 +365,14 @@ def test_every_kind_of_guidance_without_a_prior(data: Path, tmp_path: Path, loss
         ({"teacher": None}, "teacher.model"),
         ({"seed": -1}, "seed: .* greater than or equal to 0"),
         ({"stages": [{"kind": "reference", "seed": -1}]}, "seed: .* greater than or equal to 0"),
-        ({"networks": {}}, "auxiliary needs networks.fusion"),
+        ({"networks": PLAIN}, "auxiliary needs networks.fusion"),
         ({"stages": [{"kind": "select"}]}, "reference stage before"),
         ({"stages": [{"kind": "fine_tune", **STEP}]}, "select stage before"),
         ({"stages": [{"kind": "student", **STEP}]}, "reference stage before"),
         ({"stages": STAGES[:2]}, "select stage after it"),
         ({"teacher": None, "stages": [{"kind": "self_supervised", **STEP}]}, "needs teacher.model"),
         ({"teacher": {"model": "runs/none/bundle"}}, "runs/none/bundle"),
-        ({"networks": {"fusion": {"width": 10, "heads": 4}}}, "no multiple"),
+        ({"networks": PLAIN | {"fusion": {"width": 10, "heads": 4}}}, "no multiple"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused_before_anything_is_trained(
@@ -382,7 +384,7 @@ def test_recipes_that_cannot_work_are_refused_before_anything_is_trained(
 
 
 def test_nothing_is_selected_by_a_fusion_that_never_learned(data: Path, tmp_path: Path) -> None:
-    plain = recipe(data, tmp_path / "p", networks={}, stages=[{"kind": "student", **STEP}])
+    plain = recipe(data, tmp_path / "p", networks=PLAIN, stages=[{"kind": "student", **STEP}])
     run_recipe(plain, [], tmp_path / "plain")
     stages = [
         {"kind": "reference", "triplets": 2, "per_image": 20},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TOLD, import_student, make_tiny_bundle, make_told_bundle, texture
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.adaptation.drives import matched_keyframes, motion_since
 from depth_prior_ros.bundle import Bundle, CameraCodeSpec, FactorSpec, describe, load_bundle
@@ -33,7 +34,7 @@ FRAMES = 16
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_told_bundle(tmp_path_factory.mktemp("bundles") / "told")
+    return make_told_bundle(tmp_path_factory.mktemp("bundles") / "told", trunk=TINY_TRUNK)
 
 
 def write_scenes(
@@ -102,7 +103,7 @@ def test_what_is_not_better_is_not_kept(tmp_path: Path, bundle: Bundle) -> None:
     """References that the bundle itself would give: nothing can better it."""
     scenes = write_scenes(tmp_path / "kitti_2015", bundle, (0.0,) * 5)
     out = tmp_path / "mine"
-    make_tiny_bundle(out)
+    make_tiny_bundle(out, trunk=TINY_TRUNK)
     before = (out / "bundle.yaml").read_bytes()
     outcome = adapt_bundle(Request(bundle.path, scenes, out))
     assert outcome.bundle is None and "stays as it was" in str(outcome)
@@ -132,7 +133,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> No
 
 def test_a_student_that_takes_no_numbers_gets_a_factor(tmp_path: Path) -> None:
     """References half as far as the bundle says; its other networks go with it."""
-    plain, out = make_tiny_bundle(tmp_path / "plain"), tmp_path / "out"
+    plain, out = make_tiny_bundle(tmp_path / "plain", trunk=TINY_TRUNK), tmp_path / "out"
     scenes = write_scenes(tmp_path / "kitti_2015", plain, scaled=0.5)
     outcome = adapt_bundle(Request(plain.path, scenes, out))
     assert "factor: " in str(outcome) and "The factor from" in outcome.page.read_text()
@@ -227,7 +228,7 @@ def test_names_are_those_of_the_library() -> None:
 
 def test_a_recorded_drive_gives_keyframes_with_its_odometry(tmp_path: Path) -> None:
     """A picture that moves, and poses half a metre apart."""
-    bundle = make_tiny_bundle(tmp_path / "tiny")
+    bundle = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
     camera, wide = Camera(110.0, 110.0, 96.0, 32.0, 192, 64), texture(192, 64)
     poses = [np.eye(4) for _ in range(24)]
     for i, pose in enumerate(poses):
