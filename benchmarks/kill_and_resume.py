@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ("last.safetensors",)
+PROGRAM = ["-m", "training.commands.cli"]
 # Times and the commit are written there.
 NOT_COMPARED = ("bundle.yaml",)
 
@@ -40,7 +42,7 @@ class Command:
     said: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "training.commands.cli", "run", str(self.recipe)]
+        command = [sys.executable, *PROGRAM, "run", str(self.recipe)]
         overrides = [*self.overrides, "log_every=1"]  # the log tells which step is being done
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         self.process = subprocess.Popen(
@@ -127,19 +129,26 @@ class Kills:
     done: dict[str, list[int]]
 
 
-def run_broken(command: Command, stages: dict[str, int], kills: int, seed: int) -> Kills:
-    """Carry out a run with `kills` kills in every stage, then let it end."""
-    rng = random.Random(seed)
+def seconds_per_step(run: Path, stage: str) -> float:
+    """The median of a finished stage."""
+    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
+    return statistics.median(line["seconds"] for line in map(json.loads, lines) if "loss" in line)
+
+
+def run_broken(command: Command, whole: Path, kills: int, seed: int) -> Kills:
+    """Carry out `whole` once more with `kills` kills in every stage, then let it end."""
+    rng, stages = random.Random(seed), stages_of(whole)
     names, done = list(stages), Kills({})
     for stage, steps in stages.items():
         # Room at the end, because the run goes on between the look at the log and the kill.
-        room = range(1, max(2, steps - max(1, steps // 20)))
+        room = range(1, max(2, steps - max(2, steps // 20)))
+        within = seconds_per_step(whole, stage)  # the kill falls anywhere in the next step
         chosen = sorted(rng.sample(room, min(kills, len(room))))
         done.done[stage] = []
         for step in chosen:
             command.note_files(names)
             command.start()
-            at = command.kill_in(stage, step, delay=rng.uniform(0, 0.05))
+            at = command.kill_in(stage, step, delay=rng.uniform(0, within))
             if at >= steps:
                 raise RuntimeError(
                     f"{stage} had ended when it was killed: too few or too fast steps"
@@ -204,11 +213,10 @@ def compare(
     whole = Command(recipe, overrides, out / "whole")
     whole.start()
     whole.end()
-    stages = stages_of(whole.out)
     broken = Command(recipe, overrides, out / "broken")
     if (broken.out / "bundle").exists():
         raise RuntimeError(f"{broken.out} is finished; remove it to break it once more")
-    done = run_broken(broken, stages, kills, seed)
+    done = run_broken(broken, whole.out, kills, seed)
     return done, differences(whole.out, broken.out)
 
 

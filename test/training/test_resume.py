@@ -9,9 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny_trunk
 import torch
 import yaml
 from test_training_data import write_drive
+from tiny_trunk import TINY_TRUNK
 from torch import nn
 
 from training.loop.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -20,9 +22,10 @@ from training.runs.run import run_recipe
 from training.stages.base import TrainingConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import kill_and_resume
 from kill_and_resume import Command, compare, differences
 
-STEPS = 12
+STEPS = 8
 
 
 def recipe(folder: Path) -> Path:
@@ -36,6 +39,7 @@ def recipe(folder: Path) -> Path:
     stage = {"batch": 2, "synthetic_batch": 0, "warm_up": 2}
     values = {
         "size": [64, 32],
+        "networks": {"trunk": TINY_TRUNK},
         "data": {"root": str(folder / "data"), "drives": [{"path": str(drive)}]},
         "stages": [
             {"kind": "teacher", "steps": STEPS, "multi_batch": 1} | stage,
@@ -61,7 +65,10 @@ def check_killed_run_equals_unbroken(recipe: Path, folder: Path, kills: int = 1)
 
 
 @pytest.mark.slow
-def test_killed_training_ends_like_an_unbroken_one(tmp_path: Path) -> None:
+def test_killed_training_ends_like_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kill_and_resume, "PROGRAM", [tiny_trunk.__file__])
     path = recipe(tmp_path)
     check_killed_run_equals_unbroken(path, tmp_path)
     whole = tmp_path / "whole" / "bundle"
