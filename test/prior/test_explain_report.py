@@ -15,6 +15,7 @@ from explain_files import DRIVE, GONE, MAP, REFERENCES, explained_bundle, write_
 from helpers import make_tiny_bundle, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_trunk import TINY_TRUNK
 from training_files import write_moving_drive
 
 from depth_prior_ros.bundle import Bundle
@@ -145,7 +146,7 @@ def test_without_images_and_sources_the_page_says_so(tmp_path: Path, monkeypatch
 
 
 def test_a_multi_frame_bundle_of_before_sources(pictures: Path, tmp_path: Path) -> None:
-    bundle, out = make_tiny_bundle(tmp_path / "b"), tmp_path / "prior.html"
+    bundle, out = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK), tmp_path / "prior.html"
     explain_prior(bundle, out, images=[pictures / "0.png"])
     page = self_contained(out.read_text(encoding="utf-8"))
     assert "used by 1 image: 0.png" in page.text

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import make_tiny_bundle
 from reference_files import SIZE, PictureTeacher, drive, source
+from tiny_trunk import TINY_TRUNK
 from training_files import SMALL, damage, write_moving_drive
 
 from depth_prior_ros.recordings.base import CorruptFrameError
@@ -134,7 +135,7 @@ def test_a_larger_second_size_is_what_the_teacher_sees(tmp_path: Path) -> None:
 
 
 def test_a_bundle_teaches(tmp_path: Path) -> None:
-    make_tiny_bundle(tmp_path / "bundle")
+    make_tiny_bundle(tmp_path / "bundle", trunk=TINY_TRUNK)
     write_moving_drive(tmp_path, numbers=range(6))
     drives = [Drive(path="kitti_raw/2011_09_26/2011_09_26_drive_0001_sync")]
     data = load_triplets(tmp_path, drives, SMALL, 20.0)
@@ -471,7 +472,7 @@ def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make_tiny_bundle(tmp_path / "teacher")
+    make_tiny_bundle(tmp_path / "teacher", trunk=TINY_TRUNK)
     write_moving_drive(tmp_path / "data", numbers=range(12))
     (tmp_path / "r.yaml").write_text(RECIPE.format(root=tmp_path))
     assert main(["reference", "r.yaml", "--out", "set", "seed=3"]) == 0

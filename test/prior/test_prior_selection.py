@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import TINY_SIZE, tiny_manifest
 from reference_files import PictureTeacher, drive, source
+from tiny_trunk import TINY_TRUNK
 from torch import Tensor
 from training_files import write_moving_drive
 
@@ -58,7 +59,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> ReferenceSet:
 def student() -> Student:
     torch.manual_seed(0)
     config = FusionConfig(stride=16, reference_channels=CHANNELS, width=16, heads=2)
-    net = Student("hrnet_w18_small", "light", config)
+    net = Student(TINY_TRUNK, "light", config)
     assert net.fusion is not None
     for weights in (net.fusion.query.weight, net.fusion.hint_query.weight):
         weights.data *= 30  # so that attention is not even
@@ -161,7 +162,7 @@ def test_what_cannot_be_selected_is_refused(
     with pytest.raises(TrainingError, match="none of attention, random"):
         select(student, references, images, keep=5, method="best")  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="no prior fusion"):
-        select(Student("hrnet_w18_small", "light"), references, images, keep=5)
+        select(Student(TINY_TRUNK, "light"), references, images, keep=5)
     narrow = make_set(tmp_path, channels=9)
     with pytest.raises(TrainingError, match="9 channels, 32 are needed"):
         select(student, narrow, images, keep=5)
@@ -178,7 +179,7 @@ def test_share_is_of_the_whole_set() -> None:
 
 def student_alone(path: Path) -> Bundle:
     """The tiny bundle without its other networks, which only take time to verify."""
-    manifest = tiny_manifest()
+    manifest = tiny_manifest(trunk=TINY_TRUNK)
     architecture = manifest.architecture.model_copy(update={"multi_frame": None, "pose": None})
     manifest = manifest.model_copy(update={"architecture": architecture})
     torch.manual_seed(0)

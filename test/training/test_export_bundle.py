@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY_SIZE, make_tiny_bundle
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.backends.base import BackendError
 from depth_prior_ros.bundle import Bundle, save_bundle
@@ -25,7 +26,7 @@ WIDTH, HEIGHT = TINY_SIZE
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny bundle with a fusion whose last convolution is not zero."""
     folder = tmp_path_factory.mktemp("export")
-    plain = make_tiny_bundle(folder / "plain")
+    plain = make_tiny_bundle(folder / "plain", trunk=TINY_TRUNK)
     student = plain.student()
     torch.manual_seed(0)
     torch.nn.init.normal_(student.fusion.out.weight)
