@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_told_bundle, shifted, texture
+from tiny_trunk import TINY_TRUNK
 from torch import Tensor
 
 from depth_prior_ros.bundle import Bundle, load_bundle
@@ -21,7 +23,7 @@ from depth_prior_ros.recordings import RecordingError, open_recording
 from depth_prior_ros.recordings.bag import BagTopics, open_bag
 from depth_prior_ros.recordings.stereo import bag_partners, open_pairs
 from depth_prior_ros.recordings.stereo_depth import stereo_depth, with_stereo_depth
-from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
+from depth_prior_ros.recordings.synthetic.drive import DriveSpec, Rendered, SyntheticDrive
 from depth_prior_ros.recordings.synthetic.renderer import RendererUnavailableError
 from rosbag_tools.cli import main as depth_bag
 from rosbag_tools.extract import ExtractOptions, extract
@@ -258,7 +260,7 @@ def test_parallax_is_counted_from_the_principal_points() -> None:
 
 
 def test_adapt_takes_metres_from_the_second_camera(wall: Path, tmp_path: Path) -> None:
-    bundle = make_told_bundle(tmp_path / "told")
+    bundle = make_told_bundle(tmp_path / "told", trunk=TINY_TRUNK)
     drive = write_pairs(tmp_path / "data", frames=8)
     found = adapt_bundle(Request(bundle.path, drive, tmp_path / "out"))
     assert "stereo depth of 8 pairs with image_03, 0.500 m to the right" in str(found)
@@ -345,6 +347,7 @@ def test_gradients_reach_depth_through_another_camera() -> None:
 def recipe(mode: Mode, **values: Any) -> Recipe:
     content: dict[str, Any] = {
         "size": SIZE,
+        "networks": {"trunk": TINY_TRUNK},
         "data": {"drives": [{"path": NAME}], "mode": mode},
         "stages": [{"kind": "self_supervised", "steps": 2, "train": ["student"]}],
         "output": {"name": "x", "licence": "Apache-2.0"},
@@ -387,25 +390,28 @@ def test_the_multi_frame_network_is_explained_by_the_partner_too(wall: Path) -> 
     assert torch.isfinite(logs["multi/photometric"])
 
 
-@pytest.mark.parametrize("offset", [0.54, -0.54])
-def test_rendered_pairs_agree_with_their_depth(offset: float) -> None:
-    drives = [
-        SyntheticDrive(8, SIZE, DriveSpec(frames=1, stop=False), 1, offset=o) for o in (0.0, offset)
-    ]
+@functools.cache
+def rendered(offset: float) -> tuple[Rendered, Camera]:
+    """A frame of a street, seen from `offset` metres to the right. Skips without OpenGL."""
+    drive = SyntheticDrive(8, SIZE, DriveSpec(frames=1, stop=False), 1, offset=offset)
     try:
-        left, right = (drive.render(0) for drive in drives)
+        return drive.render(0), drive.camera
     except RendererUnavailableError as error:
         pytest.skip(str(error))
     finally:
-        for drive in drives:
-            drive.close()
+        drive.close()
+
+
+@pytest.mark.parametrize("offset", [0.54, -0.54])
+def test_rendered_pairs_agree_with_their_depth(offset: float) -> None:
+    (left, camera), (right, _) = rendered(0.0), rendered(offset)
 
     def tensor(picture: np.ndarray) -> Tensor:
         return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
 
     motion = torch.eye(4)[None, None].clone()
     motion[..., 0, 3] = -offset
-    K = torch.from_numpy(drives[0].camera.matrix()).float()[None]
+    K = torch.from_numpy(camera.matrix()).float()[None]
     depth = torch.from_numpy(np.where(left.depth > 0, left.depth, 1e3))[None, None].float()
     target, sources = Target.of(tensor(left.image)), tensor(right.image)[None]
     rebuilt = Views.of(sources, K, motion).rebuild(depth)
@@ -473,7 +479,7 @@ def write_city(root: Path, *, numbers: tuple[int, ...] = (17, 18, 19, 20)) -> Pa
 
 def write_rendered_city(root: Path) -> Camera:
     """A rendered street as one sequence of Cityscapes; its camera. Skips without OpenGL."""
-    drive = SyntheticDrive(8, (256, 128), DriveSpec(frames=4, stop=False))
+    drive = SyntheticDrive(8, (256, 128), DriveSpec(frames=4, stop=False), supersample=1)
     folder = root / "leftImg8bit_sequence" / "train" / "aachen"
     cameras = root / "camera" / "train" / "aachen"
     for made in (folder, cameras):
