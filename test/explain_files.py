@@ -33,12 +33,13 @@ TEACHER = TeacherIdentity(
 def explained_bundle(
     path: Path,
     *,
+    trunk: str = "hrnet_w18_small",
     sources: bool = True,
     crop: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
     selection: dict[str, Any] | None = None,
 ) -> Bundle:
     """A student that looks up 40 random references: 30 of `DRIVE`, frames 1 to 3, 10 of `GONE`."""
-    manifest = tiny_manifest()
+    manifest = tiny_manifest(trunk=trunk)
     student = manifest.architecture.student
     recipe = {"data": {"drives": [{"path": f"kitti_raw/*/{DRIVE}", "crop": list(crop)}]}}
     manifest = manifest.model_copy(

@@ -29,7 +29,7 @@ from training.prior.explain.statistics import BINS
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return explained_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return explained_bundle(tmp_path_factory.mktemp("bundle") / "tiny", trunk=TINY_TRUNK)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_page(bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
 
 def test_without_images_and_sources_the_page_says_so(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("DEPTH_PRIOR_DATA", raising=False)
-    bundle = explained_bundle(tmp_path / "b", sources=False)
+    bundle = explained_bundle(tmp_path / "b", trunk=TINY_TRUNK, sources=False)
     out = tmp_path / "prior.html"
     explain_prior(bundle, out)
     page = self_contained(out.read_text(encoding="utf-8"))

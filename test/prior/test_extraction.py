@@ -417,6 +417,7 @@ extract_reference_set(PictureTeacher(), source(), sys.argv[1], triplets=11, per_
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_is_not_kept(tmp_path: Path) -> None:
     """The system itself refuses the bytes, in the middle of a shard."""
     folder = tmp_path / "set"

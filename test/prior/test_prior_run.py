@@ -117,6 +117,7 @@ def test_the_same_command_again_does_nothing_and_a_lost_stage_is_made_again(
     assert load_bundle(finished / "bundle").manifest.prior is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_in_every_stage_ends_like_an_unbroken_one(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

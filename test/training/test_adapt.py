@@ -63,6 +63,7 @@ def write_scenes(
     return folder
 
 
+@pytest.mark.slow
 def test_the_new_bundle_is_told_its_camera(
     tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:

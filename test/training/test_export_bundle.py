@@ -56,6 +56,7 @@ def _left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_all_networks_as_onnx(bundle: Bundle, tmp_path: Path) -> None:
     import onnxruntime
 
@@ -118,6 +119,7 @@ def test_a_student_alone_as_openvino_by_the_command(
         assert np.allclose(found, runner(torch.from_numpy(image))[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_files_that_differ_are_refused_and_an_earlier_export_stays(
     student_alone: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -535,6 +535,7 @@ def ten_steps(recipe: str, root: Path, out: Path, *values: str) -> tuple[Bundle,
     return load_bundle(out / "bundle"), steps
 
 
+@pytest.mark.slow
 def test_ten_steps_of_kitti_ms_on_files_as_published(tmp_path: Path) -> None:
     write_pairs(tmp_path / "kitti_raw", frames=5)
     rules = ("data.kitti_raw.drop_static=none", "data.split.validation_share=0")
@@ -547,6 +548,7 @@ def test_ten_steps_of_kitti_ms_on_files_as_published(tmp_path: Path) -> None:
     assert all(line["translation"] > 0 and 0 < line["stereo_side"] < 1 for line in steps)
 
 
+@pytest.mark.slow
 def test_ten_steps_of_cityscapes_on_rendered_sequences(tmp_path: Path) -> None:
     root = tmp_path / "cityscapes"
     camera = write_rendered_city(root)

@@ -86,6 +86,7 @@ def test_parts_share_no_frame_and_no_triplet(count: int) -> None:
     assert part_of(whole, "all") is whole
 
 
+@pytest.mark.slow
 def test_a_drive_is_tuned_and_evaluated_on_what_was_held_out(
     bundle: Bundle,
     tmp_path: Path,
@@ -119,6 +120,7 @@ def test_a_drive_is_tuned_and_evaluated_on_what_was_held_out(
     assert "holds a tuning of another bundle" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_truth_and_metres_the_unit_stays(
     bundle: Bundle,
     tmp_path: Path,
