@@ -22,13 +22,18 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ("last.safetensors",)
-PROGRAM = ["-m", "training.commands.cli"]
 # Times and the commit are written there.
 NOT_COMPARED = ("bundle.yaml",)
+
+
+def launch(arguments: list[str], errors: IO[bytes], env: dict[str, str]) -> subprocess.Popen:
+    """Start `depth_train` in a process of its own."""
+    command = [sys.executable, "-m", "training.commands.cli", *arguments]
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 @dataclass
@@ -42,15 +47,11 @@ class Command:
     said: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        command = [sys.executable, *PROGRAM, "run", str(self.recipe)]
         overrides = [*self.overrides, "log_every=1"]  # the log tells which step is being done
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        self.process = subprocess.Popen(
-            [*command, *overrides, "--out", str(self.out)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-        )
+        arguments = ["run", str(self.recipe), *overrides, "--out", str(self.out)]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = launch(arguments, self._errors, env)
 
     def end(self) -> None:
         """Let it run to its end; an error is raised with what it said."""

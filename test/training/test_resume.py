@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 import pytest
-import tiny_trunk
 import torch
 import yaml
+from forked_process import ForkedProcess
 from test_training_data import write_drive
 from tiny_trunk import TINY_TRUNK
 from torch import nn
@@ -64,11 +65,16 @@ def check_killed_run_equals_unbroken(recipe: Path, folder: Path, kills: int = 1)
     assert different.keys() >= {"bundle"} and not any(different.values()), different
 
 
+def forked(arguments: list[str], errors: IO[str], env: dict[str, str]) -> ForkedProcess:
+    """`depth_train`, with the small trunk, in a process that need not import PyTorch."""
+    return ForkedProcess(["-m", "tiny_trunk", *arguments], errors, Path.cwd(), env)
+
+
 @pytest.mark.slow
 def test_killed_training_ends_like_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kill_and_resume, "PROGRAM", [tiny_trunk.__file__])
+    monkeypatch.setattr(kill_and_resume, "launch", forked)
     path = recipe(tmp_path)
     check_killed_run_equals_unbroken(path, tmp_path)
     whole = tmp_path / "whole" / "bundle"
