@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import make_tiny_bundle, make_told_bundle
 
+from depth_prior_ros.adaptation import camera_code
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.recordings.bag import BagTopics, open_bag
 from rosbag_tools.cli import main
@@ -51,10 +53,17 @@ def test_a_bag_of_another_writer_is_read(writer: str) -> None:
     check_drive(opened(BAGS[writer]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", BAGS)
 def test_it_goes_through_the_tools(
-    writer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    writer: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # How well it fits is not asked here.
+    short = functools.partial(camera_code.fit_camera_code, steps=2)
+    monkeypatch.setattr(camera_code, "fit_camera_code", short)
     bag, bundle = str(BAGS[writer]), str(make_tiny_bundle(tmp_path / "tiny").path)
     assert main(["info", bag, *DEPTH]) == 0
     said = capsys.readouterr().out

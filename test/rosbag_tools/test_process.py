@@ -275,7 +275,7 @@ def test_state_goes_through_a_file_unchanged() -> None:
 
 
 def test_check_sees_a_wrong_metric_factor_by_itself(
-    bag: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, bag: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from depth_prior_ros.bundle import load_bundle, rewrite_manifest
 
@@ -290,7 +290,7 @@ def test_check_sees_a_wrong_metric_factor_by_itself(
         process(bag, open_recording(bag), tmp_path / name, options(copy), "test")
         return tmp_path / name
 
-    ratio = load(result("raw", 1.0)).metrics["depth"]["all"]["ratio_median"]
+    ratio = load(made).metrics["depth"]["all"]["ratio_median"]
     against = ["--against", str(tmp_path / "baseline.json")]
     assert main(["check", str(result("right", ratio)), *against, "--accept"]) == 0
     assert main(["check", str(tmp_path / "right"), *against]) == 0
