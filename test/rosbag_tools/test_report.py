@@ -99,7 +99,7 @@ models = st.none() | st.sampled_from(["single_frame", "multi_frame"])
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     frames=st.lists(st.tuples(maybe, maybe, models, maybe, st.integers(0, 10**9)), max_size=12),
