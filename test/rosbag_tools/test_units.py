@@ -96,6 +96,7 @@ def die_or_double(number: int, told: Any) -> int:
     return 2 * number
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_its_process_costs_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, here]))
