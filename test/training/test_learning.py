@@ -39,8 +39,8 @@ def recipe_at(folder: Path) -> Path:
         "data": {"synthetic": {"folder": str(folder / "streets"), "count": PAIRS, "seed": 1}},
         "stages": [
             {
-                "kind": "supervised", "steps": 300, "batch": 8, "multi_batch": 0,
-                "learning_rate": 2e-3, "warm_up": 20,
+                "kind": "supervised", "steps": 240, "batch": 4, "multi_batch": 0,
+                "learning_rate": 3e-3, "warm_up": 20,
             }
         ],
         "output": {"name": "learning", "licence": "Apache-2.0"},
