@@ -34,7 +34,8 @@ from rosbag_tools.console import show, show_skipped
 from rosbag_tools.replaying.node_process import ReplayError, use_large_images
 from rosbag_tools.work import nothing_read
 
-_TRIES = 10
+_POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 5.0
 IMAGE_TOPIC, INFO_TOPIC, ODOMETRY_TOPIC = "/camera/image_raw", "/camera/camera_info", "/odom"
 CAMERA_FRAME = "camera_optical_frame"
 
@@ -90,15 +91,17 @@ def publish(publisher: Any, message: Any) -> None:
     """Publish, again where the middleware did not take the message.
 
     On a machine under load a writer's lock may not be free in time (RCLError, a RuntimeError, after
-    Fast DDS's `max_blocking_time` of 100 ms). What is refused ten times is raised.
+    Fast DDS's `max_blocking_time` of 100 ms). What is refused for five seconds is raised.
     """
-    for _ in range(_TRIES - 1):
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
         try:
             publisher.publish(message)
             return
         except RuntimeError:
-            continue
-    publisher.publish(message)
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
@@ -127,7 +130,6 @@ def _odometry(frame: Frame, stamp: Time) -> Odometry:
     return message
 
 
-_POLL_SECONDS = 0.05
 # The last frames may still be on their way when the publishers go.
 _DRAIN_SECONDS = 1.0
 

@@ -67,7 +67,9 @@ def test_without_a_speed_there_is_no_odometry() -> None:
     assert odometry_of(speed=None) == []
 
 
-def test_what_the_middleware_refuses_is_sent_again_and_in_the_end_raised() -> None:
+def test_what_the_middleware_refuses_is_sent_again_and_in_the_end_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Busy(Publisher):
         def __init__(self, refusals: int) -> None:
             super().__init__()
@@ -82,5 +84,8 @@ def test_what_the_middleware_refuses_is_sent_again_and_in_the_end_raised() -> No
     patient = Busy(9)
     publish(patient, "message")
     assert patient.sent == ["message"]
+    monkeypatch.setattr("rosbag_tools.replaying.play._PATIENCE_SECONDS", 0.1)
+    never = Busy(1_000_000)
     with pytest.raises(RuntimeError, match="cannot publish"):
-        publish(Busy(10), "message")
+        publish(never, "message")
+    assert never.sent == [] and never.refusals < 1_000_000 - 1
