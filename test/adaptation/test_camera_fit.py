@@ -37,8 +37,7 @@ def test_numbers_are_found_again() -> None:
     assert error(torch.tensor([found])) < 0.5 * error(torch.zeros(1, NUMBERS))
     assert all(torch.equal(t, weights[n]) for n, t in student.state_dict().items())
     assert [p.requires_grad for p in student.parameters()] == learning
-    again = [fit_camera_code(student, list(images), list(references), steps=5) for _ in range(2)]
-    assert again[0] == again[1] != found
+    assert fit_camera_code(student, list(images), list(references), steps=60) == found
     with pytest.raises(ValueError, match="needs depth"):
         fit_camera_code(student, list(images), list(torch.zeros_like(truth)))
     with pytest.raises(ValueError, match="not told its camera"):
