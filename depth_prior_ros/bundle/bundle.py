@@ -19,13 +19,11 @@ student, or a network in its place, may be absent: then the manifest does not li
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -460,36 +458,20 @@ def _check_memory(bundle: Bundle) -> None:
 
 def _verify_network(bundle: Bundle, part: Part, file: TensorFile) -> nn.Module:
     """The network without weights, if the file's tensors are its own. Raises BundleError."""
-    manifest = bundle.manifest
+    import torch
+
     try:
-        net = _outline(_Plan(repr((manifest.architecture, manifest.input_size)), part, manifest))
+        with torch.device("meta"):  # names, shapes and types, but no memory
+            net = build_network(bundle.manifest, part)
     except BundleError as error:
         raise BundleError(bundle.path / MANIFEST_NAME, error.cause) from error
     file.check(_stored(net))
     return net
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a network is built from; `words` tells one manifest's networks from another's."""
-
-    words: str
-    part: Part
-    manifest: Manifest = field(compare=False)
-
-
-@functools.lru_cache(maxsize=12)  # a command opens the same bundle, or its copy, several times
-def _outline(plan: _Plan) -> nn.Module:
-    """Names, shapes and types of a network, but no memory; not to be altered."""
-    import torch
-
-    with torch.device("meta"):
-        return build_network(plan.manifest, plan.part)
-
-
 def _reader(file: TensorFile, student: nn.Module, name: str) -> Any:
-    """What reads a prior of a student's outline, with its weights from the file."""
-    reader: nn.Module | None = copy.deepcopy(getattr(student, name, None))
+    """What reads a prior of a student just built, with its weights from the file."""
+    reader: nn.Module | None = getattr(student, name, None)
     if reader is not None:
         state = {own: file.tensors[f"{name}.{own}"].float() for own in reader.state_dict()}
         reader.load_state_dict(state, assign=True)
