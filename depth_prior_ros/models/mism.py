@@ -127,7 +127,12 @@ class Regulariser(nn.Module):
         x0 = self.conv0(cost)
         x1 = self.down1(x0)
         x2 = self.down2(x1)
-        x = self.up3(self.down3(x2)) + x2
+        # With eight hypotheses one is left here, and there PyTorch's strided convolution (the
+        # gradient of the transposed one is such a one too) reads foreign memory in bfloat16 on a
+        # CPU with AMX: pytorch/pytorch#169688.
+        with torch.autocast(device_type=x2.device.type, enabled=False):
+            deep = self.up3(self.down3(x2.to(self.logits.weight.dtype)))
+        x = deep + x2
         x = self.up2(x) + x1
         x = self.up1(x) + x0
         return self.logits(x).squeeze(1).permute(0, 3, 1, 2)

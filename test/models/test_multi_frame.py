@@ -20,7 +20,12 @@ from depth_prior_ros.models.matching import (
     matching_weight,
     sample_hypotheses,
 )
-from depth_prior_ros.models.mism import MultiFrameNet, MultiFrameOutput, build_multi_frame
+from depth_prior_ros.models.mism import (
+    MultiFrameNet,
+    MultiFrameOutput,
+    Regulariser,
+    build_multi_frame,
+)
 
 H, W = 32, 64
 
@@ -117,6 +122,22 @@ def test_float32_under_autocast() -> None:
         output = _run(net)
     assert all(tensor.dtype == torch.float32 for tensor in output)
     assert output.depth.isfinite().all()
+
+
+@pytest.mark.parametrize("hypotheses", [8, 16])
+def test_the_regulariser_under_autocast_is_that_of_float32(hypotheses: int) -> None:
+    """Eight hypotheses end in one: a case that PyTorch gets wrong in bfloat16 on some CPUs."""
+    torch.manual_seed(0)
+    regulariser = Regulariser(8).eval()
+    cost = torch.randn(2, 8, 16, 48, hypotheses, requires_grad=True)
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = regulariser(cost)
+        wanted = (cost, *regulariser.parameters())
+        found.append([logits, *torch.autograd.grad(logits.float().square().sum(), wanted)])
+    for exact, rounded in zip(*found, strict=True):
+        assert (rounded - exact).norm() < 0.2 * exact.norm()
 
 
 def _images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
