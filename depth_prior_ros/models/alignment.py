@@ -11,7 +11,7 @@ refining the pose beside the depth: DualRefine, CVPR 2023, section 3.3). It has 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,15 @@ _LENGTHS = (0.2, 5.0)  # of the motion to begin with: no unit is off by more, on
 @dataclass(frozen=True)
 class _Level:
     """One pyramid level: (B, 1, h, w) current grey image, (B, 3, h, w) previous grey image and its
-    gradients, (B, 3, h, w) points of the current view, K (B, 3, 3)."""
+    gradients, (B, 3, h, w) points of the current view, K (B, 3, 3), first and last (1, 2, 1, 1)
+    column and row that have neighbours."""
 
     current: Tensor
     previous: Tensor
     points: Tensor
     K: Tensor
+    first: Tensor
+    last: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class Alignment:
     """
 
     def __init__(self, current: Tensor, previous: Tensor, depth: Tensor, K: Tensor) -> None:
-        self._frames = current, previous, depth, K
+        with torch.no_grad():
+            self._grey = tuple(i.float().mean(1, keepdim=True) for i in (current, previous))
+            self._inverse, self._K = 1 / depth.float(), K.detach().float()
         self._levels: dict[int, _Level] = {}
+        self._costs: dict[tuple[int, bytes], Tensor] = {}
 
     @torch.no_grad()
     def refine(
@@ -79,7 +85,9 @@ class Alignment:
             pose = Pose(previous_from_current.matrix.detach().float())
             length_of = pose.translation if length_only else None
             for reduction, iterations in levels:
-                pose = _align_level(self._level(reduction), pose, iterations, length_of)
+                level = self._level(reduction)
+                pose, cost = _align_level(level, pose, iterations, length_of)
+                self._costs[_named(pose, reduction)] = cost
         return pose
 
     @torch.no_grad()
@@ -90,17 +98,26 @@ class Alignment:
             (M, B): robust mean difference of the grey images; inf where too little overlaps.
         """
         with self._exactly():
+            return torch.stack([self._cost(Pose(m.matrix.float()), reduction) for m in motions])
+
+    def _cost(self, pose: Pose, reduction: int) -> Tensor:
+        """(B,); a motion that was refined or asked for before is known."""
+        name = _named(pose, reduction)
+        if name not in self._costs:
             level = self._level(reduction)
-            return torch.stack([_residual(level, Pose(m.matrix.float())).cost for m in motions])
+            grey = replace(level, previous=level.previous[:, :1])  # a cost takes no gradient
+            self._costs[name] = _residual(grey, pose).cost
+        return self._costs[name]
 
     def _level(self, reduction: int) -> _Level:
         if reduction not in self._levels:
-            current, previous, depth, K = (tensor.detach().float() for tensor in self._frames)
-            self._levels[reduction] = _level(current, previous, depth, K, reduction)
+            here, there = (F.avg_pool2d(grey, reduction) for grey in self._grey)
+            inverse = F.avg_pool2d(self._inverse, reduction)
+            self._levels[reduction] = _level(here, there, inverse, self._K, reduction)
         return self._levels[reduction]
 
     def _exactly(self) -> torch.autocast:
-        return torch.autocast(device_type=self._frames[0].device.type, enabled=False)
+        return torch.autocast(device_type=self._K.device.type, enabled=False)
 
 
 def align_motion(
@@ -134,18 +151,8 @@ def align_motion(
     )
 
 
-def _level(
-    current: Tensor,
-    previous: Tensor,
-    depth: Tensor,
-    K: Tensor,
-    reduction: int,
-) -> _Level:
-    def grey(image: Tensor) -> Tensor:
-        return F.avg_pool2d(image.mean(1, keepdim=True), reduction)
-
-    here, there = grey(current), grey(previous)
-    inverse = F.avg_pool2d(1 / depth, reduction)
+def _level(here: Tensor, there: Tensor, inverse: Tensor, K: Tensor, reduction: int) -> _Level:
+    """Of grey images and inverse depth (B, 1, h, w) at the level; K is of the full image."""
     small = K / reduction
     # Averaging r pixels puts pixel i at r i + (r - 1) / 2 of the full image.
     small[:, :2, 2] = (K[:, :2, 2] - (reduction - 1) / 2) / reduction
@@ -154,13 +161,22 @@ def _level(
     dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
     dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
     there = torch.cat([there, dx, dy], dim=1)
-    return _Level(here, there, points, small)
+    first = K.new_ones(1, 2, 1, 1)
+    last = K.new_tensor([here.shape[-1] - 2, here.shape[-2] - 2]).view(1, 2, 1, 1)
+    return _Level(here, there, points, small, first, last)
+
+
+def _named(pose: Pose, reduction: int) -> tuple[int, bytes]:
+    return reduction, pose.matrix.cpu().numpy().tobytes()
 
 
 def _align_level(
     level: _Level, pose: Pose, iterations: int, length_of: Tensor | None = None
-) -> Pose:
-    """length_of: translations (B, 3) of which only the length may change."""
+) -> tuple[Pose, Tensor]:
+    """The motion, and its cost (B,).
+
+    length_of: translations (B, 3) of which only the length may change.
+    """
     best = _residual(level, pose)
     damping = best.cost.new_full((len(best.cost), 1, 1), _DAMPING)
     going = best.cost.isfinite()  # a motion without overlap has no gradient that could be trusted
@@ -178,7 +194,7 @@ def _align_level(
         damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
         going = going & (damping.flatten() < _HOPELESS)
         best = _chosen(better, after, best)
-    return pose
+    return pose, best.cost
 
 
 def _chosen(better: Tensor, after: _Residual, best: _Residual) -> _Residual:
@@ -208,18 +224,19 @@ def _residual(level: _Level, pose: Pose) -> _Residual:
     batch, _, height, width = level.points.shape
     moved = pose.transform(level.points.reshape(batch, 3, -1)).reshape(batch, 3, height, width)
     pixels, z = project(moved, level.K)
-    x, y = pixels[:, :1], pixels[:, 1:]
-    seen = (z > _NEAREST) & (x >= 1) & (x <= width - 2) & (y >= 1) & (y <= height - 2)
+    # As float: sums and products with booleans take PyTorch several times as long.
+    within = (pixels == pixels.clamp(level.first, level.last)).all(1, keepdim=True)
+    seen = ((z > _NEAREST) & within).float()
     sampled = warp(level.previous, pixels)
     count = seen.sum((1, 2, 3), keepdim=True)
     difference = sampled[:, :1] - level.current
     brightness = (difference * seen).sum((1, 2, 3), keepdim=True) / count.clamp(min=1)
     difference = difference - brightness
     size = difference.abs()
-    robust = torch.where(size < _HUBER, size * size / 2, _HUBER * (size - _HUBER / 2))
+    near = size.clamp(max=_HUBER)
+    robust = near * (size - near / 2)
     cost = (robust * seen).sum((1, 2, 3)) / count.flatten().clamp(min=1)
-    few = count.flatten() < _OVERLAP * height * width
-    cost = torch.where(few, torch.full_like(cost, torch.inf), cost)
+    cost = cost.masked_fill(count.flatten() < _OVERLAP * height * width, torch.inf)
     weight = seen / (size / _HUBER).clamp(min=1)
     return _Residual(moved, sampled[:, 1:], difference, weight, cost)
 

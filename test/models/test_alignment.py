@@ -174,3 +174,8 @@ def test_costs_tell_the_true_motion_from_others() -> None:
     assert costs[1] < 0.2 * min(costs[0], costs[3])
     for cost, one in zip(costs, motions, strict=True):
         assert torch.equal(Alignment(current, previous, depth, K).costs([one])[0], cost)
+    told = Alignment(current, previous, depth, K)
+    refined = told.refine(motions[1])
+    known = told.costs([refined, refined], 2)
+    assert torch.equal(known[0], Alignment(current, previous, depth, K).costs([refined])[0])
+    assert torch.equal(known[0], known[1])
