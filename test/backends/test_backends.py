@@ -78,6 +78,7 @@ def run_everything(networks: Networks, camera: NDArray) -> dict[str, NDArray]:
     return {name: backend.to_numpy(value) for name, value in outputs.items()} | {"pose": pose}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_backends_agree_with_pytorch(
     bundle: Bundle, networks_on: Callable[[str], Networks], name: str
@@ -145,6 +146,7 @@ def test_outputs_are_not_overwritten_by_the_next_run(
         np.testing.assert_array_equal(networks.backend.to_numpy(value), copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks], name: str) -> None:
     image = images(1)[0]
@@ -415,6 +417,7 @@ def test_a_fusion_without_its_prior_is_refused(tmp_path: Path, bundle: Bundle) -
         compile_networks(load_bundle(tmp_path / "b"), "torch", "cpu")
 
 
+@pytest.mark.slow
 def test_choosing_imports_only_what_is_used() -> None:
     code = (
         "import sys; from depth_prior_ros.backends import make_backend;"
@@ -424,6 +427,7 @@ def test_choosing_imports_only_what_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_openvino_needs_no_onnxruntime() -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
     code = (

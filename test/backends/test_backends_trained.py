@@ -116,6 +116,7 @@ def made(name: str, device: str, precision: str) -> Networks:
     return Networks(load_bundle("lite"), backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "device", "precision"), CASES)
 def test_agreement_on_the_trained_bundle(
     lite: Bundle,

@@ -48,6 +48,7 @@ class Drive(StoredRecording):
             )
 
 
+@pytest.mark.slow
 def test_rows_and_figures(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     rows = backends.make_rows(bundle, 1, ["torch_bf16"])
     assert [row.name for row in rows] == ["torch_f32", "torch_bf16"]

@@ -137,6 +137,7 @@ def test_a_full_disk_leaves_the_bundle_that_was_there(tmp_path: Path) -> None:
 # -- what is refused -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -151,6 +152,7 @@ def test_any_altered_byte_is_refused(bundle: Bundle, file: str, data: st.DataObj
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())

@@ -57,6 +57,7 @@ def derive(bundle: Bundle, out: Path, **changes: Any) -> Bundle:
     return replace_prior(bundle, out, **(values | changes))
 
 
+@pytest.mark.slow
 def test_the_networks_stay_byte_for_byte_and_the_prior_is_new(
     bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_notes_add_up(bundle: Bundle, tmp_path: Path) -> None:
     assert second.manifest.licence == "CC-BY-NC-SA-3.0"
 
 
+@pytest.mark.slow
 def test_the_teacher_travels_or_is_exchanged(bundle: Bundle, tmp_path: Path) -> None:
     own, new = bundle.teacher(), derive(bundle, tmp_path / "new").teacher()
     assert own is not None

@@ -119,6 +119,7 @@ def test_a_student_without_a_look_up_takes_none(bundle: Bundle, tmp_path: Path) 
         networks.set_references(_references(bundle))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime"])
 def test_every_backend_looks_up_and_exchanges_them(
     bundle: Bundle, tmp_path: Path, name: str
@@ -154,6 +155,7 @@ def test_without_any_no_look_up_is_compiled(bundle: Bundle) -> None:
         networks.set_references(_references(bundle))
 
 
+@pytest.mark.slow
 def test_exported_they_are_inside(bundle: Bundle, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra cpu")
     holding = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())

@@ -124,6 +124,7 @@ def test_training_drives_come_from_the_bundles_own_recipe(tmp_path: Path):
     assert [r.name for r in usual] == [TRAINING_DRIVE]
 
 
+@pytest.mark.slow
 def test_maps_travel_with_the_bundle(tmp_path: Path):
     """Written at input size, verified, listed with their hash, and read back."""
     made = make_tiny_bundle(tmp_path / "tiny")

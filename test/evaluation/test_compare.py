@@ -106,6 +106,7 @@ def row_texts(bundles: list[Bundle]) -> list[str]:
 # --- rows -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_are_named_after_their_models(bundles: list[Bundle]):
     rows, notes = open_rows([parse_spec(text) for text in row_texts(bundles)])
     assert [(row.name, row.model) for row in rows] == [
@@ -374,6 +375,7 @@ def test_one_command_makes_the_table_and_resumes(
         cli.main(command)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(
     root: Path, bundles: list[Bundle], tmp_path: Path, monkeypatch
 ):

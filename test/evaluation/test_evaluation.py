@@ -326,6 +326,7 @@ def test_there_is_no_comparison_without_baselines_or_on_drives(root: Path):
 # --- what is written ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     told: list[str] = []
     report = evaluate_bundle(
@@ -409,6 +410,7 @@ def test_one_set_stands_at_the_top_as_in_metrics_json(eigen: evaluation.Evaluati
     assert content["depth"]["single_frame"]["frames"] == 1
 
 
+@pytest.mark.slow
 def test_evaluating_twice_gives_the_same(root: Path, bundle: Bundle):
     first, second = (
         as_json(evaluate_bundle(bundle, root, "drive", backend="torch", device="cpu"))

@@ -257,6 +257,7 @@ def test_mean_and_summary() -> None:
         mean_errors([])
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_constant_depth_on_real_lidar() -> None:
     """The figures of a constant predictor on the real data are known."""

@@ -211,6 +211,7 @@ def test_more_data_than_rows(name, width, height, extra):
     assert cause_of(message) == "wrong_step"
 
 
+@pytest.mark.slow
 @patient
 @given(st.text(max_size=20).filter(lambda n: n not in ENCODINGS), sizes, sizes)
 def test_unknown_encoding_is_named_and_the_package_that_may_know_it(name, width, height):

@@ -43,6 +43,7 @@ def _single(batch: int = 1) -> torch.Tensor:
     return torch.full((batch, 1, H, W), 5.0)
 
 
+@pytest.mark.slow
 def test_published_counts() -> None:
     net = CostVolumeNet((192, 640))
     count = sum(p.numel() for p in net.parameters())
@@ -359,6 +360,7 @@ def files() -> dict[type, bytes]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_backends_agree_with_torch(bundle: Bundle, name: str, files: dict[type, bytes]) -> None:
     pytest.importorskip(name, reason="needs the extra cpu")

@@ -123,6 +123,7 @@ def _assert_close(name: str, found: list[np.ndarray], expected: list[np.ndarray]
         assert error < limit, (name, index, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNNERS)
 def test_exported_runners_agree(name: str) -> None:
     ort = pytest.importorskip("onnxruntime", reason="needs the extra cpu")

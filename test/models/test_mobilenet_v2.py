@@ -207,6 +207,7 @@ def test_weights_with_other_names_are_folded_in(torchvision: Torchvision, naming
         net.load_weights(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [False, True])
 def test_the_exported_student_agrees_with_pytorch(tmp_path: Path, told: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -76,6 +76,7 @@ def test_without_a_prior_a_fused_student_is_the_plain_one() -> None:
     assert output.entropy is None
 
 
+@pytest.mark.slow
 def test_fusion_learns_and_then_the_prior_matters() -> None:
     torch.manual_seed(8)
     net = Student("hrnet_w18_small", "light", FusionConfig(activation="elu"))  # ReLU may die

@@ -35,6 +35,7 @@ def _gmac(trunk: str, decoder: str, width: int = 640, height: int = 192) -> floa
     return counter.get_total_flops() / 2e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trunk", "decoder", "parameters", "gmac"),
     [

@@ -133,6 +133,7 @@ def test_one_version_everywhere(manifest: ET.Element, wheel: zipfile.ZipFile) ->
     assert newest[1] == version
 
 
+@pytest.mark.slow
 def test_every_import_is_declared_for_pip() -> None:
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     declared = (ROOT / "requirements.txt").read_text(encoding="utf-8") + setup
@@ -142,6 +143,7 @@ def test_every_import_is_declared_for_pip() -> None:
     assert not missing
 
 
+@pytest.mark.slow
 def test_nothing_is_required_that_nothing_uses() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {re.split(r"[>=<]", line)[0] for line in lines if line and line[0] != "#"}

@@ -541,6 +541,7 @@ def test_any_size_gives_depth_with_a_camera_that_fits(
     assert (48 - result.camera.cx) / result.camera.fx == pytest.approx(ray, abs=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     frames=st.lists(

@@ -235,6 +235,7 @@ def test_a_pose_network_alone_gives_motions(tmp_path: Path) -> None:
 # --- who it is ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_identity_is_of_all_that_decides(bundle: Bundle, tmp_path: Path) -> None:
     first = BundleTeacher(bundle).identity
     assert (first.name, first.kind, first.size) == ("tiny", "bundle", TINY_SIZE)

@@ -285,6 +285,7 @@ def magenta(picture: np.ndarray) -> int:
     return int(((r > 240) & (g < 15) & (b > 240)).sum())
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_source_images(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     marked = tmp_path / "marked"
     folder = write_moving_drive(marked)

@@ -80,6 +80,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_bundle_holds_the_selected_prior_its_history_and_its_teacher(finished: Path) -> None:
     bundle = load_bundle(finished / "bundle")
     spec, sources = bundle.manifest.prior, bundle.prior_sources()
@@ -219,6 +220,7 @@ def test_a_prior_that_says_nothing_of_its_selection_goes_into_the_bundle(finishe
     assert spec is not None and spec.note == "attention: 25 of 200 reference pixels of tiny"
 
 
+@pytest.mark.slow
 def test_a_damaged_set_is_told_before_anything_is_trained_on_it(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_damaged_set_is_told_before_anything_is_trained_on_it(
     assert torch.equal(mended.prior().features, whole.prior().features)
 
 
+@pytest.mark.slow
 def test_images_are_looked_at_one_after_the_other_and_only_by_attention(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_cache_that_is_no_folder_is_named(data: Path, tmp_path: Path) -> None:
         run_recipe(path, [], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_with_a_prior_and_without_the_same_triplets_are_drawn(data: Path, tmp_path: Path) -> None:
     drawn = {}
     for name, changes in (

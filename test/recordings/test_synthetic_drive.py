@@ -131,6 +131,7 @@ def test_a_camera_mounted_otherwise_sees_the_road_where_it_lies(tmp_path: Path) 
     assert np.median(depth[-1]) == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_camera_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calibration = tmp_path / "camera.yaml"
     P = [150.0, 0, 70, 0, 0, 152.0, 30, 0, 0, 0, 1, 0]

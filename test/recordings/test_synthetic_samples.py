@@ -46,6 +46,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+@pytest.mark.slow
 def test_files_and_manifest(written: Path, frames: list[Path]) -> None:
     manifest = json.loads((written / "manifest.json").read_text())
     assert manifest["seed"] == 5 and manifest["size"] == [160, 48] and manifest["count"] == 8
@@ -66,6 +67,7 @@ def test_pictures_look_like_streets(written: Path) -> None:
     assert (images.reshape(len(images), -1).std(1) > 10).all()
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_to_the_same_files(
     written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_interrupted_run_resumes_to_the_same_files(
     assert _hashes(tmp_path) == _hashes(written)
 
 
+@pytest.mark.slow
 def test_more_pairs_keep_those_that_are_there(
     written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +108,7 @@ def test_other_arguments_are_refused(written: Path, frames: list[Path]) -> None:
         write_samples(written, 8, SIZE, 6, frames, progress=False)
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_files(
     written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +149,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         write_samples(tmp_path, 1, SIZE, progress=False, dense=2.0)
 
 
+@pytest.mark.slow
 def test_dense_traffic_is_near_and_slow() -> None:
     renderer = Renderer(64)
     pairs = list(iterate(renderer, 0, 12, (64, 32), 9, dense=1.0))
@@ -239,6 +244,7 @@ def test_a_camera_that_sees_too_much_of_the_road_is_drawn_again() -> None:
     assert samples.close_road(level, camera) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_recordings_are_of_one_camera_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three pairs in a row: one camera and mount, other places; a twin set: the same cameras."""
     monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 5)  # a recording a shard: they stay whole

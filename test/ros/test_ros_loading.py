@@ -144,6 +144,7 @@ def test_a_change_of_something_else_leaves_the_scale_alone(pipeline, bundle):
     assert pipeline.scale is scale
 
 
+@pytest.mark.slow
 def test_the_factor_is_carried_to_the_same_bundle_only(bundle, tmp_path):
     make_tiny_bundle(tmp_path / "other", TINY_SIZE, seed=1)
     chosen = settings(bundle, scale__mode="odometry")

@@ -116,6 +116,7 @@ def spinning(node: LifecycleNode) -> Iterator[None]:
         thread.join(PATIENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_large_images_of_a_reliable_camera_arrive_and_others_are_heard_too(make_node):
     """Cameras are processes: what a best-effort subscription loses is lost between two of them."""

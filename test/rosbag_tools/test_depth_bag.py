@@ -153,6 +153,7 @@ def test_wrong_usage_is_refused(arguments: list[str]) -> None:
     assert done.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_bag_of_a_real_drive(data_dir: Path, tmp_path: Path) -> None:
     drive = data_dir / "kitti_raw/2011_09_26/2011_09_26_drive_0052_sync"

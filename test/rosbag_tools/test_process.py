@@ -109,6 +109,7 @@ def test_the_depth_is_that_of_a_replay_in_lockstep(
     ]
 
 
+@pytest.mark.slow
 def test_the_files_say_the_same_depth(made: Path, bag: Path) -> None:
     everything = depths(made)
     for number, depth in enumerate(everything):
@@ -261,6 +262,7 @@ def lose_once(path: Path, told: Any) -> str:
     return path.name
 
 
+@pytest.mark.slow
 def test_what_a_lost_process_had_in_hand_is_done_again(tmp_path: Path) -> None:
     units = [Unit(name, tmp_path / name) for name in ("a", "b")]
     assert [outcome.result for outcome in run_units(lose_once, units, jobs=2)] == ["a", "b"]
@@ -274,6 +276,7 @@ def test_state_goes_through_a_file_unchanged() -> None:
     assert found["c"].dtype == bool
 
 
+@pytest.mark.slow
 def test_check_sees_a_wrong_metric_factor_by_itself(
     made: Path, bag: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

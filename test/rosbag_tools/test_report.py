@@ -98,6 +98,7 @@ maybe = st.none() | st.floats(0, 100)
 models = st.none() | st.sampled_from(["single_frame", "multi_frame"])
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -66,6 +66,7 @@ def drive_through(
     return float(np.median(depth[known] / found[known]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["camera_height", "odometry"])
 def test_factor_and_shift_are_found_on_exact_depth(frames: Sequence[Frame], mode: str) -> None:
     scale = make_scale(
@@ -132,6 +133,7 @@ def test_noise_on_both_sides_does_not_flatten_a_line() -> None:
     assert back.gain == pytest.approx(1 / line.gain, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_slow_robot_is_measured_by_odometry() -> None:
     """0.7 m/s at 5 Hz: a picture 0.8 m back is more than a second old."""
     spec = DriveSpec(frames=16, rate=5.0, cruise=0.7, stop=False)

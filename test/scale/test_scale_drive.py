@@ -95,6 +95,7 @@ def camera_height() -> Scale:
     return make_scale("camera_height", fixed=GIVEN, source="the bundle", camera_height=1.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [GIVEN / 3, 0.7 * GIVEN, GIVEN, 1.5 * GIVEN, 3 * GIVEN])
 @pytest.mark.parametrize(("make", "within"), [(camera_height, 0.05), (odometry, 0.03)])
 def test_five_seconds_find_an_unknown_factor(
@@ -113,6 +114,7 @@ def test_five_seconds_find_an_unknown_factor(
         assert np.abs(np.diff(np.log(published))).max() <= 0.03 + 1e-9  # nothing jumps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [camera_height, odometry])
 def test_a_stop_changes_nothing(with_a_stop: Driven, make: Callable[[], Scale]) -> None:
     scale = make()

@@ -100,6 +100,7 @@ def test_the_new_bundle_is_told_its_camera(
     assert errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_what_is_not_better_is_not_kept(tmp_path: Path, bundle: Bundle) -> None:
     """References that the bundle itself would give: nothing can better it."""
     scenes = write_scenes(tmp_path / "kitti_2015", bundle, (0.0,) * 5)
@@ -112,6 +113,7 @@ def test_what_is_not_better_is_not_kept(tmp_path: Path, bundle: Bundle) -> None:
     assert "none was written" in outcome.page.read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     scenes, out = write_scenes(tmp_path / "kitti_2015", bundle), tmp_path / "out"
     pytest.importorskip("onnx")
@@ -132,6 +134,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> No
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_student_that_takes_no_numbers_gets_a_factor(tmp_path: Path) -> None:
     """References half as far as the bundle says; its other networks go with it."""
     plain, out = make_tiny_bundle(tmp_path / "plain", trunk=TINY_TRUNK), tmp_path / "out"

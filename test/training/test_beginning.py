@@ -57,6 +57,7 @@ def test_the_map_begins_anew_at_another_size(tmp_path: Path) -> None:
         start_from(path, large, "teacher")
 
 
+@pytest.mark.slow
 def test_a_bundle_gives_the_networks_that_are_built_alike(tmp_path: Path) -> None:
     make_tiny_bundle(tmp_path / "bundle")
     values = recipe((96, 64)).model_dump(mode="json")

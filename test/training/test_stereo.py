@@ -259,6 +259,7 @@ def test_parallax_is_counted_from_the_principal_points() -> None:
         stereo_depth(left, right[:-8], camera, camera, BASELINE)
 
 
+@pytest.mark.slow
 def test_adapt_takes_metres_from_the_second_camera(wall: Path, tmp_path: Path) -> None:
     bundle = make_told_bundle(tmp_path / "told", trunk=TINY_TRUNK)
     drive = write_pairs(tmp_path / "data", frames=8)
@@ -402,6 +403,7 @@ def rendered(offset: float) -> tuple[Rendered, Camera]:
         drive.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.54, -0.54])
 def test_rendered_pairs_agree_with_their_depth(offset: float) -> None:
     (left, camera), (right, _) = rendered(0.0), rendered(offset)
