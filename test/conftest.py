@@ -38,8 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if importlib.util.find_spec("hypothesis"):
         from hypothesis import settings
 
-        # How long an example takes says nothing on a machine that is busy with others.
-        settings.register_profile("patient", deadline=None)
+        # How long an example takes says nothing on a machine that is busy with others. CI tries the
+        # same examples every time: what it says is of the change, not of the draw.
+        settings.register_profile("patient", deadline=None, derandomize="CI" in os.environ)
         settings.load_profile("patient")
 
 

@@ -37,6 +37,6 @@ def test_what_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("memory", lambda _: len(os.urandom(1) * (hostile_files.MEMORY + (1 << 28)))),
     ):
         kind = hostile_files.Kind("x", tmp_path, read, (ValueError,))
-        seconds = 20 if what == "memory" else 0.5
+        seconds = 0.5 if what == "hang" else 20
         monkeypatch.setattr(hostile_files, "SECONDS", seconds)
         assert hostile_files.outcome(kind, tmp_path) == what

@@ -345,9 +345,9 @@ def test_it_costs_little() -> None:
     meter = ImageMotion()
     times = []
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         meter.measure(meter.prepare(first), meter.prepare(second))
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 10e-3
 
 

@@ -34,11 +34,11 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_who_asks_again_and_again_leaves_the_others_their_turn() -> None:
-    turns, counts = Turns(), [0, 0]
-    until = time.monotonic() + 0.3
+    turns, counts, both = Turns(), [0, 0], threading.Barrier(2)
 
     def greedy(own: int) -> None:
-        while time.monotonic() < until:
+        both.wait()
+        while max(counts) < 50:
             with turns:
                 counts[own] += 1
                 time.sleep(0.002)

@@ -56,7 +56,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     bundle = tmp_path_factory.mktemp("bundles") / "tiny"
     make_tiny_bundle(bundle)
     namespace = f"/seen_{uuid.uuid4().hex[:12]}"
-    process = NodeProcess(namespace=namespace, bundle=str(bundle), backend="torch")
+    process = NodeProcess(namespace=namespace, bundle=str(bundle), backend="torch", sync_wait=5.0)
     with process, Peer(namespace) as peer:
         graph = graph_of(f"{namespace}/depth_node", f"{namespace}/depth/image_rect")
         peer.wait_for_node(process, 240.0)

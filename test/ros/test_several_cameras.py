@@ -32,7 +32,7 @@ from std_srvs.srv import SetBool
 
 from depth_prior_ros.ros import launch_arguments
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def bundle(tmp_path_factory):
 def cameras_file(folder: Path, *lines: str, bundle: Path | str = "lite") -> Path:
     path = folder / "cameras.yaml"
     path.write_text(
-        f"all: {{bundle: '{bundle}', backend: torch, diagnostics_period: 0.1}}\ncameras:\n"
-        + "".join(f"  {line}\n" for line in lines),
+        f"all: {{bundle: '{bundle}', backend: torch, sync_wait: 5.0, diagnostics_period: 0.1}}\n"
+        "cameras:\n" + "".join(f"  {line}\n" for line in lines),
         encoding="utf-8",
     )
     return path

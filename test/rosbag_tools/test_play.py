@@ -33,9 +33,10 @@ class Listener(SpunNode):
 
     def __init__(self) -> None:
         self.namespace = f"/played_{uuid.uuid4().hex[:12]}"
-        self.heard: dict[str, list] = {"image": [], "info": [], "odom": [], "clock": []}
+        self.heard: dict[str, list] = {"odom": [], "clock": [], "image": [], "info": []}
         super().__init__("listener")
-        topics = {"image": Image, "info": CameraInfo, "odom": Odometry, "clock": Clock}
+        # A player waits for the listeners of images and calibration: those come last.
+        topics = {"odom": Odometry, "clock": Clock, "image": Image, "info": CameraInfo}
         for name, kind in topics.items():
             topic = f"{self.namespace}/{name}"
             self.node.create_subscription(kind, topic, self.heard[name].append, RELIABLE)
@@ -91,6 +92,7 @@ def test_every_frame_arrives_as_it_was_recorded(tmp_path: Path, listener: Listen
     for name in ("image", "info", "odom"):
         wait_until(lambda n=name: len(heard[n]) == 5, name)
         assert [nanoseconds_of(m.header.stamp) for m in heard[name]] == stamps
+    wait_until(lambda: len(heard["clock"]) == 5, "clock")
     assert [nanoseconds_of(m.clock) for m in heard["clock"]] == stamps
     for frame, message, info in zip(frames, heard["image"], heard["info"], strict=True):
         assert (message.encoding, message.header.frame_id) == ("rgb8", "front")
