@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 COUNT = 1000
 QUEUE = 4 * COUNT
+WAIT = 5.0  # s for the calibration of a good image: not what is looked at here
 TOPICS = ("image", "image/compressed", "camera_info", "odom", "twist", "twist_with_covariance")
 FILM: dict[str, Any] = {
     "size": BUNDLE_SIZE,
@@ -88,7 +89,7 @@ def stage(bundle: Path, **parameters: Any) -> Iterator[Stage]:
         for policy in (f"depth:={QUEUE}", "reliability:=reliable")
         for word in ("-p", f"qos_overrides.{namespace}/{topic}.subscription.{policy}")
     ]
-    with scene(bundle, *overrides, namespace=namespace, **parameters) as one:
+    with scene(bundle, *overrides, namespace=namespace, sync_wait=WAIT, **parameters) as one:
         compressed = parameters.get("image_transport") == "compressed"
         camera = one.camera(**FILM, compressed=compressed, depth=QUEUE)
         one.until(lambda: camera.sent()["subscribers"], "the camera to see the node")
@@ -129,7 +130,7 @@ def test_malformed_compressed_images(jpeg, kind):
 
 def test_a_flood_at_the_default_queue(tiny_bundle):
     """More than anybody can read: what was read is counted, services answer, depth goes on."""
-    with scene(tiny_bundle) as one:
+    with scene(tiny_bundle, sync_wait=WAIT) as one:
         camera = one.camera(**{**FILM, "rate": 10})
         one.depth_goes_on(camera)
         for kind in ("truncated", "nan", "odometry_nan"):
