@@ -112,8 +112,6 @@ def mutated(kind: Kind, folder: Path, chance: random.Random) -> Path:
 def outcome(kind: Kind, path: Path) -> str:
     """Read it in a child: "accepted", "refused", or what went wrong."""
     start = time.monotonic()
-    # The highest mark of a child begins where its parent stands.
-    most = MEMORY + _resident()
     child = os.fork()
     if not child:
         os._exit(_in_child(kind, path))
@@ -126,17 +124,12 @@ def outcome(kind: Kind, path: Path) -> str:
             os.wait4(child, 0)
             return "hang"
         time.sleep(0.002)
-    if usage.ru_maxrss * 1024 > most:
+    if usage.ru_maxrss * 1024 > MEMORY:
         return "memory"
     if os.WIFSIGNALED(status):
         return "crash"
     codes = {0: "accepted", 1: "refused", 2: "traceback", 3: "several lines"}
     return codes.get(os.WEXITSTATUS(status), "crash")
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has at the moment."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _in_child(kind: Kind, path: Path) -> int:
