@@ -33,15 +33,12 @@ _LENGTHS = (0.2, 5.0)  # of the motion to begin with: no unit is off by more, on
 @dataclass(frozen=True)
 class _Level:
     """One pyramid level: (B, 1, h, w) current grey image, (B, 3, h, w) previous grey image and its
-    gradients, (B, 3, h, w) points of the current view, K (B, 3, 3), first and last (1, 2, 1, 1)
-    column and row that have neighbours."""
+    gradients, (B, 3, h, w) points of the current view, K (B, 3, 3)."""
 
     current: Tensor
     previous: Tensor
     points: Tensor
     K: Tensor
-    first: Tensor
-    last: Tensor
 
 
 @dataclass(frozen=True)
@@ -161,9 +158,7 @@ def _level(here: Tensor, there: Tensor, inverse: Tensor, K: Tensor, reduction: i
     dx = F.pad((there[..., 2:] - there[..., :-2]) / 2, (1, 1))
     dy = F.pad((there[..., 2:, :] - there[..., :-2, :]) / 2, (0, 0, 1, 1))
     there = torch.cat([there, dx, dy], dim=1)
-    first = K.new_ones(1, 2, 1, 1)
-    last = K.new_tensor([here.shape[-1] - 2, here.shape[-2] - 2]).view(1, 2, 1, 1)
-    return _Level(here, there, points, small, first, last)
+    return _Level(here, there, points, small)
 
 
 def _named(pose: Pose, reduction: int) -> tuple[int, bytes]:
@@ -224,8 +219,9 @@ def _residual(level: _Level, pose: Pose) -> _Residual:
     batch, _, height, width = level.points.shape
     moved = pose.transform(level.points.reshape(batch, 3, -1)).reshape(batch, 3, height, width)
     pixels, z = project(moved, level.K)
+    x, y = pixels[:, :1], pixels[:, 1:]
+    within = (x == x.clamp(1, width - 2)) & (y == y.clamp(1, height - 2))
     # As float: sums and products with booleans take PyTorch several times as long.
-    within = (pixels == pixels.clamp(level.first, level.last)).all(1, keepdim=True)
     seen = ((z > _NEAREST) & within).float()
     sampled = warp(level.previous, pixels)
     count = seen.sum((1, 2, 3), keepdim=True)

@@ -176,6 +176,6 @@ def test_costs_tell_the_true_motion_from_others() -> None:
         assert torch.equal(Alignment(current, previous, depth, K).costs([one])[0], cost)
     told = Alignment(current, previous, depth, K)
     refined = told.refine(motions[1])
-    known = told.costs([refined, refined], 2)
+    known = told.costs([refined, refined])
     assert torch.equal(known[0], Alignment(current, previous, depth, K).costs([refined])[0])
     assert torch.equal(known[0], known[1])

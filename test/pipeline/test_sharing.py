@@ -34,7 +34,7 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_who_asks_again_and_again_leaves_the_others_their_turn() -> None:
-    turns, counts, both = Turns(), [0, 0], threading.Barrier(2)
+    turns, counts, both = Turns(), [0, 0], threading.Barrier(2, timeout=10)
 
     def greedy(own: int) -> None:
         both.wait()

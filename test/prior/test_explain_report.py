@@ -209,13 +209,14 @@ def test_use_is_the_mean_of_what_single_pixels_look_up(bundle: Bundle) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=30))
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=30))
 def test_gini_is_half_the_mean_difference(values: list[float]) -> None:
     x = np.array(values)
     found = statistics.gini(x)
     if x.sum() <= 0:
         assert found == 0
         return
+    x = x / x.max()  # of the smallest numbers there are, sums and means would be rounded away
     plain = np.abs(x[:, None] - x).sum() / (2 * len(x) ** 2 * x.mean())
     assert found == pytest.approx(plain, abs=1e-9)
 

@@ -32,7 +32,7 @@ from std_srvs.srv import SetBool
 
 from depth_prior_ros.ros import launch_arguments
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

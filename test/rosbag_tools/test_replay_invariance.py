@@ -47,7 +47,7 @@ def figures(folder: Path, factor: float, max_metres: float) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(300)
 def test_the_metric_factor_changes_no_figure_of_a_replay(tmp_path: Path) -> None:
     first, *others = (figures(tmp_path / str(f), f, 1e6) for f in FACTORS)
     for found in others:
