@@ -33,14 +33,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
-from depth_prior_ros.models.alignment import align_motion
-from depth_prior_ros.models.episodic_prior import STRIDE, References, pooled_depth
+from depth_prior_ros.models.episodic_prior import References, pooled_depth
 from depth_prior_ros.models.prior_fusion import Prior, blend_disparity
 from depth_prior_ros.models.student import Student
 from depth_prior_ros.recordings.synthetic.samples import write_samples
 from depth_prior_ros.scale.state import focal_ratio
 from training.data.pairs import SampleSet
-from training.stages.episodic import SeenFrame, cell_depth, draw_references, see, smooth_noise
+from training.stages.episodic import (
+    Matcher,
+    SeenFrame,
+    cell_depth,
+    draw_references,
+    matched_frames,
+    picture,
+    see,
+    smooth_noise,
+    with_matches,
+)
 
 FRAMES, STREETS = 6, 40
 SEED, OTHER_SEED = 7701, 8801
@@ -90,7 +99,10 @@ class Errors:
 
 @dataclass
 class Street:
-    """A recording: its frames as seen, with exact depth, and with that of the multi-frame net."""
+    """A recording: its frames as seen, with exact depth, and with that of the multi-frame net.
+
+    The latter as `adapt` takes it, of the frames that are references; of the others with none.
+    """
 
     images: list[Tensor]
     exact: list[SeenFrame]
@@ -117,45 +129,6 @@ def recordings(
     return SampleSet(folder)
 
 
-class Matcher:
-    """Multi-frame depth of a pair in metres, from noisy odometry, where there is parallax."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.student = bundle, bundle.student()
-        self.pose, self.multi = bundle.pose(), bundle.multi_frame()
-
-    @torch.no_grad()
-    def depth(self, row: dict[str, np.ndarray], error: float) -> Tensor:
-        """(1, 1, h, w) in metres at cells, 0 = unknown; odometry says (1 + error) of the step.
-
-        As on a vehicle: the pose network's motion, refined against single-frame depth, and the
-        unit of both from the length that odometry has for the step.
-        """
-        before, now = (_picture(image) for image in row["images"])
-        trained = self.bundle.manifest.camera
-        K = torch.from_numpy(np.array(row["K"], np.float32))
-        stretch = focal_ratio(float(K[0, 0]), float(K[1, 1]), trained.fx, trained.fy)
-        K = K.clone()
-        K[0, 0], K[1, 1] = K[0, 0] / stretch, K[1, 1] / stretch
-        single = disparity_to_depth(self.student(now).disparity[0])[1]
-        guess = self.pose(before, now).inverse()
-        motion = align_motion(now, before, single, K[None], guess)
-        mine, theirs = self.multi.features(now), self.multi.features(before)
-        found = self.multi.match(mine, theirs.matching, motion.matrix, K[None], single)
-        step = motion.matrix[0, :3, 3] * torch.tensor([1.0, 1.0, stretch])
-        walked = float(np.linalg.norm(row["previous_from_current"][:3, 3])) * (1 + error)
-        metres = found.depth * (walked / float(step.norm())) * stretch
-        middle = STRIDE // 2
-        cells = metres[:, :, middle::STRIDE, middle::STRIDE]
-        # All of a cell must be matched, not taken over from the single-frame network.
-        sure = -torch.nn.functional.max_pool2d(-found.parallax, 2) >= self.multi.parallax
-        return cells * sure * (cells > 0.5) * (cells < 80)
-
-
-def _picture(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
 def look(
     samples: SampleSet, bundle: Bundle, student: Student, matcher: Matcher, seed: int, unit: float
 ) -> list[Street]:
@@ -165,16 +138,20 @@ def look(
     streets = []
     for first in range(0, STREETS * FRAMES, FRAMES):
         street = Street([], [], [])
+        seen: list[SeenFrame] = []
         for i in range(first, first + FRAMES):
             row = samples[i]
             K = row["K"]
             factor = unit * focal_ratio(float(K[0, 0]), float(K[1, 1]), trained.fx, trained.fy)
-            image = _picture(row["images"][1])
+            image = picture(row["images"][1])
             exact = see(student, image, cell_depth(row["depth"][1]) / factor)
-            matched = matcher.depth(row, ODOMETRY * rng.standard_normal()) / factor
             street.images.append(image)
             street.exact.append(exact)
-            street.matched.append(SeenFrame(exact.decoded, exact.keys, exact.own, matched))
+            matched = [matcher.keyframe(row)] if i - first >= FRAMES // 2 else [None]
+            seen += with_matches([exact], matched, [factor])
+        none = [replace(frame, depth=frame.depth * 0) for frame in seen]
+        half = FRAMES // 2
+        street.matched += none[:half] + (matched_frames(seen[half:], ODOMETRY, rng) or none[half:])
         streets.append(street)
     return streets
 
@@ -264,7 +241,7 @@ def table_of_streets(
     # More than there is room for in an exported network: how many would help?
     student.episodic.config = replace(student.episodic.config, capacity=max(COUNTS))
     size = bundle.manifest.input_size
-    matcher = Matcher(bundle)
+    matcher = Matcher(bundle.student(), bundle.pose(), bundle.multi_frame(), bundle.manifest.camera)
     rendered = recordings(data / "test", SEED, None, size)
     own = look(rendered, bundle, student, matcher, seed, unit)
     rendered = recordings(data / "same_camera", OTHER_SEED, SEED, size)

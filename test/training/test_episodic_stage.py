@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_manifest
 
+from depth_prior_ros.adaptation.keyframes import MatchedKeyframe, in_metres
 from depth_prior_ros.geometry.camera import Camera
+from depth_prior_ros.models.mism import MultiFrameNet, build_multi_frame
+from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.student import Student, build_student
 from training.data.pairs import SampleSet
 from training.recipes.recipe import Recipe
@@ -14,9 +20,13 @@ from training.stages.episodic import (
     EpisodeSource,
     Episodic,
     EpisodicStage,
+    Matcher,
     draw_references,
+    matched_frames,
+    mirror,
     see,
     smooth_noise,
+    with_matches,
 )
 from training.stages.system import System
 
@@ -96,6 +106,64 @@ def test_references_come_from_other_frames_of_the_recording(samples: SampleSet) 
             assert torch.cdist(found.features, keys).min() > 1e-3
 
 
+def test_multi_frame_depth_becomes_references(samples: SampleSet) -> None:
+    """As `adapt` takes it, off by what odometry is; exact depth where nothing was matched."""
+    seen = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0).recordings[0][0]
+    depth = np.zeros((4, 12), np.float32)
+    depth[2, 3:7] = 1, 2, 3, 4
+    once = MatchedKeyframe(0, np.zeros((0, 96, 3), np.uint8), TRAINED, depth, 1.0, 1.0)
+    frames = with_matches(seen, [once] * FRAMES, [0.5] * FRAMES)
+    unmatched = with_matches(seen, [None] * FRAMES, [0.5] * FRAMES)
+    rng = np.random.default_rng(0)
+    assert matched_frames(unmatched, 0.05, rng) == []
+    assert torch.equal(matched_frames(frames[:1], 0.0, rng)[0].depth[0, 0], torch.tensor(depth) * 2)
+    off = torch.stack([f.depth[0, 0, 2, 3:7] for f in matched_frames(frames * 50, 0.05, rng)])
+    ratio = off / (2 * torch.arange(1, 5))
+    assert 0.03 < float(ratio[:, 0].std()) < 0.07
+    torch.testing.assert_close(ratio, ratio[:, :1].expand(-1, 4))
+    # A step whose metres disagree with the others is not taken.
+    wrong = with_matches(seen[:1], [replace(once, metres=2.0)], [0.5])
+    known = [bool(f.depth.any()) for f in matched_frames(frames[1:] + wrong, 0.0, rng)]
+    assert known == [True] * (FRAMES - 1) + [False]
+    values = {"steps": 1, "batch": 2, "queries": 2, "references": (5, 30), "noise_share": 0.0}
+    config = Episodic(kind="episodic", matched_share=1.0, odometry=0.0, **values)  # type: ignore[arg-type]
+    for recording, expected in ((unmatched, {1.0}), (frames, {2.0, 4.0, 6.0, 8.0})):
+        drawn = EpisodeSource([(recording, recording)]).batch(rng, config).references[0]
+        assert {round(d, 4) for d in (1 / drawn.inverse_depth).tolist()} == expected
+
+
+def test_a_matcher_has_the_scale_of_odometry(samples: SampleSet) -> None:
+    """Twice as long a step is twice as far; without parallax there is no keyframe."""
+    student, trained = _student(), replace(TRAINED, fx=112.0, fy=122.0)
+    torch.manual_seed(1)
+    matcher = Matcher(student, PoseNet("small").eval(), _multi_frame(0.0), trained)
+    row = {
+        "images": samples[0]["images"],
+        "K": samples[0]["K"],
+        "previous_from_current": np.eye(4) + np.eye(4, k=1) * (np.arange(4) == 2)[:, None],
+    }
+    once = matcher.keyframe(row)
+    row["previous_from_current"][2, 3] = 2.0
+    twice = matcher.keyframe(row)
+    assert once is not None and twice is not None and (once.metres, twice.metres) == (1.0, 2.0)
+    (one,), (two,) = in_metres([once]), in_metres([twice])
+    known = (one.depth > 0) & (two.depth > 0)
+    assert known.any()
+    np.testing.assert_allclose(two.depth[known], 2 * one.depth[known], rtol=1e-5)
+    np.testing.assert_array_equal(mirror(once).depth, once.depth[:, ::-1])
+    assert Matcher(student, matcher.pose, _multi_frame(1e6), trained).keyframe(row) is None
+
+
+def _multi_frame(parallax: float) -> MultiFrameNet:
+    torch.manual_seed(2)
+    architecture = {
+        **tiny_manifest().architecture.multi_frame,
+        "parallax": parallax,
+        "size": [32, 96],
+    }
+    return build_multi_frame(architecture).eval()
+
+
 def test_errors_are_smooth_and_as_large_as_asked(samples: SampleSet) -> None:
     source = EpisodeSource.open(samples, FRAMES, _student(), TRAINED, 2.0)
     rng = np.random.default_rng(0)
@@ -139,12 +207,18 @@ def test_it_learns_the_look_up_and_nothing_else(samples: SampleSet) -> None:
         ({"stages": {"references": [5, 50]}}, "has room for 40"),
         ({"stages": {"queries": 4, "batch": 4}}, "frames_per_street of 5 or more"),
         ({"stages": {"batch": 3}}, "no multiple of queries"),
+        (
+            {"multi_frame": {"kind": "cost_volume"}, "stages": {"matched_share": 0.5}},
+            "matched_share needs networks.multi_frame.kind pads",
+        ),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(change: dict[str, dict], message: str) -> None:
     values = _recipe(episodic={"capacity": 40})
     if "networks" in change:
         values["networks"] = {}
+    if "multi_frame" in change:
+        values["networks"]["multi_frame"] = change["multi_frame"]  # type: ignore[index]
     for key, value in change.get("stages", {}).items():
         values["stages"][0][key] = value  # type: ignore[index]
     with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ the look-up say of every frame is computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,16 +17,27 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from depth_prior_ros.adaptation.keyframes import (
+    AdaptationError,
+    MatchedKeyframe,
+    in_metres,
+    matched_keyframe,
+)
 from depth_prior_ros.adaptation.references import at_cells
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.warping import disparity_to_depth
+from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.episodic_prior import (
     STRIDE,
     EpisodicPrior,
     References,
     pooled_depth,
 )
+from depth_prior_ros.models.mism import MultiFrameNet
+from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.student import Student
+from depth_prior_ros.pipeline.framing import frame_image
+from depth_prior_ros.pipeline.results import MatchedFrame
 from depth_prior_ros.scale.state import focal_ratio
 from training.data.pairs import SampleSet
 from training.recipes.base import RecipeError
@@ -46,13 +57,16 @@ class SeenFrame:
     """What the frozen networks say of a frame; half precision but for depth.
 
     decoded: (1, C, h, w). keys: (1, K, h, w). own: depth (1, 1, h, w), network units. depth: the
-    true one, 0 = unknown.
+    true one, 0 = unknown. matched: with depth of the multi-frame network; None: not asked for, or
+    too little was matched. unit: metres a network unit of this camera.
     """
 
     decoded: Tensor
     keys: Tensor
     own: Tensor
     depth: Tensor
+    matched: MatchedKeyframe | None = None
+    unit: float = 1.0
 
 
 @torch.no_grad()
@@ -70,6 +84,45 @@ def see(student: Student, image: Tensor, depth: Tensor, code: Tensor | None = No
     disparities, maps = student.decoder.with_maps(student.told(trunk, code), (0,))
     own = pooled_depth(disparity_to_depth(disparities[0])[0])
     return SeenFrame(maps[3].half(), keys.half(), own, depth)
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Keyframes of rendered pairs with multi-frame depth, as a vehicle has them.
+
+    The networks of one bundle or run, in eval mode, and the camera that they take images for.
+    """
+
+    student: Student
+    pose: PoseNet
+    multi_frame: MultiFrameNet
+    trained: Camera
+
+    @torch.no_grad()
+    def keyframe(self, row: dict[str, np.ndarray]) -> MatchedKeyframe | None:
+        """By the pose network's motion, refined against single-frame depth; metres are exact.
+
+        None where too little is matched, see `adaptation.keyframes`.
+        """
+        before, now = (picture(image) for image in row["images"])
+        stretch = _stretch(row, self.trained)
+        K = torch.from_numpy(np.array(row["K"], np.float32))
+        K[0, 0], K[1, 1] = K[0, 0] / stretch, K[1, 1] / stretch
+        single = disparity_to_depth(self.student(now).disparity[0])[1]
+        guess = self.pose(before, now).inverse()
+        motion = align_motion(now, before, single, K[None], guess)
+        mine, theirs = self.multi_frame.features(now), self.multi_frame.features(before)
+        found = self.multi_frame.match(mine, theirs.matching, motion.matrix, K[None], single)
+        step = motion.matrix[0, :3, 3] * torch.tensor([1.0, 1.0, stretch])
+        framed = frame_image(row["images"][1], None, self.trained, "crop")
+        walked = float(np.linalg.norm(row["previous_from_current"][:3, 3]))
+        inverse, parallax = (t[0, 0].numpy() for t in (1 / found.depth, found.parallax))
+        matched = MatchedFrame(
+            0, framed, inverse, parallax, stretch, None, walked, float(step.norm())
+        )
+        keyframe = matched_keyframe(matched, self.multi_frame.parallax, None)
+        # Pictures are seen already, and there are many.
+        return keyframe and replace(keyframe, pixels=keyframe.pixels[:0])
 
 
 @dataclass(frozen=True)
@@ -102,10 +155,12 @@ class EpisodeSource:
         trained: Camera,
         metres_per_unit: float,
         count: int | None = None,
+        matcher: Matcher | None = None,
     ) -> EpisodeSource:
         """See all frames of the first ``count`` recordings of ``frames`` pairs each.
 
-        Depth is that of the ``trained`` camera's focal length, as the student's is.
+        Depth is that of the ``trained`` camera's focal length, as the student's is. With a
+        ``matcher`` multi-frame depth is computed, too.
         """
         number = len(samples) // frames
         if number < 2:
@@ -122,6 +177,10 @@ class EpisodeSource:
                 ]
                 for flip in (False, True)
             )
+            if matcher is not None:
+                found = [matcher.keyframe(row) for row in rows]
+                plain = with_matches(plain, found, unit)
+                mirrored = with_matches(mirrored, [f and mirror(f) for f in found], unit)
             made.append((plain, mirrored))
         return cls(made)
 
@@ -135,9 +194,12 @@ class EpisodeSource:
             low, high = config.frames
             used = int(rng.integers(low, min(high, len(order) - queries) + 1))
             count = int(np.exp(rng.uniform(*np.log(config.references))))
+            others = [frames_of[i] for i in order[-used:]]
+            if config.matched_share and rng.random() < config.matched_share:
+                others = matched_frames(others, config.odometry, rng) or others
             wrong = rng.random() < config.noise_share
             sigma = config.noise * rng.random() if wrong else 0.0
-            sets.append(draw_references([frames_of[i] for i in order[-used:]], count, rng, sigma))
+            sets.append(draw_references(others, count, rng, sigma))
             asked += [frames_of[i] for i in order[:queries]]
         return EpisodeBatch(
             torch.cat([frame.decoded for frame in asked]).float(),
@@ -146,6 +208,42 @@ class EpisodeSource:
             sets,
             torch.arange(recordings).repeat_interleave(queries),
         )
+
+
+def matched_frames(
+    frames: Sequence[SeenFrame], odometry: float, rng: np.random.Generator
+) -> list[SeenFrame]:
+    """The frames with multi-frame depth; with none where `adapt` would not take them.
+
+    ``odometry``: deviation of what odometry says of each step, of its length. Empty where none
+    would be taken: nothing was matched, or their metres do not agree.
+    """
+    matched = []
+    for number, frame in enumerate(frames):
+        error = 1 + odometry * rng.standard_normal()
+        if frame.matched is not None and frame.matched.metres is not None:
+            metres = frame.matched.metres * error
+            matched.append(replace(frame.matched, stamp_ns=number, metres=metres))
+    try:
+        taken = {keyframe.stamp_ns: keyframe.depth for keyframe in in_metres(matched)}
+    except AdaptationError:
+        return []
+    nothing = np.zeros(frames[0].depth.shape[2:], np.float32)
+    depths = [torch.from_numpy(taken.get(n, nothing))[None, None] for n in range(len(frames))]
+    return [replace(f, depth=depth / f.unit) for f, depth in zip(frames, depths, strict=True)]
+
+
+def with_matches(
+    frames: Sequence[SeenFrame], matched: Sequence[MatchedKeyframe | None], unit: Sequence[float]
+) -> list[SeenFrame]:
+    """Frames, and what was matched of each; metres a unit."""
+    rows = zip(frames, matched, unit, strict=True)
+    return [replace(frame, matched=found, unit=u) for frame, found, u in rows]
+
+
+def mirror(frame: MatchedKeyframe) -> MatchedKeyframe:
+    """Its depth from right to left."""
+    return replace(frame, depth=frame.depth[:, ::-1].copy())
 
 
 def draw_references(
@@ -177,9 +275,14 @@ def _stretch(row: dict[str, np.ndarray], trained: Camera) -> float:
 
 def _view(row: dict[str, np.ndarray], unit: float, flip: bool) -> tuple[Tensor, Tensor]:
     """A pair's current frame (1, 3, H, W) and its depth at the centres of cells, network units."""
-    image = torch.from_numpy(np.array(row["images"][1])).permute(2, 0, 1)[None].float() / 255
+    image = picture(row["images"][1])
     depth = cell_depth(row["depth"][1]) / unit
     return (image.flip(-1).contiguous(), depth.flip(-1)) if flip else (image, depth)
+
+
+def picture(image: np.ndarray) -> Tensor:
+    """An image (H, W, 3) uint8 as networks are shown it, (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def cell_depth(depth: np.ndarray) -> Tensor:
@@ -202,6 +305,12 @@ class Episodic(TrainingConfig):
     frames: tuple[int, int] = Field((1, 5), description="fewest and most that they come from")
     noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")
     noise: float = Field(0.12, ge=0, description="largest deviation of log depth there, smooth")
+    matched_share: float = Field(
+        0.0, ge=0, le=1, description="of episodes whose references are multi-frame depth"
+    )
+    odometry: float = Field(
+        0.05, ge=0, lt=0.3, description="deviation of the length of a step there, of itself"
+    )
     recordings: int | None = Field(None, ge=2, description="the first so many only; default: all")
     validation_recordings: int = Field(
         8, ge=0, description="the last of them are kept for validation"
@@ -225,6 +334,8 @@ class Episodic(TrainingConfig):
             raise ValueError("needs networks.episodic")
         if self.references[1] > episodic.capacity:
             raise ValueError(f"references: networks.episodic has room for {episodic.capacity}")
+        if self.matched_share and place.recipe.networks.multi_frame.kind != "pads":
+            raise ValueError("matched_share needs networks.multi_frame.kind pads")
         if synthetic is None or synthetic.frames_per_street < self.queries + self.frames[0]:
             raise ValueError(
                 f"needs data.synthetic.frames_per_street of {self.queries + self.frames[0]} or more"
@@ -238,14 +349,18 @@ class Episodic(TrainingConfig):
         wanted = None if self.recordings is None else self.recordings * frames
         pairs = run.pairs(wanted)
         assert pairs is not None
-        student = system.student.eval()
+        student, trained = system.student.eval(), run.training_camera()
+        matcher = None
+        if self.matched_share:
+            matcher = Matcher(student, system.pose.eval(), system.multi_frame.eval(), trained)
         source = EpisodeSource.open(
             pairs.samples,
             frames,
             student,
-            run.training_camera(),
+            trained,
             run.recipe.metres_per_unit,
             min(pairs.count, wanted or pairs.count) // frames,
+            matcher,
         )
         training = source.recordings[: len(source.recordings) - self.validation_recordings]
         validation = source.recordings[len(training) :]
