@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -47,6 +47,9 @@ FITTED, EVALUATED = 24, 12
 STRETCHES = 8
 """Of a drive, alternately fitted on and held out."""
 
+Kept = Literal["told", "references"]
+"""What `adapt` found better: what was fitted, or references of the keyframes in its place."""
+
 PROTOCOL = EvaluationProtocol("keyframes", min_depth=NEAREST, max_depth=FARTHEST)
 
 
@@ -61,7 +64,7 @@ class Adapted:
         fitted: keyframes that were fitted on.
         evaluated: those that were held out.
         references: out of the keyframes that were fitted on, for a student that looks some up.
-        looked_up: errors with the references, else as before; empty without.
+        looked_up: errors with these references, else as before; empty without.
     """
 
     told: Told
@@ -73,12 +76,29 @@ class Adapted:
     looked_up: list[FrameResult] = field(default_factory=list)
 
     @property
+    def kept(self) -> Kept | None:
+        """What is best on the keyframes that were held out; None: the bundle as it was."""
+        found: dict[Kept | None, list[FrameResult]] = {
+            None: self.before,
+            "told": self.after,
+            "references": self.looked_up,
+        }
+        errors = {
+            what: mean_errors([frame.metric for frame in frames]).abs_rel
+            for what, frames in found.items()
+            if frames
+        }
+        return min(errors, key=lambda what: errors[what])
+
+    @property
+    def best(self) -> list[FrameResult]:
+        """Frames of what is kept; where nothing is, those of what was fitted."""
+        return self.looked_up if self.by_references else self.after
+
+    @property
     def by_references(self) -> bool:
-        """Whether references are better than the bundle as it was, and than the numbers."""
-        if not self.looked_up:
-            return False
-        error = self.metric_looked_up.abs_rel
-        return error < min(self.metric_before.abs_rel, self.metric_after.abs_rel)
+        """Whether references are best."""
+        return self.kept == "references"
 
     @property
     def metric_looked_up(self) -> DepthErrors:
@@ -101,6 +121,11 @@ class Adapted:
         return mean_errors([frame.metric for frame in self.after])
 
     @property
+    def metric_best(self) -> DepthErrors:
+        """Mean errors in metres of `best`."""
+        return mean_errors([frame.metric for frame in self.best])
+
+    @property
     def text(self) -> str:
         """Both, in words."""
         return (
@@ -120,6 +145,7 @@ def adapt(
     told: Told | None = None,
     metres_per_unit: float | None = None,
     look_up: bool = True,
+    count: int = STRETCHES,
     progress: Progress = quiet,
     stop: Callable[[], bool] | None = None,
 ) -> Adapted:
@@ -134,6 +160,7 @@ def adapt(
         told: what it is told now; None: what the bundle says.
         metres_per_unit: that depth is multiplied with now; None: the bundle's.
         look_up: whether references are tried, too; networks that run have no room for them.
+        count: stretches that the keyframes are cut into.
         progress: told of what takes long.
         stop: asked now and then whether to end.
 
@@ -149,7 +176,7 @@ def adapt(
             f"{len(keyframes)} keyframes with depth in metres, and {LEAST} are needed: drive on"
         )
     stop = stop or never
-    fitted, evaluated = stretches(keyframes)
+    fitted, evaluated = stretches(keyframes, count)
     present = told or bundle.manifest.told
     factor = metres_per_unit or bundle.manifest.depth.metres_per_unit
     fit: _Fit
@@ -160,12 +187,17 @@ def adapt(
         fit = _FactorFit(bundle, networks, factor, fitted, evaluated, progress, stop)
     new = fit.told(CameraSpec.of(camera), source)
     errors = _Evaluation(evaluated, progress, stop)
-    before = errors("before", fit.predictor(present))
+    own = bundle.references_for(camera, present)
+    before = errors("before", fit.predictor(present, own))
     after = errors("after", fit.predictor(new))
-    references, looked_up = fit.references() if look_up else None, []
+    found = Adapted(new, before, after, len(fitted), evaluated)
+    references = fit.references() if look_up else None
     if references is not None:
-        looked_up = errors("with references", fit.predictor(present, references))
-    found = Adapted(new, before, after, len(fitted), evaluated, references, looked_up)
+        found = replace(
+            found,
+            references=references,
+            looked_up=errors("with references", fit.predictor(present, references)),
+        )
     described = new.model_copy(update={"source": f"{source}: {found.text}"})
     return replace(found, told=described)
 
@@ -319,13 +351,15 @@ def take_references(
     )
 
 
-def stretches(keyframes: Sequence[Keyframe]) -> tuple[list[Keyframe], list[Keyframe]]:
+def stretches(
+    keyframes: Sequence[Keyframe], count: int = STRETCHES
+) -> tuple[list[Keyframe], list[Keyframe]]:
     """Keyframes to fit on and to evaluate on: alternate stretches, of which some are taken.
 
     Frames beside each other show the same place; a whole half of the drive may be another kind of
     road than the other half.
     """
-    length = len(keyframes) / STRETCHES
+    length = len(keyframes) / count
     number = [int(n / length) for n in range(len(keyframes))]
     even, odd = (
         [frame for frame, stretch in zip(keyframes, number, strict=True) if stretch % 2 == rest]

@@ -74,6 +74,8 @@ from depth_prior_ros.untrusted import NETWORK_BYTES, TENSOR_NUMBERS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from depth_prior_ros.bundle.manifest import Told
+    from depth_prior_ros.geometry.camera import Camera
     from depth_prior_ros.models.episodic_prior import EpisodicPrior, References
     from depth_prior_ros.models.mism import AnyMultiFrame
     from depth_prior_ros.models.pose import PoseNet
@@ -157,6 +159,17 @@ class Bundle:
         if REFERENCES_NAME not in self.manifest.files:
             return None
         return read_references(self.tensor_file(REFERENCES_NAME))
+
+    def references_for(self, camera: Camera, told: Told | None) -> References | None:
+        """What a student that is told this looks up for a camera; None: nothing.
+
+        References belong to a camera as it is mounted, so they go with what the bundle says of it:
+        a student that is told something else is without them.
+        """
+        spec = self.manifest.references
+        if spec is None or told != self.manifest.told or spec.doubt(camera) is not None:
+            return None
+        return self.references()
 
     def teacher(self) -> Bundle | None:
         """The bundle that the prior came from, verified; None where it is not in here."""

@@ -48,6 +48,7 @@ def tell_camera(
     told: Told,
     *,
     metrics: Mapping[str, Any] | None = None,
+    keep_references: bool = True,
 ) -> Bundle:
     """Write a bundle with all of another, fitted to a camera.
 
@@ -58,6 +59,7 @@ def tell_camera(
         out: folder of the new bundle; an existing bundle is replaced, it may be `bundle` itself.
         told: the student's numbers or the factor, their camera, and where they are from.
         metrics: of the new bundle; default: none.
+        keep_references: whether the references travel: they are of a camera, as well.
 
     Raises:
         BundleError: a foreign folder, a full disk.
@@ -66,13 +68,17 @@ def tell_camera(
     out = Path(out)
     refuse_foreign(out)
     data = bundle.manifest.with_told(told).data()
-    data["metrics"] = dict(metrics or {})
+    data["metrics"], left = dict(metrics or {}), {BASELINES_NAME, TEACHER_NAME}
+    if not keep_references:
+        data["references"] = None
+        data["files"].pop(REFERENCES_NAME, None)
+        left.add(REFERENCES_NAME)
     provenance = data["provenance"]
     note = f"adapted to its camera, no weight changed: {told.source}"
     provenance["note"] = "; ".join(filter(None, (provenance["note"], note)))
     manifest = validate_manifest(out / MANIFEST_NAME, data)
     with staging(out) as folder:
-        for file in set(bundle.manifest.files) - {BASELINES_NAME, TEACHER_NAME}:
+        for file in set(bundle.manifest.files) - left:
             copy_file(bundle.path / file, folder / file)
         _copy_baselines(bundle, folder)
         if TEACHER_NAME in bundle.manifest.files:

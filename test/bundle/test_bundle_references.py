@@ -155,6 +155,19 @@ def test_without_any_no_look_up_is_compiled(bundle: Bundle) -> None:
         networks.set_references(_references(bundle))
 
 
+def test_switched_off_they_change_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    written = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    image = np.random.default_rng(3).integers(0, 255, (107, 320, 3), dtype=np.uint8)
+    off, plain = DepthPipeline(written, "torch", look_up=False), DepthPipeline(bundle, "torch")
+    for number, told in enumerate((None, CAMERA)):
+        depth, expected = (p.process(image, number, camera=told).depth for p in (off, plain))
+        np.testing.assert_array_equal(depth, expected)
+    assert off.references_text == "not looked up: switched off" and plain.references_text == ""
+    assert not off.networks.takes_references and off.references_doubt is None
+    with pytest.raises(ValueError, match="came without references"):
+        off.set_references(_references(bundle), _spec())
+
+
 @pytest.mark.slow
 def test_exported_they_are_inside(bundle: Bundle, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra cpu")
@@ -181,6 +194,7 @@ def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:
         assert np.array_equal(depth, expected, equal_nan=True) == (not alike)
         doubt = pipeline.references_doubt
         assert (doubt is None) == alike
+        assert pipeline.references_text.startswith("not looked up: the bundle's") == (not alike)
         assert alike or (doubt is not None and "references are of another camera" in doubt)
     pipeline.set_references(None, None)
     depth, expected = (p.process(image, 9, camera=CAMERA).depth for p in (pipeline, plain))
@@ -219,6 +233,31 @@ def test_another_camera_code_leaves_the_references(bundle: Bundle, tmp_path: Pat
     assert found is not None
     assert before is not None
     assert torch.equal(found.features, before.features)
+    alone = tell_camera(written, tmp_path / "alone", code, keep_references=False)
+    assert alone.references() is None and load_bundle(alone.path).manifest.references is None
+
+
+def test_they_go_with_what_the_bundle_says_of_the_camera(bundle: Bundle, tmp_path: Path) -> None:
+    """Numbers that were fitted later were fitted without them."""
+    written = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    code = CameraCodeSpec(numbers=(0.5,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
+    longer = replace(CAMERA, fx=1.6 * CAMERA.fx, fy=1.6 * CAMERA.fy)
+    assert written.references_for(CAMERA, None) is not None
+    assert written.references_for(CAMERA, code) is None
+    assert written.references_for(longer, None) is None
+    assert bundle.references_for(CAMERA, None) is None
+    image = np.random.default_rng(1).integers(0, 255, (107, 320, 3), dtype=np.uint8)
+    pipeline, plain = DepthPipeline(written, "torch"), DepthPipeline(bundle, "torch")
+    looked_up = pipeline.process(image, 0, camera=CAMERA).depth
+    assert pipeline.references_text.endswith(f" of {_spec().source}")
+    for each in (pipeline, plain):
+        each.tell_camera(code)
+    told, expected = (p.process(image, 1, camera=CAMERA).depth for p in (pipeline, plain))
+    np.testing.assert_array_equal(told, expected)
+    assert pipeline.references_text == "not looked up: other numbers are told"
+    pipeline.tell_camera(None)
+    np.testing.assert_array_equal(pipeline.process(image, 2, camera=CAMERA).depth, looked_up)
+    assert not np.array_equal(looked_up, told, equal_nan=True)
 
 
 def test_keyframes_become_references_in_the_students_units(bundle: Bundle) -> None:
@@ -237,6 +276,25 @@ def test_keyframes_become_references_in_the_students_units(bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize(
+    ("errors", "kept"),
+    [
+        ((0.3, 0.2, 0.1), "references"),
+        ((0.3, 0.1, 0.2), "told"),
+        ((0.1, 0.2, 0.3), None),
+    ],
+)
+def test_the_best_on_keyframes_kept_out_is_kept(
+    errors: tuple[float, ...], kept: str | None
+) -> None:
+    before, after, looked_up = (_frames(error) for error in errors)
+    code = CameraCodeSpec(numbers=(0.0,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
+    found = Adapted(code, before, after, 1, [], looked_up=looked_up)
+    assert found.kept == kept and found.by_references == (kept == "references")
+    assert found.best is (looked_up if kept == "references" else after)
+    assert found.metric_best.abs_rel == pytest.approx(errors[2 if kept == "references" else 1])
+
+
+@pytest.mark.parametrize(
     ("before", "after", "looked_up", "wins"),
     [
         (0.3, 0.2, 0.1, True),
@@ -248,20 +306,21 @@ def test_keyframes_become_references_in_the_students_units(bundle: Bundle) -> No
 def test_references_are_taken_where_they_beat_both(
     before: float, after: float, looked_up: float | None, wins: bool
 ) -> None:
-    def frames(error: float) -> list[FrameResult]:
-        truth = np.full((4, 4), 10.0, np.float32)
-        pixels = PROTOCOL.truth(truth).compare(truth * np.float32(1 + error))
-        errors = pixels.errors("none")
-        return [FrameResult(0, 0, "single_frame", "", errors, errors, (0, 0, 4, 4))]
-
     code = CameraCodeSpec(numbers=(0.0,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
     found = Adapted(
         code,
-        frames(before),
-        frames(after),
+        _frames(before),
+        _frames(after),
         1,
         [],
-        looked_up=[] if looked_up is None else frames(looked_up),
+        looked_up=[] if looked_up is None else _frames(looked_up),
     )
     assert found.by_references is wins
     assert ("with references" in found.text) == (looked_up is not None)
+
+
+def _frames(error: float) -> list[FrameResult]:
+    truth = np.full((4, 4), 10.0, np.float32)
+    pixels = PROTOCOL.truth(truth).compare(truth * np.float32(1 + error))
+    errors = pixels.errors("none")
+    return [FrameResult(0, 0, "single_frame", "", errors, errors, (0, 0, 4, 4))]

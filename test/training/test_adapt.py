@@ -114,6 +114,26 @@ def test_what_is_not_better_is_not_kept(tmp_path: Path, bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
+def test_several_recordings_of_one_camera(tmp_path: Path, bundle: Bundle) -> None:
+    """All of them are fitted and evaluated on; another camera is another matter."""
+    scenes = write_scenes(tmp_path / "kitti_2015", bundle)
+    again, out = write_scenes(tmp_path / "again" / "kitti_2015", bundle), tmp_path / "mine"
+    bags = [str(scenes), str(again)]
+    assert main(["adapt", str(bundle.path), "--bag", *bags, "--out", str(out)]) == 0
+    figures = json.loads((tmp_path / "mine.json").read_text())
+    assert figures["fitted"] == FRAMES and figures["recording"]["more"] == [str(again)]
+    assert figures["source"].startswith("kitti_2015, recorded depth (stereo): ")
+    request = Request(bundle.path, scenes, out, more=[scenes])
+    recording = open_recording(scenes)
+    longer = [
+        replace(frame, camera=replace(frame.camera, fx=1.6 * frame.camera.fx))
+        for frame in recording.frames
+    ]
+    with pytest.raises(TrainingError, match="is of another camera: adapt to each alone"):
+        adapt_bundle(request, recording=replace(recording, frames=longer))
+
+
+@pytest.mark.slow
 def test_what_cannot_be_adapted_is_refused(tmp_path: Path, bundle: Bundle) -> None:
     scenes, out = write_scenes(tmp_path / "kitti_2015", bundle), tmp_path / "out"
     pytest.importorskip("onnx")

@@ -308,6 +308,7 @@ def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser,
         "folder of the new bundle; page and figures lie beside it, with .html and .json "
         "(default: runs/adapt/NAME_RECORDING)",
+        several=True,
     )
     add = parser.add_argument
     add(
@@ -334,19 +335,21 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="device of the backend (default: auto)")
 
 
-def _add_own_drive(parser: argparse.ArgumentParser, written: str) -> None:
+def _add_own_drive(parser: argparse.ArgumentParser, written: str, *, several: bool = False) -> None:
     """A bundle and a drive of one's own, how it is read, and how its camera is mounted.
 
-    written: what lies at `--out`.
+    written: what lies at `--out`. several: whether further recordings may follow the first.
     """
     add = parser.add_argument
     add("bundle", help="name of a shipped bundle, or its folder")
     add(
         "--bag",
         type=recording_path,
+        nargs="+" if several else None,
         required=True,
         metavar="RECORDING",
-        help="bag, drive, image folder or video",
+        help="bag, drive, image folder or video"
+        + (", or several of one camera, mounted the same" if several else ""),
     )
     add("--out", type=Path, metavar="DIR", help=written)
     add(
@@ -430,7 +433,9 @@ def _adapt(arguments: argparse.Namespace) -> int:
     from training.runs.adapt import Request, adapt_bundle
 
     with ProgressBar() as progress:
-        outcome = adapt_bundle(Request(**_asked(arguments)), progress)
+        bag, *more = arguments.bag
+        request = Request(bag=bag, more=more, **_asked(arguments, "bag"))
+        outcome = adapt_bundle(request, progress)
     print(outcome)
     return 0 if outcome.bundle is not None else 1
 

@@ -28,11 +28,11 @@ from depth_prior_ros.recordings import (
 )
 from depth_prior_ros.recordings.stereo import open_pairs
 from depth_prior_ros.recordings.stereo_depth import with_stereo_depth
-from depth_prior_ros.scale import RoadSettings
+from depth_prior_ros.scale import RoadSettings, same_view
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,10 +99,12 @@ class Request(OwnDrive):
             the second camera of the recording; `multi_frame`: the bundle's multi-frame network,
             without one followed points; `auto`: the first of these that there is enough of.
         partner: folder or image topic of the second camera, where it cannot be found.
+        more: further recordings of the same camera, mounted and read the same.
     """
 
     references: DepthSource = "auto"
     partner: str | None = None
+    more: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def adapt_bundle(
         BundleError, RecordingError: one of them cannot be opened, or ``out`` not be written.
         TrainingError: affine-invariant depth, too few keyframes, no metres.
     """
-    from depth_prior_ros.adaptation.adapt import adapt, check_bundle
+    from depth_prior_ros.adaptation.adapt import STRETCHES, adapt, check_bundle
     from depth_prior_ros.adaptation.keyframes import AdaptationError
     from depth_prior_ros.pipeline import DepthPipeline
 
@@ -159,28 +161,56 @@ def adapt_bundle(
     bundle = load_bundle(request.bundle)
     if recording is None:
         recording = open_recording(request.bag, **recording_options(request.bag, request))
+    others = [open_recording(bag, **recording_options(bag, request)) for bag in request.more]
     out = request.out or Path("runs/adapt") / f"{bundle.manifest.name}_{recording.name}"
     refuse_foreign(out)
     try:
         check_bundle(bundle)
         opened = cache(lambda: DepthPipeline(bundle, request.backend, request.device))
         keyframes, camera, source = _keyframes(request, bundle, opened, recording, progress)
+        sources = {recording.name: source}
+        for bag, other in zip(request.more, others, strict=True):
+            again = replace(request, bag=bag)
+            found_there, theirs, source = _keyframes(again, bundle, opened, other, progress)
+            if not same_view(camera, theirs):
+                raise AdaptationError(f"{other.name} is of another camera: adapt to each alone")
+            keyframes = keyframes + found_there
+            sources[other.name] = source
         networks = None if bundle.manifest.takes_code else opened().networks
-        found = adapt(bundle, keyframes, camera, source, networks=networks, progress=progress)
+        count = max(STRETCHES, 2 * (1 + len(others)))
+        found = adapt(
+            bundle,
+            keyframes,
+            camera,
+            _joined(sources),
+            networks=networks,
+            count=count,
+            progress=progress,
+        )
     except AdaptationError as error:
         raise TrainingError(f"{recording.name}: {error}") from error
     figures = _figures(found, bundle, recording, request)
     written = None
     if found.by_references:
         written = with_references(bundle, out, found, {"adapt": figures})
-    elif found.better:
+    elif found.kept == "told":
         from depth_prior_ros.bundle.derive import tell_camera
 
-        written = tell_camera(bundle, out, found.told, metrics={"adapt": figures})
+        written = tell_camera(
+            bundle, out, found.told, metrics={"adapt": figures}, keep_references=False
+        )
     place = out.with_name(f"{out.name}.html")
     write_json(place.with_suffix(".json"), figures)
     write_text(place, _page(found, bundle, recording))
     return Outcome(found, written, place, place.with_suffix(".json"))
+
+
+def _joined(sources: dict[str, str]) -> str:
+    """Where keyframes of several recordings are from, by the recordings' names."""
+    words = {source.removeprefix(f"{name}, ") for name, source in sources.items()}
+    if len(words) > 1:
+        return "; ".join(sources.values())
+    return ", ".join([*sources, *words])
 
 
 def with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:
@@ -297,6 +327,7 @@ def _figures(
         "recording": {
             "name": recording.name,
             "path": str(request.bag),
+            "more": [str(bag) for bag in request.more],
             "frames": len(recording.frames),
         },
         "bundle": {"name": bundle.manifest.name, "digest": bundle.digest},
@@ -308,21 +339,22 @@ def _figures(
         "better": found.better,
         "before": asdict(found.metric_before),
         "after": asdict(found.metric_after),
+        "kept": found.kept,
         "by_references": found.by_references,
         "with_references": asdict(found.metric_looked_up) if found.looked_up else None,
     }
 
 
 def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
-    before, after = found.metric_before, found.metric_after
+    before, after = found.metric_before, found.metric_best
     figures = [
         (f"{before.abs_rel:.3f}", "AbsRel in metres before"),
-        (f"{after.abs_rel:.3f}", "after"),
+        (f"{found.metric_after.abs_rel:.3f}", "with what was fitted"),
         (str(found.fitted), "keyframes fitted on"),
         (str(len(found.evaluated)), "keyframes kept out, not fitted on"),
     ]
     if found.looked_up:
-        figures.insert(2, (f"{found.metric_looked_up.abs_rel:.3f}", "with references instead"))
+        figures.insert(2, (f"{found.metric_looked_up.abs_rel:.3f}", "with references"))
     count = len(found.evaluated)
     places = np.linspace(0, count - 1, min(_PICTURED, count)).astype(int)
     rows = [
@@ -333,11 +365,10 @@ def _page(found: Adapted, bundle: Bundle, recording: Recording) -> str:
         title=f"{bundle.manifest.name}, adapted to {recording.name}",
         subtitle=found.told.source,
         figures=figures,
-        better=found.better,
-        by_references=found.by_references,
+        kept=found.kept,
         rows=rows,
         pictures=[
-            _pictures(found.evaluated[i], found.before[i], found.after[i]) for i in map(int, places)
+            _pictures(found.evaluated[i], found.before[i], found.best[i]) for i in map(int, places)
         ],
         scale=(colours.depth_gradient(_NEAR, _FAR), (f"{_NEAR:g} m", f"{_FAR:g} m")),
         told=str(found.told),
