@@ -148,6 +148,7 @@ class DepthPipeline:
     bundle: a `Bundle`, or the name or path of one.
     backend, device, threads, precision, fallback: see `runtime.compile_networks`;
     `backend_reason` tells why, `backend_fell_back` whether another one should have run.
+    look_up: whether references of the bundle are; false: no look-up is compiled.
     parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0:
     always, as in MISM.
     pool: of networks that the pipelines of several cameras share; each has a thread of its own,
@@ -204,6 +205,7 @@ class DepthPipeline:
         pose_source: PoseChoice = "auto",
         min_pose_ratio: float = MIN_POSE_RATIO,
         parallax: float | None = None,
+        look_up: bool = True,
         keyframe_metres: float = KEYFRAME_METRES,
         output_size: OutputSize = "model",
         fit: Fit = "crop",
@@ -219,6 +221,7 @@ class DepthPipeline:
             precision=precision,
             fallback=fallback,
             parallax=parallax,
+            look_up=look_up,
             pool=pool,
         )
         self.scale: Scale = scale or default_scale(self.bundle)
@@ -232,7 +235,8 @@ class DepthPipeline:
         self._trained = self.bundle.manifest.camera
         self._told = self.bundle.manifest.told
         self._last_camera: Camera | None = None
-        self._references = (self.bundle.references(), self.bundle.manifest.references)
+        own = (self.bundle.references(), self.bundle.manifest.references)
+        self._references = own if look_up else (None, None)
         #: Why the references are not looked up for the camera that is seen; None where they are.
         self.references_doubt: str | None = None
         self._waited_ms = 0.0
@@ -281,8 +285,9 @@ class DepthPipeline:
 
         A student that is told its camera gets its numbers, without any those of the training
         camera; a measured factor is left as it is, though it was that of other numbers. Else
-        `scale` becomes the factor, without one the bundle's. Raises ValueError for what does not
-        fit it.
+        `scale` becomes the factor, without one the bundle's. The bundle's references go with what
+        the bundle itself says of the camera (`Bundle.references_for`). Raises ValueError for what
+        does not fit it.
         """
         scale = default_scale(self.bundle, told)
         if not self.networks.takes_code:
@@ -290,6 +295,10 @@ class DepthPipeline:
         elif not isinstance(told, FactorSpec):
             self.networks.tell_camera((0.0,) * 5 if told is None else told.numbers)
         self._told, self._last_camera = told, None
+        references, spec = self.bundle.references(), self.bundle.manifest.references
+        if self.networks.takes_references:
+            own = told == self.bundle.manifest.told
+            self.set_references(references if own else None, spec if own else None)
 
     def reset(self) -> None:
         """Forget the frames, the motion and all pauses, as before the first frame.
@@ -515,6 +524,19 @@ class DepthPipeline:
         self._references = (references, spec)
         self._look_up_for(self._last_camera)
 
+    @property
+    def references_text(self) -> str:
+        """What is looked up, or why nothing is; empty for a bundle without references."""
+        spec = self._references[1]
+        if self.references_doubt is not None:
+            return f"not looked up: {self.references_doubt}"
+        if spec is not None:
+            return f"{spec.count} of {spec.source}"
+        if self.bundle.manifest.references is None:
+            return ""
+        why = "other numbers are told" if self.networks.takes_references else "switched off"
+        return f"not looked up: {why}"
+
     def _look_up_for(self, camera: Camera | None) -> None:
         """The references for a camera like theirs; none for another one."""
         references, spec = self._references
@@ -524,8 +546,7 @@ class DepthPipeline:
         if self.references_doubt is not None:
             _log.warning("%s", self.references_doubt)
             references = None
-        if self.networks.takes_references:
-            self.networks.set_references(references)
+        self.networks.set_references(references)
 
     def _single(self, current: ObservedFrame) -> Native:
         """Inverse depth; where memory runs out, again with as much as is left."""

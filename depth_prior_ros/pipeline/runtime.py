@@ -72,6 +72,7 @@ class Networks:
     aligns: whether the bundle wants motion refined against single-frame depth.
     parallax: pixels from which matching is trusted entirely (`MultiFrameNet`), 0: always. The
     argument of that name stands for the bundle's own.
+    look_up: whether references of the bundle are looked up; false: no look-up is compiled.
     turns: held by whoever uses them, where several cameras share them.
     Raises BackendError where the backend cannot compile a network, ValueError for a parallax that
     cannot be.
@@ -83,6 +84,7 @@ class Networks:
         backend: Backend,
         threads: int | None = None,
         parallax: float | None = None,
+        look_up: bool = True,
     ) -> None:
         from depth_prior_ros.models.export import FeatureRunner, MultiFrameRunner, PoseRunner
         from depth_prior_ros.models.matching import check_parallax
@@ -104,7 +106,7 @@ class Networks:
         if bundle.manifest.network is not None:
             self._student = imported_network(bundle, backend, self._few_threads)
         else:
-            self._student = self._compile_student(bundle, image)
+            self._student = self._compile_student(bundle, image, look_up)
         self._features: Compiled | None = None
         self.aligns = bundle.manifest.architecture.align_motion
         self.parallax = 0.0
@@ -137,7 +139,9 @@ class Networks:
         other._compiled_by = self._compiled_by or self  # which lives as long as any of them
         return other
 
-    def _compile_student(self, bundle: Bundle, image: NDArray[np.float32]) -> Compiled:
+    def _compile_student(
+        self, bundle: Bundle, image: NDArray[np.float32], look_up: bool
+    ) -> Compiled:
         """The bundle's student, and what it is told beside an image (1, 3, H, W)."""
         from depth_prior_ros.models.export import StudentRunner
 
@@ -155,13 +159,13 @@ class Networks:
         student = StudentRunner(
             student_net, prior, min_depth=depth.min_units, max_depth=depth.max_units
         )
-        if bundle.manifest.references is not None:  # without any, a look-up would only cost time
+        if look_up and bundle.manifest.references is not None:  # else it would only cost time
             self._look_up = student_net.episodic
         self.takes_code = student_net.camera_code is not None
         if self.takes_code:
             spec = bundle.manifest.camera_code
             self.tell_camera(spec.numbers if spec is not None else (0.0,) * 5)
-        self.set_references(bundle.references())
+        self.set_references(bundle.references() if look_up else None)
         told = (np.zeros((1, 5), np.float32),) if self.takes_code else ()
         looked_up = [backend.to_numpy(given) for given in self._references]
         return backend.compile(student, (image, *told, *looked_up))
@@ -416,6 +420,7 @@ def compile_networks(
     precision: Precision = "f32",
     fallback: bool = False,
     parallax: float | None = None,
+    look_up: bool = True,
     pool: NetworkPool | None = None,
 ) -> tuple[Networks, str]:
     """The bundle's networks on the first backend that runs them, and why that one.
@@ -423,14 +428,20 @@ def compile_networks(
     Which ones are tried, `backend_options` says. A backend that cannot be made, does not compile
     the networks or fails on a first image is named in the reason, and `Networks.fell_back` is
     true, unless it was optional.
-    parallax: see `Networks`. pool: shared with others that ask it for the same.
+    parallax, look_up: see `Networks`. pool: shared with others that ask it for the same.
     Raises BackendError: that of the first backend, where none is left.
     """
     if pool is not None:
-        how = {"threads": threads, "precision": precision, "fallback": fallback}
+        how = {
+            "threads": threads,
+            "precision": precision,
+            "fallback": fallback,
+            "parallax": parallax,
+            "look_up": look_up,
+        }
         return pool.networks(
-            (bundle.digest, backend, device, *how.values(), parallax),
-            lambda: compile_networks(bundle, backend, device, parallax=parallax, **how),  # type: ignore[arg-type]
+            (bundle.digest, backend, device, *how.values()),
+            lambda: compile_networks(bundle, backend, device, **how),  # type: ignore[arg-type]
         )
     failed: list[tuple[Option, BackendError]] = []
     network = bundle.manifest.network
@@ -442,7 +453,7 @@ def compile_networks(
             made = make_backend(
                 option.name, option.device, threads=threads, precision=option.precision
             )
-            networks = Networks(bundle, made, threads, parallax)
+            networks = Networks(bundle, made, threads, parallax, look_up)
             networks.try_out(bundle.manifest.input_size)
         except BackendError as error:
             failed.append((option, error))

@@ -400,13 +400,15 @@ def known_share(depth: NDArray[np.float32]) -> str:
 
 def _networks(pipeline: DepthPipeline | None) -> dict[str, str]:
     if pipeline is None:
-        return {"backend": "", "device": "", "backend_reason": "", "backend_fell_back": ""}
+        keys = ("backend", "device", "backend_reason", "backend_fell_back", "references")
+        return dict.fromkeys(keys, "")
     backend = pipeline.networks.backend
     return {
         "backend": backend.name,
         "device": backend.device,
         "backend_reason": pipeline.backend_reason,
         "backend_fell_back": str(pipeline.backend_fell_back).lower(),
+        "references": pipeline.references_text,
     }
 
 

@@ -108,6 +108,7 @@ def load_pipeline(settings: Settings, pool: NetworkPool | None = None) -> DepthP
         threads=settings.threads,
         precision=settings.precision,
         fallback=settings.backend_fallback,
+        look_up=settings.look_up,
         gate=settings.gate,
         scale=scale_of(settings, bundle),
         pool=pool,

@@ -77,6 +77,12 @@ class Settings:
         "with a warning and the reason in the diagnostics; false refuses to start.",
         "reload",
     )
+    look_up: bool = parameter(
+        True,
+        "Whether single-frame depth looks up the references that the bundle holds, where they are "
+        "of this camera; false: they are left out, which takes less time.",
+        "reload",
+    )
     force_model: Literal["", "single_frame", "multi_frame"] = parameter(
         "", "Which network to use whatever the motion; empty: by motion."
     )
