@@ -118,7 +118,8 @@ def print_same(own: Bundle, other: Bundle, frames: Sequence[Frame]) -> dict[str,
     figures = {}
     for backend in ("openvino", "onnxruntime"):
         pipelines = [
-            DepthPipeline(bundle, backend, force_model="single_frame") for bundle in (own, other)
+            DepthPipeline(bundle, backend, look_up=False, force_model="single_frame")
+            for bundle in (own, other)
         ]
         worst = 0.0
         for frame in frames:
@@ -174,7 +175,11 @@ def scale_for(bundle: Bundle, mode: str) -> Scale:
 def run(bundle: Bundle, mode: str, frames: Sequence[Frame]) -> tuple[Errors, str]:
     """A drive through a pipeline with its poses as odometry; the scale's last words."""
     pipeline = DepthPipeline(
-        bundle, force_model="single_frame", scale=scale_for(bundle, mode), output_size="input"
+        bundle,
+        look_up=False,  # the student as it was exported
+        force_model="single_frame",
+        scale=scale_for(bundle, mode),
+        output_size="input",
     )
     errors, before = Errors(), None
     for number, frame in enumerate(frames):

@@ -54,7 +54,7 @@ def test_multi_frame_depth_is_that_of_the_other_bundle(tmp_path: Path) -> None:
     lite = load_bundle("lite")
     other = imported(lite, tmp_path)
     assert "multi-frame" in describe(other)
-    pipelines = [DepthPipeline(bundle, device="cpu") for bundle in (lite, other)]
+    pipelines = [DepthPipeline(one, device="cpu", look_up=False) for one in (lite, other)]
     compared = 0
     for frame in open_recording(demo_bag()).frames[:5]:
         told = (frame.image(), frame.stamp_ns, Motion(speed=7.0), frame.camera)

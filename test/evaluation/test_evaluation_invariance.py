@@ -60,7 +60,10 @@ def every_way(
         yield f"compare {model}", [f[name] for f in kept["frames"] for name in ERRORS], None
     prior = bundle.prior() if bundle.has("prior") else None
     metres_per_unit = bundle.manifest.depth.metres_per_unit * factor
-    network = NetworkPredictor(bundle.student(), prior=prior, metres_per_unit=metres_per_unit)
+    references = bundle.references_for(chosen.recording.frames[0].camera, bundle.manifest.told)
+    network = NetworkPredictor(
+        bundle.student(), prior=prior, metres_per_unit=metres_per_unit, references=references
+    )
     found = evaluate(network, prepared.frames, chosen.protocol)
     yield "validation", scaled(found), metric(found)
 
