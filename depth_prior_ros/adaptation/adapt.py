@@ -156,7 +156,8 @@ def adapt(
         keyframes: of one camera, in order, depth in metres.
         camera: theirs, at the size of the recorded images.
         source: where they are from, in words.
-        networks: the bundle's, compiled; needed where `Manifest.takes_code` is false.
+        networks: the bundle's, compiled; needed where `Manifest.takes_code` is false. What they
+            look up is what the bundle is compared with; None: its references.
         told: what it is told now; None: what the bundle says.
         metres_per_unit: that depth is multiplied with now; None: the bundle's.
         look_up: whether references are tried, too; networks that run have no room for them.
@@ -187,7 +188,8 @@ def adapt(
         fit = _FactorFit(bundle, networks, factor, fitted, evaluated, progress, stop)
     new = fit.told(CameraSpec.of(camera), source)
     errors = _Evaluation(evaluated, progress, stop)
-    own = bundle.references_for(camera, present)
+    in_use = networks is None or networks.takes_references
+    own = bundle.references_for(camera, present) if in_use else None
     before = errors("before", fit.predictor(present, own))
     after = errors("after", fit.predictor(new))
     found = Adapted(new, before, after, len(fitted), evaluated)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_manifest
 
-from depth_prior_ros.adaptation.adapt import PROTOCOL, Adapted, take_references
+from depth_prior_ros.adaptation.adapt import PROTOCOL, Adapted, adapt, take_references
 from depth_prior_ros.adaptation.keyframes import Keyframe
 from depth_prior_ros.adaptation.references import make_references
 from depth_prior_ros.backends.base import BackendError
@@ -273,6 +274,38 @@ def test_keyframes_become_references_in_the_students_units(bundle: Bundle) -> No
     assert len(found) == 3
     assert sorted(found.inverse_depth.tolist()) == pytest.approx([1 / 3, 1 / 2, 1.0])
     assert found.position[:, 0].tolist() == pytest.approx([(1.5 * 2 / depth.shape[0]) - 1] * 3)
+
+
+@pytest.mark.slow
+def test_adapt_compares_with_the_bundle_as_it_is_used(bundle: Bundle, tmp_path: Path) -> None:
+    """With its references, where it looks them up; they are not in what is fitted."""
+    written = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    height, width = bundle.manifest.input_size[::-1]
+    trained, rng = bundle.manifest.camera, np.random.default_rng(0)
+    keyframes = [
+        Keyframe(
+            number,
+            rng.integers(0, 255, (height, width, 3), dtype=np.uint8),
+            trained,
+            rng.uniform(5, 50, (height // 8, width // 8)).astype(np.float32),
+        )
+        for number in range(8)
+    ]
+    off, _ = compile_networks(written, "torch", look_up=False)
+    code = CameraCodeSpec(numbers=(0.5,) * 5, camera=CameraSpec.of(CAMERA), source="a drive")
+    longer = replace(CAMERA, fx=1.6 * CAMERA.fx, fy=1.6 * CAMERA.fy)
+
+    def before(one: Bundle, camera: Camera = CAMERA, **more: Any) -> float:
+        found = adapt(one, keyframes, camera, "made up", look_up=False, **more)
+        assert found.metric_after.abs_rel == pytest.approx(after, rel=1e-6)
+        return found.metric_before.abs_rel
+
+    plain = adapt(bundle, keyframes, CAMERA, "made up", look_up=False)
+    after, without = plain.metric_after.abs_rel, plain.metric_before.abs_rel
+    assert before(written) != pytest.approx(without, rel=1e-3)
+    assert before(written, networks=off) == pytest.approx(without, rel=1e-6)
+    assert before(written, longer) == pytest.approx(without, rel=1e-6)
+    assert before(written, told=code) == pytest.approx(before(bundle, told=code), rel=1e-6)
 
 
 @pytest.mark.parametrize(
