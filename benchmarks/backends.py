@@ -4,7 +4,8 @@
         [--threads 1] [--only NAME ...]
 
 Rows: PyTorch, OpenVINO and ONNX Runtime on the CPU in float32, PyTorch and OpenVINO in bfloat16,
-and PyTorch on CUDA where there is a GPU; what this machine has not is named with its reason.
+and PyTorch on CUDA where there is a GPU; what this machine has not is named with its reason. OpenVINO
+in float32 once more without the references that single-frame depth looks up (`without_look_up`).
 
 - latency: milliseconds of a whole frame in the pipeline, from the RGB image to depth in metres:
   single-frame, multi-frame with the motion by the pose network, and multi-frame with odometry,
@@ -61,6 +62,9 @@ ROWS = (
     ("tensorrt", "cuda", "f32"),
     ("tensorrt", "cuda", "f16"),
 )
+WITHOUT = "without_look_up"
+"""Rows of that ending leave the bundle's references out."""
+
 MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
 WAYS: dict[str, Model] = {
     "single": "single_frame",
@@ -88,13 +92,21 @@ def make_rows(bundle: Bundle, threads: int, only: list[str]) -> list[Row]:
     from depth_prior_ros.pipeline import DepthPipeline
 
     rows = []
-    for name, device, precision in ROWS:
-        title = "_".join(part for part in (name, device, precision) if part != "cpu")
+    without = ("openvino", "cpu", "f32", WITHOUT)
+    for name, device, precision, *ending in (*ROWS, without):
+        parts = (name, device, precision, *ending)
+        title = "_".join(part for part in parts if part != "cpu")
         if only and title not in only and title != "torch_f32":
             continue
         try:
             pipeline = DepthPipeline(
-                bundle, name, device, threads=threads, precision=precision, max_metres=np.inf
+                bundle,
+                name,
+                device,
+                threads=threads,
+                precision=precision,
+                max_metres=np.inf,
+                look_up=not ending,
             )
         except BackendError as error:
             print(f"left out: {title}: {error}")
