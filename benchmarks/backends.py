@@ -4,8 +4,9 @@
         [--threads 1] [--only NAME ...]
 
 Rows: PyTorch, OpenVINO and ONNX Runtime on the CPU in float32, PyTorch and OpenVINO in bfloat16,
-and PyTorch on CUDA where there is a GPU; what this machine has not is named with its reason. OpenVINO
-in float32 once more without the references that single-frame depth looks up (`without_look_up`).
+and PyTorch on CUDA where there is a GPU; what this machine has not is named with its reason.
+OpenVINO in float32 once more without the references that single-frame depth looks up
+(`without_look_up`).
 
 - latency: milliseconds of a whole frame in the pipeline, from the RGB image to depth in metres:
   single-frame, multi-frame with the motion by the pose network, and multi-frame with odometry,

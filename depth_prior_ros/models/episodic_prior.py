@@ -9,7 +9,8 @@ Queries come from the student's decoder at stride 8; keys from the frozen trunk 
 and from the place in the image, so that making references needs no decoder. A locality that is
 learned goes into the product. What comes out is a mixture of the student's own depth with what
 each head looked up, added to the logarithm of the student's depth as a smooth map: its edges stay,
-and without references it is not changed by a bit.
+and without references it is not changed by a bit. What is beyond the references, as the sky, is
+moved as the rest of the image is.
 
 Keys and values of references are inputs of exported networks, of a fixed capacity, with a mask: to
 exchange them compiles nothing.
@@ -37,6 +38,9 @@ _PLACES = 10  # what `_place` says of a place in the image
 _HIDDEN = 64
 #: Depth in network units whose logarithm counts as zero.
 _MIDDLE = 1.2
+#: Network units, of about 10 m: from the first of each on what is looked up counts less, beyond the
+#: second not at all. Where references end, and what is sky whatever the camera.
+_END, _SKY = (6.0, 9.0), (12.0, 20.0)
 # Score of a slot without a reference: no weight next to any other, and finite.
 _EMPTY = -1e4
 _WIDTH_MULTIPLE = 4
@@ -283,7 +287,7 @@ class EpisodicPrior(nn.Module):
         x = F.elu(self.mix(x))
         weights = torch.softmax(self.weigh(x), dim=1)
         added = (weights[:, 2:] * away).sum(1, keepdim=True) + weights[:, 1:2] * whole
-        added = added * there.mean(1, keepdim=True)
+        added = level_beyond(added, own) * there.mean(1, keepdim=True)
         return added if size == whole_size else F.interpolate(added, whole_size, mode="bilinear")
 
     def alignment_hash(self) -> str:
@@ -295,6 +299,30 @@ class EpisodicPrior(nn.Module):
                 digest.update(f"{name} {tuple(half.shape)}\n".encode())
                 digest.update(half.numpy().astype("<f2").tobytes())
         return digest.hexdigest()
+
+
+def level_beyond(added: Tensor, own: Tensor) -> Tensor:
+    """Corrections (B, 1, h, w) of log depth, one for all that is beyond the references.
+
+    No reference is of the sky, and nothing says how far it is: it is moved as the rest of the image
+    is on average. own: log depth over `_MIDDLE`.
+    """
+    own = own.detach()
+    shift = _mean(added, _nearer(own, _SKY))
+    near = _nearer(own + shift, _END)
+    return near * added + (1 - near) * _mean(added, near)
+
+
+def _nearer(log_depth: Tensor, limits: tuple[float, float]) -> Tensor:
+    """1 up to the first depth, 0 from the second on; linear in log depth between."""
+    first, last = (math.log(limit / _MIDDLE) for limit in limits)
+    return ((last - log_depth) / (last - first)).clamp(0, 1)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Of each image (B, 1, h, w), weighted; (B, 1, 1, 1)."""
+    total = weight.sum((1, 2, 3), keepdim=True).clamp(min=1e-3)
+    return (values * weight).sum((1, 2, 3), keepdim=True) / total
 
 
 def place_map(like: Tensor) -> Tensor:

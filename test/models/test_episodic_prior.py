@@ -11,6 +11,7 @@ from depth_prior_ros.models.episodic_prior import (
     EpisodicPrior,
     References,
     corrected,
+    level_beyond,
     place_map,
     pooled_depth,
 )
@@ -211,3 +212,22 @@ def test_under_float16_it_stays_in_float32() -> None:
     with torch.autocast("cpu", torch.float16):
         added = prior(decoded.half(), depth, found)
     torch.testing.assert_close(added, prior(decoded.half().float(), depth, found))
+
+
+def test_what_is_beyond_the_references_moves_with_the_rest() -> None:
+    """The sky keeps its distance to what is near; nearer than that nothing is changed."""
+    generator = torch.Generator().manual_seed(0)
+    added = torch.randn(2, 1, 4, 6, generator=generator) * 0.1 - 0.5
+    units = torch.full_like(added, 2.0)
+    units[:, :, 0] = 40.0  # sky, which what is looked up would pull near
+    units[0, :, 1] = 11.0  # and 6.7 once the image is seen to be as much nearer
+    added[:, :, 0] = -3.0
+    found = level_beyond(added, (units / 1.2).log())
+    near = found[:, :, 2:]
+    torch.testing.assert_close(near, added[:, :, 2:])
+    means = added[1, 0, 1:].mean(), found[1, 0, 0]
+    torch.testing.assert_close(means[1], means[0].expand(6))
+    assert found[0, 0, 0].unique().numel() == 1 and float(found[0, 0, 0, 0]) > -0.7
+    between = (found[0, 0, 1] - found[0, 0, 0]) / (added[0, 0, 1] - found[0, 0, 0])
+    assert ((between > 0.4) & (between < 1)).all()
+    assert not level_beyond(torch.zeros_like(added), (units / 1.2).log()).any()
