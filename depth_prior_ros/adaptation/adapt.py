@@ -107,7 +107,7 @@ class Adapted:
 
     @property
     def better(self) -> bool:
-        """Whether it is to be kept: references of another camera make it worse than none."""
+        """Whether what was fitted is better than the bundle as it was."""
         return self.metric_after.abs_rel < self.metric_before.abs_rel
 
     @property
@@ -144,7 +144,7 @@ def adapt(
     networks: Networks | None = None,
     told: Told | None = None,
     metres_per_unit: float | None = None,
-    look_up: bool = True,
+    try_references: bool = True,
     count: int = STRETCHES,
     progress: Progress = quiet,
     stop: Callable[[], bool] | None = None,
@@ -156,11 +156,11 @@ def adapt(
         keyframes: of one camera, in order, depth in metres.
         camera: theirs, at the size of the recorded images.
         source: where they are from, in words.
-        networks: the bundle's, compiled; needed where `Manifest.takes_code` is false. What they
-            look up is what the bundle is compared with; None: its references.
+        networks: the bundle's, compiled; needed where `Manifest.takes_code` is false. Where
+            they look nothing up, the bundle is compared with as it is without its references.
         told: what it is told now; None: what the bundle says.
         metres_per_unit: that depth is multiplied with now; None: the bundle's.
-        look_up: whether references are tried, too; networks that run have no room for them.
+        try_references: whether references of the keyframes are tried, too.
         count: stretches that the keyframes are cut into.
         progress: told of what takes long.
         stop: asked now and then whether to end.
@@ -193,7 +193,7 @@ def adapt(
     before = errors("before", fit.predictor(present, own))
     after = errors("after", fit.predictor(new))
     found = Adapted(new, before, after, len(fitted), evaluated)
-    references = fit.references() if look_up else None
+    references = fit.references() if try_references else None
     if references is not None:
         found = replace(
             found,
@@ -361,7 +361,7 @@ def stretches(
     Frames beside each other show the same place; a whole half of the drive may be another kind of
     road than the other half.
     """
-    length = len(keyframes) / count
+    length = len(keyframes) / min(count, len(keyframes))
     number = [int(n / length) for n in range(len(keyframes))]
     even, odd = (
         [frame for frame, stretch in zip(keyframes, number, strict=True) if stretch % 2 == rest]

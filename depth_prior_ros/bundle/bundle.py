@@ -48,6 +48,7 @@ from depth_prior_ros.bundle.manifest import (
     TEACHER_FOLDER,
     TEACHER_NAME,
     BundleError,
+    FactorSpec,
     Manifest,
     Part,
     PriorSpec,
@@ -163,13 +164,17 @@ class Bundle:
     def references_for(self, camera: Camera, told: Told | None) -> References | None:
         """What a student that is told this looks up for a camera; None: nothing.
 
-        References belong to a camera as it is mounted, so they go with what the bundle says of it:
-        a student that is told something else is without them.
+        References belong to a camera as it is mounted, so they go with the numbers that the bundle
+        has for it: a student that is told others is without them.
         """
         spec = self.manifest.references
-        if spec is None or told != self.manifest.told or spec.doubt(camera) is not None:
+        if spec is None or not self.goes_with_references(told) or spec.doubt(camera) is not None:
             return None
         return self.references()
+
+    def goes_with_references(self, told: Told | None) -> bool:
+        """Whether what is told leaves the bundle's references in use: all but other numbers."""
+        return told == self.manifest.told or isinstance(told, FactorSpec)
 
     def teacher(self) -> Bundle | None:
         """The bundle that the prior came from, verified; None where it is not in here."""

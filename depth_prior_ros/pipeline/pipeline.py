@@ -235,8 +235,11 @@ class DepthPipeline:
         self._trained = self.bundle.manifest.camera
         self._told = self.bundle.manifest.told
         self._last_camera: Camera | None = None
-        own = (self.bundle.references(), self.bundle.manifest.references)
-        self._references = own if look_up else (None, None)
+        self._own_references: tuple[References | None, ReferencesSpec | None] = (None, None)
+        if look_up and self.bundle.manifest.references is not None:
+            self._own_references = (self.bundle.references(), self.bundle.manifest.references)
+        self._references: tuple[References | None, ReferencesSpec | None] = self._own_references
+        self._looked_up_for: Camera | None = None
         #: Why the references are not looked up for the camera that is seen; None where they are.
         self.references_doubt: str | None = None
         self._waited_ms = 0.0
@@ -295,10 +298,9 @@ class DepthPipeline:
         elif not isinstance(told, FactorSpec):
             self.networks.tell_camera((0.0,) * 5 if told is None else told.numbers)
         self._told, self._last_camera = told, None
-        references, spec = self.bundle.references(), self.bundle.manifest.references
         if self.networks.takes_references:
-            own = told == self.bundle.manifest.told
-            self.set_references(references if own else None, spec if own else None)
+            own = self.bundle.goes_with_references(told)
+            self.set_references(*(self._own_references if own else (None, None)))
 
     def reset(self) -> None:
         """Forget the frames, the motion and all pauses, as before the first frame.
@@ -505,8 +507,8 @@ class DepthPipeline:
             told = self._told
             if told is not None and self._rests_on(told) and (doubt := told.doubt(camera)):
                 _log.warning("%s", doubt)
-            if self._references[1] is not None:
-                self._look_up_for(camera)
+        if camera != self._looked_up_for and self._references[1] is not None:
+            self._look_up_for(camera)
         return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
     def _rests_on(self, told: Told) -> bool:
@@ -521,8 +523,9 @@ class DepthPipeline:
         Nothing is compiled. For a camera unlike that of ``spec`` none are looked up; then
         `references_doubt` says why. Raises ValueError for references that do not fit the student.
         """
+        self.networks.set_references(references)  # where they do not fit nothing changes
         self._references = (references, spec)
-        self._look_up_for(self._last_camera)
+        self._look_up_for(self._looked_up_for)
 
     @property
     def references_text(self) -> str:
@@ -538,8 +541,12 @@ class DepthPipeline:
         return f"not looked up: {why}"
 
     def _look_up_for(self, camera: Camera | None) -> None:
-        """The references for a camera like theirs; none for another one."""
+        """The references for a camera like theirs; none for another one.
+
+        None: nobody knows it, and it is taken for that of the training.
+        """
         references, spec = self._references
+        self._looked_up_for = camera
         self.references_doubt = None
         if spec is not None and camera is not None:
             self.references_doubt = spec.doubt(camera)

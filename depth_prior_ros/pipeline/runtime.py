@@ -220,8 +220,8 @@ class Networks:
         if self._look_up is None:
             if references is not None:
                 raise ValueError(
-                    "this bundle came without references, so its networks look nothing up: load "
-                    "one that holds some (`depth_train adapt` writes it)"
+                    "this bundle came without references, or with look_up false, so its networks "
+                    "look nothing up: load one that holds some (`depth_train adapt` writes it)"
                 )
             self._references = ()
             return

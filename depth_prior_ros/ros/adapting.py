@@ -292,7 +292,7 @@ class Adapter:
             networks=fit.pipeline.networks,
             told=fit.pipeline.told,
             metres_per_unit=fit.metres_per_unit,
-            look_up=False,
+            try_references=False,
             progress=fit.tell,
             stop=fit.stop.is_set,
         )

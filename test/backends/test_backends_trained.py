@@ -18,10 +18,7 @@ from depth_prior_ros.backends import BackendError, make_backend
 from depth_prior_ros.backends.torch_backend import TorchBackend
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.poses import rigid_inverse
-from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.pipeline.runtime import Networks
-from depth_prior_ros.recordings import open_recording
-from depth_prior_ros.share import demo_bag
 
 TOLERANCE = {("cpu", "f32"): 1e-4, ("cuda", "f32"): 0.01, "bf16": 0.03, "f16": 0.01}
 """Mean absolute relative difference of depth from PyTorch's on the CPU in float32.
@@ -57,19 +54,33 @@ def exported_once() -> Iterator[None]:
         yield
 
 
-@cache
-def street() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two frames of the embedded drive, (1, 3, H, W) each, a step apart, at a town.s speed."""
-    trained = load_bundle("lite").manifest.camera
-    frames = open_recording(demo_bag()).frames[15:17]
-    first, second = (frame_image(f.image(), f.camera, trained).tensor() for f in frames)
-    return first, second
+def street(nearer: float, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A made-up street as (1, 3, H, W): sky, road to a vanishing point, textured sides.
+
+    nearer: by how much it has grown around that point, as though the camera had driven. size: W, H.
+    """
+    import cv2
+
+    random = np.random.default_rng(3)
+    coarse = random.integers(60, 200, (56, 112, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (448, 224), interpolation=cv2.INTER_CUBIC)
+    picture[:94] = (200, 215, 235)
+    road = np.array([[224, 108], [0, 224], [448, 224]])
+    cv2.fillPoly(picture, [road], (95, 95, 100))
+    for x in (60, 150, 300, 390):
+        cv2.rectangle(picture, (x, 60), (x + 22, 150), (40, 60, 50), -1)
+    zoom = 1 + nearer
+    place = np.array([[zoom, 0, 160 - 224 * zoom], [0, zoom, 44 - 108 * zoom]])
+    view = cv2.warpAffine(picture, place, (320, 96), flags=cv2.INTER_LINEAR)
+    view = cv2.resize(view, size, interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(view.transpose(2, 0, 1)[np.newaxis]).astype(np.float32) / 255
 
 
 def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """Depth of the second of two frames, by model; the motion is the same for all backends."""
     backend = networks.backend
-    first, second = map(backend.to_native, street())
+    size = bundle.manifest.input_size
+    first, second = (backend.to_native(street(nearer, size)) for nearer in (0.0, 0.04))
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
@@ -126,7 +137,7 @@ def test_agreement_on_the_trained_bundle(
 
 
 def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
-    first, second = street()
+    first, second = (street(nearer, lite.manifest.input_size) for nearer in (0.0, 0.04))
     K = lite.manifest.camera.matrix()
 
     def step(networks: Networks) -> NDArray[np.float64]:

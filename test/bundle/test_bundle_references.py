@@ -183,6 +183,13 @@ def test_exported_they_are_inside(bundle: Bundle, tmp_path: Path) -> None:
         expected = networks.single(networks.backend.to_native(image))[0]
         found = session.run(["inverse_depth"], told)[0]
         np.testing.assert_allclose(found, networks.backend.to_numpy(expected), rtol=1e-4)
+        assert ("mounted the same" in (out / "README.md").read_text()) == (one is holding)
+    out = export_bundle(holding.path, "onnx", tmp_path / "plain", look_up=False)
+    assert "mounted the same" not in (out / "README.md").read_text()
+    plain = onnxruntime.InferenceSession(tmp_path / "export0" / "student.onnx")
+    left_out = onnxruntime.InferenceSession(out / "student.onnx")
+    found, expected = (s.run(["inverse_depth"], told)[0] for s in (left_out, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:
@@ -197,6 +204,16 @@ def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:
         assert (doubt is None) == alike
         assert pipeline.references_text.startswith("not looked up: the bundle's") == (not alike)
         assert alike or (doubt is not None and "references are of another camera" in doubt)
+    # Nobody knows the camera: whatever came before, it is taken for that of the training.
+    fresh = DepthPipeline(with_some, "torch").process(image, 0, camera=None).depth
+    for number, camera in enumerate((None, longer, None, CAMERA), 4):
+        found = pipeline.process(image, number, camera=camera).depth
+        assert camera is not None or np.array_equal(found, fresh, equal_nan=True)
+    wrong = References(torch.zeros(3, 4), torch.zeros(3, 2), torch.ones(3))
+    with pytest.raises(ValueError, match="references of 4 channels"):
+        pipeline.set_references(wrong, _spec())
+    again = pipeline.process(image, 8, camera=CAMERA).depth
+    np.testing.assert_array_equal(again, found)
     pipeline.set_references(None, None)
     depth, expected = (p.process(image, 9, camera=CAMERA).depth for p in (pipeline, plain))
     np.testing.assert_array_equal(depth, expected)
@@ -296,11 +313,11 @@ def test_adapt_compares_with_the_bundle_as_it_is_used(bundle: Bundle, tmp_path: 
     longer = replace(CAMERA, fx=1.6 * CAMERA.fx, fy=1.6 * CAMERA.fy)
 
     def before(one: Bundle, camera: Camera = CAMERA, **more: Any) -> float:
-        found = adapt(one, keyframes, camera, "made up", look_up=False, **more)
+        found = adapt(one, keyframes, camera, "made up", try_references=False, **more)
         assert found.metric_after.abs_rel == pytest.approx(after, rel=1e-6)
         return found.metric_before.abs_rel
 
-    plain = adapt(bundle, keyframes, CAMERA, "made up", look_up=False)
+    plain = adapt(bundle, keyframes, CAMERA, "made up", try_references=False)
     after, without = plain.metric_after.abs_rel, plain.metric_before.abs_rel
     assert before(written) != pytest.approx(without, rel=1e-3)
     assert before(written, networks=off) == pytest.approx(without, rel=1e-6)

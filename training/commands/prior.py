@@ -274,6 +274,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=1e-3,
         help="largest difference from PyTorch, over the largest value of an output (default: 1e-3)",
     )
+    add(
+        "--no-look-up",
+        action="store_true",
+        help="leave the bundle's references out of the student: they are of one camera",
+    )
     parser.set_defaults(handler=_export)
 
 
@@ -292,7 +297,12 @@ def _export(arguments: argparse.Namespace) -> int:
     with ProgressBar() as progress:
         progress("exporting")
         out = export_bundle(
-            arguments.bundle, arguments.to, arguments.out, arguments.tolerance, report=report
+            arguments.bundle,
+            arguments.to,
+            arguments.out,
+            arguments.tolerance,
+            report,
+            look_up=not arguments.no_look_up,
         )
     print(f"export: {out}")
     return 0

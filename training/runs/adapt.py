@@ -125,9 +125,10 @@ class Outcome:
         ]
         if found.looked_up:
             rows.append(f"with references    {found.metric_looked_up.abs_rel:8.3f} AbsRel")
+        words = {"told": "what was fitted", "references": "references of the keyframes"}
         kept = (
-            f"bundle: {self.bundle.path}"
-            if self.bundle is not None
+            f"kept: {words[found.kept]}; bundle: {self.bundle.path}"
+            if self.bundle is not None and found.kept is not None
             else "not better, so the bundle stays as it was and none is written"
         )
         return "\n".join(
@@ -171,7 +172,10 @@ def adapt_bundle(
         sources = {recording.name: source}
         for bag, other in zip(request.more, others, strict=True):
             again = replace(request, bag=bag)
-            found_there, theirs, source = _keyframes(again, bundle, opened, other, progress)
+            try:
+                found_there, theirs, source = _keyframes(again, bundle, opened, other, progress)
+            except AdaptationError as error:
+                raise TrainingError(f"{other.name}: {error}") from error
             if not same_view(camera, theirs):
                 raise AdaptationError(f"{other.name} is of another camera: adapt to each alone")
             keyframes = keyframes + found_there

@@ -123,6 +123,7 @@ def export_bundle(
     out: Path | None = None,
     tolerance: float = TOLERANCE,
     report: Callable[[Exported], None] = lambda exported: None,
+    look_up: bool = True,
 ) -> Path:
     """Write a bundle's networks to a folder, and compare them with PyTorch.
 
@@ -132,6 +133,7 @@ def export_bundle(
         out: the folder; an earlier export there is replaced. Default: NAME_KIND.
         tolerance: largest relative difference, see `Difference`.
         report: called after each network.
+        look_up: whether the bundle's references are inside the student; they are of one camera.
 
     Returns:
         The folder, with the networks, export.json and README.md. It appears when all is there.
@@ -148,10 +150,10 @@ def export_bundle(
     _refuse_foreign(out)
     with staging(out) as folder:
         exported = []
-        for case in _cases(bundle):
+        for case in _cases(bundle, look_up):
             exported.append(_export(case, kind, folder, tolerance))
             report(exported[-1])
-        _describe(bundle, kind, exported, folder)
+        _describe(bundle, kind, exported, folder, look_up)
         move_into_place(folder, out)
     return out
 
@@ -168,9 +170,9 @@ def _require(kind: Kind) -> None:
 # -- the networks and what they are compared on --------------------------------------------------
 
 
-def _cases(bundle: Bundle) -> Iterator[_Case]:
+def _cases(bundle: Bundle, look_up: bool) -> Iterator[_Case]:
     """The student and, where there are all of them, features, pose and multi-frame network."""
-    student = _student(bundle)
+    student = _student(bundle, look_up)
     pairs = {"random": _random_pair(bundle), "street": _street_pair(bundle)}
     code: Arrays = ()
     if "code" in student.INPUTS:
@@ -196,7 +198,7 @@ def _cases(bundle: Bundle) -> Iterator[_Case]:
     yield _Case("multi_frame", MultiFrameRunner(multi_frame), inputs)
 
 
-def _student(bundle: Bundle) -> StudentRunner | _WithReferences:
+def _student(bundle: Bundle, look_up: bool) -> StudentRunner | _WithReferences:
     student, depth = bundle.student(), bundle.manifest.depth
     prior = None
     if student.fusion is not None:
@@ -204,7 +206,7 @@ def _student(bundle: Bundle) -> StudentRunner | _WithReferences:
             raise BundleError(bundle.path, "the student has a prior fusion, but there is no prior")
         bundle.match_prior(student)
         prior = bundle.prior()
-    references = bundle.references()
+    references = bundle.references() if look_up else None
     runner = StudentRunner(student, prior, depth.min_units, depth.max_units)
     if references is None or student.episodic is None:
         return runner
@@ -350,7 +352,9 @@ def _relative(difference: float, values: NDArray[Any]) -> float:
 # -- the folder ----------------------------------------------------------------------------------
 
 
-def _describe(bundle: Bundle, kind: Kind, exported: list[Exported], folder: Path) -> None:
+def _describe(
+    bundle: Bundle, kind: Kind, exported: list[Exported], folder: Path, look_up: bool
+) -> None:
     manifest = bundle.manifest
     width, height = manifest.input_size
     camera = manifest.camera
@@ -367,17 +371,30 @@ def _describe(bundle: Bundle, kind: Kind, exported: list[Exported], folder: Path
     }
     text = json.dumps(data, indent=2, allow_nan=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    (folder / README).write_text(_readme(bundle, exported), encoding="utf-8")
+    (folder / README).write_text(_readme(bundle, exported, look_up), encoding="utf-8")
 
 
-def _readme(bundle: Bundle, exported: list[Exported]) -> str:
+def _references(bundle: Bundle) -> str:
+    """What is told of references that are inside the student."""
+    spec = bundle.manifest.references
+    if spec is None:
+        return ""
+    camera = spec.camera
+    return (
+        f"So are references of {spec.source}; they are for a camera like theirs, mounted the same: "
+        f"fx {camera.fx:.4g}, fy {camera.fy:.4g} pixels at {camera.width}x{camera.height}. For "
+        "another one export with --no-look-up. "
+    )
+
+
+def _readme(bundle: Bundle, exported: list[Exported], look_up: bool) -> str:
     manifest = bundle.manifest
     width, height = manifest.input_size
     lines = [
         f"# {manifest.name}",
         "",
         f"Networks of the bundle `{manifest.name}` for images of {width}x{height}, batch one, "
-        "float32. The prior is inside the student. "
+        f"float32. The prior is inside the student. {_references(bundle) if look_up else ''}"
         f"A network unit is {manifest.depth.metres_per_unit:.6g} m. "
         f"The camera that the input must look like: fx {manifest.camera.fx:.4g}, "
         f"fy {manifest.camera.fy:.4g}, cx {manifest.camera.cx:.4g}, cy {manifest.camera.cy:.4g} "
