@@ -63,9 +63,6 @@ ROWS = (
     ("tensorrt", "cuda", "f32"),
     ("tensorrt", "cuda", "f16"),
 )
-WITHOUT = "without_look_up"
-"""Rows of that ending leave the bundle's references out."""
-
 MODELS: tuple[Model, ...] = ("single_frame", "multi_frame")
 WAYS: dict[str, Model] = {
     "single": "single_frame",
@@ -93,7 +90,7 @@ def make_rows(bundle: Bundle, threads: int, only: list[str]) -> list[Row]:
     from depth_prior_ros.pipeline import DepthPipeline
 
     rows = []
-    without = ("openvino", "cpu", "f32", WITHOUT)
+    without = ("openvino", "cpu", "f32", "without_look_up")
     for name, device, precision, *ending in (*ROWS, without):
         parts = (name, device, precision, *ending)
         title = "_".join(part for part in parts if part != "cpu")

@@ -127,8 +127,9 @@ def _tiny_networks(size: tuple[int, int], seed: int, trunk: str) -> tuple[dict[s
 
 
 @contextmanager
-def exporting_once(files: dict[type, bytes]) -> Iterator[None]:
-    """Backends read the file of one export, by the kind of network: of one bundle alone."""
+def exporting_once(files: dict[Any, bytes]) -> Iterator[None]:
+    """Backends read the file of one export, by the kind of network and how many inputs it has: of
+    one bundle alone."""
     from unittest.mock import patch
 
     from depth_prior_ros.backends import onnx_backend
@@ -136,10 +137,11 @@ def exporting_once(files: dict[type, bytes]) -> Iterator[None]:
     export = onnx_backend.export_onnx
 
     def kept(module: Any, example_inputs: Any, path: Path) -> None:
-        if type(module) not in files:
+        kind = type(module), len(example_inputs)
+        if kind not in files:
             export(module, example_inputs, path)
-            files[type(module)] = path.read_bytes()
-        path.write_bytes(files[type(module)])
+            files[kind] = path.read_bytes()
+        path.write_bytes(files[kind])
 
     with patch.object(onnx_backend, "export_onnx", kept):
         yield
