@@ -209,6 +209,7 @@ class Peer(SpunNode):
         self.info_publisher = self.node.create_publisher(CameraInfo, "camera_info", RELIABLE)
         self.odometry_publisher = self.node.create_publisher(Odometry, "odom", RELIABLE)
         subscribe = self.node.create_subscription
+        self._told = [self.image_publisher, self.info_publisher, self.odometry_publisher]
         self._heard = [
             subscribe(Image, "depth/image_rect", self.depth.append, RELIABLE),
             subscribe(CameraInfo, "depth/camera_info", self.info.append, RELIABLE),
@@ -244,7 +245,9 @@ class Peer(SpunNode):
             status = self.status() if len(self.diagnostics) > heard_before else {}
             inputs = [status.get(f"publishers.{n}", "0") for n in ("image", "camera_info", "odom")]
             outputs = [status.get(f"subscribers.{n}", "0") for n in ("depth", "info", "model")]
-            return "0" not in inputs + outputs and all(map(_publisher_count, self._heard))
+            told = all(publisher.get_subscription_count() for publisher in self._told)
+            heard = all(map(_publisher_count, self._heard))
+            return "0" not in inputs + outputs and told and heard
 
         try:
             wait_until(connected, "the node to be connected", timeout)

@@ -101,7 +101,8 @@ def test_each_camera_has_its_topics_its_parameters_and_its_answers(bundle, tmp_p
         assert right.answer(4 * STEP).data == near.data
         wait_until(lambda: clouds, "its obstacles")
         assert nanoseconds_of(clouds[0].header.stamp) == 4 * STEP
-        assert (left.status()["enabled"], right.status()["enabled"]) == ("false", "true")
+        wait_until(lambda: left.status()["enabled"] == "false", "the first to say that it pauses")
+        assert right.status()["enabled"] == "true"
         assert listener_count(left, "obstacles") == "0"
         assert left.call(SetBool, "depth_node/enable", SetBool.Request(data=True)).success
         left.send(view(), 5 * STEP)
