@@ -236,6 +236,35 @@ def test_the_command_writes_a_new_bundle(
     torch.testing.assert_close(prior.inverse_depth, rows.inverse_depth[found])
 
 
+@pytest.mark.parametrize("method", ["attention", "random", "k_means"])
+def test_of_its_own_prior_the_same_is_chosen_as_of_the_set(
+    bundle: Bundle, references: ReferenceSet, recording: Path, tmp_path: Path, method: Any
+) -> None:
+    whole = select_command(bundle.path, references.folder, tmp_path / "w", method="all").bundle
+    settings: Any = {"keep": 24, "method": method, "images": 2, "images_from": recording}
+    of_set = select_command(bundle.path, references.folder, tmp_path / "a", **settings)
+    of_own = select_command(whole.path, None, tmp_path / "b", **settings)
+    for name in ("features", "inverse_depth"):
+        chosen, same = (getattr(r.bundle.prior(), name) for r in (of_set, of_own))
+        assert torch.equal(chosen, same)
+    sources = of_own.bundle.prior_sources(), of_set.bundle.prior_sources()
+    assert sources[0] is not None and sources[1] is not None
+    assert (sources[0].pixel == sources[1].pixel).all()
+    assert of_own.about["out_of"] == 240 and "did not say" not in str(of_own)
+    spec = of_own.bundle.manifest.prior
+    assert spec is not None and spec.teacher is not None
+    assert spec.teacher.sha256 == references.identity.sha256
+
+
+def test_there_has_to_be_a_prior_to_choose_of(bundle: Bundle, tmp_path: Path) -> None:
+    manifest = bundle.manifest.model_copy(update={"prior": None})
+    bare = save_bundle(tmp_path / "bare", manifest, student=bundle.student())
+    with pytest.raises(TrainingError, match=r"no prior to choose of: give --reference"):
+        select_command(bare.path, None, tmp_path / "out", keep=2, method="random")
+    with pytest.raises(TrainingError, match="keep 17: there are 16"):
+        select_command(bundle.path, None, tmp_path / "out", keep=17, method="random")
+
+
 def test_the_bundle_itself_may_be_replaced(
     bundle: Bundle, references: ReferenceSet, tmp_path: Path
 ) -> None:

@@ -62,7 +62,12 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     add = parser.add_argument
     add("bundle", help="name or folder of a bundle whose student was trained on the set")
-    add("--reference", type=Path, required=True, metavar="DIR", help="the reference set")
+    add(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="the reference set (default: the prior that the bundle has, to make it smaller)",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the new bundle")
     add("--keep", type=int, default=25_000, help="reference pixels to keep (default: 25000)")
     add(

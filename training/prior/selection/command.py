@@ -1,4 +1,4 @@
-"""`depth_train select`: a bundle with a prior chosen out of a reference set."""
+"""`depth_train select`: a bundle with a prior chosen out of a reference set, or out of its own."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from training.evaluation.sets import EvaluationError, data_folder
 from training.prior.reference.set import ReferenceSet, ReferenceSetError
 from training.prior.selection.selection import (
     Method,
+    OwnPrior,
     SelectionError,
     check,
     feature_maps,
@@ -53,7 +54,7 @@ class SelectionReport:
     Attributes:
         bundle: the new one.
         about: the prior's `selection`, as in the manifest.
-        sources: images that the chosen pixels come from, and images of the set.
+        sources: images that the chosen pixels come from, and images of the set; None: not known.
         neighbours: effective number of references that a query looks up; None: not counted.
         unused: share of the chosen references with less than a hundredth of the mean weight.
         checked: whether the bundle said which teacher its student was trained with.
@@ -61,7 +62,7 @@ class SelectionReport:
 
     bundle: Bundle
     about: dict[str, Any]
-    sources: tuple[int, int]
+    sources: tuple[int, int] | None
     neighbours: float | None
     unused: float | None
     checked: bool
@@ -74,7 +75,8 @@ class SelectionReport:
                 f"they hold {self.about['share']:.1%} of the attention of {self.about['images']} "
                 f"images (as many at random: about {kept / out_of:.1%})"
             )
-        lines.append(f"they come from {self.sources[0]} of the set's {self.sources[1]} images")
+        if self.sources is not None:
+            lines.append(f"they come from {self.sources[0]} of the set's {self.sources[1]} images")
         if self.neighbours is not None and self.unused is not None:
             lines.append(
                 f"a query looks up {self.neighbours:,.0f} of them (effective number: exp of the "
@@ -90,7 +92,7 @@ class SelectionReport:
 
 def select_command(
     bundle: str | Path,
-    reference: Path,
+    reference: Path | None,
     out: Path,
     *,
     keep: int = 25_000,
@@ -106,7 +108,7 @@ def select_command(
 
     Args:
         bundle: name or folder, of a student with a fusion that was trained on this set.
-        reference: folder of the reference set.
+        reference: folder of the reference set; None: choose of the prior that the bundle has.
         out: folder of the new bundle; may be that of `bundle`.
         keep: number of references; see `select`.
         method: how to choose.
@@ -126,11 +128,12 @@ def select_command(
     if seed < 0:
         raise SelectionError(f"seed {seed}: at least 0")
     source = load_bundle(bundle)
-    references = ReferenceSet.open(reference)
+    references = OwnPrior.of(source) if reference is None else ReferenceSet.open(reference)
     refuse_foreign(out)
     student = _student(source, references)
     check(len(references), keep, method)  # before any image is decoded
-    ReferenceSet.open(reference, verify=True)
+    if reference is not None:
+        ReferenceSet.open(reference, verify=True)
     looked: list[Tensor] = []
     if method == "attention":
         looked = list(_images(source, images, data, images_from, reading))
@@ -151,23 +154,28 @@ def select_command(
         teacher=references.identity,
         selection=about,
     )
-    image, pixel = references.sources(found.indices)
-    sources = PriorSources(image, pixel, references.images)
+    if isinstance(references, OwnPrior):
+        sources, counts = references.sources(found.indices), None
+        spec = spec.model_copy(update={"note": f"{spec.note}; {references.note}"})
+    else:
+        image, pixel = references.sources(found.indices)
+        sources = PriorSources(image, pixel, references.images)
+        counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
     written = replace_prior(source, out, prior, spec, sources, note=f"select: {_note(about)}")
-    counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
     old = source.manifest.prior
-    return SelectionReport(
-        written, about, counts, *usage, old is not None and old.teacher is not None
-    )
+    known = reference is None or (old is not None and old.teacher is not None)
+    return SelectionReport(written, about, counts, *usage, known)
 
 
-def _student(bundle: Bundle, references: ReferenceSet) -> Student:
+def _student(bundle: Bundle, references: ReferenceSet | OwnPrior) -> Student:
     """The bundle's student, if it reads features of the set's teacher."""
     student = bundle.student()
     if student.fusion is None:
         raise SelectionError(
             f"{bundle.path}: this student has no prior fusion; train one with networks.fusion"
         )
+    if isinstance(references, OwnPrior):
+        return student
     references.require(channels=student.fusion.config.reference_channels)
     spec = bundle.manifest.prior
     old, new = None if spec is None else spec.teacher, references.identity

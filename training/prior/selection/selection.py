@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depth_prior_ros.bundle.prior import PriorSources
 from depth_prior_ros.models.prior_fusion import Prior
 from training.errors import TrainingError
 from training.prior.selection.statistics import (
@@ -26,9 +27,12 @@ from training.prior.selection.statistics import (
     Progress,
     ReferenceChunks,
     mean_weights,
+    split,
 )
 
 if TYPE_CHECKING:
+    from depth_prior_ros.bundle import Bundle
+    from depth_prior_ros.bundle.manifest import TeacherIdentity
     from depth_prior_ros.models.student import Student
     from training.prior.reference.set import ReferenceSet
 
@@ -38,6 +42,66 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 class SelectionError(TrainingError):
     """A selection that cannot be made; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class OwnPrior:
+    """The prior that a bundle has, where a smaller one is chosen of it: as a `ReferenceSet`."""
+
+    bundle: Bundle
+    prior: Prior
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> OwnPrior:
+        """Raises SelectionError for a bundle without."""
+        if not bundle.has("prior"):
+            raise SelectionError(f"{bundle.path} has no prior to choose of: give --reference DIR")
+        return cls(bundle, bundle.prior())
+
+    def __len__(self) -> int:
+        return len(self.prior.features)
+
+    @property
+    def channels(self) -> int:
+        """Width of the features."""
+        return int(self.prior.features.shape[1])
+
+    @property
+    def identity(self) -> TeacherIdentity | None:
+        """The teacher, where the bundle names it."""
+        spec = self.bundle.manifest.prior
+        return None if spec is None else spec.teacher
+
+    @property
+    def note(self) -> str:
+        """What the bundle says of it."""
+        spec = self.bundle.manifest.prior
+        return "" if spec is None else spec.note
+
+    def rows(self, indices: NDArray[np.int64]) -> Prior:
+        """Some rows, in the order asked for."""
+        chosen = torch.from_numpy(indices)
+        return Prior(self.prior.features[chosen], self.prior.inverse_depth[chosen])
+
+    def sample(self, rng: np.random.Generator, count: int) -> Prior:
+        """``count`` random rows, in ascending order; all, if it has no more."""
+        if count >= len(self):
+            return self.prior
+        return self.rows(np.sort(rng.choice(len(self), count, replace=False, shuffle=False)))
+
+    def chunks(self, size: int) -> Iterator[Prior]:
+        """All rows in order, ``size`` at a time."""
+        return iter(split(self.prior, size))
+
+    def require(self, identity: TeacherIdentity | None = None, channels: int | None = None) -> None:
+        """A bundle's student reads its prior, or the bundle could not be loaded."""
+
+    def sources(self, indices: NDArray[np.int64]) -> PriorSources | None:
+        """Where rows come from; None where the bundle does not say."""
+        known = self.bundle.prior_sources()
+        if known is None:
+            return None
+        return PriorSources(known.image[indices], known.pixel[indices], known.images)
 
 
 @dataclass(frozen=True)
@@ -60,7 +124,7 @@ class Selection:
         return float(self.weights[self.indices].sum() / self.weights.sum())
 
     def about(
-        self, references: ReferenceSet, method: Method, images: int, seed: int
+        self, references: ReferenceSet | OwnPrior, method: Method, images: int, seed: int
     ) -> dict[str, Any]:
         """What a bundle's `PriorSpec.selection` says of it; ``images`` were looked at."""
         return {
@@ -74,7 +138,7 @@ class Selection:
 
 def select(
     student: Student,
-    references: ReferenceSet,
+    references: ReferenceSet | OwnPrior,
     images: Iterable[Tensor],
     *,
     keep: int = 25_000,
@@ -135,7 +199,7 @@ def check(count: int, keep: int, method: Method) -> None:
         raise SelectionError(f"keep {keep}: at least one reference pixel must be kept")
     if keep > count:
         raise SelectionError(
-            f"keep {keep}: the reference set has {count} pixels only; keep fewer, or extract more"
+            f"keep {keep}: there are {count} reference pixels only; keep fewer, or extract more"
         )
 
 
@@ -202,7 +266,7 @@ def _raw(prior: Prior) -> Tensor:
 
 
 def k_means(
-    references: ReferenceSet,
+    references: ReferenceSet | OwnPrior,
     keep: int,
     seed: int,
     *,

@@ -31,6 +31,7 @@ from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from training.prior.reference.set import ReferenceSet
+    from training.prior.selection.selection import OwnPrior
 
 # Reads a chunk of references, given the number of references before it; returns what is merged.
 Worker = Callable[[int, Prior], Any]
@@ -59,7 +60,7 @@ class Meter:
 class ReferenceChunks:
     """A reference set as chunks of ``size`` rows, which can be gone through again and again."""
 
-    references: ReferenceSet
+    references: ReferenceSet | OwnPrior
     size: int = CHUNK
 
     def __iter__(self) -> Iterator[Prior]:
