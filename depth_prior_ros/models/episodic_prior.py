@@ -40,7 +40,7 @@ _HIDDEN = 64
 _MIDDLE = 1.2
 #: Network units, of about 10 m: from the first of each on what is looked up counts less, beyond the
 #: second not at all. Where references end, and what is sky whatever the camera.
-_END, _SKY = (6.0, 9.0), (12.0, 20.0)
+_END, _SKY = (10.0, 13.0), (12.0, 20.0)
 # Score of a slot without a reference: no weight next to any other, and finite.
 _EMPTY = -1e4
 _WIDTH_MULTIPLE = 4

@@ -220,7 +220,7 @@ def test_what_is_beyond_the_references_moves_with_the_rest() -> None:
     added = torch.randn(2, 1, 4, 6, generator=generator) * 0.1 - 0.5
     units = torch.full_like(added, 2.0)
     units[:, :, 0] = 40.0  # sky, which what is looked up would pull near
-    units[0, :, 1] = 11.0  # and 6.7 once the image is seen to be as much nearer
+    units[0, :, 1] = 18.0  # and 11 once the image is seen to be as much nearer
     added[:, :, 0] = -3.0
     found = level_beyond(added, (units / 1.2).log())
     near = found[:, :, 2:]
