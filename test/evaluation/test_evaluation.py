@@ -15,7 +15,8 @@ from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
 from torch import nn
 
 from depth_prior_ros.atomic_files import write_json
-from depth_prior_ros.bundle import Bundle
+from depth_prior_ros.bundle import Bundle, load_bundle
+from depth_prior_ros.bundle.derive import replace_references
 from depth_prior_ros.evaluation.evaluate import evaluate
 from depth_prior_ros.evaluation.frames import (
     EvaluationSet,
@@ -373,6 +374,22 @@ def test_everything_at_once(root: Path, bundle: Bundle, tmp_path: Path):
     assert len(pictures) == 4
     rows = [cv2.imread(str(p)).shape for p in pictures]
     assert [shape[0] // 160 for shape in rows] == [3, 4, 3, 3]
+
+
+@pytest.mark.slow
+def test_without_its_references_a_bundle_is_evaluated_as_one_that_has_none(
+    root: Path, tmp_path: Path
+):
+    lite = load_bundle("lite")
+    plain = replace_references(lite, tmp_path / "plain", None, None)
+    looks, off, none = (
+        evaluate_bundle(bundle, root, "kitti2015", look_up=look_up, **TORCH).sets[0]
+        for bundle, look_up in ((lite, True), (lite, False), (plain, True))
+    )
+    errors = [[frame.errors for frame in one.rows["all"]] for one in (looks, off, none)]
+    assert errors[1] == errors[2] != errors[0]
+    said = "references not looked up: switched off"
+    assert [said in one.notes for one in (looks, off, none)] == [False, True, False]
 
 
 @pytest.fixture(scope="module")

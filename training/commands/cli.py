@@ -98,6 +98,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--pictures", type=Path, metavar="DIR", help="write the best and worst frames to DIR")
     _add_backend(evaluate)
     add("--precision", choices=PRECISIONS, default="f32", help="of the networks (default: f32)")
+    add("--no-look-up", action="store_true", help="leave the bundle's references out")
     add_recording_options(evaluate)
     evaluate.set_defaults(handler=_evaluate)
 
@@ -495,6 +496,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             backend=arguments.backend,
             device=arguments.device,
             precision=arguments.precision,
+            look_up=not arguments.no_look_up,
             poses=arguments.pose,
             read_as=read_as,
             keep=arguments.pictures is not None,

@@ -105,6 +105,7 @@ def evaluate_bundle(
     backend: str = "auto",
     device: str = "auto",
     precision: Precision = "f32",
+    look_up: bool = True,
     keep: bool = True,
     progress: Progress = quiet,
 ) -> EvaluationReport:
@@ -120,6 +121,8 @@ def evaluate_bundle(
         poses: evaluate ego-motion on the drives with poses; without a protocol, nothing else.
         read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
         backend, device, precision: what runs the networks.
+        look_up: whether references of the bundle are looked up; a set's notes say where they
+            are not.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
 
@@ -133,9 +136,13 @@ def evaluate_bundle(
     sets = [] if poses and protocol is None else choose_sets(folder, protocol, read_as)
     trajectories = pose_recordings(folder) if poses else []
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    pipeline = DepthPipeline(loaded, backend, device, precision=precision)
+    pipeline = DepthPipeline(loaded, backend, device, precision=precision, look_up=look_up)
     keep = keep or baselines
-    reports = [evaluate_set(pipeline, one, models, progress, keep=keep) for one in sets]
+    reports = []
+    for one in sets:
+        reports.append(evaluate_set(pipeline, one, models, progress, keep=keep))
+        if "not looked up" in pipeline.references_text:
+            reports[-1].notes.append(f"references {pipeline.references_text}")
     if baselines:
         progress("baselines: maps")
         maps, notes = baseline_maps(loaded, folder)
