@@ -27,7 +27,7 @@ from depth_prior_ros.recordings import Frame, StoredRecording, open_recording
 from training.commands.cli import REFERENCES, main
 from training.errors import TrainingError
 from training.runs import adapt as adapting
-from training.runs.adapt import DepthSource, Request, adapt_bundle
+from training.runs.adapt import DepthSource, Request, adapt_bundle, joined_sources
 
 FRAMES = 16
 
@@ -275,3 +275,12 @@ def test_a_recorded_drive_gives_keyframes_with_its_odometry(tmp_path: Path) -> N
     assert told is not None and told.pose is not None
     np.testing.assert_allclose(told.pose[:3, 3], [0, 0, 0.5])
     assert motion_since(None, frames[4]).pose is None  # type: ignore[union-attr]
+
+
+def test_recordings_of_one_name_are_each_named() -> None:
+    same = [("run", "run, exact depth"), ("run", "run, exact depth")]
+    assert joined_sources(same) == "run, run, exact depth"
+    assert joined_sources([*same, ("b", "b, by poses")]) == (
+        "run, exact depth; run, exact depth; b, by poses"
+    )
+    assert joined_sources([("a", "a, exact depth")]) == "a, exact depth"

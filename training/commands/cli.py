@@ -298,6 +298,8 @@ def _fill(text: str) -> tuple[str, float]:
 def _add_adapt(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "adapt",
+        # The bundle first: after --bag it would be taken for one more recording.
+        usage="depth_train adapt BUNDLE --bag RECORDING [RECORDING ...] [--out DIR] [options]",
         help="fit a bundle to the camera of your own drive",
         description="Fit what a bundle's student is told of its camera, or the metric factor of a "
         "network that is told nothing, on every second stretch of a drive, evaluate it in metres "

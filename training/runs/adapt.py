@@ -6,6 +6,7 @@ The mechanism is the node's, `depth_prior_ros.adaptation`; here the drive is a r
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -169,7 +170,7 @@ def adapt_bundle(
         check_bundle(bundle)
         opened = cache(lambda: DepthPipeline(bundle, request.backend, request.device))
         keyframes, camera, source = _keyframes(request, bundle, opened, recording, progress)
-        sources = {recording.name: source}
+        sources = [(recording.name, source)]
         for bag, other in zip(request.more, others, strict=True):
             again = replace(request, bag=bag)
             try:
@@ -179,14 +180,14 @@ def adapt_bundle(
             if not same_view(camera, theirs):
                 raise AdaptationError(f"{other.name} is of another camera: adapt to each alone")
             keyframes = keyframes + found_there
-            sources[other.name] = source
+            sources.append((other.name, source))
         networks = None if bundle.manifest.takes_code else opened().networks
         count = max(STRETCHES, 2 * (1 + len(others)))
         found = adapt(
             bundle,
             keyframes,
             camera,
-            _joined(sources),
+            joined_sources(sources),
             networks=networks,
             count=count,
             progress=progress,
@@ -209,12 +210,12 @@ def adapt_bundle(
     return Outcome(found, written, place, place.with_suffix(".json"))
 
 
-def _joined(sources: dict[str, str]) -> str:
-    """Where keyframes of several recordings are from, by the recordings' names."""
-    words = {source.removeprefix(f"{name}, ") for name, source in sources.items()}
+def joined_sources(sources: Sequence[tuple[str, str]]) -> str:
+    """Where keyframes of several recordings are from: (name, words) of each, in one line."""
+    words = {source.removeprefix(f"{name}, ") for name, source in sources}
     if len(words) > 1:
-        return "; ".join(sources.values())
-    return ", ".join([*sources, *words])
+        return "; ".join(source for _, source in sources)
+    return ", ".join([*(name for name, _ in sources), *words])
 
 
 def with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:
