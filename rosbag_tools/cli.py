@@ -331,6 +331,7 @@ def _process(parsed: argparse.Namespace) -> None:
         parsed.force_model or "",
         forced=not parsed.no_forced,
         precision=parsed.precision,
+        look_up=not parsed.no_look_up,
     )
     _do_recordings(process_job, parsed, options, command_line(parsed.arguments))
 
@@ -597,6 +598,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--precision", choices=PRECISIONS, default="f32", help="of the networks (default: f32)")
     add("--force-model", choices=("single_frame", "multi_frame"), help="force a model")
+    add("--no-look-up", action="store_true", help="leave the bundle's references out")
     add(
         "--no-forced",
         action="store_true",
@@ -632,6 +634,7 @@ def _options(parsed: argparse.Namespace) -> ReplayOptions:
         precision=parsed.precision,
         force_model=parsed.force_model or "",
         forced=not parsed.no_forced,
+        look_up=not parsed.no_look_up,
         answer_timeout=parsed.timeout,
         domain_id=parsed.domain_id,
     )

@@ -66,7 +66,8 @@ class ProcessOptions:
     """How depth is made, and of what kinds.
 
     outputs: of OUTPUTS. forced: whether each model is evaluated alone, too, where there is truth.
-    checkpoint: frames after which is kept how far the work has got.
+    checkpoint: frames after which is kept how far the work has got. look_up: whether references of
+    the bundle are.
     """
 
     outputs: tuple[str, ...] = ("npy",)
@@ -77,6 +78,7 @@ class ProcessOptions:
     forced: bool = True
     checkpoint: int = 100
     precision: Precision = "f32"
+    look_up: bool = True
 
 
 @dataclass
@@ -149,7 +151,13 @@ def _pipeline(bundle: Bundle, options: ProcessOptions) -> DepthPipeline:
     """The pipeline as the node has it: with `auto` where the metres are not known."""
     from depth_prior_ros.pipeline import DepthPipeline
 
-    pipeline = DepthPipeline(bundle, options.backend, options.device, precision=options.precision)
+    pipeline = DepthPipeline(
+        bundle,
+        options.backend,
+        options.device,
+        precision=options.precision,
+        look_up=options.look_up,
+    )
     known = isinstance(pipeline.scale, FixedScale) and pipeline.scale.mode == "fixed"
     if known and bundle.has("pose") and bundle.has("multi_frame"):  # as `auto` in the node
         pipeline.scale = AutoScale(

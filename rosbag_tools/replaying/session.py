@@ -29,7 +29,8 @@ class ReplayOptions:
     """How to replay.
 
     rate: None for lockstep, otherwise the speed in multiples of real time. forced: whether to
-    evaluate each model forced as well. force_model: what the node itself is forced to.
+    evaluate each model forced as well. force_model: what the node itself is forced to. look_up:
+    whether references of the bundle are.
     start_timeout and answer_timeout: seconds. domain_id: a ROS domain, None for one that is free.
     """
 
@@ -40,6 +41,7 @@ class ReplayOptions:
     precision: Precision = "f32"
     force_model: str = ""
     forced: bool = True
+    look_up: bool = True
     start_timeout: float = 180.0
     answer_timeout: float = 20.0
     domain_id: int | None = None
@@ -111,6 +113,7 @@ class _Session:
                 backend=options.backend,
                 device=options.device,
                 precision=options.precision,
+                look_up=options.look_up,
             )
         return self.account.results(
             mode="lockstep" if options.rate is None else f"rate {options.rate:g}",
@@ -128,6 +131,7 @@ class _Session:
             "backend": options.backend,
             "device": options.device,
             "precision": options.precision,
+            "look_up": options.look_up,
             "image_reliability": "reliable",
             "odom_reliability": "reliable",
         }

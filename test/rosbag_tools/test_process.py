@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from test_bag import make_recording
 from test_replay import stopping_drive
 
+from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.bundle.derive import replace_references
 from depth_prior_ros.recordings import open_recording
+from depth_prior_ros.recordings.synthetic.drive import DriveSpec, SyntheticDrive
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 from rosbag_tools.process import MANIFEST, ProcessOptions, process
@@ -107,6 +110,33 @@ def test_the_depth_is_that_of_a_replay_in_lockstep(
     assert [(f.model, f.reason, f.abs_rel) for f in offline.frames] == [
         (f.model, f.reason, f.abs_rel) for f in expected.frames
     ]
+
+
+@pytest.mark.slow
+def test_switched_off_references_change_nothing_offline_and_in_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_replay_nodes(monkeypatch)
+    drive = SyntheticDrive(8, (416, 128), DriveSpec(frames=3), supersample=1)
+    street = write_bag(drive, tmp_path / "a.mcap").path
+    plain = replace_references(load_bundle("lite"), tmp_path / "plain", None, None).path
+    common = ["--backend", "torch", "--no-forced"]
+    depth, errors = {}, {}
+    for name, bundle, words in (
+        ("looks", "lite", []),
+        ("off", "lite", ["--no-look-up"]),
+        ("none", str(plain), []),
+    ):
+        own = [str(street), "--bundle", bundle, *common, *words, "--out"]
+        assert main(["process", *own, str(tmp_path / name)]) == 0
+        depth[name] = depths(tmp_path / name)
+        assert main(["replay", *own, str(tmp_path / f"{name}_replay")]) == 0
+        errors[name] = [frame.abs_rel for frame in load(tmp_path / f"{name}_replay").frames]
+    np.testing.assert_array_equal(depth["off"], depth["none"])
+    near = np.isfinite(depth["looks"]) & np.isfinite(depth["none"])
+    looks, none = (np.stack(depth[name])[near] for name in ("looks", "none"))
+    assert np.abs(looks / none - 1).mean() > 0.02
+    assert errors["off"] == errors["none"] != errors["looks"]
 
 
 @pytest.mark.slow
