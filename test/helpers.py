@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,9 +100,25 @@ def make_tiny_bundle(
     """
     import torch
 
-    nets, prior = _tiny_networks(size, seed, trunk)
+    path = Path(path)
+    manifest, files = _tiny_files(size, seed, trunk)
     torch.manual_seed(seed)  # what a test draws next does not depend on the tests before it
-    return save_bundle(path, tiny_manifest(size, trunk), prior=prior, **nets)
+    if path.exists():  # saving knows what may be replaced
+        nets, prior = _tiny_networks(size, seed, trunk)
+        return save_bundle(path, tiny_manifest(size, trunk), prior=prior, **nets)
+    path.mkdir(parents=True)
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return Bundle(path, manifest.model_copy(deep=True))
+
+
+@functools.cache
+def _tiny_files(size: tuple[int, int], seed: int, trunk: str) -> tuple[Manifest, dict[str, bytes]]:
+    """What saving such a bundle writes and answers; saved, and verified, once."""
+    nets, prior = _tiny_networks(size, seed, trunk)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_bundle(Path(folder) / "tiny", tiny_manifest(size, trunk), prior=prior, **nets)
+        return saved.manifest, {f.name: f.read_bytes() for f in saved.path.iterdir()}
 
 
 @functools.cache
