@@ -110,10 +110,11 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Tiny random networks; test modules that need others have a `bundle` of their own."""
+    """Tiny random networks, the trunk the tests' own; modules that need others have a `bundle`."""
     from helpers import make_tiny_bundle
+    from tiny_trunk import TINY_TRUNK
 
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", trunk=TINY_TRUNK)
 
 
 @pytest.fixture(scope="session")

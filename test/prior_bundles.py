@@ -13,6 +13,7 @@ import yaml
 from helpers import tiny_manifest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import (
     Bundle,
@@ -72,7 +73,7 @@ def some_sources() -> PriorSources:
 
 
 def save(path: Path, **changes: Any) -> Bundle:
-    manifest = tiny_manifest().model_copy(update={"prior": spec_of_prior()})
+    manifest = tiny_manifest(trunk=TINY_TRUNK).model_copy(update={"prior": spec_of_prior()})
     torch.manual_seed(11)
     values: dict[str, Any] = {
         "manifest": manifest,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_tiny_bundle
 from numpy.typing import NDArray
 from pipeline_scenes import TENTH, view
 
@@ -22,6 +23,12 @@ import backends
 import pose_source
 
 CAMERA = Camera(110.0, 120.0, 96.0, 32.0, 192, 64)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """HRNet, whose random depth is further from a wall than any rounding."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @dataclass

@@ -16,6 +16,7 @@ import yaml
 from helpers import make_tiny_bundle, tiny_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import (
     SCHEMA_VERSION,
@@ -122,12 +123,12 @@ def test_describe_tells_what_people_ask(bundle: Bundle) -> None:
 
 def test_a_full_disk_leaves_the_bundle_that_was_there(tmp_path: Path) -> None:
     """Files may grow to a hundred thousand bytes only."""
-    before = make_tiny_bundle(tmp_path / "b")
+    before = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
     try:
         with pytest.raises(BundleError, match=r"student\.safetensors: cannot be written"):
-            make_tiny_bundle(tmp_path / "b", seed=5)
+            make_tiny_bundle(tmp_path / "b", seed=5, trunk=TINY_TRUNK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert load_bundle(tmp_path / "b").digest == before.digest
@@ -277,21 +278,21 @@ def test_a_missing_bundle_names_the_place(tmp_path: Path) -> None:
 
 def test_saving_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "b"
-    make_tiny_bundle(path, seed=0)
+    make_tiny_bundle(path, seed=0, trunk=TINY_TRUNK)
     first = load_bundle(path).digest
-    make_tiny_bundle(path, seed=1)
+    make_tiny_bundle(path, seed=1, trunk=TINY_TRUNK)
     assert load_bundle(path).digest != first
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(BundleError, match="other things"):
-        make_tiny_bundle(foreign)
+        make_tiny_bundle(foreign, trunk=TINY_TRUNK)
     assert (foreign / "cat.jpg").exists()
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(BundleError, match="is a file"):
-        make_tiny_bundle(file)
+        make_tiny_bundle(file, trunk=TINY_TRUNK)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -310,7 +311,7 @@ def test_a_failed_save_leaves_the_old_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "b"
-    before = make_tiny_bundle(path).digest
+    before = make_tiny_bundle(path, trunk=TINY_TRUNK).digest
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
@@ -320,7 +321,7 @@ def test_a_failed_save_leaves_the_old_bundle(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="disk on fire"):
-        make_tiny_bundle(path, seed=1)
+        make_tiny_bundle(path, seed=1, trunk=TINY_TRUNK)
     monkeypatch.undo()
     assert load_bundle(path).digest == before
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
@@ -334,7 +335,7 @@ def test_a_wrong_network_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_the_manifest_can_be_rewritten(tmp_path: Path) -> None:
-    bundle = make_tiny_bundle(tmp_path / "b")
+    bundle = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     metrics = {"kitti2015": {"all": {"abs_rel": 0.2, "frames": 91}}}
     changed_bundle = rewrite_manifest(bundle, metrics=metrics)
     assert load_bundle(bundle.path).manifest.metrics == metrics
@@ -348,7 +349,7 @@ def test_the_manifest_can_be_rewritten(tmp_path: Path) -> None:
 
 def test_a_manifest_on_a_full_disk_stays_as_it_was(tmp_path: Path) -> None:
     """Files may grow to a thousand bytes only."""
-    bundle = make_tiny_bundle(tmp_path / "b")
+    bundle = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     before = (bundle.path / "bundle.yaml").read_bytes()
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
@@ -379,20 +380,20 @@ def test_an_unreadable_file_is_named(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_numpy_values_in_metrics_are_refused_clearly(tmp_path: Path) -> None:
-    bundle = make_tiny_bundle(tmp_path / "b")
+    bundle = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     with pytest.raises(BundleError, match="cannot have"):
         rewrite_manifest(bundle, metrics={"abs_rel": np.float32(0.2)})
 
 
 def test_every_user_may_read_the_files(tmp_path: Path) -> None:
-    for file in make_tiny_bundle(tmp_path / "tiny").path.iterdir():
+    for file in make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK).path.iterdir():
         assert file.stat().st_mode & 0o044 == 0o044, file.name
 
 
 def test_a_bundle_keeps_the_map_but_not_what_only_training_needs(tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    bundle = make_tiny_bundle(tmp_path / "b")
+    bundle = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     with safe_open(bundle.path / "multi_frame.safetensors", framework="pt") as file:
         names = set(file.keys())
     assert "delta" in names

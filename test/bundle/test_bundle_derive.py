@@ -17,6 +17,7 @@ from prior_bundles import (
     spec_of_prior,
     teacher_of_prior,
 )
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import Bundle, BundleError, PriorSpec, load_bundle
 from depth_prior_ros.bundle.baselines import LIDAR_ROW, OWN_MEAN, add_baselines, read_baselines
@@ -30,9 +31,9 @@ NETWORKS = ("student.safetensors", "multi_frame.safetensors", "pose.safetensors"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """All parts, baselines, metrics, and the teacher inside."""
     folder = tmp_path_factory.mktemp("derive")
-    teacher = make_tiny_bundle(folder / "other", (192, 64), seed=4)
-    whole = make_tiny_bundle(folder / "whole", seed=2)
-    manifest = tiny_manifest().model_copy(
+    teacher = make_tiny_bundle(folder / "other", (192, 64), seed=4, trunk=TINY_TRUNK)
+    whole = make_tiny_bundle(folder / "whole", seed=2, trunk=TINY_TRUNK)
+    manifest = tiny_manifest(trunk=TINY_TRUNK).model_copy(
         update={"prior": spec_of_prior(), "metrics": {"kitti2015": 0.1}}
     )
     made = save(
@@ -104,7 +105,7 @@ def test_the_teacher_travels_or_is_exchanged(bundle: Bundle, tmp_path: Path) -> 
     assert own is not None
     assert new is not None
     assert new.digest == own.digest
-    other = make_tiny_bundle(tmp_path / "other", (192, 64), seed=8)
+    other = make_tiny_bundle(tmp_path / "other", (192, 64), seed=8, trunk=TINY_TRUNK)
     given = derive(bundle, tmp_path / "third", teacher=other.path).teacher()
     assert given is not None
     assert given.digest == other.digest != own.digest

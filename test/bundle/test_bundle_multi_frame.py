@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import make_tiny_bundle
+from tiny_trunk import TINY_TRUNK
 from torch import Tensor, nn
 
 from depth_prior_ros.backends.onnx_backend import export_onnx
@@ -74,7 +75,7 @@ def test_what_does_not_go_with_it_is_said(tmp_path: Path) -> None:
         def forward(self, image: Tensor) -> Tensor:
             return image.mean(1, keepdim=True)
 
-    make_tiny_bundle(tmp_path / "tiny", (96, 32))
+    make_tiny_bundle(tmp_path / "tiny", (96, 32), trunk=TINY_TRUNK)
     file = tmp_path / "net.onnx"
     export_onnx(Brightness(), (np.zeros((1, 3, 32, 64), np.float32),), file, ["image"])
     alone = import_network(ImportRequest(f"onnx:{file}", tmp_path / "alone", "disparity"))
@@ -95,7 +96,7 @@ def test_a_network_of_another_size_is_shown_the_picture_resized(tmp_path: Path) 
         def forward(self, image: Tensor) -> Tensor:
             return image.mean(1, keepdim=True) + 0.1
 
-    make_tiny_bundle(tmp_path / "tiny", (96, 32))
+    make_tiny_bundle(tmp_path / "tiny", (96, 32), trunk=TINY_TRUNK)
     file = tmp_path / "net.onnx"
     export_onnx(Brightness(), (np.zeros((1, 3, 64, 192), np.float32),), file, ["image"])
     beside = {"focal": (120, 130), "multi_frame": str(tmp_path / "tiny")}

@@ -27,6 +27,7 @@ from prior_bundles import (
     value_at,
 )
 from safetensors import safe_open
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import (
     SCHEMA_VERSION,
@@ -273,7 +274,7 @@ def test_the_last_pixel_of_the_map_is_inside(bundle: Bundle) -> None:
         ("fusion.hint_value.weight", True),
         ("fusion.log_temperature", True),
         ("fusion.query.weight", False),
-        ("trunk.conv1.weight", False),
+        ("trunk.levels.0.0.weight", False),
     ],
 )
 def test_a_retrained_reader_of_the_prior_is_noticed_and_the_rest_is_free(
@@ -327,7 +328,7 @@ def test_the_manifest_cannot_be_rewritten_into_another_prior(bundle: Bundle) -> 
 
 
 def test_a_prior_that_nothing_reads_is_refused(tmp_path: Path) -> None:
-    manifest = tiny_manifest().model_copy(update={"prior": spec_of_prior()})
+    manifest = tiny_manifest(trunk=TINY_TRUNK).model_copy(update={"prior": spec_of_prior()})
     architecture = manifest.architecture
     plain = architecture.model_copy(update={"student": {**architecture.student, "fusion": None}})
     manifest = manifest.model_copy(update={"architecture": plain})
@@ -342,10 +343,13 @@ def test_a_prior_that_nothing_reads_is_refused(tmp_path: Path) -> None:
         ({"prior": Prior(torch.randn(PIXELS, 32), torch.full((PIXELS,), 1e-9))}, "not positive"),
         ({"prior": Prior(torch.full((PIXELS, 32), 1e6), torch.ones(PIXELS))}, "exceeds 65504"),
         ({"prior": Prior(torch.randn(8, 32), torch.ones(8))}, "16 sources for 8"),
-        ({"manifest": tiny_manifest().model_copy(update={"prior": None})}, "no `prior`"),
+        (
+            {"manifest": tiny_manifest(trunk=TINY_TRUNK).model_copy(update={"prior": None})},
+            "no `prior`",
+        ),
         (
             {
-                "manifest": tiny_manifest().model_copy(
+                "manifest": tiny_manifest(trunk=TINY_TRUNK).model_copy(
                     update={"prior": spec_of_prior(alignment=OTHER)}
                 )
             },
@@ -363,7 +367,7 @@ def test_what_is_not_saved(tmp_path: Path, changes: dict[str, Any], cause: str) 
 def test_networks_check_the_student_that_they_run(bundle: Bundle, tmp_path: Path) -> None:
     """Files exchanged after the bundle was opened: what was verified is what is used."""
     compile_networks(bundle, "torch", "cpu")
-    other = make_tiny_bundle(tmp_path / "other", seed=9)
+    other = make_tiny_bundle(tmp_path / "other", seed=9, trunk=TINY_TRUNK)
     shutil.copyfile(other.path / "student.safetensors", bundle.path / "student.safetensors")
     with pytest.raises(BundleError, match=r"student\.safetensors: altered"):
         compile_networks(bundle, "torch", "cpu")

@@ -13,6 +13,7 @@ import torch
 import yaml
 from helpers import make_tiny_bundle
 from safetensors.torch import load_file, save_file
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import Bundle, BundleError, describe, load_bundle
 from depth_prior_ros.bundle.manifest import Manifest, validate_manifest
@@ -20,7 +21,7 @@ from depth_prior_ros.bundle.manifest import Manifest, validate_manifest
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    make_tiny_bundle(tmp_path / "b")
+    make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK)
     return tmp_path / "b"
 
 

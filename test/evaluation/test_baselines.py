@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive
+from tiny_trunk import TINY_TRUNK
 from torch import nn
 
 from depth_prior_ros.bundle import Bundle, BundleError, load_bundle
@@ -127,7 +128,7 @@ def test_training_drives_come_from_the_bundles_own_recipe(tmp_path: Path):
 @pytest.mark.slow
 def test_maps_travel_with_the_bundle(tmp_path: Path):
     """Written at input size, verified, listed with their hash, and read back."""
-    made = make_tiny_bundle(tmp_path / "tiny")
+    made = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
     assert read_baselines(made) == {}
     write_drive(tmp_path, TRAINING_DRIVE, range(3), depth=12.5)
     write_drive(tmp_path, TEST_DRIVE, range(1), depth=70.0)  # must not matter
@@ -152,7 +153,7 @@ def test_maps_that_take_the_place_of_others_do_so_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A kill between the maps and the manifest that lists them would leave a damaged bundle."""
-    made = make_tiny_bundle(tmp_path / "tiny")
+    made = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
     add_baselines(made, {OWN_MEAN: np.full((32, 96), 0.5, np.float32)})
     (made.path / "note.txt").write_text("mine")
     places: list[Path] = []
@@ -175,7 +176,7 @@ def test_maps_that_take_the_place_of_others_do_so_at_once(
 
 def test_maps_on_a_full_disk_leave_the_bundle_as_it_was(tmp_path: Path):
     """Files may grow to a hundred thousand bytes only."""
-    made = make_tiny_bundle(tmp_path / "tiny")
+    made = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
     try:
@@ -188,7 +189,7 @@ def test_maps_on_a_full_disk_leave_the_bundle_as_it_was(tmp_path: Path):
 
 
 def test_altered_maps_are_refused(tmp_path: Path):
-    made = make_tiny_bundle(tmp_path / "tiny")
+    made = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
     add_baselines(made, {OWN_MEAN: np.full((32, 96), 0.5, np.float32)})
     path = made.path / "baselines.safetensors"
     content = bytearray(path.read_bytes())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import make_tiny_bundle
 from kitti_files import TEST_DRIVE, TRAINING_DRIVE, write_drive, write_frame
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.bundle import Bundle, rewrite_manifest
 from depth_prior_ros.geometry.camera import Camera
@@ -72,7 +73,7 @@ def street(count: int = 5, stop_after: int = 3) -> StoredRecording:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
     """Two seeds of two recipes; the second one's are copies of the first one's, exchanged."""
     root = tmp_path_factory.mktemp("bundles")
-    made = [make_tiny_bundle(root / f"b{i}", seed=i) for i in range(2)]
+    made = [make_tiny_bundle(root / f"b{i}", seed=i, trunk=TINY_TRUNK) for i in range(2)]
     for i in (2, 3):
         copied = shutil.copytree(made[i - 2].path, root / f"b{i}")
         made.append(Bundle(Path(copied), made[i - 2].manifest))
@@ -132,7 +133,7 @@ def test_seeds_can_be_stated_or_follow_the_place(bundles: list[Bundle]):
 
 
 def test_a_runs_folder_stands_for_its_bundle(tmp_path: Path):
-    made = make_tiny_bundle(tmp_path / "run" / "bundle")
+    made = make_tiny_bundle(tmp_path / "run" / "bundle", trunk=TINY_TRUNK)
     rows, _ = open_rows([parse_spec(f"S={tmp_path / 'run'}")])
     assert rows[0].bundles["0"].path == made.path
 

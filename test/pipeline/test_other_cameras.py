@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from helpers import METRES_PER_UNIT, make_tiny_bundle
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline import DepthPipeline
@@ -34,7 +35,7 @@ CAMERAS = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> DepthPipeline:
-    bundle = make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", SIZE)
+    bundle = make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", SIZE, trunk=TINY_TRUNK)
     return DepthPipeline(bundle, "torch", "cpu", force_model="single_frame")
 
 

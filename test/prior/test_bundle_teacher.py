@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import METRES_PER_UNIT, TINY_SIZE, make_tiny_bundle, tiny_manifest
+from tiny_trunk import TINY_TRUNK
 from torch import Tensor
 
 from depth_prior_ros.bundle import Architecture, Bundle, build_network, save_bundle
@@ -22,11 +23,15 @@ TALL = (96, 64)
 
 
 def write(
-    path: Path, size: tuple[int, int] = TINY_SIZE, parts: tuple[str, ...] = (), **changes: Any
+    path: Path,
+    size: tuple[int, int] = TINY_SIZE,
+    parts: tuple[str, ...] = (),
+    trunk: str = TINY_TRUNK,
+    **changes: Any,
 ) -> Bundle:
     """A random bundle without a prior, of the student and these parts."""
     torch.manual_seed(3)
-    manifest = tiny_manifest(size)
+    manifest = tiny_manifest(size, trunk)
     architecture = manifest.architecture.model_dump() | changes
     architecture["student"] = architecture["student"] | {"fusion": None}
     manifest = manifest.model_copy(
@@ -195,7 +200,7 @@ def test_a_cost_volume_network_has_several_strides(
 def test_without_multi_frame_network_the_trunk_gives_the_features(
     tmp_path: Path, stride: int, channels: int
 ) -> None:
-    bundle = write(tmp_path / "b")
+    bundle = write(tmp_path / "b", trunk="hrnet_w18_small")
     images, K, *_ = triplets()
     teacher = BundleTeacher(bundle, stride=stride)
     view = teacher.look(images, K)
@@ -242,11 +247,11 @@ def test_identity_is_of_all_that_decides(bundle: Bundle, tmp_path: Path) -> None
     assert (first.stride, first.channels, first.licence) == (4, 32, "Apache-2.0")
     assert BundleTeacher(bundle, lookup=(1, -1)).identity == first
     assert BundleTeacher(bundle, metres_per_unit=METRES_PER_UNIT).identity == first
-    assert BundleTeacher(make_tiny_bundle(tmp_path / "copy")).identity == first
+    assert BundleTeacher(make_tiny_bundle(tmp_path / "copy", trunk=TINY_TRUNK)).identity == first
     others = [
         BundleTeacher(bundle, lookup=(-1,)),
         BundleTeacher(bundle, metres_per_unit=10.0),
-        BundleTeacher(make_tiny_bundle(tmp_path / "other", seed=7)),
+        BundleTeacher(make_tiny_bundle(tmp_path / "other", seed=7, trunk=TINY_TRUNK)),
     ]
     assert len({first.sha256, *(other.identity.sha256 for other in others)}) == 4
     assert TeacherIdentity.of(first.to_dict()) == first
@@ -278,7 +283,7 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
-    file = make_tiny_bundle(tmp_path / "b").path / "multi_frame.safetensors"
+    file = make_tiny_bundle(tmp_path / "b", trunk=TINY_TRUNK).path / "multi_frame.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(TeacherError, match=r"multi_frame.safetensors: truncated"):
         open_teacher(str(tmp_path / "b"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import texture
 from test_training_data import write_drive
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.prior_fusion import FusionConfig
@@ -68,6 +69,7 @@ def system(fusion: FusionConfig | None = None) -> System:
     recipe = Recipe.model_validate(
         {
             "size": SIZE,
+            "networks": {"trunk": TINY_TRUNK},
             "data": {"synthetic": {"folder": "pairs"}},
             "stages": [{"kind": "supervised", "steps": 1}],
             "output": {"name": "x", "licence": "Apache-2.0"},

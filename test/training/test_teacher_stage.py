@@ -13,6 +13,7 @@ import torch
 from helpers import texture
 from test_stages import learning, nothing, pair_folder, pairs, triplets
 from test_training_data import write_drive
+from tiny_trunk import TINY_TRUNK
 
 from depth_prior_ros.models.matching import PARALLAX
 from depth_prior_ros.models.mism import MultiFrameOutput
@@ -46,7 +47,7 @@ def build(size: tuple[int, int] = SIZE, **multi_frame: Any) -> System:
     recipe = Recipe.model_validate(
         {
             "size": size,
-            "networks": {"multi_frame": multi_frame},
+            "networks": {"trunk": TINY_TRUNK, "multi_frame": multi_frame},
             "data": {"synthetic": {"folder": "pairs"}},
             "stages": [{"kind": "supervised", "steps": 1}],
             "output": {"name": "x", "licence": "Apache-2.0"},
