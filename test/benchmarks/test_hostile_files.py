@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -15,10 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import hostile_files
 
 
+@pytest.mark.slow
 def test_mutated_files_of_every_kind_are_read_or_refused() -> None:
     counts, _ = hostile_files.run(dict.fromkeys(hostile_files.FULL, 3), seed=2011, minutes=1)
     assert {name.split()[-1] for name in counts} <= {"accepted", "refused"}
     assert sum(counts.values()) == 3 * len(hostile_files.FULL)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_what_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,13 +35,17 @@ def test_what_goes_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def lines(_: Path) -> None:
         raise ValueError("\x1b")
 
-    monkeypatch.setattr(hostile_files, "SECONDS", 0.5)
+    def fill(_: Path) -> int:
+        return len(os.urandom(1) * (hostile_files.MEMORY - resident() + (1 << 26)))
+
+    # A child has the memory of this process from its fork on. Filling 2 GiB takes seconds.
+    monkeypatch.setattr(hostile_files, "MEMORY", resident() + (1 << 27))
     for what, read in (
         ("crash", lambda _: os.kill(os.getpid(), signal.SIGKILL)),
         ("traceback", fail),
         ("several lines", lines),
         ("hang", lambda _: time.sleep(60)),
-        ("memory", lambda _: len(os.urandom(1) * (hostile_files.MEMORY + (1 << 28)))),
+        ("memory", fill),
     ):
         kind = hostile_files.Kind("x", tmp_path, read, (ValueError,))
         seconds = 0.5 if what == "hang" else 20
