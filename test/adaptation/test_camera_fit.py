@@ -10,6 +10,7 @@ from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.student import NUMBERS, Student
 
 
+@pytest.mark.slow
 def test_numbers_are_found_again() -> None:
     """References made by the student itself, told another camera: the fit finds their depth."""
     torch.manual_seed(0)

@@ -153,6 +153,7 @@ def test_agreement_on_the_trained_bundle(
         assert depth.max() / depth.min() > 5
 
 
+@pytest.mark.slow
 def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
     first, second = (street(nearer, lite.manifest.input_size) for nearer in (0.0, 0.04))
     K = lite.manifest.camera.matrix()

@@ -93,6 +93,7 @@ def check_invariance(
     np.testing.assert_allclose(first["validation"][0], single, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_metric_factor_changes_no_figure_after_scaling(bundle: Bundle) -> None:
     chosen = first_frames(drive_set(demo_bag()), 4)
     image = chosen.recording.frames[0]

@@ -71,6 +71,7 @@ def test_nonsense_is_refused() -> None:
         DriveSpec(frames=0)
 
 
+@pytest.mark.slow
 def test_same_seed_same_pictures(drive: SyntheticDrive) -> None:
     again = street_drive(size=(160, 48))
     for i in (3, 50):

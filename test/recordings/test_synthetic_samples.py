@@ -58,6 +58,7 @@ def test_files_and_manifest(written: Path, frames: list[Path]) -> None:
     assert shapes["moving"].shape == (4, 48, 160) and shapes["moving"].max() <= 1
 
 
+@pytest.mark.slow
 def test_pictures_look_like_streets(written: Path) -> None:
     depth = np.load(written / "shard_00000" / "depth.npy").astype(np.float32)
     images = np.load(written / "shard_00000" / "images.npy")

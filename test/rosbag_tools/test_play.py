@@ -79,6 +79,7 @@ def playing(bag: Path, listener: Listener, *options: str) -> Iterator[subprocess
         process.communicate()
 
 
+@pytest.mark.slow
 def test_every_frame_arrives_as_it_was_recorded(tmp_path: Path, listener: Listener) -> None:
     bag = write(tmp_path, make_recording(5, size=SIZE))
     with playing(bag, listener, "--wait", "60", "--clock", "--frame-id", "front") as process:
@@ -103,6 +104,7 @@ def test_every_frame_arrives_as_it_was_recorded(tmp_path: Path, listener: Listen
     assert [m.twist.twist.linear.x for m in heard["odom"]] == [3.5] * 5
 
 
+@pytest.mark.slow
 def test_a_loop_begins_again_until_it_is_interrupted(tmp_path: Path, listener: Listener) -> None:
     recording = make_recording(3, size=SIZE)
     first = recording.frames[0].stamp_ns

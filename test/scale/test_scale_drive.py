@@ -130,6 +130,7 @@ def test_a_stop_changes_nothing(with_a_stop: Driven, make: Callable[[], Scale]) 
     assert scale.metres_per_unit == pytest.approx(1.3 * GIVEN, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_wrong_height_gives_a_wrong_factor(on_the_move: Driven) -> None:
     """What the tests above show is not due to their tolerance."""
     scale = make_scale("camera_height", fixed=GIVEN, source="the bundle", camera_height=1.9)
