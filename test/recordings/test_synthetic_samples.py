@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import cv2
@@ -104,9 +103,10 @@ def test_more_pairs_keep_those_that_are_there(
     assert np.array_equal(whole, np.load(written / "shard_00000" / "images.npy"))
 
 
-def test_other_arguments_are_refused(written: Path, frames: list[Path]) -> None:
+def test_other_arguments_are_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path, 1, (64, 32), 5, progress=False)
     with pytest.raises(ValueError, match="other seed"):
-        write_samples(written, 8, SIZE, 6, frames, progress=False)
+        write_samples(tmp_path, 1, (64, 32), 6, progress=False)
 
 
 @pytest.mark.slow
@@ -129,18 +129,15 @@ def test_a_folder_of_another_renderer_or_traffic_is_refused(tmp_path: Path) -> N
         write_samples(tmp_path, 2, (64, 32), 5, progress=False)
 
 
-def test_a_manifest_of_before_is_of_opengl_and_has_no_dense_traffic(
-    written: Path, tmp_path: Path, frames: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(samples, "PAIRS_PER_SHARD", 4)
-    shutil.copytree(written, tmp_path / "old")
-    manifest = json.loads((written / "manifest.json").read_text())
+def test_a_manifest_of_before_is_of_opengl_and_has_no_dense_traffic(tmp_path: Path) -> None:
+    write_samples(tmp_path, 1, (64, 32), 5, progress=False)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
     for key in ("renderer", "dense_traffic"):
         del manifest[key]
-    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
-    write_samples(tmp_path / "old", 8, SIZE, 5, frames, progress=False)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_samples(tmp_path, 1, (64, 32), 5, progress=False)
     with pytest.raises(ValueError, match="dense"):
-        write_samples(tmp_path / "old", 8, SIZE, 5, frames, progress=False, dense=1.0)
+        write_samples(tmp_path, 1, (64, 32), 5, progress=False, dense=1.0)
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
@@ -173,6 +170,7 @@ def test_the_other_streets_do_not_depend_on_dense_traffic(frames: list[Path]) ->
     assert 0 < sum(same) < 24
 
 
+@pytest.mark.slow
 def test_exact_depth_and_pose_explain_the_previous_frame(written: Path) -> None:
     """Lift the current depth, move it by the pose: it must meet the previous depth map."""
     moved = 0
