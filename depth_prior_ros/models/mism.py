@@ -48,6 +48,7 @@ from depth_prior_ros.models.resnet import initialise_convolutions
 from depth_prior_ros.models.trunk import check_size
 
 FEATURE_CHANNELS = 32
+_FEW_HYPOTHESES = 16
 
 
 def _conv2d(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -135,7 +136,25 @@ class Regulariser(nn.Module):
         x = deep + x2
         x = self.up2(x) + x1
         x = self.up1(x) + x0
-        return self.logits(x).squeeze(1).permute(0, 3, 1, 2)
+        hypotheses = x.shape[-1]
+        if hypotheses > _FEW_HYPOTHESES:
+            return self.logits(x).squeeze(1).permute(0, 3, 1, 2)
+        # Kernels for CPUs compute sixteen output channels where there is one.
+        flat = x.permute(0, 4, 1, 2, 3).flatten(1, 2)
+        kernel = _as_2d(self.logits.weight, hypotheses)
+        # In whole numbers: the export to ONNX has to know the shape of a kernel that is computed.
+        kernel = kernel.reshape(hypotheses, hypotheses * self.logits.in_channels, 3, 3)
+        return F.conv2d(flat, kernel, padding=1)
+
+
+def _as_2d(weight: Tensor, size: int) -> Tensor:
+    """A 3-D convolution (1, C, 3, 3, 3) to one channel, as a 2-D one (size, size * C, 3, 3).
+
+    Its last dimension, `size` long and padded with zeros, becomes channels, which a band connects.
+    """
+    taps = weight[0].permute(3, 0, 1, 2)
+    padded = (F.pad(taps, (0, 0, 0, 0, 0, 0, d, size - 1 - d)) for d in range(size))
+    return torch.stack([row[1:-1].flatten(0, 1) for row in padded])
 
 
 class MultiFrameOutput(NamedTuple):

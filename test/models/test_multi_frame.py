@@ -155,6 +155,25 @@ def _twin_delta(delta, multi, single):
     return np.clip(0.99 * delta + 0.01 * 1.2 * (ratio - 1), 0.05, 4.0)
 
 
+@pytest.mark.parametrize("hypotheses", [8, 16, 24])
+def test_the_logits_are_those_of_their_3d_convolution(hypotheses: int) -> None:
+    torch.manual_seed(3)
+    regulariser = Regulariser(4).double().eval()
+    cost = torch.randn(2, 4, 8, 16, hypotheses, dtype=torch.float64)
+    seen: list[torch.Tensor] = []
+    handle = regulariser.up1.register_forward_hook(lambda *call: seen.append(call[-1]))
+    found = regulariser(cost)
+    handle.remove()
+    x = seen[0] + regulariser.conv0(cost)
+    expected = regulariser.logits(x).squeeze(1).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight = regulariser.logits.weight
+    ways = [
+        torch.autograd.grad(y.square().sum(), weight, retain_graph=True) for y in (found, expected)
+    ]
+    torch.testing.assert_close(*ways, rtol=1e-12, atol=1e-12)
+
+
 def test_delta_follows_its_float64_twin() -> None:
     net = MultiFrameNet((H, W)).train()
     twin = np.ones((H // 4, W // 4))
