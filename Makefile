@@ -61,16 +61,14 @@ demo: $(STAMP) ## replay the embedded drive through the node: demo/report.html, 
 
 # Most of a test of the node is waiting for processes: five files side by side, on two cores, the
 # longest first (test/conftest.py).
-WORKERS ?= 5
-SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## all tests, the slow ones too
-	$(BIN)/python -m pytest --slow $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --slow -n $(or $(WORKERS),5) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 # Without nodes nothing waits, and each worker imports and collects for itself: one for each core.
-test-fast: WORKERS = 2
 test-fast: $(STAMP) ## the tests that take seconds, and start no node
-	$(BIN)/python -m pytest -m "not node" $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not node" -n $(or $(WORKERS),2) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

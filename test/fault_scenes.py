@@ -34,9 +34,7 @@ class Witness(Peer):
     """A peer that sends nothing: all publishers that the node hears of are the camera's."""
 
     def __init__(self, namespace: str) -> None:
-        super().__init__(namespace)
-        for name in ("image_publisher", "info_publisher", "odometry_publisher"):
-            self.node.destroy_publisher(getattr(self, name))
+        super().__init__(namespace, publishes=False)
 
     def count(self, key: str) -> int:
         """A number of the diagnostics; 0 where it is not there."""

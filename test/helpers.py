@@ -97,6 +97,8 @@ def make_tiny_bundle(
 
     The pose network always answers about 0.05 units (1 m) straight ahead, so that a vehicle whose
     odometry says up to 100 m/s at 10 Hz gets multi-frame depth.
+
+    A new folder gets copies of what was saved once: a test of saving calls `save_bundle`.
     """
     import torch
 

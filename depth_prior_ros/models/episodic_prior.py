@@ -39,7 +39,8 @@ _HIDDEN = 64
 #: Depth in network units whose logarithm counts as zero.
 _MIDDLE = 1.2
 #: Network units, of about 10 m: from the first of each on what is looked up counts less, beyond the
-#: second not at all. Where references end, and what is sky whatever the camera.
+#: second not at all. Where nothing is like a reference any more (references end at 80 m, but what
+#: they say of the camera holds beyond), and what is sky whatever the camera, before it was moved.
 _END, _SKY = (10.0, 13.0), (12.0, 20.0)
 # Score of a slot without a reference: no weight next to any other, and finite.
 _EMPTY = -1e4

@@ -48,7 +48,7 @@ from depth_prior_ros.models.resnet import initialise_convolutions
 from depth_prior_ros.models.trunk import check_size
 
 FEATURE_CHANNELS = 32
-_FEW_HYPOTHESES = 16
+_FEW_HYPOTHESES = 16  # with more, the band of zeros costs more than it saves
 
 
 def _conv2d(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -136,13 +136,13 @@ class Regulariser(nn.Module):
         x = deep + x2
         x = self.up2(x) + x1
         x = self.up1(x) + x0
-        hypotheses = x.shape[-1]
+        hypotheses = int(x.shape[-1])
         if hypotheses > _FEW_HYPOTHESES:
             return self.logits(x).squeeze(1).permute(0, 3, 1, 2)
-        # Kernels for CPUs compute sixteen output channels where there is one.
+        # A CPU computes sixteen channels where one is asked for; hypotheses as channels fill them.
         flat = x.permute(0, 4, 1, 2, 3).flatten(1, 2)
         kernel = _as_2d(self.logits.weight, hypotheses)
-        # In whole numbers: the export to ONNX has to know the shape of a kernel that is computed.
+        # The export to ONNX has to be told the shape of a kernel that is computed.
         kernel = kernel.reshape(hypotheses, hypotheses * self.logits.in_channels, 3, 3)
         return F.conv2d(flat, kernel, padding=1)
 

@@ -528,6 +528,11 @@ class DepthPipeline:
         self._look_up_for(self._looked_up_for)
 
     @property
+    def looks_up(self) -> bool:
+        """Whether references are looked up for the newest camera."""
+        return self._references[1] is not None and self.references_doubt is None
+
+    @property
     def references_text(self) -> str:
         """What is looked up, or why nothing is; empty for a bundle without references."""
         spec = self._references[1]

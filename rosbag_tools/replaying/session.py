@@ -41,10 +41,10 @@ class ReplayOptions:
     precision: Precision = "f32"
     force_model: str = ""
     forced: bool = True
-    look_up: bool = True
     start_timeout: float = 180.0
     answer_timeout: float = 20.0
     domain_id: int | None = None
+    look_up: bool = True
 
 
 def replay(recording: StoredRecording, out: Path, options: ReplayOptions, command: str) -> Results:

@@ -386,7 +386,11 @@ def test_numpy_values_in_metrics_are_refused_clearly(tmp_path: Path) -> None:
 
 
 def test_every_user_may_read_the_files(tmp_path: Path) -> None:
-    for file in make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK).path.iterdir():
+    made = make_tiny_bundle(tmp_path / "tiny", trunk=TINY_TRUNK)
+    saved = save_bundle(
+        tmp_path / "saved", made.manifest, student=made.student(), prior=made.prior()
+    )
+    for file in saved.path.iterdir():
         assert file.stat().st_mode & 0o044 == 0o044, file.name
 
 

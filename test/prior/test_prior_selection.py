@@ -250,10 +250,27 @@ def test_of_its_own_prior_the_same_is_chosen_as_of_the_set(
     sources = of_own.bundle.prior_sources(), of_set.bundle.prior_sources()
     assert sources[0] is not None and sources[1] is not None
     assert (sources[0].pixel == sources[1].pixel).all()
+    named = [[one.images[i]["frame"] for i in one.image] for one in sources]  # type: ignore[union-attr]
+    assert named[0] == named[1] and of_own.sources == of_set.sources
     assert of_own.about["out_of"] == 240 and "did not say" not in str(of_own)
     spec = of_own.bundle.manifest.prior
     assert spec is not None and spec.teacher is not None
     assert spec.teacher.sha256 == references.identity.sha256
+    assert spec.selection is not None and spec.selection["before"]["method"] == "all"
+    assert spec.note.startswith(f"24 of 240 reference pixels, chosen by {method}")
+    assert spec.note.endswith("; all 240: 240 of 240 reference pixels, chosen by all")
+
+
+def test_the_command_chooses_of_the_bundles_own_prior(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["select", str(bundle.path), "--out", str(tmp_path / "out"), "--method", "random"]
+    assert main(words) != 0 and "say by --keep how many stay" in capsys.readouterr().err
+    assert main([*words, "--keep", "5"]) == 0
+    assert "kept 5 of 16" in capsys.readouterr().out
+    kept, all_pixels = load_bundle(tmp_path / "out").prior(), bundle.prior()
+    assert all((all_pixels.features == row).all(1).any() for row in kept.features)
+    assert len(kept.features) == 5
 
 
 def test_there_has_to_be_a_prior_to_choose_of(bundle: Bundle, tmp_path: Path) -> None:
@@ -345,11 +362,16 @@ def test_what_does_not_belong_together_is_refused(
     assert (foreign / "letter.txt").read_text() == "mine"
 
 
-def test_the_command_line_knows_the_methods() -> None:
+def test_the_command_line_knows_the_methods_and_how_many_the_paper_keeps(
+    bundle: Bundle, references: ReferenceSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert SELECTION_METHODS == METHODS
-    arguments = build_parser().parse_args(["select", "b", "--reference", "r", "--out", "o"])
+    words = ["select", str(bundle.path), "--reference", str(references.folder), "--out"]
+    arguments = build_parser().parse_args([*words, "o"])
     assert isinstance(arguments, argparse.Namespace)
-    assert (arguments.keep, arguments.method) == (25_000, "attention")
+    assert arguments.method == "attention"
+    assert main([*words, str(tmp_path / "out")]) != 0
+    assert "keep 25000: there are 240" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("total", "count"), [(0, 5), (3, 5), (10, 3), (7, 7)])

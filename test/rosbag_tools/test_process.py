@@ -118,7 +118,10 @@ def test_switched_off_references_change_nothing_offline_and_in_the_node(
 ) -> None:
     fork_replay_nodes(monkeypatch)
     drive = SyntheticDrive(8, (416, 128), DriveSpec(frames=3), supersample=1)
-    street = write_bag(drive, tmp_path / "a.mcap").path
+    try:
+        street = write_bag(drive, tmp_path / "a.mcap").path
+    finally:
+        drive.close()
     plain = replace_references(load_bundle("lite"), tmp_path / "plain", None, None).path
     common = ["--backend", "torch", "--no-forced"]
     depth, errors = {}, {}
@@ -130,11 +133,22 @@ def test_switched_off_references_change_nothing_offline_and_in_the_node(
         own = [str(street), "--bundle", bundle, *common, *words, "--out"]
         assert main(["process", *own, str(tmp_path / name)]) == 0
         depth[name] = depths(tmp_path / name)
+        assert main(["process", *own, str(tmp_path / name)]) == 0  # nothing is left to do
         assert main(["replay", *own, str(tmp_path / f"{name}_replay")]) == 0
         errors[name] = [frame.abs_rel for frame in load(tmp_path / f"{name}_replay").frames]
+    otherwise = [
+        "process",
+        str(street),
+        "--bundle",
+        "lite",
+        *common,
+        "--out",
+        str(tmp_path / "off"),
+    ]
+    assert main(otherwise) == 1  # what was begun without look-up does not go on with it
     np.testing.assert_array_equal(depth["off"], depth["none"])
-    near = np.isfinite(depth["looks"]) & np.isfinite(depth["none"])
-    looks, none = (np.stack(depth[name])[near] for name in ("looks", "none"))
+    known = np.isfinite(depth["looks"]) & np.isfinite(depth["none"])
+    looks, none = (np.stack(depth[name])[known] for name in ("looks", "none"))
     assert np.abs(looks / none - 1).mean() > 0.02
     assert errors["off"] == errors["none"] != errors["looks"]
 

@@ -122,7 +122,7 @@ def test_several_recordings_of_one_camera(tmp_path: Path, bundle: Bundle) -> Non
     assert main(["adapt", str(bundle.path), "--bag", *bags, "--out", str(out)]) == 0
     figures = json.loads((tmp_path / "mine.json").read_text())
     assert figures["fitted"] == FRAMES and figures["recording"]["more"] == [str(again)]
-    assert figures["source"].startswith("kitti_2015, recorded depth (stereo): ")
+    assert figures["source"].startswith("kitti_2015 (2 recordings), recorded depth (stereo): ")
     request = Request(bundle.path, scenes, out, more=[scenes])
     recording = open_recording(scenes)
     longer = [
@@ -279,7 +279,9 @@ def test_a_recorded_drive_gives_keyframes_with_its_odometry(tmp_path: Path) -> N
 
 def test_recordings_of_one_name_are_each_named() -> None:
     same = [("run", "run, exact depth"), ("run", "run, exact depth")]
-    assert joined_sources(same) == "run, run, exact depth"
+    assert joined_sources([*same, ("b", "b, exact depth")]) == (
+        "run (2 recordings), b, exact depth"
+    )
     assert joined_sources([*same, ("b", "b, by poses")]) == (
         "run, exact depth; run, exact depth; b, by poses"
     )

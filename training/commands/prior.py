@@ -56,12 +56,12 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "select",
         help="choose the reference pixels that a student looks up",
-        description="Choose the prior out of a reference set by the attention that a bundle's "
-        "student pays on validation images (RPrDepth, attention-guided feature selection), and "
-        "write a new bundle with it.",
+        description="Choose the prior out of a reference set, or fewer pixels of the prior that "
+        "the bundle has, by the attention that its student pays on validation images (RPrDepth, "
+        "attention-guided feature selection), and write a new bundle with it.",
     )
     add = parser.add_argument
-    add("bundle", help="name or folder of a bundle whose student was trained on the set")
+    add("bundle", help="name or folder of a bundle; its student was trained on the set")
     add(
         "--reference",
         type=Path,
@@ -69,7 +69,7 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="the reference set (default: the prior that the bundle has, to make it smaller)",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the new bundle")
-    add("--keep", type=int, default=25_000, help="reference pixels to keep (default: 25000)")
+    add("--keep", type=int, help="reference pixels to keep (default, of a set: 25000)")
     add(
         "--method",
         choices=SELECTION_METHODS,

@@ -122,7 +122,7 @@ def evaluate_bundle(
         read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
         backend, device, precision: what runs the networks.
         look_up: whether references of the bundle are looked up; a set's notes say where they
-            are not.
+            were not for its last camera.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
 
@@ -141,7 +141,7 @@ def evaluate_bundle(
     reports = []
     for one in sets:
         reports.append(evaluate_set(pipeline, one, models, progress, keep=keep))
-        if "not looked up" in pipeline.references_text:
+        if loaded.manifest.references is not None and not pipeline.looks_up:
             reports[-1].notes.append(f"references {pipeline.references_text}")
     if baselines:
         progress("baselines: maps")

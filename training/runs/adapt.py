@@ -6,6 +6,7 @@ The mechanism is the node's, `depth_prior_ros.adaptation`; here the drive is a r
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -211,11 +212,16 @@ def adapt_bundle(
 
 
 def joined_sources(sources: Sequence[tuple[str, str]]) -> str:
-    """Where keyframes of several recordings are from: (name, words) of each, in one line."""
+    """Where keyframes of several recordings are from, in one line.
+
+    sources: of each the name, and the name and the words.
+    """
     words = {source.removeprefix(f"{name}, ") for name, source in sources}
     if len(words) > 1:
         return "; ".join(source for _, source in sources)
-    return ", ".join([*(name for name, _ in sources), *words])
+    times = Counter(name for name, _ in sources)
+    names = (name if n == 1 else f"{name} ({n} recordings)" for name, n in times.items())
+    return ", ".join([*names, *words])
 
 
 def with_references(bundle: Bundle, out: Path, found: Adapted, metrics: dict[str, Any]) -> Bundle:

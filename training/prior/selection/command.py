@@ -54,10 +54,12 @@ class SelectionReport:
     Attributes:
         bundle: the new one.
         about: the prior's `selection`, as in the manifest.
-        sources: images that the chosen pixels come from, and images of the set; None: not known.
+        sources: images that the chosen pixels come from, and images of the set; None: not known,
+            of a prior that does not tell.
         neighbours: effective number of references that a query looks up; None: not counted.
         unused: share of the chosen references with less than a hundredth of the mean weight.
-        checked: whether the bundle said which teacher its student was trained with.
+        checked: whether the pixels are of the teacher that the student was trained with, as far as
+            it is known: the bundle names it, or they are the bundle's own.
     """
 
     bundle: Bundle
@@ -95,7 +97,7 @@ def select_command(
     reference: Path | None,
     out: Path,
     *,
-    keep: int = 25_000,
+    keep: int | None = None,
     method: Method = "attention",
     images: int = 64,
     data: Path | None = None,
@@ -110,7 +112,7 @@ def select_command(
         bundle: name or folder, of a student with a fusion that was trained on this set.
         reference: folder of the reference set; None: choose of the prior that the bundle has.
         out: folder of the new bundle; may be that of `bundle`.
-        keep: number of references; see `select`.
+        keep: number of references; see `select`. None: 25,000 as in the paper, of a set alone.
         method: how to choose.
         images: number of validation images at most, evenly spaced.
         data: data root for the bundle's own recipe; default: the recipe's, else $DEPTH_PRIOR_DATA.
@@ -122,15 +124,22 @@ def select_command(
     Raises:
         BundleError, ReferenceSetError: one of the two cannot be used, or they do not belong
             together.
-        SelectionError: see `select`; no validation image was found.
+        SelectionError: see `select`; no validation image was found; the bundle has no prior to
+            choose of, or `keep` is not said for it.
         RecipeError: the recipe's data cannot be loaded.
     """
     if seed < 0:
         raise SelectionError(f"seed {seed}: at least 0")
     source = load_bundle(bundle)
+    student = _student(source)
     references = OwnPrior.of(source) if reference is None else ReferenceSet.open(reference)
     refuse_foreign(out)
-    student = _student(source, references)
+    _check_teacher(source, student, references)
+    if keep is None and method != "all" and reference is None:
+        raise SelectionError(
+            f"{source.path} has {len(references):,} reference pixels: say by --keep how many stay"
+        )
+    keep = 25_000 if keep is None else keep
     check(len(references), keep, method)  # before any image is decoded
     if reference is not None:
         ReferenceSet.open(reference, verify=True)
@@ -147,36 +156,47 @@ def select_command(
     about = found.about(references, method, len(looked), seed)
     if found.share is not None:
         about["share"] = round(found.share, 4)
-    spec = PriorSpec(
-        pixels=len(found.indices),
-        channels=references.channels,
-        note=_note(about),
-        teacher=references.identity,
-        selection=about,
-    )
+    words = _note(about)
     if isinstance(references, OwnPrior):
         sources, counts = references.sources(found.indices), None
-        spec = spec.model_copy(update={"note": f"{spec.note}; {references.note}"})
+        if sources is not None:
+            counts = len(np.unique(sources.image)), len(sources.images)
+        if references.chosen_of is not None:
+            about["before"] = references.chosen_of
+        words += f"; all {about['out_of']}: {references.note}"
     else:
         image, pixel = references.sources(found.indices)
         sources = PriorSources(image, pixel, references.images)
         counts = len(np.unique(image)), sum(entry["pixels"] > 0 for entry in references.images)
+    spec = PriorSpec(
+        pixels=len(found.indices),
+        channels=references.channels,
+        note=words,
+        teacher=references.identity,
+        selection=about,
+    )
     written = replace_prior(source, out, prior, spec, sources, note=f"select: {_note(about)}")
     old = source.manifest.prior
     known = reference is None or (old is not None and old.teacher is not None)
     return SelectionReport(written, about, counts, *usage, known)
 
 
-def _student(bundle: Bundle, references: ReferenceSet | OwnPrior) -> Student:
-    """The bundle's student, if it reads features of the set's teacher."""
+def _student(bundle: Bundle) -> Student:
+    """The bundle's student, if it reads a prior."""
     student = bundle.student()
     if student.fusion is None:
         raise SelectionError(
             f"{bundle.path}: this student has no prior fusion; train one with networks.fusion"
         )
-    if isinstance(references, OwnPrior):
-        return student
+    return student
+
+
+def _check_teacher(bundle: Bundle, student: Student, references: ReferenceSet | OwnPrior) -> None:
+    """Raise where the student was not trained on features of the set's teacher."""
+    assert student.fusion is not None
     references.require(channels=student.fusion.config.reference_channels)
+    if isinstance(references, OwnPrior):
+        return
     spec = bundle.manifest.prior
     old, new = None if spec is None else spec.teacher, references.identity
     if old is not None and (old.sha256, old.stride) != (new.sha256, new.stride):
@@ -187,7 +207,6 @@ def _student(bundle: Bundle, references: ReferenceSet | OwnPrior) -> Student:
             f"trained with ({old.name} at stride {old.stride}, {old.sha256[:12]}...); "
             "extract a set with that teacher into another folder",
         )
-    return student
 
 
 def _images(

@@ -78,6 +78,12 @@ class OwnPrior:
         spec = self.bundle.manifest.prior
         return "" if spec is None else spec.note
 
+    @property
+    def chosen_of(self) -> dict[str, Any] | None:
+        """How it was chosen itself, if it was."""
+        spec = self.bundle.manifest.prior
+        return None if spec is None else spec.selection
+
     def rows(self, indices: NDArray[np.int64]) -> Prior:
         """Some rows, in the order asked for."""
         chosen = torch.from_numpy(indices)
@@ -94,7 +100,12 @@ class OwnPrior:
         return iter(split(self.prior, size))
 
     def require(self, identity: TeacherIdentity | None = None, channels: int | None = None) -> None:
-        """A bundle's student reads its prior, or the bundle could not be loaded."""
+        """Raises SelectionError where a student reads features of another width."""
+        if channels is not None and channels != self.channels:
+            raise SelectionError(
+                f"the prior of {self.bundle.path} has {self.channels} channels, {channels} are "
+                "needed"
+            )
 
     def sources(self, indices: NDArray[np.int64]) -> PriorSources | None:
         """Where rows come from; None where the bundle does not say."""
