@@ -76,15 +76,21 @@ class Alignment:
         levels: tuple[tuple[int, int], ...] = LEVELS,
         *,
         length_only: bool = False,
+        ask: bool = True,
     ) -> Pose:
-        """See `align_motion`."""
+        """See `align_motion`.
+
+        ask: stop where nothing gets better, and remember what the motion costs. Both read from the
+        device, which has to be waited for; the motion is the same without.
+        """
         with self._exactly():
             pose = Pose(previous_from_current.matrix.detach().float())
             length_of = pose.translation if length_only else None
             for reduction, iterations in levels:
                 level = self._level(reduction)
-                pose, cost = _align_level(level, pose, iterations, length_of)
-                self._costs[_named(pose, reduction)] = cost
+                pose, cost = _align_level(level, pose, iterations, length_of, ask)
+                if ask:
+                    self._costs[_named(pose, reduction)] = cost
         return pose
 
     @torch.no_grad()
@@ -143,8 +149,10 @@ def align_motion(
     Returns:
         The refined motion (B, 4, 4), float32.
     """
+    # A step of training does not wait for its device; a CPU has nothing to wait for.
+    ask = depth.device.type == "cpu"
     return Alignment(current, previous, depth, K).refine(
-        previous_from_current, levels, length_only=length_only
+        previous_from_current, levels, length_only=length_only, ask=ask
     )
 
 
@@ -166,17 +174,21 @@ def _named(pose: Pose, reduction: int) -> tuple[int, bytes]:
 
 
 def _align_level(
-    level: _Level, pose: Pose, iterations: int, length_of: Tensor | None = None
+    level: _Level,
+    pose: Pose,
+    iterations: int,
+    length_of: Tensor | None = None,
+    ask: bool = True,
 ) -> tuple[Pose, Tensor]:
     """The motion, and its cost (B,).
 
-    length_of: translations (B, 3) of which only the length may change.
+    length_of: translations (B, 3) of which only the length may change. ask: see `Alignment.refine`.
     """
     best = _residual(level, pose)
     damping = best.cost.new_full((len(best.cost), 1, 1), _DAMPING)
     going = best.cost.isfinite()  # a motion without overlap has no gradient that could be trusted
     for _ in range(iterations):
-        if not bool(going.any()):
+        if ask and not bool(going.any()):
             break
         tried = _step(level, best, damping, length_of) @ pose
         after = _residual(level, tried)
@@ -188,15 +200,15 @@ def _align_level(
         pose = Pose(torch.where(better[:, None, None], tried.matrix, pose.matrix))
         damping = torch.where(better[:, None, None], damping * 0.3, damping * 10)
         going = going & (damping.flatten() < _HOPELESS)
-        best = _chosen(better, after, best)
+        best = _chosen(better, after, best, ask)
     return pose, best.cost
 
 
-def _chosen(better: Tensor, after: _Residual, best: _Residual) -> _Residual:
+def _chosen(better: Tensor, after: _Residual, best: _Residual, ask: bool = True) -> _Residual:
     """Sample by sample (B,), the one or the other."""
-    if bool(better.all()):
+    if ask and bool(better.all()):
         return after
-    if not bool(better.any()):
+    if ask and not bool(better.any()):
         return best
     return _Residual(
         *(
@@ -259,7 +271,8 @@ def _step(level: _Level, at: _Residual, damping: Tensor, direction: Tensor | Non
     gradient = weighted @ at.difference.flatten(2).mT
     diagonal = torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
     floor = 1e-6 * torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
-    change = -torch.linalg.solve(normal + damping * diagonal + floor, gradient)[..., 0]
+    # Without the check, which reads from the device: a step that is not finite is never taken.
+    change = -torch.linalg.solve_ex(normal + damping * diagonal + floor, gradient)[0][..., 0]
     if direction is None:
         return Pose.from_axis_angle(change[:, 3:], change[:, :3])
     straight = torch.eye(3, dtype=normal.dtype, device=normal.device).expand(len(normal), 3, 3)

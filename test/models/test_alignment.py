@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from depth_prior_ros.geometry.warping import Pose, view_synthesis
 from depth_prior_ros.models import alignment
@@ -82,6 +83,38 @@ def test_a_wrong_rotation_turns_no_length_around(yaw: float) -> None:
     assert 0.2 <= float(ratio[0, 0]) <= 5 and float(ratio[0, 2]) == pytest.approx(
         float(ratio[0, 0]), rel=1e-4
     )
+
+
+class CountReads(TorchDispatchMode):
+    """How often a value was fetched from the device, as `bool` and `item` do."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("length_only", [False, True])
+def test_without_asking_the_device_the_motion_is_the_same(length_only: bool) -> None:
+    """Samples that are there at once, that take steps, and that see nothing of each other."""
+    truth = motion((0.0, 0.01, 0.0), (0.02, 0.0, 0.12))
+    current, previous, depth = (images.repeat(3, 1, 1, 1) for images in scene(truth)[:3])
+    K = intrinsics(3)
+    starts = (
+        truth,
+        motion((0.0, 0.0, 0.0), (0.0, 0.0, 0.08)),
+        motion((0.0, 2.0, 0.0), (0.0, 0.0, 0.1)),
+    )
+    start = Pose(torch.cat([one.matrix for one in starts]))
+    found = []
+    for ask in (True, False):
+        aligned = Alignment(current, previous, depth, K)
+        with CountReads() as counted:
+            found.append(aligned.refine(start, length_only=length_only, ask=ask).matrix)
+        assert (counted.reads > 0) == ask
+    assert torch.equal(*found)
+    assert not torch.equal(found[0][1], start.matrix[1])
 
 
 def test_what_cannot_be_aligned_costs_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
