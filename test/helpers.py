@@ -103,11 +103,12 @@ def make_tiny_bundle(
     import torch
 
     path = Path(path)
-    manifest, files = _tiny_files(size, seed, trunk)
-    torch.manual_seed(seed)  # what a test draws next does not depend on the tests before it
     if path.exists():  # saving knows what may be replaced
         nets, prior = _tiny_networks(size, seed, trunk)
+        torch.manual_seed(seed)  # what a test draws next does not depend on the tests before it
         return save_bundle(path, tiny_manifest(size, trunk), prior=prior, **nets)
+    manifest, files = _tiny_files(size, seed, trunk)
+    torch.manual_seed(seed)
     path.mkdir(parents=True)
     for name, data in files.items():
         (path / name).write_bytes(data)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from device_reads import CountReads
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from depth_prior_ros.geometry.warping import Pose, view_synthesis
 from depth_prior_ros.models import alignment
@@ -83,16 +83,6 @@ def test_a_wrong_rotation_turns_no_length_around(yaw: float) -> None:
     assert 0.2 <= float(ratio[0, 0]) <= 5 and float(ratio[0, 2]) == pytest.approx(
         float(ratio[0, 0]), rel=1e-4
     )
-
-
-class CountReads(TorchDispatchMode):
-    """How often a value was fetched from the device, as `bool` and `item` do."""
-
-    reads = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.reads += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("length_only", [False, True])

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from device_reads import CountReads
 from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.loop import checkpoint
 from training.loop.checkpoint import CheckpointError, load_checkpoint
@@ -206,18 +206,6 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_failure(
 
 def full_disk(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class CountReads(TorchDispatchMode):
-    """Counts how often a number is read out of a tensor, which waits for a device."""
-
-    reads = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.reads += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
 
 
 def sparse(stage: OneWeight, folder: Path) -> Trainer:

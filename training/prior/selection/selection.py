@@ -99,9 +99,9 @@ class OwnPrior:
         """All rows in order, ``size`` at a time."""
         return iter(split(self.prior, size))
 
-    def require(self, identity: TeacherIdentity | None = None, channels: int | None = None) -> None:
+    def require(self, channels: int) -> None:
         """Raises SelectionError where a student reads features of another width."""
-        if channels is not None and channels != self.channels:
+        if channels != self.channels:
             raise SelectionError(
                 f"the prior of {self.bundle.path} has {self.channels} channels, {channels} are "
                 "needed"
