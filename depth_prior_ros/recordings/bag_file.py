@@ -17,6 +17,7 @@ import io
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -87,7 +88,10 @@ class _LowerCase(type(Path())):  # type: ignore[misc]
 
 
 class BagFile:
-    """A bag that opens when it is first read, also in another process that it was sent to."""
+    """A bag that opens when it is first read, also in another process that it was sent to.
+
+    Its files are closed with it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -107,6 +111,8 @@ class BagFile:
         """The open `AnyReader`; raises RecordingError naming the cause."""
         if self._reader is None:
             self._reader = self._open()
+            # With the bag that nobody holds any more, and not when the collector comes by.
+            weakref.finalize(self, self._reader.close)
         return self._reader
 
     def topics(self) -> dict[str, tuple[str, int]]:
@@ -228,7 +234,11 @@ def _open_files(paths: list[Path], name: Path) -> Any:
         reader.typestore.types = usual.types | reader.typestore.types
     except Exception as error:  # rosbags raises what its parsers raise on damaged files
         raise RecordingError(_cannot_open(name, error)) from error
-    check_topics(name, reader.connections)
+    try:
+        check_topics(name, reader.connections)
+    except BaseException:
+        reader.close()
+        raise
     return reader
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,18 @@ def test_frames_of_a_bag_can_be_sent_to_another_process(tmp_path: Path) -> None:
     first = recording.frames[0].image()
     again = pickle.loads(pickle.dumps(recording))
     assert np.array_equal(again.frames[0].image(), first)
+
+
+def test_a_bag_that_nobody_holds_is_closed(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    frames = open_bag(write(tmp_path, make_recording(2), "drive.mcap")).frames
+    gc.collect()  # what other tests left
+    recwarn.clear()
+    assert len(frames[1].image())
+    del frames
+    gc.collect()
+    assert [w.message for w in recwarn if w.category is ResourceWarning] == []
 
 
 def test_bag_without_images_lists_what_is_there(tmp_path: Path) -> None:
