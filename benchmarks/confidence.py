@@ -129,7 +129,7 @@ class Looker:
 
         def multi(*arguments: Any) -> Any:
             found = run(*arguments)
-            self._mass = networks.backend.to_numpy(found[1])[0, 0].copy()
+            self._mass = networks.backend.to_numpy(found.confidence)[0, 0].copy()
             return found
 
         networks.multi = multi  # type: ignore[method-assign]

@@ -6,10 +6,10 @@
 
 Four depths of the same frames: S, the single-frame network; M plain, the multi-frame network on the
 previous frame, as in the papers; M keyframe, the same on the frame that the pipeline chooses; M by
-parallax, that blended with S in log depth as the bundle says (`multi_frame.parallax`; see
-docs/choice.md). Bins are pixels of parallax that the search range spans in the keyframe, the same
-pixels for all four. The motion is the recorded one where there is one (`--pose recorded`), else the
-pose network's.
+parallax, that blended with S in log depth by parallax and confidence, as the bundle says
+(`multi_frame.parallax`; see docs/choice.md). Bins are pixels of parallax that the search range
+spans in the keyframe, the same pixels for all four. The motion is the recorded one where there is
+one (`--pose recorded`), else the pose network's.
 AbsRel after median scaling of each whole image, up to 80 m; a bin's is the mean over its pixels.
 The last line of a set is of whole frames again, those whose median parallax is above 4 pixels.
 With several bundles (of several seeds) the mean over them, and the standard deviation. `M-S` is M
@@ -41,6 +41,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.pipeline.results import matching_weight
+
 if TYPE_CHECKING:
     from depth_prior_ros.pipeline import DepthPipeline, Motion
     from depth_prior_ros.recordings.base import Frame
@@ -58,19 +60,20 @@ MUCH = 4.0  # pixels: median parallax of a frame that shows plenty
 @dataclass(frozen=True)
 class Answer:
     """What the multi-frame network said of a frame: depth of S and by matching alone (h, w), any
-    unit; parallax (h / 4, w / 4) in pixels; region of the image (x, y, width, height)."""
+    unit; confidence (h, w); parallax (h / 4, w / 4) in pixels; region of the image (x, y, width,
+    height)."""
 
     single: Array
     matched: Array
+    confidence: Array
     parallax: Array
     region: tuple[int, int, int, int]
 
     def blended(self, threshold: float) -> Array:
-        """From S to matching by parallax, as `models.matching` does it."""
+        """From S to matching, as the network does it."""
         if threshold == 0:
             return self.matched
-        weight = np.clip(self.parallax / (threshold / 2) - 1, 0, 1)
-        weight = cv2.resize(weight, (self.single.shape[1], self.single.shape[0]))
+        weight = matching_weight(self.parallax, self.confidence, threshold)
         return self.single * (self.matched / self.single) ** weight
 
 
@@ -99,7 +102,7 @@ class Listener:
 
         def listen(*arguments: Any) -> Any:
             output = multi(*arguments)
-            heard = (1 / numpy(arguments[4]), numpy(output[0]), numpy(output[2]))
+            heard = (1 / numpy(arguments[4]), *map(numpy, output[:3]))
             self._heard = tuple(values[0, 0].copy() for values in heard)
             return output
 

@@ -54,7 +54,7 @@ OUTPUTS = (*FRAMEWISE, BAG, VIDEO)
 SPOOLED = {BAG: bag_entry, VIDEO: video_frame}
 
 _JOURNAL = "journal"
-_SCHEMA = 3
+_SCHEMA = 4
 _AHEAD = 4  # frames that are decoded, and that are encoded, while the networks run
 _ENCODERS = 2
 

@@ -43,8 +43,10 @@ MOST_BYTES = 100_000_000
 MOST = 128
 """Bytes and keyframes that a `DriveMemory` holds at most."""
 
-PARALLAX = 4.0
-"""Pixels from which matched depth counts, where the bundle has no threshold of its own."""
+PARALLAX = 2.0
+"""Pixels of parallax for a bundle that has no threshold of its own."""
+
+_ALONE = 2.0  # times the threshold of blending: matched depth counts without the single-frame one
 
 _SPACING_METRES, _SPACING_SECONDS = 3.0, 0.5
 _LEAST_CELLS = 0.1  # of a keyframe's cells that must have depth
@@ -162,14 +164,14 @@ def matched_keyframe(
 
     Args:
         matched: what the pipeline found.
-        parallax: pixels from which a cell's depth counts.
+        parallax: the bundle's threshold in pixels; a cell's depth counts from twice as many.
         road: how the road is looked for; None: it is not.
     """
     height, width = matched.inverse.shape
     rows, columns = height // CELL, width // CELL
     finer = matched.parallax.reshape(rows, matched.parallax.shape[0] // rows, columns, -1)
-    trusted = finer.min(axis=(1, 3)) >= parallax
-    inverse = matched.inverse[CELL // 2 :: CELL, CELL // 2 :: CELL]
+    trusted = finer.min(axis=(1, 3)) >= _ALONE * parallax
+    inverse = matched.matched[CELL // 2 :: CELL, CELL // 2 :: CELL]
     trusted &= np.isfinite(inverse) & (inverse > 0)
     if trusted.mean() < _LEAST_CELLS:
         return None
@@ -249,7 +251,7 @@ class DriveMemory:
 
     Args:
         seconds: how far back they go.
-        parallax: pixels from which a cell's depth counts.
+        parallax: the bundle's threshold in pixels, see `matched_keyframe`.
         road: how the road is looked for; None: it is not.
     """
 

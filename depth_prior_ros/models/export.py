@@ -265,9 +265,10 @@ class MultiFrameRunner(nn.Module):
 
     In: matching_current, context_current, matching_previous (shapes as `feature_shapes` says),
     previous_from_current (B, 4, 4), K (B, 3, 3) in pixels of the full input, single_depth
-    (B, 1, H, W) in network units. Out: depth (B, 1, H, W) in network units, blended by parallax as
-    the network has it; confidence of the matching (B, 1, H, W) in [0, 1], repeated from a quarter
-    of the resolution; parallax (B, 1, H / 4, W / 4) in pixels of the input.
+    (B, 1, H, W) in network units. Out: depth (B, 1, H, W) in network units, blended as the network
+    has it; confidence of the matching (B, 1, H, W) in [0, 1], repeated from a quarter of the
+    resolution; parallax (B, 1, H / 4, W / 4) in pixels of the input; matched (B, 1, H, W), depth by
+    matching alone.
     """
 
     INPUTS: ClassVar = (
@@ -278,7 +279,7 @@ class MultiFrameRunner(nn.Module):
         "K",
         "single_depth",
     )
-    OUTPUTS: ClassVar = ("depth", "confidence", "parallax")
+    OUTPUTS: ClassVar = ("depth", "confidence", "parallax", "matched")
     exact: ClassVar = True
 
     def __init__(self, multi_frame: AnyMultiFrame) -> None:
@@ -293,7 +294,7 @@ class MultiFrameRunner(nn.Module):
         previous_from_current: Tensor,
         K: Tensor,
         single_depth: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run the multi-frame network."""
         output = self.multi_frame.match(
             Features(matching_current, context_current),
@@ -305,5 +306,5 @@ class MultiFrameRunner(nn.Module):
         confidence = F.interpolate(output.confidence, scale_factor=float(STRIDE), mode="nearest")
         if torch.jit.is_tracing() and not self.multi_frame.uses_single_depth:
             # An exported graph must have all inputs, also the one this network leaves alone.
-            return output.depth + 0 * single_depth, confidence, output.parallax
-        return output.depth, confidence, output.parallax
+            return output.depth + 0 * single_depth, confidence, output.parallax, output.matched
+        return output.depth, confidence, output.parallax, output.matched

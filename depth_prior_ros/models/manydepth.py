@@ -67,6 +67,11 @@ class CostVolumeOutput(NamedTuple):
     parallax: Tensor
 
     @property
+    def matched(self) -> Tensor:
+        """The depth, as nothing is blended."""
+        return self.depth
+
+    @property
     def best(self) -> Tensor:
         """(B, 1, h, w) index of the hypothesis of least cost."""
         return self.cost.argmin(dim=1, keepdim=True)

@@ -84,6 +84,10 @@ class MultiFrameDepth(Protocol):
         """(B, 1, H / 4, W / 4) pixels of the input that the range spans in the other frames."""
 
     @property
+    def matched(self) -> Tensor:
+        """(B, 1, H, W) by matching alone, before anything is blended."""
+
+    @property
     def depths(self) -> dict[int, Tensor]:
         """scale -> depth (B, 1, H / 2**scale, W / 2**scale), of the scales that were asked for."""
 
@@ -363,8 +367,8 @@ def convex_upsample(depth: Tensor, mask: Tensor, factor: int = STRIDE) -> Tensor
 DELTA_RANGE = (0.05, 4.0)
 #: Images that one step of the running averages stands for: the batch of MISM and of ManyDepth.
 WINDOW = 12
-#: Pixels of parallax from which matching is trusted entirely; fitted by benchmarks/parallax.py.
-PARALLAX = 4.0
+#: Pixels of parallax from which matching is trusted; fitted by benchmarks/parallax.py.
+PARALLAX = 2.0
 _MOMENTUM = 0.99
 _MARGIN = 1.2
 _NEAREST = 0.1
@@ -399,7 +403,8 @@ def check_parallax(threshold: float) -> float:
 
 
 def matching_weight(parallax: Tensor, threshold: float) -> Tensor:
-    """Trust in matching, 0 to 1: none below half of ``threshold`` pixels of parallax, all above."""
+    """What parallax lets be trusted of matching, 0 to 1: nothing below half of ``threshold``
+    pixels, all above it."""
     half = threshold / 2
     return ((parallax - half) / half).clamp(0, 1)
 

@@ -1,8 +1,9 @@
 """The multi-frame network of MISM: matching features, a narrow cost volume, 3-D regularisation.
 
 Two frames and the motion between them refine a single-frame depth. Sources: MISM (arXiv 2304.12685)
-and MOVEDepth, its ancestor. Beyond the papers, matching is trusted by parallax: where the search
-range spans a fraction of a pixel there is nothing to match, and the single-frame depth stays.
+and MOVEDepth, its ancestor. Beyond the papers, matching is trusted by parallax and confidence:
+where the search range spans a fraction of a pixel there is nothing to match, and the single-frame
+depth stays; where no hypothesis stands out, a part of it does.
 
 The parts of MISM's multi-frame network that learn: its feature pyramid and its 3-D U-Net.
 """
@@ -170,7 +171,8 @@ class MultiFrameOutput(NamedTuple):
         parallax: (B, 1, h, w) pixels of the input that the search range spans in the lookup frame
             (of several, in that where it spans most).
         matched: (B, 1, H, W) depth by matching alone, the papers' plain form.
-        weight: (B, 1, H, W) in [0, 1], trust in matching; None where the network blends nothing.
+        weight: (B, 1, H, W) in [0, 1], trust in matching, by parallax and, but in training,
+            confidence; None where the network blends nothing.
     """
 
     depth: Tensor
@@ -220,8 +222,9 @@ class MultiFrameNet(PadsMap, MultiFrameNetwork):
         delta_mode: "adaptive", or "fixed": delta stays what it is.
         window: images over which the largest disagreement is taken for one step of delta.
         parallax: pixels of parallax (`matching.search_parallax`) from which matching is trusted
-            entirely; below half of them the single-frame depth is returned. 0: matching always, as
-            MISM and ManyDepth do.
+            as far as it is confident; below half of them the single-frame depth is returned. 0:
+            matching always, as MISM and ManyDepth do. While the network is trained, confidence has
+            no say, so that it learns from all that it matches.
 
     Raises:
         ValueError: a size, count, name or threshold that the network can't take.
@@ -318,6 +321,8 @@ class MultiFrameNet(PadsMap, MultiFrameNetwork):
         if self.parallax:
             single = single_depth.detach().float()
             coarse = matching_weight(parallax, self.parallax)
+            if not self.training:
+                coarse = coarse * mass
             weight = F.interpolate(coarse, scale_factor=float(STRIDE), mode="bilinear")
             depth = blend_depth(single, matched, weight)
             depth_quarter = blend_depth(quarter(single), depth_quarter, coarse)

@@ -25,7 +25,13 @@ from depth_prior_ros.pipeline.guard import (
     release_references,
 )
 from depth_prior_ros.pipeline.results import PoseSource, Reason, holds_depth
-from depth_prior_ros.pipeline.runtime import Features, Native, Networks, Stopwatch
+from depth_prior_ros.pipeline.runtime import (
+    Features,
+    MultiFrameTensors,
+    Native,
+    Networks,
+    Stopwatch,
+)
 from depth_prior_ros.scale import focal_ratio
 
 Transform = NDArray[np.float64]
@@ -183,14 +189,13 @@ class Motions:
 class MultiFrameResult:
     """What came of a pair of frames.
 
-    output: depth in units and confidence, (1, 1, h, w), and parallax in pixels, (1, 1, h / 4,
-    w / 4); None where there was no matching. pair: what was compared; None where nothing was.
+    output: None where there was no matching. pair: what was compared; None where nothing was.
     step: the motion that was matched with. units: its length by picture and single-frame depth, or
     that of the pose network's own, stretch undone; None where neither is known. error: in words,
     what went wrong.
     """
 
-    output: tuple[Native, Native, Native] | None = None
+    output: MultiFrameTensors | None = None
     pair: FramePair | None = None
     step: EstimatedMotion | None = None
     units: float | None = None
@@ -230,7 +235,7 @@ class MultiFrameStep:
             assert found.pair is not None
             assert found.step is not None
             output = self.depth(found.pair, found.step, clock)
-            if not holds_depth(self._networks.backend.to_numpy(output[0])):
+            if not holds_depth(self._networks.backend.to_numpy(output.depth)):
                 raise ValueError("the multi-frame network's answer holds no number")
             return replace(found, output=output), "forced" if forced else "moving"
         except PoseError as error:
@@ -343,13 +348,12 @@ class MultiFrameStep:
         pair = FramePair(shown, shown, inverse, 1.0, np.eye(4))
         step = self.motions.refined(pair, self.motions.by_network(pair))
         self.motions.explain(pair, step)
-        depth, _, _ = self.depth(pair, step)
-        self._networks.backend.to_numpy(depth)
+        self._networks.backend.to_numpy(self.depth(pair, step).depth)
 
     def depth(
         self, pair: FramePair, step: EstimatedMotion, clock: Stopwatch | None = None
-    ) -> tuple[Native, Native, Native]:
-        """Depth in units, confidence and parallax, see `MultiFrameResult.output`."""
+    ) -> MultiFrameTensors:
+        """What the multi-frame network says of a pair."""
         clock = clock or Stopwatch(self._networks.backend.synchronize)
         previous, current = pair.previous, pair.current
         with clock("features"):

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,6 +74,7 @@ from depth_prior_ros.pipeline.results import (
     combine,
     holds_depth,
     known_inverse,
+    matching_weight,
     shifted,
     to_confidence,
     to_metres,
@@ -679,11 +679,14 @@ class DepthPipeline:
         self, current: ObservedFrame, single: Native, found: MultiFrameResult
     ) -> NDArray[np.float32]:
         """Inverse depth (h, w) in 1/units, of the model that answers; NaN unknown."""
-        if found.output is None:
-            values = self._numbers(single)
-        else:
-            values = self.networks.backend.to_numpy(found.output[0])
-        return known_inverse(values[0, 0], current.framed.outside, inverse=found.output is None)
+        if found.output is not None:
+            return self._known(current, found.output.depth)
+        return known_inverse(self._numbers(single)[0, 0], current.framed.outside, inverse=True)
+
+    def _known(self, current: ObservedFrame, depth: Native) -> NDArray[np.float32]:
+        """Inverse depth (h, w) in 1/units of a multi-frame network's; NaN unknown."""
+        values = self.networks.backend.to_numpy(depth)
+        return known_inverse(values[0, 0], current.framed.outside, inverse=False)
 
     def _stretch(self, current: ObservedFrame) -> float:
         """True depth over the depth that the networks see.
@@ -749,7 +752,7 @@ class DepthPipeline:
         """Median pixels of parallax, of which the choice of keyframes learns, too."""
         if found.output is None or found.pair is None or found.step is None:
             return None
-        parallax = float(np.median(self.networks.backend.to_numpy(found.output[2])))
+        parallax = float(np.median(self.networks.backend.to_numpy(found.output.parallax)))
         metres = found.pair.metres
         if metres is None and found.units is not None:
             metres = found.units * KEYFRAME_UNIT
@@ -771,7 +774,8 @@ class DepthPipeline:
                 current.stamp_ns,
                 current.framed,
                 units,
-                self.networks.backend.to_numpy(found.output[2])[0, 0],
+                self._known(current, found.output.matched),
+                self.networks.backend.to_numpy(found.output.parallax)[0, 0],
                 self._stretch(current),
                 way.metres,
                 found.pair.metres,
@@ -793,9 +797,9 @@ class DepthPipeline:
         matched, threshold = combine(alone, units), self.networks.parallax
         if not threshold:
             return matched
-        parallax = self.networks.backend.to_numpy(found.output[2])[0, 0]
-        size = (units.shape[1], units.shape[0])
-        weight = cv2.resize(np.clip(parallax / (threshold / 2) - 1, 0, 1), size)
+        told = (found.output.parallax, found.output.confidence)
+        parallax, confidence = (self.networks.backend.to_numpy(part)[0, 0] for part in told)
+        weight = matching_weight(parallax, confidence, threshold)
         return combine(alone) * (1 - weight) + matched * weight
 
 

@@ -96,16 +96,18 @@ class DepthResult:
 class MatchedFrame:
     """What the multi-frame network found of a frame, before anything is made metres.
 
-    framed: as the networks saw it. inverse: (h, w) in 1/units of the networks' world, NaN unknown;
-    divided by `stretch` that of the real one. parallax: (h / 4, w / 4) pixels that the search range
-    spans. travelled: metres since the frame before by odometry or speed. metres, units: length of
-    the step that was matched with, as odometry or the speed says and as it was matched with, in the
-    real world's units. None where unknown.
+    framed: as the networks saw it. inverse: (h, w) in 1/units of the networks' world, NaN unknown,
+    as it is published; divided by `stretch` that of the real one. matched: the same by matching
+    alone. parallax: (h / 4, w / 4) pixels that the search range spans. travelled: metres since the
+    frame before by odometry or speed. metres, units: length of the step that was matched with, as
+    odometry or the speed says and as it was matched with, in the real world's units. None where
+    unknown.
     """
 
     stamp_ns: int
     framed: NetworkInput
     inverse: NDArray[np.float32]
+    matched: NDArray[np.float32]
     parallax: NDArray[np.float32]
     stretch: float
     travelled: float | None
@@ -304,6 +306,22 @@ WEIGHTS: dict[tuple[bool, bool], Weights] = {
     (True, False): Weights(-3.71, -0.79, -0.48, -0.27, disagreement=-0.13),
     (True, True): Weights(-3.25, -0.81, -0.49, -0.28, disagreement=-0.13, entropy=-0.85),
 }
+
+
+def matching_weight(
+    parallax: NDArray[np.float32], confidence: NDArray[np.float32], threshold: float
+) -> NDArray[np.float32]:
+    """How much of the published depth (h, w) is matched, as the multi-frame network blends it.
+
+    Args:
+        parallax: (h / 4, w / 4) pixels that the search range spans.
+        confidence: (h, w) of matching.
+        threshold: pixels of parallax from which matching is trusted as far as it is confident.
+    """
+    height, width = confidence.shape
+    step = height // parallax.shape[0]
+    weight = np.clip(parallax / (threshold / 2) - 1, 0, 1) * confidence[::step, ::step]
+    return cv2.resize(weight, (width, height))
 
 
 def combine(

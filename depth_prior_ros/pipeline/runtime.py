@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,20 @@ class Stopwatch:
         """All times, with `total` since the stopwatch was made."""
         self.timings["total"] = (time.perf_counter() - self._start) * 1e3
         return self.timings
+
+
+class MultiFrameTensors(NamedTuple):
+    """What the multi-frame network says, units of the networks' world.
+
+    depth (1, 1, H, W), blended with the single-frame depth as the network has it; its confidence,
+    of the same size, in [0, 1]; parallax (1, 1, H / 4, W / 4) in pixels of the input; matched
+    (1, 1, H, W), depth by matching alone.
+    """
+
+    depth: Native
+    confidence: Native
+    parallax: Native
+    matched: Native
 
 
 class Networks:
@@ -319,14 +333,11 @@ class Networks:
         previous_from_current: NDArray[np.float64],
         K: NDArray[np.float64],
         single_inverse: Native,
-    ) -> tuple[Native, Native, Native]:
-        """Depth in units and confidence (1, 1, H, W), parallax in pixels (1, 1, H / 4, W / 4).
-
-        K (3, 3) at the input size.
-        """
+    ) -> MultiFrameTensors:
+        """What the network says of two frames. K (3, 3) in pixels of the input."""
         native = self.backend.to_native
         single_depth = 1.0 / single_inverse  # numpy or torch alike; inverse depth is never zero
-        depth, confidence, parallax = self._multi(
+        depth, confidence, parallax, matched = self._multi(
             current[0],
             current[1],
             previous[0],
@@ -334,7 +345,7 @@ class Networks:
             native(K.astype(np.float32)[np.newaxis]),
             single_depth,
         )
-        return depth, confidence, parallax
+        return MultiFrameTensors(depth, confidence, parallax, matched)
 
 
 def imported_network(

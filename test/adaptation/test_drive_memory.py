@@ -41,6 +41,7 @@ def matched(
     frame = MatchedFrame(
         round(number * seconds * 1e9),
         frame_image(image, camera, camera),
+        np.full((camera.height, camera.width), 0.3, np.float32),
         np.full((camera.height, camera.width), 0.5, np.float32),
         np.full((camera.height // 4, camera.width // 4), 6.0, np.float32),
         stretch=1.0,
@@ -52,7 +53,7 @@ def matched(
 
 
 def kept(metres: float | None = 1.0, units: float = 0.1, **changes: object) -> MatchedKeyframe:
-    frame = matched_keyframe(matched(), 4.0, None)
+    frame = matched_keyframe(matched(), 2.0, None)
     assert frame is not None
     return replace(frame, metres=metres, units=units, **changes)  # type: ignore[arg-type]
 
@@ -62,12 +63,12 @@ def test_only_matched_cells_have_depth() -> None:
     parallax[:, :9] = 1.0  # a cell is as good as its worst quarter
     inverse = np.full((32, 64), 0.25, np.float32)
     inverse[:8] = np.nan
-    frame = matched_keyframe(matched(parallax=parallax, inverse=inverse, stretch=2.0), 4.0, None)
+    frame = matched_keyframe(matched(parallax=parallax, matched=inverse, stretch=2.0), 2.0, None)
     assert frame is not None
     expected = np.zeros((4, 8), np.float32)
     expected[1:, 5:] = 8.0  # 1 / 0.25, the stretch undone
     np.testing.assert_array_equal(frame.depth, expected)
-    assert matched_keyframe(matched(parallax=0 * parallax), 4.0, None) is None
+    assert matched_keyframe(matched(parallax=0 * parallax), 2.0, None) is None
 
 
 def test_metres_by_the_step_or_the_camera_s_height() -> None:
@@ -104,7 +105,7 @@ def test_the_road_gives_the_camera_s_height_in_units() -> None:
     """A camera 0.2 units above a plane, in a world that is stretched by 1.5."""
     rows = np.arange(32)[:, None] + np.zeros(64)
     real = np.maximum((rows - CAMERA.cy) / CAMERA.fy / 0.2, 1e-3).astype(np.float32)
-    frame = matched_keyframe(matched(inverse=real * 1.5, stretch=1.5), 4.0, RoadSettings())
+    frame = matched_keyframe(matched(inverse=real * 1.5, stretch=1.5), 2.0, RoadSettings())
     assert frame is not None and frame.road == pytest.approx(0.2, rel=0.02)
 
 

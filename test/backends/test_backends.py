@@ -65,15 +65,13 @@ def run_everything(networks: Networks, camera: NDArray) -> dict[str, NDArray]:
     inverse, confidence = networks.single(second)
     pose = networks.pose(first, second)
     previous_from_current = np.linalg.inv(pose)
-    depth, certainty, parallax = networks.multi(
+    found = networks.multi(
         networks.features(second), networks.features(first), previous_from_current, camera, inverse
     )
     outputs = {
         "inverse": inverse,
-        "confidence": confidence,
-        "depth": depth,
-        "certainty": certainty,
-        "parallax": parallax,
+        "single_confidence": confidence,
+        **found._asdict(),
     }
     return {name: backend.to_numpy(value) for name, value in outputs.items()} | {"pose": pose}
 

@@ -95,7 +95,7 @@ def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]
     inverse, _ = networks.single(second)
     step = np.eye(4)
     step[:3, 3] = (0.02, 0.0, -0.08)
-    depth, _, _ = networks.multi(
+    found = networks.multi(
         networks.features(second),
         networks.features(first),
         step,
@@ -104,7 +104,7 @@ def answers(networks: Networks, bundle: Bundle) -> dict[str, NDArray[np.float32]
     )
     return {
         "single_frame": 1 / backend.to_numpy(inverse),
-        "multi_frame": backend.to_numpy(depth),
+        "multi_frame": backend.to_numpy(found.depth),
     }
 
 

@@ -376,8 +376,10 @@ def test_backends_agree_with_torch(bundle: Bundle, name: str, files: dict[type, 
         inverse, _ = nets.single(backend.to_native(frames[1]))
         outputs = nets.multi(second, first, motion, K[0].double().numpy(), inverse)
         results.append([backend.to_numpy(x) for x in (inverse, *outputs)])
-    (inverse, depth, confidence, parallax), other = results
-    other_inverse, other_depth, other_confidence, other_parallax = other
+    (inverse, depth, confidence, parallax, matched), other = results
+    other_inverse, other_depth, other_confidence, other_parallax, other_matched = other
+    np.testing.assert_array_equal(matched, depth)
+    np.testing.assert_array_equal(other_matched, other_depth)
     np.testing.assert_allclose(other_parallax, parallax, rtol=1e-3, atol=1e-3)
     assert other_inverse == pytest.approx(inverse, rel=1e-3)
     assert (other_confidence == confidence).mean() > 0.999

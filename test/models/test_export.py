@@ -164,13 +164,14 @@ def test_multi_frame_runner_equals_network() -> None:
     torch.manual_seed(2)
     net, (matching, context, previous, matrix, K, single) = _multi_frame()
     with torch.no_grad():
-        depth, confidence, parallax = MultiFrameRunner(net)(
+        depth, confidence, parallax, matched = MultiFrameRunner(net)(
             matching, context, previous, matrix, K, single
         )
         current = Features(matching, context)
         output = net(current, Features(previous, context), Pose(matrix), K, single)
     assert torch.equal(depth, output.depth)
     assert torch.equal(parallax, output.parallax)
+    assert torch.equal(matched, output.matched)
     assert torch.equal(confidence[..., ::4, ::4], output.confidence)
     assert confidence.shape == depth.shape
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.matching import (
@@ -26,6 +27,7 @@ from depth_prior_ros.models.mism import (
     Regulariser,
     build_multi_frame,
 )
+from depth_prior_ros.pipeline import results
 
 H, W = 32, 64
 
@@ -517,6 +519,26 @@ def test_the_blend(
     assert float(blend_depth(unit * s, unit * m, weight)) == pytest.approx(unit * float(depth))
     assert float(matching_weight(p + 0.1, threshold)) >= float(weight)
     assert float(depth) == pytest.approx(single ** (1 - float(weight)) * matched ** float(weight))
+
+
+@torch.no_grad()
+def test_what_is_matched_counts_as_far_as_it_is_confident() -> None:
+    """In training all of it; numpy says the same of a frame as the network does."""
+    torch.manual_seed(4)
+    net = MultiFrameNet((H, W), parallax=1.0)
+    _, K, single = _inputs(1)
+    for training in (False, True):
+        features = net.eval().features(torch.rand(2, 3, H, W))
+        now, before = (Features(*(m[i : i + 1] for m in features)) for i in (0, 1))
+        output = net.train(training)(now, before, _moved(x=0.3), K, single)
+        trust = matching_weight(output.parallax, 1.0) * (1 if training else output.confidence)
+        expected = F.interpolate(trust, scale_factor=4.0, mode="bilinear")
+        assert torch.equal(output.weight, expected)
+        assert float(trust.mean()) > 0.1 and (training or float(trust.max()) < 1)
+        if not training:
+            confidence = F.interpolate(output.confidence, scale_factor=4.0)[0, 0].numpy()
+            found = results.matching_weight(output.parallax[0, 0].numpy(), confidence, 1.0)
+            np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-6)
 
 
 def test_parallax_and_depth_do_not_depend_on_the_unit() -> None:

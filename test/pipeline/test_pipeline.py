@@ -20,6 +20,7 @@ from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import DepthPipeline, InvalidFrameError, ModelFailedError
 from depth_prior_ros.pipeline.framing import frame_image
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
+from depth_prior_ros.pipeline.runtime import MultiFrameTensors
 from depth_prior_ros.scale import FixedScale
 
 REASONS = {
@@ -182,7 +183,9 @@ def test_an_answer_without_a_number_is_a_failure(
     pipeline = DepthPipeline(bundle, "torch", "cpu")
     multi = pipeline.networks.multi
     monkeypatch.setattr(
-        pipeline.networks, "multi", lambda *args: tuple(part * math.nan for part in multi(*args))
+        pipeline.networks,
+        "multi",
+        lambda *args: MultiFrameTensors(*(part * math.nan for part in multi(*args))),
     )
     results = drive(pipeline, [MOVING] * 3)
     assert models(results)[1:] == ["single_frame model_failed"] * 2

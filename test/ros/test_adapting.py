@@ -83,7 +83,7 @@ def drive(pipeline: DepthPipeline, told: tuple[float, ...], metres: float | None
         parallax = np.full((trained.height // 4, trained.width // 4), 9.0, np.float32)
         step = None if metres is None else metres
         pipeline.witness(
-            MatchedFrame(n * 10**9, framed, inverse, parallax, 1.0, 5.0, step, 2.0 / unit)
+            MatchedFrame(n * 10**9, framed, inverse, inverse, parallax, 1.0, 5.0, step, 2.0 / unit)
         )
 
 

@@ -115,11 +115,11 @@ class MultiFrame(Strict):
     delta_init: float = Field(1.0, gt=0, description="PADS map at the beginning")
     delta_mode: Literal["adaptive", "fixed"] = "adaptive"
     parallax: float = Field(
-        4.0,
+        2.0,
         ge=0,
         allow_inf_nan=False,
-        description="pixels of parallax from which matching is trusted entirely (pads); 0: always, "
-        "as in MISM",
+        description="pixels of parallax for matching to be trusted (pads): in training entirely, "
+        "later as far as it is confident; 0: always and entirely, as in MISM",
     )
     lookup: tuple[Literal[-1, 1], ...] = Field(
         (-1,),

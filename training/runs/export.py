@@ -72,6 +72,7 @@ _MEANING = {
     "depth": "network units; metres are metres_per_unit * value",
     "parallax": "pixels of the input between both ends of the search range; where there are few, "
     "`depth` is `single_depth`",
+    "matched": "network units, by matching alone: `depth` without `single_depth` in it",
 }
 
 

@@ -116,9 +116,10 @@ class Matcher:
         step = motion.matrix[0, :3, 3] * torch.tensor([1.0, 1.0, stretch])
         framed = frame_image(row["images"][1], None, self.trained, "crop")
         walked = float(np.linalg.norm(row["previous_from_current"][:3, 3]))
-        inverse, parallax = (t[0, 0].numpy() for t in (1 / found.depth, found.parallax))
+        tensors = (1 / found.depth, 1 / found.matched, found.parallax)
+        inverse, alone, parallax = (t[0, 0].numpy() for t in tensors)
         matched = MatchedFrame(
-            0, framed, inverse, parallax, stretch, None, walked, float(step.norm())
+            0, framed, inverse, alone, parallax, stretch, None, walked, float(step.norm())
         )
         keyframe = matched_keyframe(matched, self.multi_frame.parallax, None)
         # Pictures are seen already, and there are many.

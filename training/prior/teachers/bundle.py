@@ -251,7 +251,7 @@ class BundleTeacher:
             "unit": float(f"{self._unit:.6g}"),
         }
         if getattr(self._multi, "parallax", 0.0):
-            decisive["parallax"] = self._multi.parallax
+            decisive["parallax"] = [self._multi.parallax, "confidence"]  # what M is trusted by
         if self.features != "encoder":
             decisive["features"] = self.features
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
