@@ -64,6 +64,7 @@ from depth_prior_ros.pipeline.multi_frame_step import (
     stretch_of,
     turned,
 )
+from depth_prior_ros.pipeline.references import SWITCHED_OFF, looked_up, not_looked_up
 from depth_prior_ros.pipeline.results import (
     DepthResult,
     MatchedFrame,
@@ -408,6 +409,7 @@ class DepthPipeline:
             confidence=sure,
             rgb=shown,
             scale=status,
+            references=self.references_text,
         )
 
     # -- a frame -------------------------------------------------------------------------------
@@ -492,6 +494,7 @@ class DepthPipeline:
             detail=found.error or detail,
             pose_source=found.step.source if found.step else None,
             parallax_px=parallax,
+            references=self.references_text,
         )
 
     def _show(
@@ -537,13 +540,14 @@ class DepthPipeline:
         """What is looked up, or why nothing is; empty for a bundle without references."""
         spec = self._references_spec
         if self.references_doubt is not None:
-            return f"not looked up: {self.references_doubt}"
+            return not_looked_up(self.references_doubt)
         if spec is not None:
-            return f"{spec.count} of {spec.source}"
+            return looked_up(spec)
         if self.bundle.manifest.references is None:
             return ""
-        why = "other numbers are told" if self.networks.takes_references else "switched off"
-        return f"not looked up: {why}"
+        if self.networks.takes_references:
+            return not_looked_up("other numbers are told")
+        return SWITCHED_OFF
 
     def _look_up_for(self, camera: Camera | None) -> None:
         """The references for a camera like theirs; none for another one.
