@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from depth_prior_ros.bundle import BundleError, load_bundle
 
 if TYPE_CHECKING:
     from depth_prior_ros.bundle import ReferencesSpec
 
+NO_LOOK_UP = "--no-look-up"
 UNKNOWN = "not known"
 
 _NOT = "not looked up: "
@@ -49,3 +53,19 @@ def _in_words(text: str) -> str:
     if not text:
         return _NONE
     return text if are_left_out(text) or text == UNKNOWN else f"looked up: {text}"
+
+
+def useless_no_look_up(bundle: str | Path, given: bool) -> str | None:
+    """The line that tells whoever gave `--no-look-up` for a bundle without references; else None.
+
+    A bundle that cannot be opened is left to whatever is going to use it, which says so.
+    """
+    if not given:
+        return None
+    try:
+        manifest = load_bundle(bundle).manifest
+    except BundleError:
+        return None
+    if manifest.references is not None:
+        return None
+    return f"references: {_NONE}, so {NO_LOOK_UP} changes nothing"

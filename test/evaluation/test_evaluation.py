@@ -33,6 +33,7 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 from depth_prior_ros.recordings import Frame, StoredRecording
+from training.commands.cli import main
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import beside_baselines, evaluate_bundle, evaluate_set
@@ -395,6 +396,26 @@ def test_without_its_references_a_bundle_is_evaluated_as_one_that_has_none(
     assert errors[1] == errors[2] != errors[0]
     said = "references not looked up: switched off"
     assert [said in one.notes for one in (looks, off, none)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--no-look-up"], "references: the bundle has none, so --no-look-up changes nothing\n"),
+        ([], ""),
+    ],
+)
+def test_no_look_up_without_references_is_told(
+    tiny_bundle: Path,
+    option: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(evaluation, "evaluate_bundle", lambda *_, **__: None)
+    monkeypatch.setattr("training.evaluation.report.print_report", lambda _: None)
+    assert main(["evaluate", str(tiny_bundle), *option]) == 0
+    assert capsys.readouterr().out == said
 
 
 def scenes_through_a_longer_lens(root: Path, name: str, changed: set[int]) -> EvaluationSet:
