@@ -322,6 +322,7 @@ def _process(parsed: argparse.Namespace) -> None:
     from rosbag_tools.reports.account import command_line
     from rosbag_tools.units import process_job
 
+    _tell_useless_options(parsed)
     outputs = tuple(n for n in _OUTPUTS if getattr(parsed, n.replace("-", "_"))) or ("npy",)
     options = ProcessOptions(
         outputs,
@@ -416,6 +417,7 @@ def _replay(parsed: argparse.Namespace) -> None:
     from rosbag_tools.replaying.session import replay, show_results
     from rosbag_tools.reports.account import command_line
 
+    _tell_useless_options(parsed)
     results = replay(_open(parsed), parsed.out, _options(parsed), command_line(parsed.arguments))
     show_results(results, parsed.out)
 
@@ -464,6 +466,7 @@ def _demo(parsed: argparse.Namespace) -> None:
     from rosbag_tools.replaying.session import demo
     from rosbag_tools.reports.account import command_line
 
+    _tell_useless_options(parsed)
     demo(parsed.out, _options(parsed), command_line(parsed.arguments))
 
 
@@ -604,6 +607,15 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate only the depth that comes out, not each model on its own",
     )
+
+
+def _tell_useless_options(parsed: argparse.Namespace) -> None:
+    """What of `_add_network` changes nothing for the bundle."""
+    from depth_prior_ros.pipeline.references import useless_no_look_up
+    from rosbag_tools.console import show
+
+    if line := useless_no_look_up(parsed.bundle, parsed.no_look_up):
+        show(line)
 
 
 def _add_node_options(parser: argparse.ArgumentParser) -> None:

@@ -318,7 +318,8 @@ class _Run:
         milliseconds = result.timings["total"]
         record = self.account.answered(made.position, result.depth, milliseconds, made.image)
         record.model, record.reason = result.model, result.reason
-        entry = self.account.journal_entry(made.position)
+        self.account.references[result.references] += 1
+        entry = self.account.journal_entry(made.position, result.references)
         self.work.append(_JOURNAL, json.dumps(entry).encode())  # in order: one thread evaluates
 
     def _commit(

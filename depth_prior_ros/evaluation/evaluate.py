@@ -56,7 +56,7 @@ class FrameResult:
     :func:`metrics.part_errors`). `depth` is the prediction (h, w) for the `region` of the image,
     empty where it was not kept; `position` counts in the recording's frames, `index` is the number
     that the recording gives the frame. `flicker`: from the frame before (see `flicker`); None where
-    that was not evaluated, or no pose is known.
+    that was not evaluated, or no pose is known. `references`: as in a `DepthResult`.
     """
 
     position: int
@@ -69,6 +69,7 @@ class FrameResult:
     depth: NDArray[np.floating[Any]] = field(default_factory=_NO_DEPTH.copy, repr=False)
     parts: dict[str, DepthErrors] = field(default_factory=dict)
     flicker: float | None = None
+    references: str = ""
 
 
 def evaluate(
@@ -169,6 +170,7 @@ def evaluate_frame(
         frame.window,
         prediction.depth if keep_depth else _NO_DEPTH,
         part_errors(pixels, protocol.scaling, frame.moving),
+        references=prediction.references,
     )
 
 

@@ -35,13 +35,15 @@ class Prediction:
 
     depth: (h, w), metres where the predictor knows them; NaN unknown, +inf only where nothing else
     is known. max_metres: beyond it the predictor would have published +inf.
-    model, reason: who answered, and why, as in a `DepthResult`.
+    model, reason, references: who answered, and why, and what was looked up, as in a
+    `DepthResult`.
     """
 
     depth: Map
     max_metres: float = math.inf
     model: str = ""
     reason: str = ""
+    references: str = ""
 
     def published(self) -> Map:
         """The depth (h, w) with +inf beyond the range; the depth itself where nothing is."""
@@ -93,7 +95,8 @@ class BundlePredictor:
                 motion = Motion(frame.speed, "odometry") if frame.speed is not None else None
                 found = pipeline.process(frame.image, frame.stamp_ns, motion, frame.camera)
                 if frame.truth is not None:
-                    yield frame, Prediction(found.depth, max_metres, found.model, found.reason)
+                    who = found.model, found.reason, found.references
+                    yield frame, Prediction(found.depth, max_metres, *who)
         finally:
             pipeline.force_model, pipeline.max_metres = before, max_metres
 

@@ -63,6 +63,7 @@ from depth_prior_ros.pipeline.multi_frame_step import (
     stretch_of,
     turned,
 )
+from depth_prior_ros.pipeline.references import SWITCHED_OFF, looked_up, not_looked_up
 from depth_prior_ros.pipeline.results import (
     DepthResult,
     MatchedFrame,
@@ -238,7 +239,7 @@ class DepthPipeline:
         self._own_references: tuple[References | None, ReferencesSpec | None] = (None, None)
         if look_up and self.bundle.manifest.references is not None:
             self._own_references = (self.bundle.references(), self.bundle.manifest.references)
-        self._references: tuple[References | None, ReferencesSpec | None] = self._own_references
+        self._references_spec = self._own_references[1]
         self._looked_up_for: Camera | None = None
         #: Why the references are not looked up for the camera that is seen; None where they are.
         self.references_doubt: str | None = None
@@ -408,6 +409,7 @@ class DepthPipeline:
             confidence=sure,
             rgb=shown,
             scale=status,
+            references=self.references_text,
         )
 
     # -- a frame -------------------------------------------------------------------------------
@@ -492,6 +494,7 @@ class DepthPipeline:
             detail=found.error or detail,
             pose_source=found.step.source if found.step else None,
             parallax_px=parallax,
+            references=self.references_text,
         )
 
     def _show(
@@ -507,7 +510,7 @@ class DepthPipeline:
             told = self._told
             if told is not None and self._rests_on(told) and (doubt := told.doubt(camera)):
                 _log.warning("%s", doubt)
-        if camera != self._looked_up_for and self._references[1] is not None:
+        if camera != self._looked_up_for and self._references_spec is not None:
             self._look_up_for(camera)
         return ObservedFrame(stamp_ns, framed, self.networks.backend.to_native(framed.tensor()))
 
@@ -524,41 +527,41 @@ class DepthPipeline:
         `references_doubt` says why. Raises ValueError for references that do not fit the student.
         """
         self.networks.set_references(references)  # where they do not fit nothing changes
-        self._references = (references, spec)
+        self._references_spec = spec
         self._look_up_for(self._looked_up_for)
 
     @property
     def looks_up(self) -> bool:
         """Whether references are looked up for the newest camera."""
-        return self._references[1] is not None and self.references_doubt is None
+        return self._references_spec is not None and self.references_doubt is None
 
     @property
     def references_text(self) -> str:
         """What is looked up, or why nothing is; empty for a bundle without references."""
-        spec = self._references[1]
+        spec = self._references_spec
         if self.references_doubt is not None:
-            return f"not looked up: {self.references_doubt}"
+            return not_looked_up(self.references_doubt)
         if spec is not None:
-            return f"{spec.count} of {spec.source}"
+            return looked_up(spec)
         if self.bundle.manifest.references is None:
             return ""
-        why = "other numbers are told" if self.networks.takes_references else "switched off"
-        return f"not looked up: {why}"
+        if self.networks.takes_references:
+            return not_looked_up("other numbers are told")
+        return SWITCHED_OFF
 
     def _look_up_for(self, camera: Camera | None) -> None:
         """The references for a camera like theirs; none for another one.
 
         None: nobody knows it, and it is taken for that of the training.
         """
-        references, spec = self._references
+        spec = self._references_spec
         self._looked_up_for = camera
         self.references_doubt = None
         if spec is not None and camera is not None:
             self.references_doubt = spec.doubt(camera)
         if self.references_doubt is not None:
             _log.warning("%s", self.references_doubt)
-            references = None
-        self.networks.set_references(references)
+        self.networks.use_references(self.references_doubt is None)
 
     def _single(self, current: ObservedFrame) -> Native:
         """Inverse depth; where memory runs out, again with as much as is left."""

@@ -69,6 +69,8 @@ class DepthResult:
     parallax_px: median over the image of the pixels that the multi-frame network's search range
     spans, at the networks' size: below 2 or so, its depth is the single-frame network's. None
     without multi-frame.
+    references: which were looked up in single-frame depth, or why none were; empty for a bundle
+    without any.
     """
 
     depth: NDArray[np.float32]
@@ -85,6 +87,7 @@ class DepthResult:
     detail: str | None = None
     pose_source: PoseSource | None = None
     parallax_px: float | None = None
+    references: str = ""
 
     @property
     def active_model(self) -> str:

@@ -112,7 +112,10 @@ class Networks:
         width, height = bundle.manifest.input_size
         image = np.zeros((1, 3, height, width), dtype=np.float32)
         self._code: tuple[Native, ...] = ()
+        # What is looked up; what was set; and none at all.
         self._references: tuple[Native, ...] = ()
+        self._given_references: tuple[Native, ...] = ()
+        self._no_references: tuple[Native, ...] = ()
         # The last frames that were aligned, their intrinsics and what was computed of them.
         self._alignment: tuple[tuple[Native, ...], NDArray[np.float64], Alignment] | None = None
         self._look_up: EpisodicPrior | None = None
@@ -175,6 +178,8 @@ class Networks:
         )
         if look_up and bundle.manifest.references is not None:  # else it would only cost time
             self._look_up = student_net.episodic
+        if self._look_up is not None:
+            self._no_references = self._projected(self._look_up, None)
         self.takes_code = student_net.camera_code is not None
         if self.takes_code:
             spec = bundle.manifest.camera_code
@@ -227,21 +232,35 @@ class Networks:
     def set_references(self, references: References | None) -> None:
         """What the student looks up from the next image on, or nothing; nothing is compiled.
 
-        Raises ValueError for a bundle that came without, or references that do not fit its student.
+        `use_references` leaves it out and takes it up again. Raises ValueError for a bundle that
+        came without, or references that do not fit its student.
         """
-        import torch
-
         if self._look_up is None:
             if references is not None:
                 raise ValueError(
                     "this bundle came without references, or with look_up false, so its networks "
                     "look nothing up: load one that holds some (`depth_train adapt` writes it)"
                 )
-            self._references = ()
             return
+        self._given_references = (
+            self._no_references
+            if references is None
+            else self._projected(self._look_up, references)
+        )
+        self.use_references(True)
+
+    def use_references(self, used: bool) -> None:
+        """Whether what was set is looked up from the next image on; it is not projected again."""
+        self._references = self._given_references if used else self._no_references
+
+    def _projected(
+        self, look_up: EpisodicPrior, references: References | None
+    ) -> tuple[Native, ...]:
+        import torch
+
         with torch.inference_mode(), self._few_threads():
-            found = self._look_up.project([references])
-            self._references = tuple(self.backend.to_native(t.numpy()) for t in found)
+            found = look_up.project([references])
+            return tuple(self.backend.to_native(part.numpy()) for part in found)
 
     def features(self, image: Native) -> Features:
         """What the multi-frame network keeps of an image: matching and context features."""

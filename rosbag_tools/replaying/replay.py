@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = ["IMAGE_TOPIC", "INFO_TOPIC", "ODOMETRY_TOPIC", "Answer", "Played", "P
 _TRIES = 3
 _UNANSWERED_IN_A_ROW = 3
 _DRAIN_SECONDS = 0.3
+_REPORT_SECONDS = 2.0  # the node reports once a second
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class Played:
     sent: int = 0
     repeated: int = 0
     diagnostics: dict[str, str] | None = None
+
+    @property
+    def references(self) -> str:
+        """What the node said of its bundle's references; empty before it saw a camera."""
+        said = self.diagnostics
+        return said.get("references", "") if said and _saw_a_frame(said) else ""
 
 
 class Player:
@@ -221,9 +228,14 @@ class Player:
                 spool.add(answer)
 
     def _finish(self, played: Played) -> None:
-        """Wait for what may still be on its way: topics are not ordered among each other."""
+        """Wait for what may still be on its way: topics are not ordered among each other.
+
+        What the node said before its first frame tells nothing of the recording.
+        """
         time.sleep(_DRAIN_SECONDS)
-        played.diagnostics = self._diagnostics
+        with self._changed:
+            self._changed.wait_for(lambda: _saw_a_frame(self._diagnostics or {}), _REPORT_SECONDS)
+            played.diagnostics = self._diagnostics
 
     def _silence(self, process: NodeProcess, frame: Frame, timeout: float) -> str:
         said = self._diagnostics or {}
@@ -245,7 +257,9 @@ class Player:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             values = {pair.key: pair.value for pair in status.values}
-            self._diagnostics = {**values, "message": status.message}
+            with self._changed:
+                self._diagnostics = {**values, "message": status.message}
+                self._changed.notify_all()
 
     def _spin(self) -> None:
         try:
@@ -279,6 +293,10 @@ class _Spool:
         for answer, shape in zip(self._answers, self._shapes, strict=True):
             data = self._file.read(4 * shape[0] * shape[1])
             yield replace(answer, depth=np.frombuffer(data, np.float32).reshape(shape))
+
+
+def _saw_a_frame(diagnostics: Mapping[str, str]) -> bool:
+    return int(diagnostics.get("inferred", 0)) > 0
 
 
 def _with_source_time(callback: Callable[[Any, int], None]) -> Callable[..., None]:

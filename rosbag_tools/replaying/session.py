@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from depth_prior_ros.pipeline.references import SWITCHED_OFF, UNKNOWN
 from depth_prior_ros.recordings import StoredRecording, open_recording
 from depth_prior_ros.share import demo_bag
 from rosbag_tools.console import number, progress, show
@@ -105,6 +106,7 @@ class _Session:
     def results(self, played: Played, command: str) -> Results:
         """Everything measured; runs the forced models and the baselines."""
         options, pipeline = self.options, None
+        self.account.references[self._references(played)] += played.sent
         if options.forced and self.account.protocol is not None:
             from depth_prior_ros.pipeline import DepthPipeline
 
@@ -123,6 +125,20 @@ class _Session:
             node=played.diagnostics,
             latency="from publishing an image to holding its depth, in the replay's process",
         )
+
+    def _references(self, played: Played) -> str:
+        """What was looked up: known by how the node was started, or said by it.
+
+        It says so of the newest camera only.
+        """
+        if self.bundle.manifest.references is None:
+            return ""
+        if not self.options.look_up:
+            return SWITCHED_OFF
+        if not played.references:
+            return UNKNOWN
+        several = len({frame.camera for frame in self.recording.frames}) > 1
+        return played.references + (", as the node said last" if several else "")
 
     def _node_parameters(self) -> dict[str, bool | int | float | str]:
         options = self.options

@@ -21,6 +21,12 @@ from numpy.typing import NDArray
 from depth_prior_ros.evaluation.evaluate import FrameResult
 from depth_prior_ros.evaluation.metrics import DepthErrors, summary
 from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
+from depth_prior_ros.pipeline.references import (
+    NO_LOOK_UP,
+    SWITCHED_OFF,
+    UNKNOWN,
+    references_in_words,
+)
 from depth_prior_ros.recordings import Frame, StoredRecording
 from rosbag_tools.console import progress
 from rosbag_tools.reports import pictures
@@ -49,6 +55,7 @@ class Account:
     Attributes:
         records: of every frame that was sent, by its position.
         fell_back: frames on which forced multi-frame had to fall back.
+        references: frames by what was looked up for them (`DepthResult.references`).
     """
 
     recording: StoredRecording
@@ -56,6 +63,7 @@ class Account:
     folder: Path
     records: dict[int, FrameRecord] = field(default_factory=dict)
     fell_back: int = 0
+    references: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.protocol: Protocol | None = protocol_for(self.recording)
@@ -92,7 +100,7 @@ class Account:
             self._draw(record, frame, frame.image() if image is None else image, depth, errors)
         return record
 
-    def journal_entry(self, position: int) -> dict[str, Any]:
+    def journal_entry(self, position: int, references: str) -> dict[str, Any]:
         """What `take_up` needs of a frame, as plain data."""
         found = [r for r in self.errors.results[-1:] if r.position == position]
         evaluated = None
@@ -102,11 +110,13 @@ class Account:
             "position": position,
             "record": asdict(self.records[position]),
             "evaluated": evaluated,
+            "references": references,
         }
 
     def take_up(self, entry: Mapping[str, Any]) -> None:
         """Go on after a frame of a `journal_entry`; in order."""
         self.records[entry["position"]] = FrameRecord(**entry["record"])
+        self.references[entry.get("references", UNKNOWN)] += 1
         if entry["evaluated"] is not None:
             evaluated = dict(entry["evaluated"])
             for name in ("errors", "metric"):
@@ -131,6 +141,7 @@ class Account:
         """
         recording = self.recording
         records = [self.records[i] for i in sorted(self.records)]
+        references = self._references_in_words()
         out = sum(record.latency_ms is not None for record in records)
         metrics: dict[str, Any] = {
             "frames_in": len(records),
@@ -147,6 +158,7 @@ class Account:
             "mode": mode,
             "repeated": repeated,
             "skipped": [str(entry) for entry in recording.skipped],
+            "references": references,
         }
         manifest = self.bundle.manifest
         run = {
@@ -160,12 +172,21 @@ class Account:
                 "metres_per_unit_source": manifest.depth.metres_per_unit_source,
                 "digest": self.bundle.digest[:16],
             },
+            "references": references,
             "camera": asdict(recording.frames[0].camera),
             "node": dict(node or {}),
             "latency": latency,
             "versions": versions(),
         }
         return Results(metrics, records, run)
+
+    def _references_in_words(self) -> str:
+        """Which references were looked up; what switches them off here is an option."""
+        said = {
+            f"{text} with {NO_LOOK_UP}" if text == SWITCHED_OFF else text: frames
+            for text, frames in self.references.items()
+        }
+        return "; ".join(references_in_words(said))
 
     def _draw(
         self,

@@ -346,6 +346,7 @@ def _details(metrics: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
         "licence of the pictures": "that of the recording",
         "trained on": ", ".join(bundle["data_sources"]) or "not stated",
         "metric factor": bundle["metres_per_unit_source"],
+        "references": run.get("references", "not recorded"),
         "frames by model": models or "none",
         "latency": run.get("latency", "from publishing an image to holding its depth"),
         "left out": "; ".join(metrics["skipped"]) or "nothing",

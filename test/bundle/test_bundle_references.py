@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from depth_prior_ros.bundle.derive import replace_references, tell_camera
 from depth_prior_ros.bundle.manifest import Architecture
 from depth_prior_ros.evaluation.evaluate import FrameResult
 from depth_prior_ros.geometry.camera import Camera
-from depth_prior_ros.models.episodic_prior import References
+from depth_prior_ros.models.episodic_prior import EpisodicPrior, ProjectedReferences, References
 from depth_prior_ros.models.export import StudentRunner
 from depth_prior_ros.models.student import build_student
 from depth_prior_ros.pipeline import DepthPipeline
@@ -217,6 +218,41 @@ def test_another_camera_looks_none_up(bundle: Bundle, tmp_path: Path) -> None:
     pipeline.set_references(None, None)
     depth, expected = (p.process(image, 9, camera=CAMERA).depth for p in (pipeline, plain))
     np.testing.assert_array_equal(depth, expected)
+
+
+def test_references_are_projected_once(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another camera takes up or leaves out what was projected when it was set."""
+    written = replace_references(bundle, tmp_path / "with", _references(bundle), _spec())
+    projected: list[References | None] = []
+    project = EpisodicPrior.project
+
+    def counted(
+        self: EpisodicPrior, references: Sequence[References | None], slots: int | None = None
+    ) -> ProjectedReferences:
+        projected.extend(references)
+        return project(self, references, slots)
+
+    monkeypatch.setattr(EpisodicPrior, "project", counted)
+    pipeline = DepthPipeline(written, "torch")
+    assert sum(one is not None for one in projected) == 1
+    image = np.random.default_rng(1).integers(0, 255, (107, 320, 3), dtype=np.uint8)
+    longer = replace(CAMERA, fx=1.6 * CAMERA.fx, fy=1.6 * CAMERA.fy)
+    for given, expected in ((_references(bundle, 1), 1), (_references(bundle, 2), 1), (None, 0)):
+        projected.clear()
+        pipeline.set_references(given, None if given is None else _spec())
+        assert len(projected) == expected
+        for number, camera in enumerate((CAMERA, longer, CAMERA)):
+            pipeline.process(image, number, camera=camera)
+        assert len(projected) == expected
+    pipeline.set_references(_references(bundle), _spec())
+    pipeline.process(image, 9, camera=longer)
+    projected.clear()
+    pipeline.set_references(last := _references(bundle, 3), _spec())
+    assert projected == [last] and pipeline.references_doubt is not None
+    pipeline.process(image, 10, camera=CAMERA)
+    assert projected == [last] and pipeline.looks_up
 
 
 def test_references_are_known_pixels_of_their_frames(bundle: Bundle) -> None:

@@ -33,6 +33,7 @@ from depth_prior_ros.evaluation.protocols import PROTOCOLS
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.pipeline.keyframes import KEYFRAME_SECONDS
 from depth_prior_ros.recordings import Frame, StoredRecording
+from training.commands.cli import main
 from training.evaluation import evaluation
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN
 from training.evaluation.evaluation import beside_baselines, evaluate_bundle, evaluate_set
@@ -91,6 +92,7 @@ class PretendPipeline:
             model="multi_frame" if multi else "single_frame",
             reason="forced" if follows else "gap",
             region=WHOLE,
+            references="",
         )
 
 
@@ -193,7 +195,11 @@ def test_fallbacks_of_the_multi_frame_network_are_told(root: Path):
     chosen = drive_set(root / "kitti_raw" / "2011_09_26" / TEST_DRIVE)
     pipeline = PretendPipeline(chosen)
     pipeline.process = lambda image, stamp_ns, *_: SimpleNamespace(  # type: ignore[method-assign]
-        depth=pipeline.by_stamp[stamp_ns], model="single_frame", reason="model_failed", region=WHOLE
+        depth=pipeline.by_stamp[stamp_ns],
+        model="single_frame",
+        reason="model_failed",
+        region=WHOLE,
+        references="",
     )
     notes = evaluate_set(pipeline, chosen).notes
     assert "multi_frame: 3 of 3 frames fell back to single frame (model_failed)" in notes
@@ -390,6 +396,64 @@ def test_without_its_references_a_bundle_is_evaluated_as_one_that_has_none(
     assert errors[1] == errors[2] != errors[0]
     said = "references not looked up: switched off"
     assert [said in one.notes for one in (looks, off, none)] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--no-look-up"], "references: the bundle has none, so --no-look-up changes nothing\n"),
+        ([], ""),
+    ],
+)
+def test_no_look_up_without_references_is_told(
+    tiny_bundle: Path,
+    option: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(evaluation, "evaluate_bundle", lambda *_, **__: None)
+    monkeypatch.setattr("training.evaluation.report.print_report", lambda _: None)
+    assert main(["evaluate", str(tiny_bundle), *option]) == 0
+    assert capsys.readouterr().out == said
+
+
+def scenes_through_a_longer_lens(root: Path, name: str, changed: set[int]) -> EvaluationSet:
+    """The scenes of KITTI 2015, some of them as another camera's."""
+    chosen = kitti_2015_set(root)
+    assert chosen is not None
+    frames = [
+        replace(f, camera=replace(f.camera, fx=1.6 * f.camera.fx, fy=1.6 * f.camera.fy))
+        if position in changed
+        else f
+        for position, f in enumerate(chosen.recording.frames)
+    ]
+    return replace(chosen, name=name, recording=replace(chosen.recording, frames=frames))
+
+
+@pytest.mark.slow
+def test_which_references_were_looked_up_is_said_of_every_camera(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changed = {"own": set(), "mixed": {0}, "other": {0, 1, 2}}
+    sets = [scenes_through_a_longer_lens(root, *one) for one in changed.items()]
+    monkeypatch.setattr(evaluation, "choose_sets", lambda *_: sets)
+    report = evaluate_bundle("lite", root, "kitti2015", models=["single_frame"], **TORCH)
+    said = {
+        one.name: [note for note in one.notes if note.startswith("references ")]
+        for one in report.sets
+    }
+    up, left_out = "references looked up: 512 pixels", "references not looked up: the bundle's"
+    expected = {
+        "own": [],
+        "mixed": [(left_out, ", in 1 of 3 frames"), (up, ", in 2 of 3 frames")],
+        "other": [(left_out, "(depth_train adapt)")],
+        "kitti2015 (all)": [(up, ", in 5 of 9 frames"), (left_out, ", in 4 of 9 frames")],
+    }
+    assert said.keys() == expected.keys()
+    for name, notes in said.items():
+        for note, (begin, end) in zip(notes, expected[name], strict=True):
+            assert note.startswith(begin) and note.endswith(end)
 
 
 @pytest.fixture(scope="module")

@@ -167,6 +167,31 @@ def test_bag_of_a_real_drive(data_dir: Path, tmp_path: Path) -> None:
         assert (again.frames[i].depth() == original.frames[i].depth()).all()
 
 
+@pytest.mark.parametrize("command", ["process", "replay", "demo"])
+def test_no_look_up_without_references_is_told(
+    command: str,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("replay", "demo", "show_results"):
+        monkeypatch.setattr(f"rosbag_tools.replaying.session.{name}", lambda *_: None)
+    for name in ("_do_recordings", "_open"):
+        monkeypatch.setattr(f"rosbag_tools.cli.{name}", lambda *_: None)
+    recording = [] if command == "demo" else ["street"]
+    line = "references: the bundle has none, so --no-look-up changes nothing\n"
+    for bundle, option, said in (
+        (str(tiny_bundle), ["--no-look-up"], line),
+        (str(tiny_bundle), [], ""),
+        ("lite", ["--no-look-up"], ""),
+        ("nowhere", ["--no-look-up"], ""),  # refused by what opens it to use it
+    ):
+        given = [*recording, "--out", str(tmp_path / "out"), "--bundle", bundle, *option]
+        assert main([command, *given]) == 0
+        assert capsys.readouterr().out == said
+
+
 def test_the_embedded_drive_is_what_the_demo_needs() -> None:
     path = demo_bag()
     assert path.stat().st_size <= 6_000_000

@@ -6,12 +6,14 @@ The replays are real: a node in its own process over DDS.
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 from rosbag_tools.process import MANIFEST, ProcessOptions, process
 from rosbag_tools.replaying.session import ReplayOptions, replay
+from rosbag_tools.reports.account import Account
 from rosbag_tools.reports.results import load
 from rosbag_tools.units import Unit, run_units
 from rosbag_tools.work import pack, unpack
@@ -86,8 +89,6 @@ def depths(folder: Path) -> list[NDArray[np.float32]]:
 def test_the_depth_is_that_of_a_replay_in_lockstep(
     made: Path, bag: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rosbag_tools.reports.account import Account
-
     fork_replay_nodes(monkeypatch)
     published: dict[int, NDArray[np.float32]] = {}
     answered = Account.answered
@@ -151,6 +152,62 @@ def test_switched_off_references_change_nothing_offline_and_in_the_node(
     looks, none = (np.stack(depth[name])[known] for name in ("looks", "none"))
     assert np.abs(looks / none - 1).mean() > 0.02
     assert errors["off"] == errors["none"] != errors["looks"]
+    spec = load_bundle("lite").manifest.references
+    assert spec is not None
+    for name, words in (
+        ("looks", f"looked up: 512 pixels of {spec.source}"),
+        ("off", "not looked up: switched off with --no-look-up"),
+        ("none", "the bundle has none"),
+    ):
+        for folder in (tmp_path / name, tmp_path / f"{name}_replay"):
+            found = load(folder)
+            assert found.run["references"] == found.metrics["references"] == words, folder
+
+
+@pytest.mark.slow
+def test_references_of_another_camera_are_named_with_their_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that goes on where another one ended."""
+    recording = make_recording(4, size=SIZE, depth=False)
+    own = load_bundle("lite").manifest.camera.scaled(*SIZE)
+    longer = replace(own, fx=1.6 * own.fx, fy=1.6 * own.fy)
+    recording.frames = [
+        replace(frame, camera=own if frame.index < 3 else longer) for frame in recording.frames
+    ]
+    wanted = options(Path("lite"), checkpoint=1)
+    answered, done = Account.answered, []
+
+    def stop(self: Account, position: int, *other: Any) -> Any:
+        done.append(position)
+        if position == 2:
+            raise RuntimeError("stopped")
+        return answered(self, position, *other)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="stopped"):
+        patched.setattr(Account, "answered", stop)
+        process(tmp_path, recording, tmp_path / "out", wanted, "")
+    assert process(tmp_path, recording, tmp_path / "out", wanted, "").new < len(recording.frames)
+    up, left_out = load(tmp_path / "out").metrics["references"].split("; not ")
+    assert up.startswith("looked up: 512 pixels") and up.endswith(", in 3 of 4 frames")
+    assert left_out.startswith("looked up: the bundle's references are of another camera")
+    assert left_out.endswith(", in 1 of 4 frames")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "references are of another camera" in html.unescape(page)
+
+
+def test_work_that_did_not_keep_them_does_not_know_its_references(
+    bundle: Path, tmp_path: Path
+) -> None:
+    account = Account(make_recording(2, size=SIZE), load_bundle(bundle), tmp_path)
+    account.record(0)
+    entry = account.journal_entry(0, "a")
+    account.take_up(entry)
+    del entry["references"]
+    account.take_up(entry)
+    found = account.results(mode="offline", command="", pipeline=None, latency="")
+    words = "looked up: a, in 1 of 2 frames; not known, in 1 of 2 frames"
+    assert found.run["references"] == found.metrics["references"] == words
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from depth_prior_ros.recordings.base import Frame
 from rosbag_tools.cli import main
 from rosbag_tools.make import write_bag
 from rosbag_tools.replaying.node_process import NodeProcess, ReplayError, free_domain
-from rosbag_tools.replaying.session import ReplayOptions, replay
+from rosbag_tools.replaying.session import ReplayOptions, _Session, replay
 from rosbag_tools.reports.results import (
     FrameRecord,
     latency_percentiles,
@@ -111,6 +112,37 @@ def test_metrics_have_the_fixed_form(metrics: dict[str, Any]) -> None:
     assert metrics["depth"]["multi_frame"]["frames"] == 15
     assert metrics["protocol"]["name"] == "synthetic"
     assert metrics["protocol"]["crop"] is None
+
+
+def test_references_are_told_apart(replayed: Path, metrics: dict[str, Any]) -> None:
+    assert metrics["references"] == load(replayed).run["references"] == "the bundle has none"
+    page = (replayed / "report.html").read_text()
+    assert "<dt>references</dt><dd>the bundle has none" in page
+
+
+@pytest.mark.parametrize(
+    ("look_up", "cameras", "said", "expected"),
+    [
+        (True, 1, {"inferred": "3", "references": "5 pixels"}, "5 pixels"),
+        (True, 2, {"inferred": "3", "references": "5 pixels"}, "5 pixels, as the node said last"),
+        (True, 1, {"inferred": "0", "references": "5 pixels"}, "not known"),
+        (True, 1, {"inferred": "3"}, "not known"),
+        (True, 1, None, "not known"),
+        (False, 2, None, "not looked up: switched off"),
+    ],
+)
+def test_references_are_those_that_the_node_is_known_to_look_up(
+    look_up: bool, cameras: int, said: dict[str, str] | None, expected: str, tmp_path: Path
+) -> None:
+    from rosbag_tools.replaying.replay import Played
+
+    recording = make_recording(2, size=SIZE)
+    last = recording.frames[-1]
+    camera = replace(last.camera, fx=last.camera.fx + cameras - 1)
+    recording.frames[-1] = replace(last, camera=camera)
+    options = ReplayOptions(look_up=look_up)
+    session = _Session(recording, tmp_path, options, load_bundle("lite"))
+    assert session._references(Played(diagnostics=said)) == expected
 
 
 def test_the_stop_is_seen(metrics: dict[str, Any]) -> None:

@@ -480,6 +480,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from depth_prior_ros.atomic_files import write_json
+    from depth_prior_ros.pipeline.references import useless_no_look_up
     from depth_prior_ros.progress import ProgressBar
     from training.evaluation.evaluation import MODELS, evaluate_bundle
     from training.evaluation.report import as_json, print_report, write_pictures
@@ -488,6 +489,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     read_as = None
     if arguments.protocol == "drive" and arguments.data is not None:
         read_as = recording_options(arguments.data, arguments)
+    if line := useless_no_look_up(arguments.bundle, arguments.no_look_up):
+        print(line)
     with ProgressBar() as progress:
         report = evaluate_bundle(
             arguments.bundle,

@@ -9,6 +9,7 @@ Separate scenes have no predecessors: there ``all`` and ``single_frame`` are the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from depth_prior_ros.evaluation.predictors import (
     Map,
     Predictor,
 )
+from depth_prior_ros.pipeline.references import are_left_out, references_in_words
 from depth_prior_ros.progress import Progress, quiet
 from depth_prior_ros.recordings import StoredRecording
 from training.evaluation.baselines import CONSTANT, COUNTED, OTHER_IMAGE, SET_MEAN, baseline_maps
@@ -121,8 +123,8 @@ def evaluate_bundle(
         poses: evaluate ego-motion on the drives with poses; without a protocol, nothing else.
         read_as: how the recording `data` is read, with the protocol drive: see `open_recording`.
         backend, device, precision: what runs the networks.
-        look_up: whether references of the bundle are looked up; a set's notes say where they
-            were not for its last camera.
+        look_up: whether references of the bundle are looked up; a set's notes say for how many
+            of its frames they were not, and why.
         keep: keep every predicted depth image in memory, for pictures; `baselines` does so, too.
         progress: told in words what is being done, and how much of it is done.
 
@@ -140,9 +142,9 @@ def evaluate_bundle(
     keep = keep or baselines
     reports = []
     for one in sets:
-        reports.append(evaluate_set(pipeline, one, models, progress, keep=keep))
-        if loaded.manifest.references is not None and not pipeline.looks_up:
-            reports[-1].notes.append(f"references {pipeline.references_text}")
+        report = evaluate_set(pipeline, one, models, progress, keep=keep)
+        report.notes += _references_notes(report)
+        reports.append(report)
     if baselines:
         progress("baselines: maps")
         maps, notes = baseline_maps(loaded, folder)
@@ -170,8 +172,21 @@ def _sums(reports: Sequence[SetReport]) -> list[SetReport]:
                 total.rows.setdefault(row, []).extend(frames)
             for row, errors in one.baselines.items():
                 total.baselines.setdefault(row, []).extend(errors)
+        total.notes += _references_notes(total)
         sums.append(total)
     return sums
+
+
+def _references_notes(report: SetReport) -> list[str]:
+    """Which references were looked up for which frames; none where they were for all.
+
+    Frames of one set may be of several cameras, and those of a sum are of several recordings.
+    """
+    longest = max(report.rows.values(), key=len, default=[])  # every frame is in it
+    said = Counter(frame.references for frame in longest)
+    if not any(map(are_left_out, said)):
+        return []
+    return [f"references {words}" for words in references_in_words(said)]
 
 
 def evaluate_set(
