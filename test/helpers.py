@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from depth_prior_ros.backends import BACKENDS, choice
 from depth_prior_ros.bundle import (
     Architecture,
     Bundle,
@@ -165,6 +166,25 @@ def exporting_once(files: dict[Any, bytes]) -> Iterator[None]:
 
     with patch.object(onnx_backend, "export_onnx", kept):
         yield
+
+
+def cpu_backends() -> list[str]:
+    """The names of all backends that run on a CPU."""
+    return [name for name, backend in BACKENDS.items() if "cpu" in backend.devices]
+
+
+def need_packages_of(backend: str) -> None:
+    """Skip the test where a package that the backend declares is not installed."""
+    import pytest
+
+    for package in BACKENDS[backend].packages:
+        pytest.importorskip(package, reason=f"{backend} needs {package}: the extra `cpu` has it")
+
+
+def register_alone(patch: Any, *names: str, **others: type) -> None:
+    """Let these of the backends, and others of a test's own, be the only ones to choose from."""
+    found = {name: BACKENDS[name] for name in names} | others
+    patch.setattr(choice, "BACKENDS", dict(sorted(found.items())))
 
 
 UNITS = 3.0

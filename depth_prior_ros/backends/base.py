@@ -10,6 +10,7 @@ from frame to frame never leave the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from depth_prior_ros.registry import Registry
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["f32", "bf16", "f16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+DeviceKind = Literal["cpu", "cuda"]
+Purpose = Literal["cpu", "cuda", "cuda_onnx"]
+"""What `auto` looks for a backend for: a CPU; CUDA; on CUDA, an ONNX file, which PyTorch does not
+run."""
 
 
 class BackendError(RuntimeError):
@@ -40,17 +46,20 @@ class Backend(Protocol):
     Made with `(device, threads, precision)`; raises BackendError where it does not run so.
 
     Attributes:
-        packages: what has to be installed, by the names of import.
+        packages: what has to be installed, by the top-level names of import.
         precisions: what it computes in; a precision that a CPU lacks is refused when it is made.
-        cuda: whether it runs on CUDA; otherwise on the CPU alone.
-        cpu_rank: place in the order in which `auto` tries the backends on a CPU, 0 the fastest;
-            None: on CUDA alone.
+        faster_on_cpu: those that are faster than f32 on a CPU; `auto` tries no others there.
+        devices: what it can be made for.
+        auto_rank: for each purpose that `auto` may choose it for, its place in the order in which
+            backends are tried: the smallest number first, with room between them. For a purpose
+            that is not there `auto` never chooses it; by name it can be had on all its devices.
     """
 
     packages: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[Precision, ...]]
-    cuda: ClassVar[bool]
-    cpu_rank: ClassVar[int | None]
+    faster_on_cpu: ClassVar[tuple[Precision, ...]]
+    devices: ClassVar[tuple[DeviceKind, ...]]
+    auto_rank: ClassVar[Mapping[Purpose, int]]
 
     def __init__(self, device: str, threads: int, precision: Precision) -> None: ...
 

@@ -10,7 +10,9 @@ from depth_prior_ros.backends.base import (
     PRECISIONS,
     Backend,
     BackendError,
+    DeviceKind,
     Precision,
+    Purpose,
 )
 
 
@@ -23,7 +25,7 @@ class Option:
     precision: Precision
     why: str
     optional: bool = False
-    """Whether the next one does as well, so that nobody is warned where this one fails."""
+    """Whether the next one is on its device too, so that nobody is warned where this one fails."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.device}, {self.precision})"
@@ -44,10 +46,13 @@ def make_backend(
     backend = BACKENDS[name]
     if precision not in backend.precisions:
         raise BackendError(f"precision {precision!r} is not supported by {name}")
-    if device not in ("auto", "cpu") and not backend.cuda:
-        raise BackendError(f"{name} runs on the CPU here, not on {device!r}; use torch for CUDA")
-    if device == "cpu" and backend.cpu_rank is None:
-        raise BackendError(f"{name} runs on CUDA alone, not on {device!r}; use onnxruntime there")
+    kind: DeviceKind = "cpu" if device == "cpu" else "cuda"  # other kinds it refuses itself
+    if device != "auto" and kind not in backend.devices:
+        able = [other for other in BACKENDS if kind in BACKENDS[other].devices]
+        raise BackendError(
+            f"{name} runs on {' and '.join(backend.devices)} alone, not on {device!r}; "
+            f"on {kind} choose {', '.join(able)}"
+        )
     lacking = _lacking(name)
     if lacking:
         raise BackendError(lacking)
@@ -73,10 +78,10 @@ def backend_options(
 ) -> list[Option]:
     """The backends to try, the best first; a single one where it was chosen and may not fail.
 
-    `auto` takes PyTorch where there is CUDA (or `device` asks for it), then, on a CPU, OpenVINO,
-    ONNX Runtime and PyTorch, as far as they are installed. A backend or CUDA device that was
-    chosen by name stands alone, unless `fallback` lets those of `auto` on a CPU follow.
-    onnx: for a file that PyTorch does not run; on CUDA, TensorRT and ONNX Runtime take its place.
+    `auto` takes those for CUDA where there is CUDA (or `device` asks for it), then those for a CPU,
+    as they are ranked (`auto_order`) and as far as they are installed. A backend or CUDA device
+    that was chosen by name stands alone, unless `fallback` lets those of `auto` on a CPU follow.
+    onnx: for a file that PyTorch does not run.
     """
     if name != "auto":
         chosen = [Option(name, device, precision, "chosen by name")]
@@ -90,6 +95,12 @@ def backend_options(
     else:
         return _cpu_options(precision)
     return chosen + (_cpu_options(precision) if fallback else [])
+
+
+def auto_order(purpose: Purpose) -> list[str]:
+    """Who may be chosen by `auto`, the first to be tried first; of equal rank by name."""
+    ranks = {n: b.auto_rank[purpose] for n, b in BACKENDS.items() if purpose in b.auto_rank}
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def choose_backend(
@@ -126,38 +137,49 @@ def reason_of(option: Option, failures: list[str]) -> str:
 
 
 def _cuda_options(device: str, precision: Precision, why: str, onnx: bool) -> list[Option]:
-    """On CUDA; in f32 what computes nothing else, for a file that PyTorch does not run."""
-    if not onnx:
-        return [Option("torch", device, precision, why)]
+    """On CUDA; in f32 what computes nothing else."""
     options: list[Option] = []
-    for name in ("tensorrt", "onnxruntime"):
+    turns = _turns("cuda_onnx" if onnx else "cuda")
+    for name, notes in turns:
         able = precision in BACKENDS[name].precisions
         kind = precision if able else PRECISIONS[0]
-        words = why if able else f"{why}; {name} computes no {precision}: {kind}"
-        options.append(Option(name, device, kind, words, optional=name == "tensorrt"))
+        words = [*notes, why]
+        if not able:
+            words.append(f"{name} computes no {precision}: {kind}")
+        last = name == turns[-1][0]
+        options.append(Option(name, device, kind, "; ".join(words), optional=not last))
     return options
 
 
 def _cpu_options(precision: Precision) -> list[Option]:
-    """On a CPU, by speed; in another precision than f32 the first alone, others gain nothing."""
+    """On a CPU; in another precision than f32 those that are faster in it."""
     options: list[Option] = []
-    notes: list[str] = []
-    ranks = {n: b.cpu_rank for n, b in BACKENDS.items() if b.cpu_rank is not None}
-    ranked = sorted(ranks, key=ranks.__getitem__)
-    for name in ranked:
-        lacking = _lacking(name)
-        if lacking:
-            notes.append(lacking)
-            continue
-        fast = name == ranked[0] and precision in BACKENDS[name].precisions
-        kinds: list[Precision] = [precision] if fast and precision != "f32" else []
+    faster = [name for name in auto_order("cpu") if precision in BACKENDS[name].faster_on_cpu]
+    for name, notes in _turns("cpu"):
+        kinds: list[Precision] = [precision] if name in faster else []
         for kind in [*kinds, PRECISIONS[0]]:
             rank = "the next fastest" if options else "the fastest"
             words = [*notes, f"on a CPU, {name} is {rank} installed"]
             if kind != precision:
-                words.append(f"{precision} is faster with {ranked[0]} only: {kind}")
+                words.append(f"{precision} is faster with {' and '.join(faster)} only: {kind}")
             options.append(Option(name, "cpu", kind, "; ".join(words)))
     return options
+
+
+def _turns(purpose: Purpose) -> list[tuple[str, list[str]]]:
+    """The installed ones in order, each with what those before it lack.
+
+    All of them where none is installed: each says so when it is made.
+    """
+    turns: list[tuple[str, list[str]]] = []
+    notes: list[str] = []
+    order = auto_order(purpose)
+    for name in order:
+        if lacking := _lacking(name):
+            notes.append(lacking)
+        else:
+            turns.append((name, list(notes)))
+    return turns or [(name, []) for name in order]
 
 
 def _lacking(name: str) -> str | None:

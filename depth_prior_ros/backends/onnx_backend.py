@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depth_prior_ros.backends.base import BackendError, Compiled
+from depth_prior_ros.backends.base import BackendError, Compiled, DeviceKind, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,8 @@ class OnnxBackend:
     title: str
     """The library's name as it is written."""
     device = "cpu"
-    cuda = False
+    devices: tuple[DeviceKind, ...] = ("cpu",)
+    faster_on_cpu: tuple[Precision, ...] = ()
 
     def compile(
         self, module: nn.Module, example_inputs: tuple[NDArray[np.float32], ...]

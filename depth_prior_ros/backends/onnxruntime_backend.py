@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
+from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, DeviceKind, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
 from depth_prior_ros.backends.torch_backend import TorchBackend
 from depth_prior_ros.share import cache_dir
@@ -40,8 +40,8 @@ class OnnxRuntimeBackend(OnnxBackend):
     title = "ONNX Runtime"
     packages = ("onnxruntime", "onnx")
     precisions: tuple[Precision, ...] = ("f32",)
-    cuda = True
-    cpu_rank: ClassVar[int | None] = 1
+    devices: tuple[DeviceKind, ...] = ("cpu", "cuda")
+    auto_rank: ClassVar = {"cpu": 20, "cuda_onnx": 20}
     provider = "CUDAExecutionProvider"
 
     def __init__(self, device: str = "cpu", threads: int = 1, precision: Precision = "f32") -> None:
@@ -64,7 +64,7 @@ class OnnxRuntimeBackend(OnnxBackend):
         import torch
 
         there = self.provider in listed
-        if device == "auto" and self.cpu_rank is not None:
+        if device == "auto" and "cpu" in self.devices:
             device = "cuda" if there and torch.cuda.is_available() else "cpu"
         if device == "cpu":
             return None
@@ -132,7 +132,8 @@ class TensorRtBackend(OnnxRuntimeBackend):
     name = "tensorrt"
     title = "TensorRT"
     precisions = ("f32", "f16")
-    cpu_rank = None
+    devices = ("cuda",)
+    auto_rank: ClassVar = {"cuda_onnx": 10}
     provider = "TensorrtExecutionProvider"
     _exact = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
 from depth_prior_ros.backends.onnx_backend import OnnxBackend
@@ -36,7 +36,8 @@ class OpenVinoBackend(OnnxBackend):
     title = "OpenVINO"
     packages = ("openvino", "onnx")
     precisions: tuple[Precision, ...] = ("f32", "bf16", "f16")
-    cpu_rank = 0
+    faster_on_cpu: tuple[Precision, ...] = ("bf16", "f16")
+    auto_rank: ClassVar = {"cpu": 10}
 
     def __init__(self, device: str = "cpu", threads: int = 1, precision: Precision = "f32") -> None:
         self.precision: Precision = precision

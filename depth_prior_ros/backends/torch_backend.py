@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, Precision
+from depth_prior_ros.backends.base import BACKENDS, BackendError, Compiled, DeviceKind, Precision
 from depth_prior_ros.backends.devices import choose_device
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class TorchBackend:
     name = "torch"
     packages = ("torch",)
     precisions: tuple[Precision, ...] = ("f32", "bf16", "f16")
-    cuda = True
-    cpu_rank = 2
+    faster_on_cpu: tuple[Precision, ...] = ()
+    devices: tuple[DeviceKind, ...] = ("cpu", "cuda")
+    auto_rank: ClassVar = {"cpu": 30, "cuda": 10}
 
     def __init__(
         self, device: str = "auto", threads: int = 1, precision: Precision = "f32"

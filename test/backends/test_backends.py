@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import exporting_once
+from helpers import cpu_backends, exporting_once, need_packages_of, register_alone
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,11 +25,11 @@ from depth_prior_ros.backends import (
     onnx_backend,
 )
 from depth_prior_ros.backends import choice as choice_module
+from depth_prior_ros.backends.choice import Option
 from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.bundle import Bundle, BundleError, build_network, load_bundle, save_bundle
 from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.export import StudentRunner
-from depth_prior_ros.pipeline import runtime
 from depth_prior_ros.pipeline.runtime import Networks, compile_networks
 
 
@@ -45,8 +45,7 @@ def networks_on(bundle: Bundle, files: dict[type, bytes]) -> Callable[[str], Net
 
     @cache
     def compiled(name: str) -> Networks:
-        if name != "torch":
-            pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
+        need_packages_of(name)
         with exporting_once(files):
             return Networks(bundle, make_backend(name, "cpu"))
 
@@ -77,7 +76,7 @@ def run_everything(networks: Networks, camera: NDArray) -> dict[str, NDArray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", [name for name in cpu_backends() if name != "torch"])
 def test_backends_agree_with_pytorch(
     bundle: Bundle, networks_on: Callable[[str], Networks], name: str
 ) -> None:
@@ -130,7 +129,7 @@ def test_a_cuda_device_too_many() -> None:
         make_backend("torch", f"cuda:{torch.cuda.device_count()}")
 
 
-@pytest.mark.parametrize("name", [n for n, b in BACKENDS.items() if b.cpu_rank is not None])
+@pytest.mark.parametrize("name", cpu_backends())
 def test_outputs_are_not_overwritten_by_the_next_run(
     networks_on: Callable[[str], Networks], name: str
 ) -> None:
@@ -145,7 +144,7 @@ def test_outputs_are_not_overwritten_by_the_next_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "torch"])
+@pytest.mark.parametrize("name", [n for n in cpu_backends() if "bf16" in BACKENDS[n].precisions])
 def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks], name: str) -> None:
     image = images(1)[0]
     exact = networks_on("torch").single(torch.from_numpy(image))[0].numpy()
@@ -164,9 +163,10 @@ def test_bf16_is_close(bundle: Bundle, networks_on: Callable[[str], Networks], n
 def test_half_precision_that_the_cpu_has_not(
     monkeypatch: pytest.MonkeyPatch, kind: Precision
 ) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
+    need_packages_of("openvino")
     from depth_prior_ros.backends.openvino_backend import OpenVinoBackend
 
+    register_alone(monkeypatch, "openvino", "torch")
     monkeypatch.setattr(OpenVinoBackend, "_capabilities", lambda _: ["FP32", "INT8"])
     with pytest.raises(BackendError, match=f"no {kind}"):
         make_backend("openvino", precision=kind)
@@ -183,12 +183,12 @@ def test_half_precision_that_the_cpu_has_not(
     ("name", "device", "precision", "message"),
     [
         ("tensorflow", "auto", "f32", "unknown backend"),
-        ("openvino", "cuda", "f32", "use torch for CUDA"),
+        ("openvino", "cuda", "f32", "runs on cpu alone, not on 'cuda'; on cuda choose .*torch"),
         ("torch", "tpu9", "f32", "device"),
         ("torch", "meta", "f32", "choose auto"),
         ("onnxruntime", "cpu", "bf16", "not supported by onnxruntime"),
         ("onnxruntime", "cuda", "f16", "not supported by onnxruntime"),
-        ("tensorrt", "cpu", "f32", "on CUDA alone"),
+        ("tensorrt", "cpu", "f32", "runs on cuda alone, not on 'cpu'; on cpu choose .*onnxruntime"),
         ("torch", "cpu", "f16", "torch: this CPU computes no f16"),
         ("torch", "cpu", "f8", "unknown precision"),
     ],
@@ -209,6 +209,7 @@ def test_cuda_that_is_not_there() -> None:
 
 
 def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    register_alone(monkeypatch, "openvino", "torch")
     asked = []
 
     def make(name: str, device: str = "auto", **_: object) -> Backend:
@@ -229,80 +230,140 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     )
 
 
+def shipped(options: list[Option]) -> list[str]:
+    """Those that come with the package, as others may stand between them."""
+    come = ("onnxruntime", "openvino", "tensorrt", "torch")
+    return [option.name for option in options if option.name in come]
+
+
 @pytest.mark.parametrize(
-    ("lacking", "expected"),
+    ("lacking", "expected", "said"),
     [
-        ((), "openvino"),
-        (("openvino",), "onnxruntime"),
-        (("openvino", "onnxruntime"), "torch"),
-        (("onnx",), "torch"),
+        ([], ["openvino", "onnxruntime", "torch"], []),
+        (["openvino"], ["onnxruntime", "torch"], ["openvino: openvino"]),
+        (
+            ["openvino", "onnxruntime"],
+            ["torch"],
+            ["openvino: openvino", "onnxruntime: onnxruntime"],
+        ),
+        (["onnx"], ["torch"], ["openvino: onnx", "onnxruntime: onnx"]),
+        (["onnxruntime"], ["openvino", "torch"], []),
     ],
 )
-def test_auto_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, lacking: tuple[str, ...], expected: str
+def test_shipped_backends_in_order(
+    monkeypatch: pytest.MonkeyPatch, lacking: list[str], expected: list[str], said: list[str]
 ) -> None:
+    """The order of the shipped backends; `five` and its tests have the rule."""
     without(monkeypatch, *lacking)
     options = backend_options()
-    assert options[0].name == expected
-    assert [option.name for option in options][-1] == "torch"
+    assert shipped(options) == expected
     assert {option.device for option in options} == {"cpu"}
-    for package in lacking:
-        assert f"{package} not installed" in options[0].why or "and" in options[0].why
-    if "openvino" in lacking:
-        assert "openvino not installed" in options[0].why
+    why = next(option.why for option in options if option.name == expected[0])
+    pairs = [(n, p) for n in ("openvino", "onnxruntime") for p in BACKENDS[n].packages]
+    assert [f"{n}: {p}" for n, p in pairs if f"{n}: {p} not installed" in why] == said
+    without(monkeypatch)
+    assert shipped(backend_options(device="cuda")) == ["torch"]
+    assert shipped(backend_options(device="cuda", onnx=True)) == ["tensorrt", "onnxruntime"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_a_backend_declares_fits_together(name: str) -> None:
+    backend = BACKENDS[name]
+    assert backend.devices
+    assert {purpose.partition("_")[0] for purpose in backend.auto_rank} <= set(backend.devices)
+    assert "f32" in backend.precisions
+    assert set(backend.faster_on_cpu) <= set(backend.precisions) - {"f32"}
 
 
 def test_a_package_that_is_not_installed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "onnxruntime")
+    register_alone(monkeypatch, "onnxruntime", "torch")
     with pytest.raises(BackendError, match="onnxruntime not installed"):
         choose_backend("onnxruntime")
     backend, reason = choose_backend("onnxruntime", fallback=True)
-    assert backend.name == "openvino"
+    assert backend.name == "torch"
     assert "onnxruntime not installed" in reason
 
 
 def test_a_precision_that_auto_cannot_keep_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "openvino", "onnxruntime")
+    register_alone(monkeypatch, "openvino", "onnxruntime", "torch")
     backend, reason = choose_backend(precision="bf16")
     assert (backend.name, backend.precision) == ("torch", "f32")
-    assert "bf16" in reason
+    assert "bf16 is faster with openvino only: f32" in reason
     assert "bf16" not in choose_backend()[1]
 
 
-def test_options_of_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def declared(
+    devices: str, precisions: str = "f32", faster: str = "", packages: str = "", **rank: int
+) -> type:
+    """What choosing reads of a backend."""
+    names = ("devices", "precisions", "faster_on_cpu", "packages")
+    words = [tuple(value.split()) for value in (devices, precisions, faster, packages)]
+    return type("Declared", (), dict(zip(names, words, strict=True), auto_rank=rank))
+
+
+@pytest.fixture
+def five(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five backends, whose order is neither that of their names nor of where they are declared."""
+    kinds, half = "f32 bf16 f16", "bf16 f16"
+    register_alone(
+        monkeypatch,
+        named=declared("cpu cuda", kinds),
+        both=declared("cpu cuda", kinds, cpu=30, cuda=20),
+        reader=declared("cpu cuda", packages="reader", cpu=20, cuda_onnx=2),
+        quick=declared("cpu", kinds, half, "quick", cpu=10),
+        special=declared("cuda", "f32 f16", packages="special reader", cuda=3, cuda_onnx=1),
+    )
     without(monkeypatch)
 
-    def names(*args: str, fallback: bool = False, precision: str = "f32") -> list[str]:
-        options = backend_options(*args, precision=precision, fallback=fallback)  # type: ignore[arg-type]
-        return [str(option) for option in options]
 
-    cpu = ["openvino (cpu, f32)", "onnxruntime (cpu, f32)", "torch (cpu, f32)"]
+def names(*args: str, **how: object) -> list[str]:
+    return [str(option) for option in backend_options(*args, **how)]  # type: ignore[arg-type]
+
+
+def test_options_of_a_choice(five: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = ["quick (cpu, f32)", "reader (cpu, f32)", "both (cpu, f32)"]
+    cuda = ["special (cuda:1, f32)", "both (cuda:1, f32)"]
     assert names() == names("auto", "cpu") == cpu
-    assert names("torch", "cuda:1") == ["torch (cuda:1, f32)"]
-    assert names("auto", "cuda:1") == ["torch (cuda:1, f32)"]
-    assert names("auto", "cuda:1", fallback=True) == ["torch (cuda:1, f32)", *cpu]
-    assert names("onnxruntime", "cpu", fallback=True) == ["onnxruntime (cpu, f32)", *cpu]
-    assert names(precision="bf16") == ["openvino (cpu, bf16)", *cpu]
+    assert names("both", "cuda:1") == ["both (cuda:1, f32)"]
+    assert names("named", "cuda:1") == ["named (cuda:1, f32)"], "never by auto, but by name"
+    assert names("auto", "cuda:1") == cuda
+    assert names("auto", "cuda:1", fallback=True) == [*cuda, *cpu]
+    assert names("reader", "cpu", fallback=True) == ["reader (cpu, f32)", *cpu]
+    assert names(precision="bf16") == ["quick (cpu, bf16)", *cpu], "both gains nothing there"
     monkeypatch.setattr(choice_module, "_cuda_available", lambda: True)
-    assert names() == ["torch (cuda, f32)", *cpu]
+    assert names() == ["special (cuda, f32)", "both (cuda, f32)", *cpu]
     assert names("auto", "cpu") == cpu
+    assert [option.name for option in backend_options() if option.optional] == ["special"]
 
 
-def test_options_of_a_file_that_pytorch_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch)
-    on_cpu = backend_options("auto", "cpu", onnx=True)
-    assert backend_options(onnx=True) == on_cpu == backend_options()
+def test_options_of_a_file_that_pytorch_does_not_run(
+    five: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names(onnx=True) == names("auto", "cpu", onnx=True) == names()
     monkeypatch.setattr(choice_module, "_cuda_available", lambda: True)
     options = backend_options(onnx=True, precision="f16")
     found = [str(option) for option in options]
-    assert found[:3] == ["tensorrt (cuda, f16)", "onnxruntime (cuda, f32)", "openvino (cpu, f16)"]
-    assert "onnxruntime computes no f16: f32" in options[1].why
-    assert [option.name for option in options if option.optional] == ["tensorrt"]
-    assert [str(o) for o in backend_options("auto", "cuda:1", onnx=True)] == [
-        "tensorrt (cuda:1, f32)",
-        "onnxruntime (cuda:1, f32)",
-    ]
-    assert [o.name for o in backend_options("onnxruntime", "cuda", onnx=True)] == ["onnxruntime"]
+    assert found[:3] == ["special (cuda, f16)", "reader (cuda, f32)", "quick (cpu, f16)"]
+    assert "reader computes no f16: f32" in options[1].why
+    assert [option.name for option in options if option.optional] == ["special"]
+    assert names("auto", "cuda:1", onnx=True) == ["special (cuda:1, f32)", "reader (cuda:1, f32)"]
+    assert names("reader", "cuda", onnx=True) == ["reader (cuda, f32)"]
+
+
+def test_what_is_not_installed_is_left_out(five: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "special", "quick")
+    (option,) = backend_options(device="cuda")
+    assert option.why.startswith("special: special not installed")
+    assert (option.name, option.optional) == ("both", False)
+    first, second = backend_options(precision="bf16")
+    assert [str(first), str(second)] == ["reader (cpu, f32)", "both (cpu, f32)"]
+    assert first.why.startswith("quick: quick not installed")
+    assert "bf16 is faster with quick only: f32" in second.why
+    without(monkeypatch, "special", "reader")
+    none = ["special (cuda, f32)", "reader (cuda, f32)"]
+    assert names(device="cuda", onnx=True) == none, "where none is, each says so"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without CUDA")
@@ -321,14 +382,14 @@ class Stubborn(nn.Module):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_network_that_cannot_be_compiled(name: str) -> None:
-    pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
+    need_packages_of(name)
     with pytest.raises(BackendError, match="Stubborn"):
         make_backend(name).compile(Stubborn(), (images(1)[0],))
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_file_that_the_library_refuses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(name, reason=f"{name} is not installed: the extra `cpu` has it")
+    need_packages_of(name)
     monkeypatch.setattr(
         onnx_backend, "export_onnx", lambda _net, _inputs, path: path.write_bytes(b"no network")
     )
@@ -338,9 +399,10 @@ def test_a_file_that_the_library_refuses(name: str, monkeypatch: pytest.MonkeyPa
 
 def test_a_library_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drivers and plugins of a half-broken installation fail in ways of their own."""
-    openvino = pytest.importorskip(
-        "openvino", reason="openvino is not installed: the extra `cpu` has it"
-    )
+    need_packages_of("openvino")
+    import openvino
+
+    register_alone(monkeypatch, "openvino", "torch")
 
     def fail() -> None:
         raise RuntimeError("no plugin")
@@ -354,16 +416,17 @@ def test_a_library_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch)
     assert "no plugin" in reason
 
 
-class Unfit:
-    """A backend that is there, and fails at its work."""
+class Unfit(declared("cpu", cpu=0)):  # type: ignore[misc]
+    """A backend that is there, the first one, and fails at its work."""
 
-    name, device, precision = "openvino", "cpu", "f32"
+    name, device, precision = "unfit", "cpu", "f32"
+    at = "compile"
 
-    def __init__(self, at: str) -> None:
-        self._at = at
+    def __init__(self, device: str, threads: int, precision: Precision) -> None:
+        pass
 
     def compile(self, module: nn.Module, example_inputs: object) -> Callable[..., object]:
-        if self._at == "compile":
+        if self.at == "compile":
             raise BackendError("no such instruction")
 
         def run(*inputs: object) -> None:
@@ -382,18 +445,16 @@ class Unfit:
 def test_falling_back_where_a_backend_is_unfit(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    def make(name: str, device: str = "auto", **options: object) -> object:
-        return Unfit(at) if name == "openvino" else make_backend(name, device, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(runtime, "make_backend", make)
-    without(monkeypatch, "onnxruntime")
+    monkeypatch.setattr(Unfit, "at", at)
+    register_alone(monkeypatch, "torch", unfit=Unfit)
+    without(monkeypatch)
     networks, reason = compile_networks(bundle)
     assert networks.backend.name == "torch"
     assert networks.fell_back
     assert "no such instruction" in reason
     with pytest.raises(BackendError, match="no such instruction"):
-        compile_networks(bundle, "openvino")
-    networks, reason = compile_networks(bundle, "openvino", fallback=True)
+        compile_networks(bundle, "unfit")
+    networks, reason = compile_networks(bundle, "unfit", fallback=True)
     assert networks.backend.name == "torch"
     assert networks.fell_back
     networks, reason = compile_networks(bundle, "torch", "cpu")
@@ -402,7 +463,7 @@ def test_falling_back_where_a_backend_is_unfit(
 
 
 def test_where_nothing_is_fit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_backend", lambda *_, **__: Unfit("compile"))
+    register_alone(monkeypatch, unfit=Unfit)
     without(monkeypatch)
     with pytest.raises(BackendError, match="no such instruction"):
         compile_networks(bundle)
@@ -418,16 +479,19 @@ def test_a_fusion_without_its_prior_is_refused(tmp_path: Path, bundle: Bundle) -
 @pytest.mark.slow
 def test_choosing_imports_only_what_is_used() -> None:
     code = (
-        "import sys; from depth_prior_ros.backends import make_backend;"
+        "import sys; from depth_prior_ros.backends import BACKENDS, make_backend;"
+        "needed = {name: set(backend.packages) for name, backend in BACKENDS.items()};"
         "assert 'torch' not in sys.modules; make_backend('torch', 'cpu');"
-        "assert 'openvino' not in sys.modules and 'onnxruntime' not in sys.modules"
+        "others = set().union(*needed.values()) - needed['torch'];"
+        "assert {'openvino', 'onnxruntime', 'onnx'} <= others;"
+        "assert not others & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
 def test_openvino_needs_no_onnxruntime() -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
+    need_packages_of("openvino")
     code = (
         "import sys; sys.modules['onnxruntime'] = None; sys.modules['onnxscript'] = None;"
         "import numpy as np; from torch import nn;"

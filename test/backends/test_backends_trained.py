@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from helpers import exporting_once
+from helpers import exporting_once, need_packages_of
 from numpy.typing import NDArray
 
-from depth_prior_ros.backends import BackendError, make_backend
+from depth_prior_ros.backends import BACKENDS, BackendError, make_backend
 from depth_prior_ros.backends.torch_backend import TorchBackend
 from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.poses import rigid_inverse
@@ -31,19 +32,12 @@ real frames; all of it is far below what separates the depth from the truth (Abs
 """
 
 CASES = [
-    ("torch", "cpu", "bf16"),
-    ("openvino", "cpu", "f32"),
-    ("torch", "cpu", "f16"),
-    ("openvino", "cpu", "bf16"),
-    ("openvino", "cpu", "f16"),
-    ("onnxruntime", "cpu", "f32"),
-    pytest.param("torch", "cuda", "f32", marks=pytest.mark.gpu),
-    pytest.param("torch", "cuda", "bf16", marks=pytest.mark.gpu),
-    pytest.param("torch", "cuda", "f16", marks=pytest.mark.gpu),
-    pytest.param("onnxruntime", "cuda", "f32", marks=pytest.mark.gpu),
-    pytest.param("tensorrt", "cuda", "f32", marks=pytest.mark.gpu),
-    pytest.param("tensorrt", "cuda", "f16", marks=pytest.mark.gpu),
+    pytest.param(*case, marks=[pytest.mark.gpu] if case[1] == "cuda" else [])
+    for name, backend in BACKENDS.items()
+    for case in product([name], backend.devices, backend.precisions)
+    if case != ("torch", "cpu", "f32")
 ]
+"""All that backends declare, beside the one that they are compared with."""
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +167,7 @@ def test_the_pose_is_the_same_everywhere(lite: Bundle) -> None:
 
 def test_aligning_beside_another_backend_keeps_to_its_threads(lite: Bundle) -> None:
     """PyTorch would take every core of the machine, and put nothing back."""
-    pytest.importorskip("openvino", reason="openvino is not installed: the extra `cpu` has it")
+    need_packages_of("openvino")
     networks = Networks(lite, make_backend("openvino"), threads=1)
     seen: list[int] = []
     before = torch.get_num_threads()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import register_alone
 from torch import nn
 
 from depth_prior_ros.backends import BackendError, choice
@@ -94,11 +95,12 @@ def test_an_imported_file_goes_on_where_cuda_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = imported(tmp_path)
+    register_alone(monkeypatch, "onnxruntime", "tensorrt", "torch")
     monkeypatch.setattr(choice, "_cuda_available", lambda: True)  # and then there is none
     networks, reason = compile_networks(bundle)
-    assert (networks.backend.name, networks.backend.device) == ("openvino", "cpu")
+    assert (networks.backend.name, networks.backend.device) == ("onnxruntime", "cpu")
     assert networks.fell_back
-    assert reason.endswith("on a CPU, openvino is the fastest installed")
+    assert reason.endswith("on a CPU, onnxruntime is the fastest installed")
     told = ("no TensorrtExecutionProvider", "no CUDAExecutionProvider"), ("sees no CUDA device",)
     assert any(all(words in reason for words in some) for some in told)
     with pytest.raises(BackendError, match=r"onnxruntime: this ONNX Runtime has no|no CUDA device"):

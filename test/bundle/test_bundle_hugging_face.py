@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import need_packages_of
 
 from depth_prior_ros.adaptation.adapt import adapt
 from depth_prior_ros.adaptation.keyframes import AdaptationError, Keyframe
@@ -64,8 +65,7 @@ def bundle(dpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_depth_is_that_of_transformers(dpt: Path, bundle: Any, backend: str) -> None:
-    if backend != "torch":
-        pytest.importorskip(backend)
+    need_packages_of(backend)
     from transformers import DPTForDepthEstimation
 
     manifest = bundle.manifest

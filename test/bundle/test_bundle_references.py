@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_manifest
+from helpers import cpu_backends, tiny_manifest
 
 from depth_prior_ros.adaptation.adapt import PROTOCOL, Adapted, adapt, take_references
 from depth_prior_ros.adaptation.keyframes import Keyframe
@@ -122,7 +122,7 @@ def test_a_student_without_a_look_up_takes_none(bundle: Bundle, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", cpu_backends())
 def test_every_backend_looks_up_and_exchanges_them(
     bundle: Bundle, tmp_path: Path, name: str
 ) -> None:

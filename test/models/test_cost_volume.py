@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import exporting_once, tiny_manifest
+from helpers import cpu_backends, exporting_once, need_packages_of, tiny_manifest
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -361,9 +361,9 @@ def files() -> dict[type, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", [name for name in cpu_backends() if name != "torch"])
 def test_backends_agree_with_torch(bundle: Bundle, name: str, files: dict[type, bytes]) -> None:
-    pytest.importorskip(name, reason="needs the extra cpu")
+    need_packages_of(name)
     rng = np.random.default_rng(0)
     frames = [rng.random((1, 3, H, W), dtype=np.float32) for _ in range(2)]
     motion = _ahead().matrix[0].double().numpy()

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from depth_prior_ros.backends import BACKENDS, Precision
+from depth_prior_ros.backends.choice import auto_order
 from depth_prior_ros.motion.gate import GateSettings
 from depth_prior_ros.pipeline.framing import Fit
 from depth_prior_ros.pipeline.guard import FAILURE_PAUSE
@@ -35,6 +36,10 @@ _OBSTACLES = ObstacleSettings()
 _BASE = "in the frame that odometry describes (x forward, y left, z up)."
 
 
+def _computing(precision: Precision) -> str:
+    return ", ".join(name for name, backend in BACKENDS.items() if precision in backend.precisions)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The parameters' values, checked one by one and together.
@@ -53,8 +58,9 @@ class Settings:
     )
     backend: str = parameter(
         "auto",
-        "What runs the networks. 'auto': torch on CUDA (for an imported ONNX file tensorrt, then "
-        "onnxruntime), otherwise openvino, otherwise torch.",
+        f"What runs the networks. 'auto': {', then '.join(auto_order('cuda'))} on CUDA (for an "
+        f"imported ONNX file {', then '.join(auto_order('cuda_onnx'))}), otherwise "
+        f"{', then '.join(auto_order('cpu'))}.",
         "reload",
         choices=("auto", *BACKENDS),
     )
@@ -68,7 +74,8 @@ class Settings:
     )
     precision: Precision = parameter(
         "f32",
-        "Arithmetic of the networks; 'bf16' with openvino and torch, 'f16' also with tensorrt.",
+        f"Arithmetic of the networks; 'bf16' with {_computing('bf16')}; 'f16' with "
+        f"{_computing('f16')}.",
         "reload",
     )
     backend_fallback: bool = parameter(
