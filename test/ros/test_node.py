@@ -246,7 +246,12 @@ def test_every_image_is_inferred_dropped_or_refused(robot):
 
 def test_diagnostics_say_what_runs(robot):
     robot.answered(view())
-    status = wait_until(robot.peer.status, "diagnostics")
+
+    def of_a_frame() -> dict[str, str] | None:
+        found = robot.peer.status()
+        return found if found and found["active_model"] else None
+
+    status = wait_until(of_a_frame, "diagnostics of a frame")
     assert status["state"] == "active"
     assert status["backend"] == backend_options()[0].name
     assert status["device"]
