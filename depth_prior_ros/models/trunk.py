@@ -143,8 +143,19 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Load ImageNet weights by timm's names. Raises ValueError where they do not fit."""
+        """Load ImageNet weights by timm's names, without those of its classifier (`fit_weights`).
+
+        Raises ValueError where they do not fit.
+        """
         raise NotImplementedError
+
+    def layers_to(self, stride: int) -> list[nn.Module]:
+        """The layers up to the features at `stride`: what a recipe may keep as it is.
+
+        Raises ValueError where there are no features at that stride, or for a trunk that does not
+        tell its layers apart.
+        """
+        raise ValueError("this trunk cannot be frozen in part")
 
 
 TRUNKS: Registry[Callable[[], Trunk]] = Registry("trunk", __package__)

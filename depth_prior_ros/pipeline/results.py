@@ -67,8 +67,8 @@ class DepthResult:
     detail: in words, what stands behind the reason, while it lasts.
     pose_source: who told the multi-frame network how the camera moved; None without multi-frame.
     parallax_px: median over the image of the pixels that the multi-frame network's search range
-    spans, at the networks' size: below 2 or so, its depth is the single-frame network's. None
-    without multi-frame.
+    spans, at the networks' size: below half of the bundle's threshold (`lite`: 1) its depth is the
+    single-frame network's. None without multi-frame.
     references: which were looked up in single-frame depth, or why none were; empty for a bundle
     without any.
     """

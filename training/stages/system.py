@@ -23,7 +23,6 @@ from depth_prior_ros.models.alignment import align_motion
 from depth_prior_ros.models.episodic_prior import EpisodicConfig
 from depth_prior_ros.models.matching import Features, Lookup, PadsMap
 from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
-from depth_prior_ros.models.mobilenet_v2 import MobileNetV2
 from depth_prior_ros.models.pose import PoseNet
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.student import Student, StudentOutput
@@ -282,11 +281,8 @@ def freeze_trunk(system: System, config: TrainingConfig) -> None:
     """
     if config.frozen_to is None:
         return
-    trunk = system.student.trunk
-    if not isinstance(trunk, MobileNetV2):
-        raise RecipeError("frozen_to: only the trunk mobilenet_v2 can be frozen in part")
     try:
-        for layer in trunk.layers_to(config.frozen_to):
+        for layer in system.student.trunk.layers_to(config.frozen_to):
             layer.requires_grad_(False)
     except ValueError as error:
         raise RecipeError(f"frozen_to: {error}") from error
