@@ -72,10 +72,14 @@ class Shot:
 @dataclass(frozen=True)
 class Maps:
     """What the networks said of one shot: (h, w) at the network's size; mass and entropy may be
-    smaller."""
+    smaller.
+
+    sure: the confidence that is published.
+    """
 
     single: Array
     multi: Array | None
+    sure: Array
     mass: Array | None
     entropy: Array | None
     truth: Array
@@ -112,7 +116,7 @@ def drive(path: Path, count: int) -> Iterator[Shot]:
 
 
 class Looker:
-    """Runs the pipeline and keeps what it hands to `combine`."""
+    """Runs the pipeline and keeps what it hands to `combine`, and what it publishes."""
 
     def __init__(self, bundle: str, backend: str) -> None:
         import torch
@@ -147,11 +151,14 @@ class Looker:
         kept, pipeline_module.combine = pipeline_module.combine, keep  # type: ignore[assignment]
         try:
             self.pipeline.process(shot.previous, 0, camera=shot.camera)
-            self.pipeline.process(shot.current, FRAME_NS, camera=shot.camera, confidence=True)
+            result = self.pipeline.process(
+                shot.current, FRAME_NS, camera=shot.camera, confidence=True
+            )
         finally:
             pipeline_module.combine = kept
         single, multi = self._given[0]
-        return Maps(single, multi, self._mass, self._entropy(shot), shot.truth)
+        assert result.confidence is not None
+        return Maps(single, multi, result.confidence, self._mass, self._entropy(shot), shot.truth)
 
     def _entropy(self, shot: Shot) -> Array | None:
         import torch
@@ -258,15 +265,13 @@ def columns(shots: Iterator[Shot], look: Looker, protocol: Protocol) -> dict[str
     table = {"single_frame": Column(), "multi_frame": Column()}
     for shot in shots:
         maps = look(shot)
-        for name, multi in (("single_frame", None), ("multi_frame", maps.multi)):
-            published = maps.single if name == "single_frame" else multi
+        for name, published in (("single_frame", maps.single), ("multi_frame", maps.multi)):
             if published is None:
                 continue
+            multi = None if name == "single_frame" else maps.multi
             pixels = compared(published, maps.truth, protocol, PIXELS)
-            orders = {
-                "confidence": pixels.at(combine(maps.single, multi)),
-                "depth": pixels.at(published),
-            }
+            sure = combine(maps.single) if multi is None else maps.sure
+            orders = {"confidence": pixels.at(sure), "depth": pixels.at(published)}
             if maps.entropy is not None:
                 orders["entropy"] = pixels.at(-maps.entropy)
                 with_entropy = combine(maps.single, multi, entropy=maps.entropy)

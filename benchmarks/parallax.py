@@ -73,7 +73,7 @@ class Answer:
         """From S to matching, as the network does it."""
         if threshold == 0:
             return self.matched
-        weight = matching_weight(self.parallax, self.confidence, threshold)
+        weight = matching_weight(self.parallax, threshold, self.confidence[::4, ::4])
         return self.single * (self.matched / self.single) ** weight
 
 

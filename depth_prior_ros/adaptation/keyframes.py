@@ -43,10 +43,9 @@ MOST_BYTES = 100_000_000
 MOST = 128
 """Bytes and keyframes that a `DriveMemory` holds at most."""
 
-PARALLAX = 2.0
-"""Pixels of parallax for a bundle that has no threshold of its own."""
-
-_ALONE = 2.0  # times the threshold of blending: matched depth counts without the single-frame one
+PARALLAX = 4.0
+"""Pixels from which depth by matching alone counts: twice the bundle's threshold where that is less
+(a network for small pictures), the threshold itself where it is more."""
 
 _SPACING_METRES, _SPACING_SECONDS = 3.0, 0.5
 _LEAST_CELLS = 0.1  # of a keyframe's cells that must have depth
@@ -164,13 +163,13 @@ def matched_keyframe(
 
     Args:
         matched: what the pipeline found.
-        parallax: the bundle's threshold in pixels; a cell's depth counts from twice as many.
+        parallax: the bundle's threshold in pixels, see `PARALLAX`; 0: every cell counts.
         road: how the road is looked for; None: it is not.
     """
     height, width = matched.inverse.shape
     rows, columns = height // CELL, width // CELL
     finer = matched.parallax.reshape(rows, matched.parallax.shape[0] // rows, columns, -1)
-    trusted = finer.min(axis=(1, 3)) >= _ALONE * parallax
+    trusted = finer.min(axis=(1, 3)) >= max(parallax, min(2 * parallax, PARALLAX))
     inverse = matched.matched[CELL // 2 :: CELL, CELL // 2 :: CELL]
     trusted &= np.isfinite(inverse) & (inverse > 0)
     if trusted.mean() < _LEAST_CELLS:
@@ -251,14 +250,14 @@ class DriveMemory:
 
     Args:
         seconds: how far back they go.
-        parallax: the bundle's threshold in pixels, see `matched_keyframe`.
+        parallax: the bundle's threshold in pixels, 0: none, see `PARALLAX`.
         road: how the road is looked for; None: it is not.
     """
 
     def __init__(
         self,
         seconds: float = math.inf,
-        parallax: float = PARALLAX,
+        parallax: float = 0.0,
         road: RoadSettings | None = None,
     ) -> None:
         self.seconds, self.parallax, self.road = seconds, parallax or PARALLAX, road

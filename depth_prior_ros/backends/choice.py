@@ -49,9 +49,10 @@ def make_backend(
     kind: DeviceKind = "cpu" if device == "cpu" else "cuda"  # other kinds it refuses itself
     if device != "auto" and kind not in backend.devices:
         able = [other for other in BACKENDS if kind in BACKENDS[other].devices]
+        known = device.startswith(kind)
+        hint = f"; on {kind} choose {', '.join(able)}" if known else ""
         raise BackendError(
-            f"{name} runs on {' and '.join(backend.devices)} alone, not on {device!r}; "
-            f"on {kind} choose {', '.join(able)}"
+            f"{name} runs on {' and '.join(backend.devices)} alone, not on {device!r}{hint}"
         )
     lacking = _lacking(name)
     if lacking:
@@ -160,7 +161,7 @@ def _cpu_options(precision: Precision) -> list[Option]:
         for kind in [*kinds, PRECISIONS[0]]:
             rank = "the next fastest" if options else "the fastest"
             words = [*notes, f"on a CPU, {name} is {rank} installed"]
-            if kind != precision:
+            if kind != precision and faster:
                 words.append(f"{precision} is faster with {' and '.join(faster)} only: {kind}")
             options.append(Option(name, "cpu", kind, "; ".join(words)))
     return options

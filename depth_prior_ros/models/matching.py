@@ -396,13 +396,13 @@ def search_parallax(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def check_parallax(threshold: float) -> float:
-    """A threshold of `matching_weight`, or 0 for none. Raises ValueError for any other number."""
+    """A threshold of `parallax_weight`, or 0 for none. Raises ValueError for any other number."""
     if not 0 <= threshold < float("inf"):
         raise ValueError(f"parallax {threshold}: must be a finite number of pixels, 0 or more")
     return float(threshold)
 
 
-def matching_weight(parallax: Tensor, threshold: float) -> Tensor:
+def parallax_weight(parallax: Tensor, threshold: float) -> Tensor:
     """What parallax lets be trusted of matching, 0 to 1: nothing below half of ``threshold``
     pixels, all above it."""
     half = threshold / 2

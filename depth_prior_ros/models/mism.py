@@ -38,7 +38,7 @@ from depth_prior_ros.models.matching import (
     group_correlation,
     hypothesis_pixels,
     local_max_regression,
-    matching_weight,
+    parallax_weight,
     quarter,
     quarter_intrinsics,
     sample_hypotheses,
@@ -320,7 +320,7 @@ class MultiFrameNet(PadsMap, MultiFrameNetwork):
         weight = None
         if self.parallax:
             single = single_depth.detach().float()
-            coarse = matching_weight(parallax, self.parallax)
+            coarse = parallax_weight(parallax, self.parallax)
             if not self.training:
                 coarse = coarse * mass
             weight = F.interpolate(coarse, scale_factor=float(STRIDE), mode="bilinear")

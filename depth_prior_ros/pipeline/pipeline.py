@@ -150,8 +150,8 @@ class DepthPipeline:
     backend, device, threads, precision, fallback: see `runtime.compile_networks`;
     `backend_reason` tells why, `backend_fell_back` whether another one should have run.
     look_up: whether references of the bundle are; false: no look-up is compiled.
-    parallax: pixels from which matching is trusted entirely, the bundle's own by default; 0:
-    always, as in MISM.
+    parallax: pixels from which matching is trusted as far as it is confident, the bundle's own by
+    default; 0: always and entirely, as in MISM.
     pool: of networks that the pipelines of several cameras share; each has a thread of its own,
     and their frames take turns.
 
@@ -793,16 +793,18 @@ class DepthPipeline:
         units: NDArray[np.float32],
         found: MultiFrameResult,
     ) -> NDArray[np.float32]:
-        """Confidence (h, w) of what is published: of single-frame depth where it is just that."""
+        """Confidence (h, w) of what is published: of single-frame depth where there is no parallax.
+
+        What matching is unsure of shows in how far the networks disagree.
+        """
         if found.output is None:
             return combine(units)
         alone = self._units(current, single, MultiFrameResult())
         matched, threshold = combine(alone, units), self.networks.parallax
         if not threshold:
             return matched
-        told = (found.output.parallax, found.output.confidence)
-        parallax, confidence = (self.networks.backend.to_numpy(part)[0, 0] for part in told)
-        weight = matching_weight(parallax, confidence, threshold)
+        parallax = self.networks.backend.to_numpy(found.output.parallax)[0, 0]
+        weight = matching_weight(parallax, threshold)
         return combine(alone) * (1 - weight) + matched * weight
 
 

@@ -312,19 +312,19 @@ WEIGHTS: dict[tuple[bool, bool], Weights] = {
 
 
 def matching_weight(
-    parallax: NDArray[np.float32], confidence: NDArray[np.float32], threshold: float
+    parallax: NDArray[np.float32],
+    threshold: float,
+    confidence: NDArray[np.float32] | float = 1.0,
 ) -> NDArray[np.float32]:
     """How much of the published depth (h, w) is matched, as the multi-frame network blends it.
 
     Args:
         parallax: (h / 4, w / 4) pixels that the search range spans.
-        confidence: (h, w) of matching.
         threshold: pixels of parallax from which matching is trusted as far as it is confident.
+        confidence: (h / 4, w / 4) of matching; 1: what parallax alone lets be trusted.
     """
-    height, width = confidence.shape
-    step = height // parallax.shape[0]
-    weight = np.clip(parallax / (threshold / 2) - 1, 0, 1) * confidence[::step, ::step]
-    return cv2.resize(weight, (width, height))
+    weight = np.clip(parallax / (threshold / 2) - 1, 0, 1) * confidence
+    return cv2.resize(weight, (4 * parallax.shape[1], 4 * parallax.shape[0]))
 
 
 def combine(

@@ -84,8 +84,8 @@ class Networks:
     threads: for what PyTorch computes beside another backend; None: as many as it uses anyway.
     fell_back: whether a backend that should have run them could not.
     aligns: whether the bundle wants motion refined against single-frame depth.
-    parallax: pixels from which matching is trusted entirely (`MultiFrameNet`), 0: always. The
-    argument of that name stands for the bundle's own.
+    parallax: pixels from which matching is trusted (`MultiFrameNet`), 0: always. The argument of
+    that name stands for the bundle's own.
     look_up: whether references of the bundle are looked up; false: no look-up is compiled.
     turns: held by whoever uses them, where several cameras share them.
     Raises BackendError where the backend cannot compile a network, ValueError for a parallax that

@@ -24,7 +24,6 @@ from depth_prior_ros.evaluation.protocols import Protocol, protocol_for
 from depth_prior_ros.pipeline.references import (
     NO_LOOK_UP,
     SWITCHED_OFF,
-    UNKNOWN,
     references_in_words,
 )
 from depth_prior_ros.recordings import Frame, StoredRecording
@@ -116,7 +115,7 @@ class Account:
     def take_up(self, entry: Mapping[str, Any]) -> None:
         """Go on after a frame of a `journal_entry`; in order."""
         self.records[entry["position"]] = FrameRecord(**entry["record"])
-        self.references[entry.get("references", UNKNOWN)] += 1
+        self.references[entry["references"]] += 1
         if entry["evaluated"] is not None:
             evaluated = dict(entry["evaluated"])
             for name in ("errors", "metric"):

@@ -18,7 +18,7 @@ from depth_prior_ros.models.matching import (
     group_correlation,
     hypothesis_pixels,
     local_max_regression,
-    matching_weight,
+    parallax_weight,
     sample_hypotheses,
 )
 from depth_prior_ros.models.mism import (
@@ -508,7 +508,7 @@ def test_the_blend(
 ) -> None:
     """Between both depths; either one at the ends; the same in any unit and with more parallax."""
     s, m, p = (torch.tensor([value], dtype=torch.float64) for value in (single, matched, parallax))
-    weight = matching_weight(p, threshold)
+    weight = parallax_weight(p, threshold)
     depth = blend_depth(s, m, weight)
     low, high = sorted((single, matched))
     assert low * (1 - 1e-9) <= float(depth) <= high * (1 + 1e-9)
@@ -517,7 +517,7 @@ def test_the_blend(
     if parallax >= threshold:
         assert float(depth) == pytest.approx(matched)
     assert float(blend_depth(unit * s, unit * m, weight)) == pytest.approx(unit * float(depth))
-    assert float(matching_weight(p + 0.1, threshold)) >= float(weight)
+    assert float(parallax_weight(p + 0.1, threshold)) >= float(weight)
     assert float(depth) == pytest.approx(single ** (1 - float(weight)) * matched ** float(weight))
 
 
@@ -531,13 +531,13 @@ def test_what_is_matched_counts_as_far_as_it_is_confident() -> None:
         features = net.eval().features(torch.rand(2, 3, H, W))
         now, before = (Features(*(m[i : i + 1] for m in features)) for i in (0, 1))
         output = net.train(training)(now, before, _moved(x=0.3), K, single)
-        trust = matching_weight(output.parallax, 1.0) * (1 if training else output.confidence)
+        trust = parallax_weight(output.parallax, 1.0) * (1 if training else output.confidence)
         expected = F.interpolate(trust, scale_factor=4.0, mode="bilinear")
         assert torch.equal(output.weight, expected)
         assert float(trust.mean()) > 0.1 and (training or float(trust.max()) < 1)
         if not training:
-            confidence = F.interpolate(output.confidence, scale_factor=4.0)[0, 0].numpy()
-            found = results.matching_weight(output.parallax[0, 0].numpy(), confidence, 1.0)
+            parallax, sure = (t[0, 0].numpy() for t in (output.parallax, output.confidence))
+            found = results.matching_weight(parallax, 1.0, sure)
             np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-6)
 
 

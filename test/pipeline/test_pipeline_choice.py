@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from depth_prior_ros.motion.gate import Motion
 from depth_prior_ros.pipeline import BUDGET_SHARE, DepthPipeline, DepthResult
 from depth_prior_ros.pipeline.guard import MultiFrameGuard
 from depth_prior_ros.pipeline.multi_frame_step import PoseChoice, units_step
+from depth_prior_ros.pipeline.results import MatchedFrame
+from depth_prior_ros.pipeline.runtime import MultiFrameTensors
 from depth_prior_ros.scale import FixedScale
 
 
@@ -493,6 +496,49 @@ def test_the_detail_lasts_as_long_as_the_pause(
 
 
 # -- output ----------------------------------------------------------------------------------------
+
+
+def test_what_is_matched_alone_and_how_sure_it_is_are_told_apart(
+    pipeline: DepthPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A witness has depth by matching alone; confidence is of what is published, by parallax."""
+    from depth_prior_ros.pipeline import pipeline as module
+
+    multi, combine = pipeline.networks.multi, module.combine
+    said: list[MultiFrameTensors] = []
+    made: list[NDArray[np.float32]] = []
+    seen: list[MatchedFrame] = []
+
+    def apart(*arguments: Any) -> MultiFrameTensors:
+        found = multi(*arguments)
+        said.append(
+            found._replace(
+                confidence=0 * found.confidence + 0.25,
+                parallax=0 * found.parallax + 0.75 * pipeline.networks.parallax,
+                matched=2 * found.depth,
+            )
+        )
+        return said[-1]
+
+    def keep(*given: NDArray[np.float32]) -> NDArray[np.float32]:
+        made.append(combine(*given))
+        if len(given) == 2:
+            np.testing.assert_array_equal(given[1], seen[-1].inverse)
+        return made[-1]
+
+    monkeypatch.setattr(pipeline.networks, "multi", apart)
+    monkeypatch.setattr(module, "combine", keep)
+    monkeypatch.setattr(pipeline, "witness", seen.append)
+    pipeline.process(view(0), 0, MOVING)
+    result = pipeline.process(view(1), TENTH, MOVING, confidence=True)
+    assert result.model == "multi_frame" and len(made) == 2
+    depth, matched = (
+        pipeline.networks.backend.to_numpy(part)[0, 0]
+        for part in (said[-1].depth, said[-1].matched)
+    )
+    np.testing.assert_allclose(seen[-1].inverse, 1 / depth, rtol=1e-6)
+    np.testing.assert_allclose(seen[-1].matched, 1 / matched, rtol=1e-6)
+    np.testing.assert_allclose(result.confidence, 0.5 * made[0] + 0.5 * made[1], rtol=1e-5)
 
 
 def test_confidence_is_made_when_asked_for(

@@ -196,20 +196,6 @@ def test_references_of_another_camera_are_named_with_their_frames(
     assert "references are of another camera" in html.unescape(page)
 
 
-def test_work_that_did_not_keep_them_does_not_know_its_references(
-    bundle: Path, tmp_path: Path
-) -> None:
-    account = Account(make_recording(2, size=SIZE), load_bundle(bundle), tmp_path)
-    account.record(0)
-    entry = account.journal_entry(0, "a")
-    account.take_up(entry)
-    del entry["references"]
-    account.take_up(entry)
-    found = account.results(mode="offline", command="", pipeline=None, latency="")
-    words = "looked up: a, in 1 of 2 frames; not known, in 1 of 2 frames"
-    assert found.run["references"] == found.metrics["references"] == words
-
-
 @pytest.mark.slow
 def test_the_files_say_the_same_depth(made: Path, bag: Path) -> None:
     everything = depths(made)

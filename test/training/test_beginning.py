@@ -120,7 +120,7 @@ def test_the_trunk_learns_slower_and_its_first_layers_not_at_all() -> None:
     own = {id(p) for p in trunk.parameters()}
     assert {id(p) for p in slower["params"]} == own - {id(p) for p in frozen}
     assert not own & {id(p) for p in rest["params"]}
-    with pytest.raises(RecipeError, match="frozen_to: this trunk cannot be frozen in part"):
+    with pytest.raises(RecipeError, match=r"frozen_to: \w+: this trunk cannot be frozen in part"):
         freeze_trunk(build(recipe()), config)
 
 

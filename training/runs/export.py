@@ -71,8 +71,8 @@ _MEANING = {
     "single_depth": "network units; 1 / `inverse_depth` of `student`",
     "depth": "network units; metres are metres_per_unit * value",
     "parallax": "pixels of the input between both ends of the search range; where there are few, "
-    "`depth` is `single_depth`",
-    "matched": "network units, by matching alone: `depth` without `single_depth` in it",
+    "`depth` is `single_depth`, and in part where `confidence` is low",
+    "matched": "network units, by matching alone, before `single_depth` is blended in",
 }
 
 

@@ -124,7 +124,8 @@ class TrainingConfig(StageConfig):
         1.0, gt=0, description="learning rate of the student's trunk over that of the rest"
     )
     frozen_to: int | None = Field(
-        None, description="the trunk of mobilenet_v2 stays as it is up to this stride"
+        None,
+        description="the trunk stays as it is up to this stride (mobilenet_v2 can)",
     )
     draws: int | None = Field(
         None,

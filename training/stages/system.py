@@ -281,11 +281,12 @@ def freeze_trunk(system: System, config: TrainingConfig) -> None:
     """
     if config.frozen_to is None:
         return
+    trunk = system.student.trunk
     try:
-        for layer in system.student.trunk.layers_to(config.frozen_to):
+        for layer in trunk.layers_to(config.frozen_to):
             layer.requires_grad_(False)
     except ValueError as error:
-        raise RecipeError(f"frozen_to: {error}") from error
+        raise RecipeError(f"frozen_to: {type(trunk).__name__}: {error}") from error
 
 
 def parameter_groups(
