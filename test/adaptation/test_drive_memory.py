@@ -71,6 +71,16 @@ def test_only_matched_cells_have_depth() -> None:
     assert matched_keyframe(matched(parallax=0 * parallax), 2.0, None) is None
 
 
+@pytest.mark.parametrize(
+    ("threshold", "pixels"), [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (3.0, 4.0), (4.0, 4.0), (8.0, 8.0)]
+)
+def test_depth_by_matching_alone_counts_from_four_pixels(threshold: float, pixels: float) -> None:
+    """From less for a network of small pictures, from more where its bundle wants more."""
+    parallax = np.full((8, 16), pixels, np.float32)
+    assert matched_keyframe(matched(parallax=parallax), threshold, None) is not None
+    assert matched_keyframe(matched(parallax=0.99 * parallax), threshold, None) is None
+
+
 def test_metres_by_the_step_or_the_camera_s_height() -> None:
     (frame,) = in_metres([kept(metres=0.6, units=0.1)])
     assert frame.depth[0, 0] == pytest.approx(6.0 * 2.0)
