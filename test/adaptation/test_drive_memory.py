@@ -72,7 +72,8 @@ def test_only_matched_cells_have_depth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "pixels"), [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (3.0, 4.0), (4.0, 4.0), (8.0, 8.0)]
+    ("threshold", "pixels"),
+    [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (3.0, 4.0), (4.0, 4.0), (8.0, 8.0)],
 )
 def test_depth_by_matching_alone_counts_from_four_pixels(threshold: float, pixels: float) -> None:
     """From less for a network of small pictures, from more where its bundle wants more."""
