@@ -20,6 +20,7 @@ import rclpy
 from builtin_interfaces.msg import Time
 from nav_msgs.msg import Odometry
 from numpy.typing import NDArray
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -70,6 +71,10 @@ class Sender:
         )
         return image, info, odometry
 
+    def all_acknowledged(self) -> bool:
+        """Whether every reliable subscription has all that was published."""
+        return all(map(_acknowledged, (self._image, self._info, self._odometry)))
+
     def prepare(self, frame: Frame, image: NDArray[np.uint8]) -> Image:
         """Publish what goes before an image, and return the image's message.
 
@@ -104,6 +109,10 @@ def publish(publisher: Any, message: Any) -> None:
             time.sleep(_POLL_SECONDS)
 
 
+def _acknowledged(publisher: Any) -> bool:
+    return publisher.wait_for_all_acked(Duration(seconds=0))
+
+
 def _image(pixels: NDArray[np.uint8], header: Header) -> Image:
     height, width = pixels.shape[:2]
     message = Image(header=header, width=width, height=height, encoding="rgb8", step=3 * width)
@@ -130,8 +139,11 @@ def _odometry(frame: Frame, stamp: Time) -> Odometry:
     return message
 
 
-# The last frames may still be on their way when the publishers go.
+# What is on its way when the publishers go is lost. Best-effort subscriptions acknowledge nothing:
+# the first of these is for them. A reliable one that missed a message hears of it by the writer's
+# next heartbeat (every 3 s in Fast DDS); one that died without a word is not waited for any longer.
 _DRAIN_SECONDS = 1.0
+_ACKNOWLEDGE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -216,8 +228,21 @@ class _Playing:
             if self.sent == before and rclpy.ok():
                 raise ReplayError(nothing_read(recording))
             if not self._options.loop:
-                self._pause(_DRAIN_SECONDS)
+                self._drain()
                 return
+
+    def _drain(self) -> None:
+        """Until what was published has arrived, as far as anybody can tell."""
+        self._pause(_DRAIN_SECONDS)
+        if not _until(time.monotonic() + _ACKNOWLEDGE_SECONDS, self._arrived_or_ended):
+            return
+        show("the last messages have not arrived at every subscriber: one is hanging or was killed")
+
+    def _arrived_or_ended(self) -> bool:
+        return not rclpy.ok() or (
+            self._sender.all_acknowledged()
+            and (self._clock is None or _acknowledged(self._clock))
+        )
 
     def _once(self, recording: Recording) -> None:
         start = time.monotonic()
@@ -243,6 +268,7 @@ class _Playing:
 
 
 def _until(deadline: float, ended: Callable[[], bool]) -> bool:
+    """Sleep in short pieces until the deadline; False as soon as ``ended`` says so."""
     while not ended():
         left = deadline - time.monotonic()
         if left <= 0:

@@ -60,11 +60,17 @@ def listener() -> Iterator[Listener]:
     listener.close()
 
 
-@contextlib.contextmanager
-def playing(bag: Path, listener: Listener, *options: str) -> Iterator[subprocess.Popen[str]]:
+def playing(
+    bag: Path, listener: Listener, *options: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "rosbag_tools.cli", "play", str(bag), *options]
+    return started(*command, *listener.remappings())
+
+
+@contextlib.contextmanager
+def started(*command: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*command, *listener.remappings()],
+        command,
         cwd=ROOT,
         env=os.environ,
         stdout=subprocess.PIPE,
@@ -102,6 +108,52 @@ def test_every_frame_arrives_as_it_was_recorded(tmp_path: Path, listener: Listen
         assert (info.width, info.height) == SIZE
         assert info.p[0] == pytest.approx(frame.camera.fx)
     assert [m.twist.twist.linear.x for m in heard["odom"]] == [3.5] * 5
+
+
+SUBSCRIBER = """
+import sys
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+
+def heard(name):
+    print(name, flush=True)
+
+rclpy.init()
+node = rclpy.create_node("subscriber")
+for kind, name in ((Odometry, "odom"), (Image, "image"), (CameraInfo, "info")):
+    topic = f"{sys.argv[1]}/{name}"
+    node.create_subscription(kind, topic, lambda _, n=name: heard(n), QoSProfile(depth=10))
+rclpy.spin(node)
+"""
+
+
+@pytest.mark.slow
+def test_a_subscriber_that_is_late_gets_everything(tmp_path: Path, listener: Listener) -> None:
+    """One that cannot receive while the last frames are played: the player waits for it."""
+    bag = write(tmp_path, make_recording(5, size=SIZE))
+    late = f"{listener.namespace}_late"
+    listener.close()
+    listener.namespace = late
+    with (
+        started(sys.executable, "-c", SUBSCRIBER, late) as subscriber,
+        playing(bag, listener, "--wait", "60", "--rate", "0.5") as player,
+    ):
+        assert subscriber.stdout
+        heard = [subscriber.stdout.readline().strip()]
+        subscriber.send_signal(signal.SIGSTOP)
+        try:
+            # 0.8 s of frames, and three times what a player waits where all has arrived
+            with pytest.raises(subprocess.TimeoutExpired):
+                player.communicate(timeout=4)
+        finally:
+            subscriber.send_signal(signal.SIGCONT)
+        heard += [subscriber.stdout.readline().strip() for _ in range(14)]
+        output, _ = player.communicate(timeout=60)
+    assert player.returncode == 0, output
+    assert "have not arrived" not in output
+    assert {name: heard.count(name) for name in heard} == {"odom": 5, "image": 5, "info": 5}
 
 
 @pytest.mark.slow
