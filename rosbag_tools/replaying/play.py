@@ -240,8 +240,7 @@ class _Playing:
 
     def _arrived_or_ended(self) -> bool:
         return not rclpy.ok() or (
-            self._sender.all_acknowledged()
-            and (self._clock is None or _acknowledged(self._clock))
+            self._sender.all_acknowledged() and (self._clock is None or _acknowledged(self._clock))
         )
 
     def _once(self, recording: Recording) -> None:
