@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -117,6 +117,11 @@ class References:
         return References(
             self.features[indices], self.position[indices], self.inverse_depth[indices]
         )
+
+    def mirrored(self) -> References:
+        """The same pixels of mirrored images, as far as features are alike."""
+        side = self.position.new_tensor([1.0, -1.0])
+        return replace(self, position=self.position * side)
 
     def to(self, device: torch.device | str) -> References:
         """The same on another device."""

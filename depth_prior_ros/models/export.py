@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_prior_ros.geometry.warping import disparity_to_depth
-from depth_prior_ros.models.episodic_prior import ProjectedReferences, corrected, pooled_depth
+from depth_prior_ros.models.episodic_prior import ProjectedReferences
 from depth_prior_ros.models.matching import STRIDE, Features
 from depth_prior_ros.models.mism import AnyMultiFrame
 from depth_prior_ros.models.pose import PoseNet
@@ -221,9 +221,7 @@ class StudentRunner(nn.Module):
         inverse, _ = disparity_to_depth(disparity, self.min_depth, self.max_depth)
         if self.student.episodic is not None and REFERENCE_INPUTS[0] in told:
             found = ProjectedReferences(*(told[name] for name in REFERENCE_INPUTS))
-            inverse = corrected(
-                inverse, self.student.episodic(maps[3], pooled_depth(inverse), found)
-            )
+            inverse = self.student.look_up(inverse, maps, found)
         return inverse, single_frame_confidence(inverse)
 
 

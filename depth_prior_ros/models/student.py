@@ -19,9 +19,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depth_prior_ros.geometry.warping import MAX_DEPTH, MIN_DEPTH
+from depth_prior_ros.geometry.warping import (
+    MAX_DEPTH,
+    MIN_DEPTH,
+    depth_to_disparity,
+    disparity_to_depth,
+)
 from depth_prior_ros.models.decoder import DECODERS, FAR_BIAS
-from depth_prior_ros.models.episodic_prior import KEY_STRIDES, EpisodicConfig, EpisodicPrior
+from depth_prior_ros.models.episodic_prior import (
+    KEY_STRIDES,
+    EpisodicConfig,
+    EpisodicPrior,
+    ProjectedReferences,
+    corrected,
+    pooled_depth,
+)
 from depth_prior_ros.models.prior_fusion import (
     FusionConfig,
     Prior,
@@ -214,6 +226,7 @@ class Student(nn.Module):
         entropy: bool = False,
         depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
         code: Tensor | None = None,
+        references: ProjectedReferences | None = None,
     ) -> StudentOutput:
         """Predict disparity for `image` (B, 3, H, W), RGB in [0, 1], sides multiples of 32.
 
@@ -226,13 +239,22 @@ class Student(nn.Module):
             depth_range: smallest and largest depth that the disparity stands for, network units:
                 what is looked up is mixed in as depth.
             code: (B, 5) numbers of the camera; None: KITTI's.
+            references: what it looks up of its own camera, for every image or for all of them, see
+                `EpisodicPrior.project`; scale 0 is corrected by them. None: nothing.
 
         Raises:
-            ValueError: an image of a wrong shape, a prior for a student without fusion, or a scale
-                that the decoder has not.
+            ValueError: an image of a wrong shape, a prior for a student without fusion, references
+                for one without look-up, or a scale that the decoder has not.
         """
         features = self.features(image, code)
-        return self.decode(features, prior, scales=scales, entropy=entropy, depth_range=depth_range)
+        return self.decode(
+            features,
+            prior,
+            scales=scales,
+            entropy=entropy,
+            depth_range=depth_range,
+            references=references,
+        )
 
     def decode(
         self,
@@ -242,14 +264,35 @@ class Student(nn.Module):
         scales: Sequence[int] | None = None,
         entropy: bool = False,
         depth_range: tuple[float, float] = (MIN_DEPTH, MAX_DEPTH),
+        references: ProjectedReferences | None = None,
     ) -> StudentOutput:
         """Disparity of features that are told the camera already; see `forward`."""
-        if prior is None:
-            return StudentOutput(self.decoder(features, scales))
-        fused = self._fusion()(self.at_fusion(features), prior, entropy=entropy)
-        disparity = self.decoder(self.with_fused(features, fused.features), scales)
-        disparity = {s: blend_disparity(d, fused, *depth_range) for s, d in disparity.items()}
+        fused = None
+        if prior is not None:
+            fused = self._fusion()(self.at_fusion(features), prior, entropy=entropy)
+            features = self.with_fused(features, fused.features)
+        disparity, maps = self.decoder.with_maps(features, scales)
+        if fused is not None:
+            disparity = {s: blend_disparity(d, fused, *depth_range) for s, d in disparity.items()}
+        if references is not None and 0 in disparity:
+            inverse, _ = disparity_to_depth(disparity[0], *depth_range)
+            depth = 1 / self.look_up(inverse, maps, references)
+            disparity = {**disparity, 0: depth_to_disparity(depth, *depth_range)}
+        if fused is None:
+            return StudentOutput(disparity)
         return StudentOutput(disparity, fused.inverse_depth, fused.entropy, fused.weight)
+
+    def look_up(
+        self, inverse: Tensor, maps: Mapping[int, Tensor], found: ProjectedReferences
+    ) -> Tensor:
+        """Inverse depth (B, 1, H, W) as references correct it; `maps` of the decoder.
+
+        Raises:
+            ValueError: a student without look-up.
+        """
+        if self.episodic is None:
+            raise ValueError("this student looks no references up: build it with episodic")
+        return corrected(inverse, self.episodic(maps[3], pooled_depth(inverse), found))
 
     def features(self, image: Tensor, code: Tensor | None = None) -> Features:
         """The trunk's features of `image` (B, 3, H, W), told the camera where the student is.

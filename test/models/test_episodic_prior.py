@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from depth_prior_ros.geometry.warping import disparity_to_depth
 from depth_prior_ros.models.episodic_prior import (
     EpisodicConfig,
     EpisodicPrior,
@@ -16,6 +17,7 @@ from depth_prior_ros.models.episodic_prior import (
     pooled_depth,
 )
 from depth_prior_ros.models.export import StudentRunner
+from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from depth_prior_ros.models.student import build_student
 
 CHANNELS, KEYS = 6, 5
@@ -203,6 +205,55 @@ def test_the_evaluator_looks_up_as_an_exported_student_does() -> None:
     np.testing.assert_allclose(seen, exported[:, 0], rtol=1e-4)
     plain = NetworkPredictor(student, code=code).inverse_depth(picture)
     assert np.abs(seen / plain - 1).max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_student_in_training_looks_up_as_an_exported_one_does() -> None:
+    """With a prior besides, which changes the features and the depth before."""
+    torch.manual_seed(0)
+    student = build_student(
+        {
+            "trunk": "mobilenet_v2",
+            "decoder": "convex",
+            "fusion": FusionConfig(16, 8, width=16, heads=2, blend=0.3),
+            "episodic": {"heads": 2, "width": 4, "capacity": 12},
+        }
+    ).eval()
+    assert student.episodic is not None and student.fusion is not None
+    torch.nn.init.normal_(student.episodic.weigh.weight)
+    torch.nn.init.normal_(student.fusion.out.weight, std=0.1)
+    prior = Prior(torch.randn(9, 8), torch.rand(9) + 0.1)
+    references = References(
+        torch.randn(7, student.episodic.key_channels), torch.rand(7, 2) * 2 - 1, torch.rand(7) + 0.1
+    )
+    image, found = torch.rand(2, 3, 64, 96), student.episodic.project([references])
+    limits = (0.2, 50.0)
+    for told in ((), tuple(found)):
+        exported, _ = StudentRunner(student, prior, *limits)(image, *told)
+        output = student(
+            image,
+            prior,
+            scales=(0,),
+            depth_range=limits,
+            references=found if told else None,
+        )
+        inverse, _ = disparity_to_depth(output.disparity[0], *limits)
+        torch.testing.assert_close(inverse, exported, rtol=1e-4, atol=1e-6)
+        assert output.prior_weight is not None
+    plain = build_student({"trunk": "mobilenet_v2", "decoder": "convex"}).eval()
+    with pytest.raises(ValueError, match="looks no references up"):
+        plain(image, references=found)
+
+
+def test_mirrored_references_are_at_the_other_side_and_as_high() -> None:
+    references = _references()
+    mirrored = references.mirrored()
+    rows, columns = references.position.unbind(1)
+    assert torch.equal(mirrored.position, torch.stack([rows, -columns], dim=1))
+    assert torch.equal(mirrored.features, references.features)
+    # Positions are those of the map of places, so a mirrored map is that of mirrored positions.
+    place = place_map(torch.empty(1, 1, 3, 5))
+    assert torch.equal(place[:, 0], place[:, 0].flip(-1)), "the first is the row"
 
 
 @torch.no_grad()

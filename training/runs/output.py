@@ -25,8 +25,10 @@ from depth_prior_ros.bundle import (
     PriorSources,
     PriorSpec,
     Provenance,
+    load_bundle,
     save_bundle,
 )
+from depth_prior_ros.bundle.derive import replace_references, replace_student
 from depth_prior_ros.bundle.manifest import STEREO_BASELINES
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.recordings import StoredRecording
@@ -197,12 +199,61 @@ def write_bundle(
             multi_frame=system.multi_frame if with_multi else None,
             pose=system.pose if with_multi else None,
         )
-        if seen:
-            recordings = [recording for _, recording in seen]
-            stride = max(10, sum(len(r.frames) for r in recordings) // _FRAMES)
-            write_baselines(whole, root, stride, recordings)
+        _write_maps(whole, root, seen)
         whole.rename(path)
     return path
+
+
+def write_student(
+    path: Path, recipe: Recipe, system: System, progress: list[dict[str, Any]], root: Path
+) -> Path:
+    """Write the bundle that the recipe starts with, with the student as it is now.
+
+    Its other networks, prior, references, camera and metric factor are kept. ``path`` appears when
+    all of it is there.
+
+    Raises:
+        BundleError: it cannot be written.
+        OSError: ``path`` is a folder with other things in it.
+    """
+    assert recipe.start is not None  # the recipe was checked
+    old = load_bundle(recipe.start)
+    manifest = old.manifest
+    note = f"since then the student alone learned on (recipe {recipe.output.name}, its steps above)"
+    provenance = Provenance(
+        data_sources=list(recipe.output.provenance) or manifest.provenance.data_sources,
+        recipe=recipe.model_dump(mode="json"),
+        seed=recipe.seed,
+        git=git_hash(),
+        steps=manifest.provenance.steps | {p["part"]: p["step"] for p in progress},
+        note="; ".join(filter(None, (manifest.provenance.note, note))),
+    )
+    metrics = {p["part"]: p.get("validation", {}) for p in progress}
+    with staging_folder(path) as folder:
+        changed = replace_student(
+            old,
+            folder / "student",
+            student=system.student.eval(),
+            pose=old.pose() if old.has("pose") else None,
+            camera=manifest.training_camera,
+            depth=manifest.depth,
+            provenance=provenance,
+            name=recipe.output.name,
+        )
+        whole = folder / path.name
+        kept = old.references(), manifest.references
+        replace_references(changed, whole, *kept, metrics=metrics)
+        _write_maps(whole, root, _trained_on(recipe, root))
+        whole.rename(path)
+    return path
+
+
+def _write_maps(bundle: Path, root: Path, seen: list[tuple[Drive, StoredRecording]]) -> None:
+    """Maps that do not look at the image, of the recordings that a bundle was trained on."""
+    if seen:
+        recordings = [recording for _, recording in seen]
+        stride = max(10, sum(len(r.frames) for r in recordings) // _FRAMES)
+        write_baselines(bundle, root, stride, recordings)
 
 
 def _prior_spec(system: System, chosen: ChosenPrior | None) -> PriorSpec | None:

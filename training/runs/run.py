@@ -39,7 +39,7 @@ from training.recipes.files import load_recipe
 from training.recipes.recipe import Recipe, RecipeError
 from training.runs.initialise import initialise, look_for, start_from
 from training.runs.metric_scale import check_scale_drive
-from training.runs.output import keep_environment, training_camera, write_bundle
+from training.runs.output import keep_environment, training_camera, write_bundle, write_student
 from training.stages.base import StageConfig, TrainingConfig
 from training.stages.prior import Reference
 from training.stages.system import System
@@ -186,9 +186,11 @@ class Run:
             with_multi = self.recipe.has_multi_frame if final else True
             with ProgressBar(self.console) as bar:
                 bar("writing the bundle")
-                write_bundle(
-                    path, self.recipe, system, progress, self.root, with_multi, self.prior.chosen
-                )
+                if self.recipe.stages[-1].goes_on:
+                    write_student(path, self.recipe, system, progress, self.root)
+                else:
+                    chosen = self.prior.chosen
+                    write_bundle(path, self.recipe, system, progress, self.root, with_multi, chosen)
         self.processes.barrier()
         return path
 

@@ -43,6 +43,7 @@ class StageConfig(Strict):
         reads_prior: whether its student learns to look up a prior of the recipe's teacher.
         passes_fusion: whether it leaves a student that looks up a prior.
         leaves_bundle: whether a bundle is written behind it, with stages to come.
+        goes_on: whether it leaves the bundle ``start`` with another student and all else of it.
         passes_multi_frame: whether the multi-frame network that it leaves is worth keeping; None:
             if one was trained.
     """
@@ -56,6 +57,7 @@ class StageConfig(Strict):
     reads_prior: ClassVar[bool] = False
     passes_fusion: ClassVar[bool] = False
     leaves_bundle: ClassVar[bool] = False
+    goes_on: ClassVar[bool] = False
     passes_multi_frame: ClassVar[bool | None] = None
 
     @property

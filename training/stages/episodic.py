@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class Matcher:
         None where too little is matched, see `adaptation.keyframes`.
         """
         before, now = (picture(image) for image in row["images"])
-        stretch = _stretch(row, self.trained)
+        stretch = stretch_of(row, self.trained)
         K = torch.from_numpy(np.array(row["K"], np.float32))
         K[0, 0], K[1, 1] = K[0, 0] / stretch, K[1, 1] / stretch
         single = disparity_to_depth(self.student(now).disparity[0])[1]
@@ -170,11 +170,11 @@ class EpisodeSource:
         made = []
         for first in range(0, number * frames, frames):
             rows = [samples[first + i] for i in range(frames)]
-            unit = [metres_per_unit * _stretch(row, trained) for row in rows]
+            unit = [metres_per_unit * stretch_of(row, trained) for row in rows]
             plain, mirrored = (
                 [
                     see(student, image, depth)
-                    for image, depth in (_view(r, u, flip) for r, u in zip(rows, unit, strict=True))
+                    for image, depth in (view(r, u, flip) for r, u in zip(rows, unit, strict=True))
                 ]
                 for flip in (False, True)
             )
@@ -191,17 +191,12 @@ class EpisodeSource:
         asked, sets = [], []
         for number in rng.integers(len(self.recordings), size=recordings):
             frames_of = self.recordings[number][int(rng.random() < 0.5)]
-            order = rng.permutation(len(frames_of))
-            low, high = config.frames
-            used = int(rng.integers(low, min(high, len(order) - queries) + 1))
-            count = int(np.exp(rng.uniform(*np.log(config.references))))
-            others = [frames_of[i] for i in order[-used:]]
+            roles = draw_roles(len(frames_of), rng, config)
+            others = [frames_of[i] for i in roles.given]
             if config.matched_share and rng.random() < config.matched_share:
                 others = matched_frames(others, config.odometry, rng) or others
-            wrong = rng.random() < config.noise_share
-            sigma = config.noise * rng.random() if wrong else 0.0
-            sets.append(draw_references(others, count, rng, sigma))
-            asked += [frames_of[i] for i in order[:queries]]
+            sets.append(draw_references(others, roles.count, rng, roles.sigma))
+            asked += [frames_of[i] for i in roles.asked]
         return EpisodeBatch(
             torch.cat([frame.decoded for frame in asked]).float(),
             torch.cat([frame.own for frame in asked]),
@@ -209,6 +204,31 @@ class EpisodeSource:
             sets,
             torch.arange(recordings).repeat_interleave(queries),
         )
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the frames of a recording do in an episode.
+
+    asked, given: numbers of those that ask, and of those that references come from. count: most of
+    them. sigma: deviation of their log depth.
+    """
+
+    asked: list[int]
+    given: list[int]
+    count: int
+    sigma: float
+
+
+def draw_roles(frames: int, rng: np.random.Generator, config: EpisodeConfig) -> Roles:
+    """An episode of a recording of so many frames. No frame that asks gives references."""
+    order = rng.permutation(frames).tolist()
+    low, high = config.frames
+    used = int(rng.integers(low, min(high, frames - config.queries) + 1))
+    count = int(np.exp(rng.uniform(*np.log(config.references))))
+    wrong = rng.random() < config.noise_share
+    sigma = config.noise * rng.random() if wrong else 0.0
+    return Roles(order[: config.queries], order[-used:], count, sigma)
 
 
 def matched_frames(
@@ -247,8 +267,20 @@ def mirror(frame: MatchedKeyframe) -> MatchedKeyframe:
     return replace(frame, depth=frame.depth[:, ::-1].copy())
 
 
+class KnownFrame(Protocol):
+    """A frame that references can come from."""
+
+    @property
+    def keys(self) -> Tensor:
+        """Of its cells, (1, K, h, w)."""
+
+    @property
+    def depth(self) -> Tensor:
+        """Of its cells, (1, 1, h, w), network units, 0 = unknown."""
+
+
 def draw_references(
-    frames: Sequence[SeenFrame], count: int, rng: np.random.Generator, sigma: float = 0.0
+    frames: Sequence[KnownFrame], count: int, rng: np.random.Generator, sigma: float = 0.0
 ) -> References:
     """Up to ``count`` pixels of some frames, their log depth with smooth errors of ``sigma``."""
     known = torch.cat([(frame.depth > 0).flatten() for frame in frames]).nonzero().flatten()
@@ -269,12 +301,13 @@ def smooth_noise(size: Sequence[int], rng: np.random.Generator, sigma: float) ->
     return F.interpolate(torch.from_numpy(coarse), tuple(size), mode="bilinear")
 
 
-def _stretch(row: dict[str, np.ndarray], trained: Camera) -> float:
+def stretch_of(row: dict[str, np.ndarray], trained: Camera) -> float:
+    """True depth of a pair over what the `trained` camera would see."""
     K = row["K"]
     return focal_ratio(float(K[0, 0]), float(K[1, 1]), trained.fx, trained.fy)
 
 
-def _view(row: dict[str, np.ndarray], unit: float, flip: bool) -> tuple[Tensor, Tensor]:
+def view(row: dict[str, np.ndarray], unit: float, flip: bool) -> tuple[Tensor, Tensor]:
     """A pair's current frame (1, 3, H, W) and its depth at the centres of cells, network units."""
     image = picture(row["images"][1])
     depth = cell_depth(row["depth"][1]) / unit
@@ -294,18 +327,43 @@ def cell_depth(depth: np.ndarray) -> Tensor:
     return (cells * inside)[None, None]
 
 
+class EpisodeConfig(TrainingConfig):
+    """How episodes are drawn."""
+
+    queries: int = Field(3, ge=1, description="frames of a recording that ask")
+    references: tuple[int, int] = Field((100, 800), description="fewest and most, log-uniform")
+    frames: tuple[int, int] = Field((1, 5), description="fewest and most that they come from")
+    noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")
+    noise: float = Field(0.12, ge=0, description="largest deviation of log depth there, smooth")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EpisodeConfig:
+        for name in ("references", "frames"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"{name}: from 1 up, the fewer first, got {[low, high]}")
+        return self
+
+    def check_episodes(self, place: Place) -> None:
+        """Raise ValueError where there is no look-up, or no recordings of enough frames."""
+        episodic, synthetic = place.recipe.networks.episodic, place.recipe.data.synthetic
+        if episodic is None:
+            raise ValueError("needs networks.episodic")
+        if self.references[1] > episodic.capacity:
+            raise ValueError(f"references: networks.episodic has room for {episodic.capacity}")
+        if synthetic is None or synthetic.frames_per_street < self.queries + self.frames[0]:
+            raise ValueError(
+                f"needs data.synthetic.frames_per_street of {self.queries + self.frames[0]} or more"
+            )
+
+
 @stage
-class Episodic(TrainingConfig):
+class Episodic(EpisodeConfig):
     """The student's look-up, on rendered recordings; everything else stays as it is."""
 
     kind: Literal["episodic"]
     needs_pairs = True
     needs_triplets = False
-    queries: int = Field(3, ge=1, description="frames of a recording that ask; divides batch")
-    references: tuple[int, int] = Field((100, 800), description="fewest and most, log-uniform")
-    frames: tuple[int, int] = Field((1, 5), description="fewest and most that they come from")
-    noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")
-    noise: float = Field(0.12, ge=0, description="largest deviation of log depth there, smooth")
     matched_share: float = Field(
         0.0, ge=0, le=1, description="of episodes whose references are multi-frame depth"
     )
@@ -318,29 +376,17 @@ class Episodic(TrainingConfig):
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Episodic:
+    def _divides(self) -> Episodic:
         if self.batch % self.queries:
             raise ValueError(f"batch {self.batch} is no multiple of queries {self.queries}")
-        for name in ("references", "frames"):
-            low, high = getattr(self, name)
-            if not 1 <= low <= high:
-                raise ValueError(f"{name}: from 1 up, the fewer first, got {[low, high]}")
         return self
 
     def check(self, place: Place) -> None:
         """As every stage; there is a look-up, and there are recordings of enough frames."""
         super().check(place)
-        episodic, synthetic = place.recipe.networks.episodic, place.recipe.data.synthetic
-        if episodic is None:
-            raise ValueError("needs networks.episodic")
-        if self.references[1] > episodic.capacity:
-            raise ValueError(f"references: networks.episodic has room for {episodic.capacity}")
+        self.check_episodes(place)
         if self.matched_share and place.recipe.networks.multi_frame.kind != "pads":
             raise ValueError("matched_share needs networks.multi_frame.kind pads")
-        if synthetic is None or synthetic.frames_per_street < self.queries + self.frames[0]:
-            raise ValueError(
-                f"needs data.synthetic.frames_per_street of {self.queries + self.frames[0]} or more"
-            )
 
     def build(self, run: Run, system: System) -> EpisodicStage:
         """The stage on the recipe's recordings, seen once by the frozen networks."""

@@ -212,15 +212,20 @@ class Tune(SelfSupervised):
 
     def prepare(self, run: Run, system: System, number: int) -> System:
         """The bundle's networks, its student whole."""
-        assert run.recipe.start is not None  # the recipe was checked
-        bundle = load_bundle(run.recipe.start)
-        student = bundle.student()
-        if student.fusion is None or not bundle.has("prior"):
-            return system
-        prior = bundle.prior().to(run.device)
-        whole = _with_fusion(run, system, student.fusion.config, prior)
-        whole.student.load_state_dict(student.state_dict())
-        return whole
+        return whole_student(run, system)
+
+
+def whole_student(run: Run, system: System) -> System:
+    """The networks of the bundle that the recipe's ``start`` names, its student with its prior."""
+    assert run.recipe.start is not None  # the recipe was checked
+    bundle = load_bundle(run.recipe.start)
+    student = bundle.student()
+    if student.fusion is None or not bundle.has("prior"):
+        return system
+    prior = bundle.prior().to(run.device)
+    whole = _with_fusion(run, system, student.fusion.config, prior)
+    whole.student.load_state_dict(student.state_dict())
+    return whole
 
 
 def _with_fusion(run: Run, system: System, fusion: FusionConfig, prior: Prior) -> System:

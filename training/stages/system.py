@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from depth_prior_ros.backends.devices import choose_precision
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.alignment import align_motion
-from depth_prior_ros.models.episodic_prior import EpisodicConfig
+from depth_prior_ros.models.episodic_prior import EpisodicConfig, ProjectedReferences, References
 from depth_prior_ros.models.matching import Features, Lookup, PadsMap
 from depth_prior_ros.models.mism import MultiFrameOutput, build_multi_frame
 from depth_prior_ros.models.pose import PoseNet
@@ -60,7 +60,8 @@ class System:
 
     ``align``: motions for M are refined against S's depth (`models.alignment`). ``lookup``: the
     frames that M compares with, -1 previous and 1 next. ``teacher``: the frozen system that a
-    distilled student learns from. ``matches``: M is more than random numbers.
+    distilled student learns from. ``matches``: M is more than random numbers. ``references``: what
+    the student looks up of its own camera.
     """
 
     student: Student
@@ -74,6 +75,7 @@ class System:
     processes: ProcessGroup = field(default=SINGLE_PROCESS, repr=False)
     teacher: System | None = field(default=None, repr=False)
     matches: bool = True
+    references: References | None = None
 
     @classmethod
     def build(
@@ -141,22 +143,37 @@ class System:
         return self.predict(image, scales).disparity
 
     def predict(
-        self, image: Tensor, scales: tuple[int, ...] = (0,), code: Tensor | None = None
+        self,
+        image: Tensor,
+        scales: tuple[int, ...] = (0,),
+        code: Tensor | None = None,
+        references: ProjectedReferences | None = None,
     ) -> StudentOutput:
         """All that the student says of images (B, 3, H, W), with the prior if there is one.
 
         code: (B, 5), what it is told of the cameras; None, and where it takes none: KITTI's.
+        references: what it looks up, see `looked_up`; None: nothing.
         """
         image = image.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             told = code if self.student.camera_code is not None else None
-            output = self.student(image, self.prior, scales=scales, code=told)
+            output = self.student(
+                image, self.prior, scales=scales, code=told, references=references
+            )
         disparity = {scale: d.float() for scale, d in output.disparity.items()}
         return replace(output, disparity=disparity)
 
-    def single_depth(self, image: Tensor) -> Tensor:
-        """Depth (B, 1, H, W) of images (B, 3, H, W), network units."""
-        return disparity_to_depth(self.single(image)[0])[1]
+    def looked_up(self, mirrored: Tensor) -> ProjectedReferences | None:
+        """The system's references for images that are mirrored, or not (B,); None without any."""
+        if self.references is None or self.student.episodic is None:
+            return None
+        both = [self.references, self.references.mirrored()]
+        found = self.student.episodic.project(both, len(self.references))
+        return ProjectedReferences(*(tensor[mirrored.long()] for tensor in found))
+
+    def single_depth(self, image: Tensor, references: ProjectedReferences | None = None) -> Tensor:
+        """Depth (B, 1, H, W) of images (B, 3, H, W), network units; see `predict`."""
+        return disparity_to_depth(self.predict(image, references=references).disparity[0])[1]
 
     def motion(self, first: Tensor, second: Tensor) -> Pose:
         """``second_from_first`` (B, 4, 4) in network units, f32."""

@@ -64,7 +64,7 @@ class Validation:
 
     def figures(self, system: System) -> dict[str, float]:
         """AbsRel after median scaling by set, and of the prediction's own mean map beside it."""
-        network = NetworkPredictor(system.student, system.device, system.prior)
+        network = _predictor(system)
         found = {}
         for name in self.sets:
             try:
@@ -77,7 +77,7 @@ class Validation:
 
     def pictures(self, system: System) -> dict[str, np.ndarray]:
         """Fixed frames beside their predicted depth (near = red), one picture a set."""
-        network = NetworkPredictor(system.student, system.device, system.prior)
+        network = _predictor(system)
         result = {}
         for name in self.sets:
             try:
@@ -93,6 +93,12 @@ class Validation:
             ]
             result[f"depth/{name}"] = np.vstack(rows)
         return result
+
+
+def _predictor(system: System) -> NetworkPredictor:
+    return NetworkPredictor(
+        system.student, system.device, system.prior, references=system.references
+    )
 
 
 def evaluate_network(
