@@ -219,14 +219,18 @@ def write_student(
     assert recipe.start is not None  # the recipe was checked
     old = load_bundle(recipe.start)
     manifest = old.manifest
-    note = f"since then the student alone learned on (recipe {recipe.output.name}, its steps above)"
+    made = manifest.provenance
+    note = (
+        f"so far: seed {made.seed}, commit {made.git}; since then its student alone learned on, by "
+        "the recipe, seed and commit named here"
+    )
     provenance = Provenance(
-        data_sources=list(recipe.output.provenance) or manifest.provenance.data_sources,
+        data_sources=list(recipe.output.provenance) or made.data_sources,
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         git=git_hash(),
-        steps=manifest.provenance.steps | {p["part"]: p["step"] for p in progress},
-        note="; ".join(filter(None, (manifest.provenance.note, note))),
+        steps=made.steps | {p["part"]: p["step"] for p in progress},
+        note="; ".join(filter(None, (made.note, note))),
     )
     metrics = {p["part"]: p.get("validation", {}) for p in progress}
     with staging_folder(path) as folder:
