@@ -125,6 +125,8 @@ def test_multi_frame_depth_becomes_references(samples: SampleSet) -> None:
     wrong = with_matches(seen[:1], [replace(once, metres=2.0)], [0.5])
     known = [bool(f.depth.any()) for f in matched_frames(frames[1:] + wrong, 0.0, rng)]
     assert known == [True] * (FRAMES - 1) + [False]
+    # Of two that disagree neither is.
+    assert matched_frames(with_matches(seen[:1], [once], [0.5]) + wrong, 0.0, rng) == []
     values = {"steps": 1, "batch": 2, "queries": 2, "references": (5, 30), "noise_share": 0.0}
     config = Episodic(kind="episodic", matched_share=1.0, odometry=0.0, **values)  # type: ignore[arg-type]
     for recording, expected in ((unmatched, {1.0}), (frames, {2.0, 4.0, 6.0, 8.0})):

@@ -251,6 +251,8 @@ def matched_frames(
         return []
     nothing = np.zeros(frames[0].depth.shape[2:], np.float32)
     depths = [torch.from_numpy(taken.get(n, nothing))[None, None] for n in range(len(frames))]
+    if not any(bool(depth.any()) for depth in depths):
+        return []
     return [replace(f, depth=depth / f.unit) for f, depth in zip(frames, depths, strict=True)]
 
 
