@@ -126,7 +126,8 @@ class StudentOutput:
 
     Attributes:
         disparity: scale -> sigmoid disparity (B, 1, H / 2**scale, W / 2**scale) in [0, 1], float32;
-            `geometry.disparity_to_depth` makes depth of it.
+            `geometry.disparity_to_depth` makes depth of it. With references scale 0 is corrected by
+            them, alone, and may leave that range.
         prior_inverse_depth: (B, 1, h, w) reference inverse depth of the prior, network units; None
         where no prior was fused, or without the pixel-wise branch.
         entropy: (B, 1, h, w) normalised entropy of the affinity; None unless asked for.

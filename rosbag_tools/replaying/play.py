@@ -110,7 +110,10 @@ def publish(publisher: Any, message: Any) -> None:
 
 
 def _acknowledged(publisher: Any) -> bool:
-    return publisher.wait_for_all_acked(Duration(seconds=0))
+    try:
+        return bool(publisher.wait_for_all_acked(Duration(seconds=0)))
+    except RuntimeError:  # RCLError, where ROS is shut down meanwhile
+        return False
 
 
 def _image(pixels: NDArray[np.uint8], header: Header) -> Image:

@@ -130,11 +130,11 @@ def values(start: object, **stage: Any) -> dict[str, Any]:
             "decoder": "convex",
             "camera_code": True,
             "episodic": {"capacity": CAPACITY},
-            "multi_frame": {"hypotheses": 8, "lookup": [-1, 1], "parallax": 0.5},
+            "multi_frame": {"hypotheses": 16, "lookup": [-1, 1], "parallax": 0.5},
         },
         "data": {"drives": [{"path": DRIVE}], "synthetic": synthetic},
         "stages": [config | stage],
-        "output": {"name": "after", "licence": "Apache-2.0"},
+        "output": {"name": "after", "licence": tiny_manifest().licence, "provenance": ["drive"]},
     }
 
 
@@ -297,7 +297,8 @@ def test_a_run_leaves_the_bundle_with_another_student(
     assert torch.equal(written.prior().features, bundle.prior().features)
     assert old.references is not None and new.references is not None
     assert new.references.alignment != old.references.alignment, "the look-up reads otherwise now"
-    assert new.references.source == old.references.source
+    assert new.references.source == "a drive (of the student before)"
+    assert new.provenance.data_sources == [*old.provenance.data_sources, "drive"]
     assert OWN_MEAN in read_baselines(written)
 
     again = Run(recipe, run.folder.parent / "again")
@@ -323,6 +324,11 @@ def test_a_run_leaves_the_bundle_with_another_student(
     ("change", "message"),
     [
         ({"start": None}, "goes on from the bundle that start names"),
+        ({"start": __file__}, "not from the checkpoint"),
+        ({"start_networks": ["pose"]}, "begins with all networks of start"),
+        ({"init": {"student": "x"}}, "begins with all networks of start"),
+        ({"output": {"camera_height": 1.65}}, "leave output.camera_height out"),
+        ({"output": {"multi_frame": False}}, "leave output.multi_frame out"),
         ({"stages": {"frozen_to": 8}}, "frozen_to: 16 or more"),
         ({"stages": {"frozen_to": None}}, "frozen_to: 16 or more"),
         ({"stages": {"queries": 4}}, "frames_per_street of 5 or more"),
@@ -332,11 +338,41 @@ def test_a_run_leaves_the_bundle_with_another_student(
 )
 def test_recipes_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     made = values("bundle", **change.get("stages", {}))
-    made["data"] |= change.get("data", {})
-    if "start" in change:
-        made["start"] = None
+    for key in ("data", "output"):
+        made[key] |= change.get(key, {})
+    made |= {key: change[key] for key in ("start", "start_networks", "init") if key in change}
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate(json.loads(json.dumps(made)))
+
+
+def test_it_is_the_only_stage() -> None:
+    made = values("bundle")
+    made["stages"].append({"kind": "self_supervised", "steps": 1})
+    with pytest.raises(ValueError, match="as the only stage"):
+        Recipe.model_validate(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pose": "resnet18"}, "networks.pose: "),
+        ({"camera_code": False}, "networks: "),
+        ({"episodic": {"capacity": CAPACITY, "width": 8}}, "networks: "),
+        ({"multi_frame": {"hypotheses": 16, "parallax": 1.0}}, "networks.multi_frame: "),
+        ({"multi_frame": {"hypotheses": 16, "align_motion": False}}, "align_motion: False"),
+        ({"size": [128, 64]}, r"size: \(128, 64\) is not what the bundle"),
+        ({"output": {"name": "x", "licence": "MIT"}}, "output.licence: MIT"),
+    ],
+)
+def test_a_recipe_unlike_the_bundle_is_refused(
+    run: Run, bundle: Bundle, change: dict[str, Any], message: str
+) -> None:
+    made = values(bundle.path)
+    whole = {key: change.pop(key) for key in ("size", "output") if key in change}
+    made["networks"] |= change
+    recipe = Recipe.model_validate(made | whole)
+    with pytest.raises(RecipeError, match=message):
+        prepared(replace(run, recipe=recipe))
 
 
 def test_a_bundle_that_was_told_a_camera_is_refused(
@@ -347,5 +383,5 @@ def test_a_bundle_that_was_told_a_camera_is_refused(
     code = CameraCodeSpec(numbers=(0.1, 0.0, 0.0, 0.0, 0.0), camera=camera, source="a drive")
     told = tell_camera(bundle, tmp_path / "told", code, keep_references=False)
     recipe = Recipe.model_validate(values(told.path))
-    with pytest.raises(RecipeError, match="start with the one before"):
+    with pytest.raises(RecipeError, match="start with the bundle before"):
         prepared(replace(run, recipe=recipe))

@@ -224,12 +224,16 @@ def write_student(
         f"so far: seed {made.seed}, commit {made.git}; since then its student alone learned on, by "
         "the recipe, seed and commit named here"
     )
+    steps = dict(made.steps)
+    for part in progress:
+        steps[part["part"]] = steps.get(part["part"], 0) + part["step"]
+    sources = [s for s in recipe.output.provenance if s not in made.data_sources]
     provenance = Provenance(
-        data_sources=list(recipe.output.provenance) or made.data_sources,
+        data_sources=[*made.data_sources, *sources],
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         git=git_hash(),
-        steps=made.steps | {p["part"]: p["step"] for p in progress},
+        steps=steps,
         note="; ".join(filter(None, (made.note, note))),
     )
     metrics = {p["part"]: p.get("validation", {}) for p in progress}
@@ -245,8 +249,10 @@ def write_student(
             name=recipe.output.name,
         )
         whole = folder / path.name
-        kept = old.references(), manifest.references
-        replace_references(changed, whole, *kept, metrics=metrics)
+        spec = manifest.references
+        if spec is not None:
+            spec = spec.model_copy(update={"source": f"{spec.source} (of the student before)"})
+        replace_references(changed, whole, old.references(), spec, metrics=metrics)
         _write_maps(whole, root, _trained_on(recipe, root))
         whole.rename(path)
     return path

@@ -292,7 +292,8 @@ def draw_references(
     for number, frame in enumerate(frames):
         mine = drawn[drawn // cells == number] % cells
         if len(mine):
-            depth = frame.depth * smooth_noise(frame.depth.shape[2:], rng, sigma).exp()
+            noise = smooth_noise(frame.depth.shape[2:], rng, sigma).to(frame.depth)
+            depth = frame.depth * noise.exp()
             parts.append(at_cells(frame.keys.float(), depth, mine))
     return References.join(parts)
 

@@ -1,19 +1,21 @@
 """A student goes on with its own multi-frame depth as its teacher (MISM, 4.5), all looked up.
 
 The student of a bundle guides the bundle's multi-frame network, and learns what that makes of its
-depth: as a vehicle runs it, with its prior and its references. The depth that guides is the mean of
-a frame's and its mirrored picture's (monodepth2's post-processing), so where nothing was matched
-there is still that to learn. The teacher is the system as it was before the stage; in a further
-round it is what the round before left (MISM, 4.6). There is no photometric loss: the target is what
-matching found already, and its noise is not.
+depth: with its prior and its references, as a vehicle runs the student. The depth that guides is
+the mean of a frame's and its mirrored picture's (monodepth2's post-processing), so where nothing
+was matched there is still that to learn. The teacher is the system as it was before the stage; in a
+further round it is what the round before left (MISM, 4.6). There is no photometric loss: the target
+is what matching found already, and its noise is not.
 
 What references say of other cameras, and depth of rendered streets, is rehearsed in every step. The
-trunk's early layers stay, whose features the references hold; multi-frame and pose network, too.
+trunk's early layers stay, whose features the references hold; so do multi-frame and pose network,
+and the fusion that reads the prior.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.camera import Camera
 from depth_prior_ros.geometry.warping import Pose, disparity_to_depth
 from depth_prior_ros.models.episodic_prior import KEY_STRIDES, EpisodicPrior, pooled_depth
@@ -37,6 +39,7 @@ from training.stages.system import LookupFrame, System, freeze_trunk, parameter_
 from training.stages.validation import Validation
 
 if TYPE_CHECKING:
+    from training.recipes.recipe import Recipe
     from training.runs.run import Run
 
 
@@ -66,8 +69,7 @@ class SelfDistil(EpisodeConfig):
     def check(self, place: Place) -> None:
         """As every stage; it goes on from a bundle, whose references keep their meaning."""
         super().check(place)
-        if place.recipe.start is None or place.before:
-            raise ValueError("goes on from the bundle that start names, as the first stage")
+        self._check_start(place)
         if place.recipe.data.mode == "S":
             raise ValueError("the teacher compares frames over time, which data.mode S has not")
         if place.recipe.networks.episodic is None:
@@ -79,16 +81,26 @@ class SelfDistil(EpisodeConfig):
         if self.episodic_weight:
             self.check_episodes(place)
 
+    def _check_start(self, place: Place) -> None:
+        """Raise ValueError where more than a student would change, or another one would learn."""
+        recipe = place.recipe
+        if recipe.start is None or place.before or place.after:
+            raise ValueError("goes on from the bundle that start names, as the only stage")
+        if Path(recipe.start).is_file():
+            raise ValueError(f"goes on from a bundle, not from the checkpoint {recipe.start}")
+        if any(path is not None for _, path in recipe.init) or len(recipe.start_networks) < 3:
+            raise ValueError("begins with all networks of start: leave init and start_networks out")
+        fixed = ("camera_height", "scale_drive", "multi_frame")
+        given = [name for name in fixed if getattr(recipe.output, name) is not None]
+        if given:
+            raise ValueError(f"keeps all else of the bundle: leave output.{given[0]} out")
+
     def prepare(self, run: Run, system: System, number: int) -> System:
         """The bundle's networks with all that they look up, and a frozen copy as the teacher."""
         if system.teacher is None:  # the first round
             assert run.recipe.start is not None  # the recipe was checked
             bundle = load_bundle(run.recipe.start)
-            if bundle.manifest.camera_code is not None or not bundle.has("multi_frame"):
-                raise RecipeError(
-                    f"start: bundle {bundle.path} was told a camera by adapt, or has no "
-                    "multi-frame network to learn from: start with the one before"
-                )
+            refuse_other(run.recipe, system, bundle)
             system = whole_student(run, system)
             found = bundle.references() if system.student.episodic is not None else None
             system.references = None if found is None else found.to(run.device)
@@ -100,8 +112,44 @@ class SelfDistil(EpisodeConfig):
         assert pairs is not None and synthetic is not None  # the recipe was checked
         recordings = None
         if self.episodic_weight and system.student.episodic is not None:
-            recordings = RawRecordings(pairs, synthetic.frames_per_street, run.training_camera())
+            assert run.recipe.start is not None
+            trained = load_bundle(run.recipe.start).manifest.camera
+            recordings = RawRecordings(pairs, synthetic.frames_per_street, trained)
         return SelfDistilStage(self, system, run.data().training, pairs, recordings, run.validation)
+
+
+def refuse_other(recipe: Recipe, system: System, bundle: Bundle) -> None:
+    """Raise RecipeError where a bundle cannot go on, or is not what the recipe says.
+
+    system: the recipe's networks.
+    """
+    manifest = bundle.manifest
+    if not (bundle.has("multi_frame") and bundle.has("pose")):
+        raise RecipeError(f"start: bundle {bundle.path} has no multi-frame network to learn from")
+    if manifest.told is not None:
+        raise RecipeError(
+            f"start: what bundle {bundle.path} was told by adapt was fitted to its student as it "
+            "is: start with the bundle before, and adapt what comes out"
+        )
+    pairs = {
+        "size": (recipe.size, manifest.input_size),
+        "output.licence": (recipe.output.licence, manifest.licence),
+        "networks.multi_frame.align_motion": (system.align, manifest.architecture.align_motion),
+        "networks": (
+            system.student.architecture,
+            {**bundle.student().architecture, "fusion": None},
+        ),
+        "networks.pose": (system.pose.architecture, bundle.pose().architecture),
+        "networks.multi_frame": (
+            system.multi_frame.architecture,
+            bundle.multi_frame().architecture,
+        ),
+    }
+    for key, (wanted, found) in pairs.items():
+        if wanted != found:
+            raise RecipeError(
+                f"{key}: {wanted} is not what the bundle {bundle.path} has, which stays: {found}"
+            )
 
 
 @dataclass(frozen=True)
