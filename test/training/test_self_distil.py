@@ -180,6 +180,18 @@ def test_what_was_matched_is_in_the_target(run: Run, triplets: TripletSource) ->
     assert (taught_depth(teacher, batch) / both).log().abs().mean() > 0.01
 
 
+def test_what_the_student_alone_sees_far_is_not_matched(run: Run, triplets: TripletSource) -> None:
+    """Whatever references or a match make of it."""
+    teacher = prepared(run).teacher
+    assert teacher is not None
+    batch = triplets.batch(2, np.random.default_rng(1))
+    alone = teacher.single_depth(batch.images[:, 1])
+    far = float(alone.median())
+    everywhere, near = taught_depth(teacher, batch), taught_depth(teacher, batch, far)
+    assert bool((everywhere > 0).all()), "nothing is beyond 10 units here"
+    assert torch.equal(near, everywhere * (alone <= far))
+
+
 def test_it_comes_nearer_to_its_teacher_and_nothing_else_moves(
     run: Run, triplets: TripletSource, pairs: PairSource
 ) -> None:

@@ -38,6 +38,9 @@ from training.stages.prior import whole_student
 from training.stages.system import LookupFrame, System, freeze_trunk, parameter_groups
 from training.stages.validation import Validation
 
+#: Network units (of about 10 m) beyond which the teacher's depth is only far.
+FAR = 10.0
+
 if TYPE_CHECKING:
     from training.recipes.recipe import Recipe
     from training.runs.run import Run
@@ -272,7 +275,7 @@ class SelfDistilStage:
         target = taught_depth(self.system.teacher, batch)
         found = self.system.looked_up(batch.mirrored) if lesson.looks_up else None
         depth = self.system.single_depth(batch.inputs[:, 1], found)
-        apart = (depth.log() - target.log()).abs().mean()
+        apart = log_depth_loss(depth, target)
         parts = {"distil": apart, "distil_gradient": log_gradient_loss(depth, target)}
         loss = apart + config.gradient_weight * parts["distil_gradient"]
         if lesson.pairs is not None:
@@ -317,11 +320,13 @@ class SelfDistilStage:
 
 
 @torch.no_grad()
-def taught_depth(teacher: System, batch: TripletBatch) -> Tensor:
+def taught_depth(teacher: System, batch: TripletBatch, far: float = FAR) -> Tensor:
     """Multi-frame depth (B, 1, H, W) of a batch's frames between the others, network units.
 
     Around the geometric mean of single-frame depth of the frames and of their mirrored pictures,
-    by the pose network's motion, refined against that.
+    by the pose network's motion, refined against that. Zero where the teacher alone, without
+    references, sees something beyond ``far``, as the sky: no reference is of it, and whatever is
+    matched there is wrong. It has to stay far, and that is all.
     """
     now = batch.images[:, 1]
     plain = teacher.single_depth(now, teacher.looked_up(batch.mirrored))
@@ -333,4 +338,5 @@ def taught_depth(teacher: System, batch: TripletBatch) -> Tensor:
         for place, index, motion in places
         if place in teacher.lookup
     ]
-    return teacher.multi(now, views, batch.K, single).depth.float()
+    depth = teacher.multi(now, views, batch.K, single).depth.float()
+    return depth.masked_fill(teacher.single_depth(now) > far, 0)
