@@ -172,7 +172,7 @@ class GlobalSet:
         told = student.with_fused(features, fused.features)
         disparity, maps = student.decoder.with_maps(told, (0,))
         own = pooled_depth(disparity_to_depth(blend_disparity(disparity[0], fused))[0])
-        return SeenFrame(maps[3].half(), seen.keys, own, seen.depth)
+        return SeenFrame(seen.keys, seen.depth, maps[3].half(), own)
 
     def exchanged(self, rng: np.random.Generator) -> Prior:
         """The set with its depths exchanged among each other."""
@@ -186,7 +186,7 @@ def noisy(frames: Sequence[SeenFrame], rng: np.random.Generator) -> list[SeenFra
     for frame in frames:
         error = smooth_noise(frame.depth.shape[2:], rng, NOISE).exp()
         kept = torch.from_numpy(rng.random(frame.depth.shape) < 0.5)
-        found.append(SeenFrame(frame.decoded, frame.keys, frame.own, frame.depth * error * kept))
+        found.append(SeenFrame(frame.keys, frame.depth * error * kept, frame.decoded, frame.own))
     return found
 
 
@@ -308,7 +308,7 @@ def _rescaled(queries: Sequence[SeenFrame], references: Sequence[SeenFrame]) -> 
     """The queries with their own depth times what scales the references' medians right."""
     logs = [(f.depth / f.own).log()[f.depth > 0] for f in references]
     factor = torch.cat(logs).median().exp()
-    return [SeenFrame(f.decoded, f.keys, f.own * factor, f.depth) for f in queries]
+    return [SeenFrame(f.keys, f.depth, f.decoded, f.own * factor) for f in queries]
 
 
 def main() -> int:

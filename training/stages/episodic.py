@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -53,18 +53,28 @@ _NOISE_CELLS = (3, 6)
 
 
 @dataclass(frozen=True)
-class SeenFrame:
+class KeyedFrame:
+    """A frame that references can come from.
+
+    keys: of its cells, (1, K, h, w). depth: the true one there, (1, 1, h, w), network units,
+    0 = unknown.
+    """
+
+    keys: Tensor
+    depth: Tensor
+
+
+@dataclass(frozen=True)
+class SeenFrame(KeyedFrame):
     """What the frozen networks say of a frame; half precision but for depth.
 
-    decoded: (1, C, h, w). keys: (1, K, h, w). own: depth (1, 1, h, w), network units. depth: the
-    true one, 0 = unknown. matched: with depth of the multi-frame network; None: not asked for, or
-    too little was matched. unit: metres a network unit of this camera.
+    decoded: (1, C, h, w). own: depth (1, 1, h, w), network units. matched: with depth of the
+    multi-frame network; None: not asked for, or too little was matched. unit: metres a network unit
+    of this camera.
     """
 
     decoded: Tensor
-    keys: Tensor
     own: Tensor
-    depth: Tensor
     matched: MatchedKeyframe | None = None
     unit: float = 1.0
 
@@ -83,7 +93,7 @@ def see(student: Student, image: Tensor, depth: Tensor, code: Tensor | None = No
     keys = EpisodicPrior.key_features(trunk)
     disparities, maps = student.decoder.with_maps(student.told(trunk, code), (0,))
     own = pooled_depth(disparity_to_depth(disparities[0])[0])
-    return SeenFrame(maps[3].half(), keys.half(), own, depth)
+    return SeenFrame(keys.half(), depth, maps[3].half(), own)
 
 
 @dataclass(frozen=True)
@@ -269,20 +279,8 @@ def mirror(frame: MatchedKeyframe) -> MatchedKeyframe:
     return replace(frame, depth=frame.depth[:, ::-1].copy())
 
 
-class KnownFrame(Protocol):
-    """A frame that references can come from."""
-
-    @property
-    def keys(self) -> Tensor:
-        """Of its cells, (1, K, h, w)."""
-
-    @property
-    def depth(self) -> Tensor:
-        """Of its cells, (1, 1, h, w), network units, 0 = unknown."""
-
-
 def draw_references(
-    frames: Sequence[KnownFrame], count: int, rng: np.random.Generator, sigma: float = 0.0
+    frames: Sequence[KeyedFrame], count: int, rng: np.random.Generator, sigma: float = 0.0
 ) -> References:
     """Up to ``count`` pixels of some frames, their log depth with smooth errors of ``sigma``."""
     known = torch.cat([(frame.depth > 0).flatten() for frame in frames]).nonzero().flatten()
@@ -333,7 +331,9 @@ def cell_depth(depth: np.ndarray) -> Tensor:
 class EpisodeConfig(TrainingConfig):
     """How episodes are drawn."""
 
-    queries: int = Field(3, ge=1, description="frames of a recording that ask")
+    queries: int = Field(
+        3, ge=1, description="frames of a recording that ask; divides batch of `episodic`"
+    )
     references: tuple[int, int] = Field((100, 800), description="fewest and most, log-uniform")
     frames: tuple[int, int] = Field((1, 5), description="fewest and most that they come from")
     noise_share: float = Field(0.6, ge=0, le=1, description="of episodes with wrong depth")

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from depth_prior_ros.bundle import load_bundle
+from depth_prior_ros.bundle import Bundle, load_bundle
 from depth_prior_ros.geometry.warping import Pose
 from depth_prior_ros.models.prior_fusion import FusionConfig, Prior
 from training.data.triplets import TripletSource
@@ -212,13 +212,12 @@ class Tune(SelfSupervised):
 
     def prepare(self, run: Run, system: System, number: int) -> System:
         """The bundle's networks, its student whole."""
-        return whole_student(run, system)
+        assert run.recipe.start is not None  # the recipe was checked
+        return whole_student(run, system, load_bundle(run.recipe.start))
 
 
-def whole_student(run: Run, system: System) -> System:
-    """The networks of the bundle that the recipe's ``start`` names, its student with its prior."""
-    assert run.recipe.start is not None  # the recipe was checked
-    bundle = load_bundle(run.recipe.start)
+def whole_student(run: Run, system: System, bundle: Bundle) -> System:
+    """The system, whose networks are those of the bundle, with its student and prior whole."""
     student = bundle.student()
     if student.fusion is None or not bundle.has("prior"):
         return system

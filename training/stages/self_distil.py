@@ -33,17 +33,24 @@ from training.loop.distributed import to_device
 from training.losses.supervised import log_depth_loss, log_gradient_loss
 from training.recipes.base import RecipeError
 from training.stages.base import Place, stage
-from training.stages.episodic import EpisodeConfig, draw_references, draw_roles, stretch_of, view
+from training.stages.episodic import (
+    EpisodeConfig,
+    KeyedFrame,
+    draw_references,
+    draw_roles,
+    stretch_of,
+    view,
+)
 from training.stages.prior import whole_student
 from training.stages.system import LookupFrame, System, freeze_trunk, parameter_groups
 from training.stages.validation import Validation
 
-#: Network units (of about 10 m) beyond which the teacher's depth is only far.
-FAR = 10.0
-
 if TYPE_CHECKING:
     from training.recipes.recipe import Recipe
     from training.runs.run import Run
+
+#: Network units (of about 10 m) beyond which the teacher's depth is only far.
+FAR = 10.0
 
 
 @stage
@@ -104,7 +111,7 @@ class SelfDistil(EpisodeConfig):
             assert run.recipe.start is not None  # the recipe was checked
             bundle = load_bundle(run.recipe.start)
             refuse_other(run.recipe, system, bundle)
-            system = whole_student(run, system)
+            system = whole_student(run, system, bundle)
             found = bundle.references() if system.student.episodic is not None else None
             system.references = None if found is None else found.to(run.device)
         return replace(system, teacher=system.frozen_copy())
@@ -171,14 +178,6 @@ class Episode:
     count: int
     sigma: float
     seed: int
-
-
-@dataclass(frozen=True)
-class KeyedFrame:
-    """A frame with what references keep of it: (1, K, h, w), and its depth (1, 1, h, w)."""
-
-    keys: Tensor
-    depth: Tensor
 
 
 @dataclass
